@@ -1,0 +1,1 @@
+"""The control plane: loads and unloads models, and keeps and streams their files."""

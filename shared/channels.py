@@ -1,0 +1,32 @@
+"""Client channels between the services, with the options that both ends agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import grpc
+
+# Both ends of every connection inside the set take messages up to this size.
+MAX_MESSAGE_BYTES = 64 << 20
+
+
+def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """Channel options: message limits, and quick reconnects since the peers are near."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+
+
+def connect(
+    address: str, *, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+) -> grpc.aio.Channel:
+    """A channel to another service. It connects when it is first used; close it after use."""
+    return grpc.aio.insecure_channel(
+        address, options=client_options(), interceptors=list(interceptors) or None
+    )

@@ -1,0 +1,78 @@
+"""The pipeline types of the set: their names, who serves them, and what leads to them.
+
+The control plane resolves a LoadModel with this table and the services load by it, so that both
+mean the same by a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import UnknownPipelineError
+
+ServiceName = Literal["text", "vision"]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One pipeline type.
+
+    Attributes:
+        name: the canonical name, as HuggingFace writes it.
+        service: which service holds models of this type.
+        aliases: other names that are accepted for it.
+        architecture_suffixes: a model whose config.json names an architecture that ends like this
+            is of this type when the caller names none.
+    """
+
+    name: str
+    service: ServiceName
+    aliases: tuple[str, ...] = ()
+    architecture_suffixes: tuple[str, ...] = ()
+
+
+TEXT_GENERATION = Pipeline(
+    "text-generation",
+    "text",
+    aliases=("chat", "code", "chat-completion", "conversational"),
+    architecture_suffixes=("ForCausalLM", "LMHeadModel"),
+)
+FEATURE_EXTRACTION = Pipeline(
+    "feature-extraction",
+    "text",
+    aliases=("embeddings", "embedding", "sentence-similarity"),
+    architecture_suffixes=("BertModel", "RobertaModel", "MPNetModel", "XLMRobertaModel"),
+)
+
+PIPELINES: tuple[Pipeline, ...] = (TEXT_GENERATION, FEATURE_EXTRACTION)
+
+_BY_NAME = {name: p for p in PIPELINES for name in (p.name, *p.aliases)}
+
+
+def accepted_names() -> str:
+    """All accepted pipeline types, for messages."""
+    return ", ".join(sorted(_BY_NAME))
+
+
+def find_pipeline(name: str) -> Pipeline:
+    """The pipeline type of a name or alias, whatever its case; "_" and " " count as "-".
+
+    Raises:
+        UnknownPipelineError: no such type; the message lists the accepted names.
+    """
+    key = name.strip().lower().replace("_", "-").replace(" ", "-")
+    if pipeline := _BY_NAME.get(key):
+        return pipeline
+    raise UnknownPipelineError(
+        f"pipeline type {name[:80]!r} is not known; accepted are {accepted_names()}",
+        field="pipeline_type",
+    )
+
+
+def pipeline_of_architecture(architecture: str) -> Pipeline | None:
+    """The pipeline type that an architecture's class name stands for, such as LlamaForCausalLM."""
+    for pipeline in PIPELINES:
+        if pipeline.architecture_suffixes and architecture.endswith(pipeline.architecture_suffixes):
+            return pipeline
+    return None

@@ -1,0 +1,146 @@
+"""The life of a service's gRPC server, from the bound port to exit code 0."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from shared import logs
+from shared.channels import client_options
+from shared.interceptors import ErrorInterceptor
+from shared.metrics import CallInterceptor, serve_metrics
+from shared.reflection import add_reflection
+from shared.settings import ServerSettings, log_settings
+
+log = logging.getLogger(__name__)
+
+_Status = health_pb2.HealthCheckResponse
+
+
+class Health:
+    """What the standard health service answers, by service name; "" is the whole process."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = ("", *names)
+        self.servicer = health.aio.HealthServicer()
+        self._stopping = False
+
+    async def set(self, name: str, serving: bool) -> None:
+        """Sets one name; once the process is stopping, all stay NOT_SERVING."""
+        serving = serving and not self._stopping
+        await self.servicer.set(name, _Status.SERVING if serving else _Status.NOT_SERVING)
+
+    async def set_all(self, serving: bool) -> None:
+        for name in self.names:
+            await self.set(name, serving)
+
+    async def stop(self) -> None:
+        """NOT_SERVING for good."""
+        self._stopping = True
+        await self.set_all(False)
+
+
+def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
+    """Options of a grpc.aio server behind Envoy.
+
+    Envoy pings quiet connections; grpcio takes that for abuse ("Too many pings") unless the two
+    ping options allow it.
+    """
+    return [
+        *client_options(settings.max_message_bytes)[:2],
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def create_server(settings: ServerSettings) -> grpc.aio.Server:
+    """A grpc.aio server with the interceptors and limits of every service, without its port."""
+    return grpc.aio.server(
+        interceptors=[CallInterceptor(), ErrorInterceptor()],
+        options=server_options(settings),
+        maximum_concurrent_rpcs=settings.max_concurrent_calls,
+    )
+
+
+def bind(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Listens on host:port and returns the port.
+
+    Raises:
+        SystemExit: the port is taken, with a sentence that says so.
+    """
+    try:
+        return server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        sys.exit(f"cannot listen on {host}:{port}: the port is in use or not permitted")
+
+
+async def serve(
+    settings: ServerSettings,
+    names: Sequence[str],
+    register: Callable[[grpc.aio.Server, Health], None],
+    *,
+    internal_names: Sequence[str] = (),
+    lifespan: Callable[[Health], AbstractAsyncContextManager[Any]] | None = None,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns.
+
+    The port listens before `lifespan` is entered; health says SERVING once it is. On a signal:
+    NOT_SERVING, `drain_seconds` in which the proxy notices, `grace_seconds` for running calls, then
+    the lifespan is left.
+
+    Args:
+        settings: ports and limits.
+        names: full names of the public services, for health and reflection.
+        register: adds the servicers to the server.
+        internal_names: services that are served and reflected, and have no health name.
+        lifespan: what must be open while calls are served, such as pools and child processes.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    server = create_server(settings)
+    state = Health(names)
+    await state.set_all(False)
+    health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
+    register(server, state)
+    add_reflection(server, [*names, *internal_names, health.SERVICE_NAME])
+    port = bind(server, settings.host, settings.port)
+    await server.start()
+    log.info("listening", extra={"host": settings.host, "port": port})
+    async with lifespan(state) if lifespan else nullcontext():
+        if not stop.is_set():
+            await state.set_all(True)
+            log.info("serving")
+        await stop.wait()
+        log.info("draining", extra={"seconds": settings.drain_seconds})
+        await state.stop()
+        await asyncio.sleep(settings.drain_seconds)
+        await server.stop(settings.grace_seconds)
+    log.info("stopped")
+
+
+def main(
+    service: str, settings: ServerSettings, run: Callable[[], Coroutine[Any, Any, None]]
+) -> None:
+    """Entry point of a service: logs, settings, metrics page, then `run` until it returns."""
+    logs.configure(service, settings.log_level, settings.log_style)
+    log_settings(settings)
+    if settings.metrics_port:
+        try:
+            serve_metrics(settings.metrics_host, settings.metrics_port)
+        except OSError as error:
+            sys.exit(
+                f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: "
+                f"{error.strerror}"
+            )
+    asyncio.run(run())

@@ -1,0 +1,47 @@
+"""Settings of a service, from environment variables; each service adds its own to these."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+log = logging.getLogger(__name__)
+
+
+class ServerSettings(BaseSettings):
+    """What every service's server has. A subclass sets `env_prefix` and its default ports."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; containers use 0.0.0.0.")
+    port: int = Field(0, ge=0, le=65535, description="gRPC port.")
+    metrics_host: str = Field("127.0.0.1", description="Address of the metrics page.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the metrics page; 0 is off.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level that is logged."
+    )
+    log_style: Literal["json", "text"] = Field("json", description="json, or text for people.")
+    max_message_bytes: int = Field(
+        64 << 20, ge=1 << 10, description="Largest message taken or sent, in bytes."
+    )
+    max_concurrent_calls: int = Field(
+        1024, ge=1, description="Calls at once; more are RESOURCE_EXHAUSTED."
+    )
+    drain_seconds: float = Field(
+        3.0,
+        ge=0,
+        description="On SIGTERM: time between NOT_SERVING and the refusal of new calls. "
+        "Longer than the proxy's health interval.",
+    )
+    grace_seconds: float = Field(
+        20.0, ge=0, description="On SIGTERM: time that running calls have after the drain."
+    )
+
+
+def log_settings(settings: BaseSettings) -> None:
+    """Logs the settings once, secrets masked (`pydantic.SecretStr` prints as stars)."""
+    log.info("settings", extra={"settings": json.loads(settings.model_dump_json())})

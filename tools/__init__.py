@@ -1,0 +1,1 @@
+"""Tools around the services: the native stack, model fetching, the demonstration."""

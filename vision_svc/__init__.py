@@ -1,0 +1,1 @@
+"""Faces, hands, poses and masks with MediaPipe and LiteRT."""
