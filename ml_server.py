@@ -1,0 +1,37 @@
+"""Starts the ML services the way the application does: `python3 ml_server.py --port 50051`.
+
+Any Python can run this file. It becomes the stack runner of the project's own environment, in the
+same process, so that killing the pid that the starter knows ends every process of the stack. The
+application itself serves the model files (`--provider`, default localhost:50052).
+"""
+
+# ruff: noqa: PTH, S606, UP031 (any old Python must be able to run this)
+import argparse
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+PYTHON = os.path.join(ROOT, ".venv", "bin", "python")
+
+
+def main():
+    """Replaces this process by the runner, or says what is missing."""
+    parser = argparse.ArgumentParser(description="Starts the ML services behind one port.")
+    parser.add_argument("--port", type=int, default=50051, help="port for clients")
+    parser.add_argument(
+        "--provider", default="localhost:50052", metavar="HOST:PORT", help="serves GetModelFile"
+    )
+    options = parser.parse_args()
+    if not os.access(PYTHON, os.X_OK):
+        sys.exit("the Python environment %s is missing: run `make setup`" % os.path.dirname(PYTHON))
+    # The starter's own Python settings are not meant for another interpreter.
+    for name in ("PYTHONHOME", "PYTHONPATH"):
+        os.environ.pop(name, None)
+    command = [PYTHON, "-m", "tools.stack", "up", "--port", str(options.port)]
+    command += ["--provider", options.provider, "--exit-with-parent", str(os.getppid())]
+    os.chdir(ROOT)
+    os.execv(PYTHON, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Model files on disk, read in pieces off the event loop, with hashes where they cost little."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from shared.errors import InvalidArgumentError, ModelFileNotFoundError
+from shared.model_ids import check_file_path, parse_model_id, resolve_inside
+
+# One trip to a thread reads this much; chunks are cut from it.
+_BLOCK_BYTES = 4 << 20
+# Files up to this size are hashed when first asked for; larger ones while they are first sent.
+_HASH_AT_ONCE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class OpenFile:
+    """A file that is about to be sent.
+
+    Attributes:
+        file: open for reading, at `offset`.
+        size: of the whole file, in bytes.
+        offset: where reading starts.
+        sha256: of the whole file in hex, "" while unknown.
+        key: the file as it is now, for the cache of hashes.
+    """
+
+    file: BinaryIO
+    size: int
+    offset: int
+    sha256: str
+    key: tuple[int, ...]
+
+
+class ModelFolder:
+    """Files under `root/<org>/<name>/` (or `root/<name>/`)."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._hashes: dict[tuple[int, ...], str] = {}
+
+    def open(self, model_id: str, file_path: str, offset: int = 0) -> OpenFile:
+        """Opens a file of a model. Blocks on the disk.
+
+        Raises:
+            InvalidArgumentError: the id, the path or the offset is malformed.
+            ModelFileNotFoundError: there is no such file.
+        """
+        model, relative = parse_model_id(model_id), check_file_path(file_path)
+        path = resolve_inside(self._root / model, relative)
+        if not path.is_file():
+            raise ModelFileNotFoundError(f"{model} has no file {relative}")
+        file = path.open("rb")
+        stat = os.fstat(file.fileno())
+        if not 0 <= offset <= stat.st_size:
+            file.close()
+            raise InvalidArgumentError(
+                f"offset {offset} is outside of the file's {stat.st_size} bytes", field="offset"
+            )
+        key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        if key not in self._hashes and stat.st_size <= _HASH_AT_ONCE_BYTES:
+            self._hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(offset)
+        return OpenFile(file, stat.st_size, offset, self._hashes.get(key, ""), key)
+
+    async def read(self, opened: OpenFile, chunk_bytes: int) -> AsyncIterator[bytes]:
+        """The bytes from the offset to the end in pieces, and closes the file.
+
+        A file that is sent from its beginning to its end has its hash remembered.
+        """
+        sha256 = None if opened.offset or opened.sha256 else hashlib.sha256()
+        block_bytes = max(1, _BLOCK_BYTES // chunk_bytes) * chunk_bytes
+        with closing(opened.file):
+            while block := await asyncio.to_thread(_read, opened.file, block_bytes, sha256):
+                for start in range(0, len(block), chunk_bytes):
+                    yield block[start : start + chunk_bytes]
+        if sha256:
+            self._hashes[opened.key] = sha256.hexdigest()
+
+
+def _read(file: BinaryIO, size: int, sha256: hashlib._Hash | None) -> bytes:
+    block = file.read(size)
+    if sha256:
+        sha256.update(block)
+    return block

@@ -1,0 +1,54 @@
+"""GetModelFile as the application serves it; its other RPCs are UNIMPLEMENTED."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from ml import model_management_pb2 as pb
+from ml import model_management_pb2_grpc as pb_grpc
+from shared.interceptors import Context
+from tools.dev_provider.files import ModelFolder
+
+CHUNK_BYTES = 102_400
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which of the newer fields are known; an old provider knows neither.
+
+    Attributes:
+        offset: starts at the offset that is asked for, instead of at 0.
+        sha256: sends the hash on the first chunk, where it is known.
+    """
+
+    offset: bool = True
+    sha256: bool = True
+
+
+class FileProvider(pb_grpc.ModelManagementServiceServicer):
+    """Serves the files of a model folder."""
+
+    def __init__(self, folder: ModelFolder, fields: Fields) -> None:
+        self._folder = folder
+        self._fields = fields
+
+    async def GetModelFile(
+        self, request: pb.ModelFileRequest, context: Context
+    ) -> AsyncIterator[pb.ModelFileChunk]:
+        offset = request.offset if self._fields.offset else 0
+        opened = await asyncio.to_thread(
+            self._folder.open, request.model_id, request.file_path, offset
+        )
+        sha256 = opened.sha256 if self._fields.sha256 else ""
+        position, size = opened.offset, opened.size
+        if position == size:
+            opened.file.close()
+            yield pb.ModelFileChunk(offset=position, total_size=size, is_last=True, sha256=sha256)
+            return
+        async for data in self._folder.read(opened, CHUNK_BYTES):
+            chunk = pb.ModelFileChunk(data=data, offset=position, total_size=size, sha256=sha256)
+            position, sha256 = position + len(data), ""
+            chunk.is_last = position == size
+            yield chunk

@@ -1,0 +1,116 @@
+"""Which ports the stack uses, and whether they are free."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+
+LOOPBACK = "127.0.0.1"
+# Below Linux's default range for outgoing connections, so that none takes a port between the look
+# and the start.
+_FREE_RANGE = range(20_000, 32_000)
+# What was killed a moment ago may hold its port a little longer.
+_PATIENCE_SECONDS = 1.0
+
+
+class PortInUseError(Exception):
+    """A port is taken; the message says which, and by whom where that can be known."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Every port of one stack, all on loopback."""
+
+    envoy: int = 50051
+    envoy_admin: int = 9901
+    envoy_metrics: int = 9902
+    provider: int = 50052
+    model_mgmt: int = 50061
+    text: int = 50062
+    vision: int = 50063
+    model_mgmt_metrics: int = 9461
+    text_metrics: int = 9462
+    vision_metrics: int = 9463
+
+
+def choose_ports(base: str | None, envoy: int | None) -> Ports:
+    """The ports for `--base-port` (None, a number or "auto") and `--port` (None, a number, 0).
+
+    Raises:
+        ValueError: the base is neither a number in range nor "auto".
+    """
+    count = len(fields(Ports))
+    if base is None:
+        numbers = list(astuple(Ports()))
+    elif base == "auto":
+        free = _free_ports()
+        numbers = [next(free) for _ in range(count)]
+    elif base.isdecimal() and 1024 <= int(base) <= 65535 - count:
+        numbers = list(range(int(base), int(base) + count))
+    else:
+        raise ValueError(f"--base-port is {base!r}; it takes a number from 1024 or auto")
+    if envoy is not None:
+        numbers[0] = envoy or next(port for port in _free_ports() if port not in numbers)
+    return Ports(*numbers)
+
+
+def _free_ports() -> Iterator[int]:
+    """Free ports from a random place on, so that stacks started together rarely meet."""
+    start = int.from_bytes(os.urandom(4), "big") % len(_FREE_RANGE)
+    for step in range(len(_FREE_RANGE)):
+        port = _FREE_RANGE[(start + step) % len(_FREE_RANGE)]
+        if is_free(port):
+            yield port
+
+
+def is_free(port: int) -> bool:
+    """True when nothing listens on the port. Connections that are closing do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def accepts(port: int, timeout: float = 0.2) -> bool:
+    """True when something accepts connections on the port."""
+    try:
+        socket.create_connection((LOOPBACK, port), timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def require_free(ports: list[int]) -> None:
+    """Waits up to a second for the ports to be free.
+
+    Raises:
+        PortInUseError: one is not.
+    """
+    give_up = time.monotonic() + _PATIENCE_SECONDS
+    while taken := [port for port in ports if not is_free(port)]:
+        if time.monotonic() > give_up:
+            port = taken[0]
+            raise PortInUseError(f"port {port} is in use{_by_whom(port)}")
+        time.sleep(0.05)
+
+
+def _by_whom(port: int) -> str:
+    import psutil  # only needed to tell what went wrong
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status != psutil.CONN_LISTEN or connection.laddr[1:] != (port,):
+            continue
+        if connection.pid is None:
+            break
+        try:
+            command = " ".join(psutil.Process(connection.pid).cmdline())
+        except psutil.Error:
+            break
+        return f" by process {connection.pid} ({command[:80]})"
+    return ""
