@@ -1,0 +1,214 @@
+"""The client of GetModelFile: files of models from a provider into a cache folder.
+
+model_mgmt_svc uses it towards the application's model cache, the workers towards model_mgmt_svc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from ml import model_management_pb2_grpc
+from shared.channels import connect
+from shared.errors import UnavailableError
+from shared.file_cache import CachedFile, CacheEntry, disk_errors
+from shared.file_download import Stub, download
+from shared.file_fetch import Fetch, FetchLimits
+from shared.model_ids import check_file_path, folder_name, parse_model_id
+
+# Called on the event loop with the bytes fetched and the bytes in all, 0 while unknown.
+Progress = Callable[[int, int], None]
+
+READ_BYTES = 1 << 20
+
+
+class FileProvider:
+    """Fetches files into `cache_dir`, each once however many ask, and keeps them.
+
+    An async context manager; leaving it ends what is under way (what was written is kept for a
+    later try).
+
+    Args:
+        address: "host:port" of the provider.
+        cache_dir: the cache's folder; made when missing. Not the provider's own.
+        limits: waiting times and tries.
+    """
+
+    def __init__(
+        self, address: str, cache_dir: Path | str, *, limits: FetchLimits | None = None
+    ) -> None:
+        self.cache_dir = Path(cache_dir)
+        self._address = address
+        self._limits = limits or FetchLimits()
+        self._fetches: dict[tuple[str, PurePosixPath], Fetch] = {}
+        self._tasks: set[asyncio.Task[CachedFile]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._channel = connect(self._address)
+        self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._channel.close()
+
+    def folder(self, model_id: str) -> Path:
+        """The folder that holds the files of a model; it need not exist."""
+        return self.cache_dir / folder_name(parse_model_id(model_id))
+
+    async def fetch(
+        self, model_id: str, file_path: str, on_progress: Progress | None = None
+    ) -> Path:
+        """Makes sure that the file is whole in the cache and returns its place there.
+
+        A cached file is read and compared with its recorded hash; a damaged one is fetched again.
+        Cancelling the call ends the fetch unless others wait for it.
+
+        Raises:
+            InvalidModelIdError, InvalidPathError: nothing was asked of the provider.
+            ModelFileNotFoundError: the provider has no such file.
+            ProviderUnavailableError: it cannot be reached, or went away and stayed away.
+            ProviderFaultError: sizes, offsets or hash do not agree.
+            ResourceExhaustedError: the disk is full.
+            InternalError: the cache cannot be written.
+        """
+        async with self._join(model_id, file_path) as fetch:
+            while not fetch.task.done():
+                if on_progress:
+                    on_progress(fetch.written, fetch.total_size)
+                await fetch.changed()
+            file = fetch.task.result()
+            if on_progress:
+                on_progress(file.size, file.size)
+            return file.path
+
+    @contextlib.asynccontextmanager
+    async def open(self, model_id: str, file_path: str) -> AsyncIterator[FileReader]:
+        """A reader of the file, at once, even while the file is still on its way.
+
+        Raises:
+            As `fetch`, here or while reading.
+        """
+        entry = self._entry(model_id, file_path)
+        if file := await asyncio.to_thread(entry.find):
+            async with FileReader(file) as reader:
+                yield reader
+            return
+        async with self._join(model_id, file_path) as fetch:
+            while fetch.part is None and not fetch.task.done():
+                await fetch.changed()
+            source = fetch.task.result() if fetch.task.done() else fetch
+            async with FileReader(source) as reader:
+                yield reader
+
+    async def discard(self, model_id: str, file_path: str) -> None:
+        """Removes a cached file that was found damaged, so that it is fetched again."""
+        await asyncio.to_thread(self._entry(model_id, file_path).discard)
+
+    def _entry(self, model_id: str, file_path: str) -> CacheEntry:
+        return CacheEntry(self.cache_dir, parse_model_id(model_id), check_file_path(file_path))
+
+    @contextlib.asynccontextmanager
+    async def _join(self, model_id: str, file_path: str) -> AsyncIterator[Fetch]:
+        """The one fetch of a file; it ends when nobody is left in here."""
+        key = parse_model_id(model_id), check_file_path(file_path)
+        fetch = self._fetches.get(key)
+        if fetch is None:
+            fetch = self._fetches[key] = Fetch(*key)
+            fetch.task = asyncio.create_task(
+                download(self._stub, CacheEntry(self.cache_dir, *key), self._limits, fetch)
+            )
+            self._tasks.add(fetch.task)
+            fetch.task.add_done_callback(functools.partial(self._ended, key, fetch))
+        fetch.waiting += 1
+        try:
+            yield fetch
+        finally:
+            fetch.waiting -= 1
+            if not fetch.waiting and not fetch.task.done():
+                fetch.task.cancel()
+                self._forget(key, fetch)
+
+    def _ended(
+        self, key: tuple[str, PurePosixPath], fetch: Fetch, task: asyncio.Task[CachedFile]
+    ) -> None:
+        self._tasks.discard(task)
+        self._forget(key, fetch)
+        fetch.announce()
+        if not task.cancelled():
+            task.exception()  # the waiters have raised it, if there are any left
+
+    def _forget(self, key: tuple[str, PurePosixPath], fetch: Fetch) -> None:
+        if self._fetches.get(key) is fetch:
+            del self._fetches[key]
+
+
+class FileReader:
+    """Reads one file in order, following it while it is written; an async context manager.
+
+    Attributes:
+        total_size: of the whole file in bytes.
+        sha256: of the whole file, "" while it is not known.
+    """
+
+    def __init__(self, source: CachedFile | Fetch) -> None:
+        # A fetch is read through its part, which knows whether it is renamed by now.
+        opened = source.part if isinstance(source, Fetch) else source
+        if opened is None:
+            raise RuntimeError("a fetch has no part before its size is known")
+        self._opened = opened
+        self._fetch = source if isinstance(source, Fetch) else None
+        self._restarts = self._fetch.restarts if self._fetch else 0
+        self.total_size = source.total_size if isinstance(source, Fetch) else source.size
+        self.sha256 = source.sha256
+
+    async def __aenter__(self) -> Self:
+        self._file = await asyncio.to_thread(self._opened.open_reader)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._file.close()
+
+    async def blocks(self, offset: int = 0) -> AsyncIterator[bytes]:
+        """The bytes from `offset` to the end, in blocks of READ_BYTES at most.
+
+        The block that ends the file comes once the file is known to be whole and right.
+
+        Raises:
+            UnavailableError: the file changed at its source half-way; asking again helps.
+            As `FileProvider.fetch`.
+        """
+        while offset < self.total_size:
+            end = min(await self._available(offset), offset + READ_BYTES)
+            block = await asyncio.to_thread(self._read, offset, end - offset)
+            if not block or (self._fetch and self._fetch.restarts != self._restarts):
+                raise UnavailableError("the file changed at its source while it was read")
+            offset += len(block)
+            yield block
+
+    async def _available(self, offset: int) -> int:
+        """How far the file can be read, once there is something at `offset`."""
+        fetch = self._fetch
+        if fetch is None:
+            return self.total_size
+        while not fetch.task.done() and fetch.restarts == self._restarts:
+            # The last byte is held back until the hash is known to be right.
+            readable = min(fetch.written, self.total_size - 1)
+            if readable > offset:
+                return readable
+            await fetch.changed()
+        if fetch.task.done():
+            fetch.task.result()
+        return self.total_size
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with disk_errors():
+            return os.pread(self._file.fileno(), size, offset)
