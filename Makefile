@@ -1,0 +1,66 @@
+# Everything that people and CI do with this project; `make` lists it.
+PYTHON ?= python3.11
+VENV ?= .venv
+PORT ?= 50051
+# PyTorch's index of CPU builds, asked only where the ordinary index has no such build.
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := 2.13.0
+TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+SETUP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down demo test bench bench-vision lint format proto models lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP) ## make the environment in .venv
+
+# +cpu names the CPU build, so that no index can hand out a CUDA build of several GB.
+$(SETUP): requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
+	@echo "making the environment in $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -q --no-deps "$(TORCH)" 2>/dev/null || \
+	  $(PIP) install -q --no-deps --index-url $(TORCH_INDEX_URL) "$(TORCH)"
+	@$(PIP) install -q --no-deps --require-hashes -r requirements/dev.txt
+	@$(PIP) install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+up: models ## run the services, Envoy and a file provider until Ctrl-C
+	@$(PY) -m tools.stack up --port $(PORT)
+
+down: setup ## stop what `make up` started
+	@$(PY) -m tools.stack down
+
+demo: models ## load models, embed, chat and detect a face through Envoy
+	@$(PY) -m tools.demo --port $(PORT)
+
+test: models ## run all tests
+	@$(PY) -m pytest
+
+bench: models ## run all benchmarks
+	@$(PY) -m pytest tests/bench --collect-only -q >/dev/null 2>&1 || true
+
+lint: setup ## check formatting, lint, types and protos
+	@$(PY) -m ruff format --check -q .
+	@$(PY) -m ruff check -q .
+	@$(PY) -m mypy
+	@$(VENV)/bin/buf lint
+
+format: setup ## format the code
+	@$(PY) -m ruff format -q .
+	@$(PY) -m ruff check -q --fix .
+
+proto: setup ## generate the code of protos/ into ml/
+	@$(PY) tools/build_protos.py
+
+models: setup ## fetch the models and pictures into models/
+	@$(PY) -m tools.models fetch
+
+lock: setup ## pin all dependencies anew into requirements/
+	@$(PY) tools/lock.py
+
+clean: ## remove what was made: environment, models, output
+	rm -rf $(VENV) ml models out run build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,50 @@
+"""Processes that must not outlive each other, and the memory that one may use."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Makes the kernel kill this process when its parent ends, however that happens.
+
+    Args:
+        parent_pid: the parent as it was at the start; when it is gone already, this process exits.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        sys.exit("the process that started this one has ended")
+
+
+def memory_limit_bytes() -> int:
+    """Bytes of memory that this process may use: the control group's limit, else the machine's."""
+    total = int(psutil.virtual_memory().total)
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            text = Path("/sys/fs/cgroup", name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return min(total, int(text))
+    return total
+
+
+def exit_text(returncode: int | None) -> str:
+    """How a process ended, in words: "exit code 1", "signal SIGKILL"."""
+    if returncode is None:
+        return "still running"
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"signal {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"signal {-returncode}"

@@ -1,0 +1,40 @@
+"""Starts text_svc: `python -m text_svc`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+
+from ml import transformers_pb2_grpc
+from ml.internal import worker_pb2_grpc
+from shared.file_provider import FileProvider
+from shared.server import Health, main, serve
+from text_svc.registry import Registry
+from text_svc.service import NAME, WORKER_NAME, ModelWorkerServicer, TransformersServicer
+from text_svc.settings import TextSettings
+
+
+async def run(settings: TextSettings) -> None:
+    """Serves until it is told to stop."""
+    provider = FileProvider(settings.file_provider_addr, settings.cache_dir)
+    registry = Registry(settings, provider)
+
+    def register(server: grpc.aio.Server, _: Health) -> None:
+        transformers_pb2_grpc.add_TransformersServiceServicer_to_server(
+            TransformersServicer(registry), server
+        )
+        worker_pb2_grpc.add_ModelWorkerServicer_to_server(ModelWorkerServicer(registry), server)
+
+    @asynccontextmanager
+    async def lifespan(_: Health) -> AsyncIterator[None]:
+        async with provider, registry:
+            yield
+
+    await serve(settings, [NAME], register, internal_names=[WORKER_NAME], lifespan=lifespan)
+
+
+if __name__ == "__main__":
+    _settings = TextSettings()
+    main("text_svc", _settings, lambda: run(_settings))

@@ -1,0 +1,43 @@
+"""What the front tells a model's process at its start, and what that answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from text_svc.options import LoadOptions
+
+
+class Launch(BaseModel):
+    """The command of a worker process: its one argument, as JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parent_pid: int
+    # Where the worker writes its one `Report`, as JSON.
+    report_fd: int
+    socket: Path
+    model_id: str
+    folder: Path
+    pipeline: str
+    options: LoadOptions
+    threads: int
+    max_running: int
+    max_waiting: int
+    max_texts: int
+    max_prompt_bytes: int
+    max_message_bytes: int
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    log_style: Literal["json", "text"]
+
+
+class Report(BaseModel):
+    """What a worker says once it serves, or why it cannot."""
+
+    ram_bytes: int = 0
+    vram_bytes: int = 0
+    # Set when the model cannot be loaded: the error's reason and its sentence.
+    error_reason: str = ""
+    error: str = ""

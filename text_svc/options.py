@@ -1,0 +1,44 @@
+"""The load options of a text model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import UnknownOptionError
+
+
+class LoadOptions(BaseModel):
+    """How a model is loaded; the keys and values come from `LoadModelRequest.options`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    # Tokens of prompt and answer together; never more than the model's own.
+    max_length: int | None = Field(None, ge=1)
+
+
+def parse_options(options: Mapping[str, str]) -> LoadOptions:
+    """Options from the wire, where every value is a string.
+
+    Raises:
+        UnknownOptionError: an unknown name, or a value that does not fit; the message lists what
+            is accepted.
+    """
+    try:
+        return LoadOptions.model_validate(dict(options))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])[:80]
+        accepted = ", ".join(LoadOptions.model_fields)
+        problem = (
+            f"option {name!r} is not known"
+            if first["type"] == "extra_forbidden"
+            else f"option {name!r}: {first['msg']}"
+        )
+        raise UnknownOptionError(
+            f"{problem}; accepted options are {accepted}", field=f"options[{name}]"
+        ) from None

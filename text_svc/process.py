@@ -1,0 +1,192 @@
+"""One model's process, seen from the front: start, forward calls, notice its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ml import transformers_pb2_grpc
+from shared.channels import connect
+from shared.errors import (
+    InternalError,
+    InvalidArgumentError,
+    InvalidModelError,
+    OutOfMemoryError,
+    ServiceError,
+    WorkerUnavailableError,
+)
+from shared.interceptors import STATUS_DETAILS_KEY
+from shared.logs import request_id
+from shared.metrics import REQUEST_ID_KEY
+from shared.process import exit_text
+from text_svc.launch import Launch, Report
+
+log = logging.getLogger(__name__)
+
+# Time between SIGTERM and SIGKILL for a worker whose calls have ended.
+TERMINATE_SECONDS = 3.0
+# Errors that a worker may report; anything else is a fault of ours.
+_REPORTED: dict[str, type[ServiceError]] = {
+    kind.reason: kind for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError)
+}
+
+
+def worker_environment(threads: int) -> dict[str, str]:
+    """The environment of a worker: no network for the hub, and threads that do not spin."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # Spinning OpenMP threads on shared cores cost a factor of ten.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+class ModelProcess:
+    """A running `python -m text_svc.worker`. Make it with `start`."""
+
+    def __init__(self, launch: Launch, process: asyncio.subprocess.Process, report: Report) -> None:
+        self.launch = launch
+        self.report = report
+        self._process = process
+        self._channel = connect(f"unix:{launch.socket}")
+        self._stub = transformers_pb2_grpc.TransformersServiceStub(self._channel)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    async def start(cls, make_launch: Callable[[int], Launch], timeout: float) -> ModelProcess:
+        """Starts a worker and waits until it serves.
+
+        Args:
+            make_launch: the command, given the file descriptor for the report.
+            timeout: seconds that the worker has.
+
+        Raises:
+            InvalidModelError: the files cannot be loaded.
+            InternalError: the process ended, or was not ready in time.
+        """
+        read_fd, write_fd = os.pipe()
+        try:
+            launch = make_launch(write_fd)
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "text_svc.worker", launch.model_dump_json()),
+                pass_fds=(write_fd,),
+                stdin=asyncio.subprocess.DEVNULL,
+                env=worker_environment(launch.threads),
+            )
+        except BaseException:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
+        try:
+            report = await _read_report(read_fd, process, launch, timeout)
+        except BaseException:
+            await _end(process)
+            raise
+        return cls(launch, process, report)
+
+    async def stream(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
+        """Forwards a call whose answer is a stream.
+
+        Raises:
+            WorkerUnavailableError: the process has ended.
+            grpc.aio.AioRpcError: the worker's own status.
+        """
+        call = self._call(method, request, timeout)
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+        finally:
+            call.cancel()
+
+    async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
+        """Forwards a call with one answer. Raises what `stream` does."""
+        call = self._call(method, request, timeout)
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise self._translated(error) from None
+        finally:
+            call.cancel()
+
+    async def wait(self) -> str:
+        """Waits for the end of the process and says how it ended."""
+        return exit_text(await self._process.wait())
+
+    async def stop(self) -> None:
+        """Ends the process and the channel to it."""
+        await self._channel.close()
+        await _end(self._process)
+
+    def _call(self, method: str, request: Any, timeout: float | None) -> Any:
+        metadata = ((REQUEST_ID_KEY, request_id()),) if request_id() else None
+        return getattr(self._stub, method)(request, timeout=timeout, metadata=metadata)
+
+    def _translated(self, error: grpc.aio.AioRpcError) -> Exception:
+        own = any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not own:
+            return WorkerUnavailableError(
+                f"the process of model {self.launch.model_id} has ended; the model is loaded "
+                "again by LoadModel"
+            )
+        return error
+
+
+async def _read_report(
+    fd: int, process: asyncio.subprocess.Process, launch: Launch, timeout: float
+) -> Report:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb")
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            text = await reader.read()  # to the end: the worker closes it after its report
+            if not text:
+                ended = exit_text(await process.wait())
+                raise InternalError(
+                    f"the process of model {launch.model_id} ended while loading: {ended}"
+                )
+    except TimeoutError:
+        raise InternalError(f"model {launch.model_id} was not ready within {timeout:g} s") from None
+    finally:
+        transport.close()
+    report = Report.model_validate_json(text)
+    if report.error:
+        raise _REPORTED.get(report.error_reason, InternalError)(report.error)
+    return report
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, a short wait, SIGKILL; returns when the process is gone."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            async with asyncio.timeout(TERMINATE_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+    await process.wait()
+
+
+def socket_path(folder: Path, number: int) -> Path:
+    """The Unix socket of a worker; short, since the kernel takes 107 bytes."""
+    return folder / f"{number}.sock"

@@ -1,0 +1,292 @@
+"""The models of this service: one process each, from FETCHING to gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from shared.errors import (
+    ModelNotLoadedError,
+    OutOfMemoryError,
+    PipelineMismatchError,
+    ServiceError,
+)
+from shared.file_provider import FileProvider
+from shared.model_ids import parse_model_id
+from shared.pipelines import Pipeline, find_pipeline
+from shared.process import memory_limit_bytes
+from shared.snapshot import snapshot
+from text_svc.launch import Launch
+from text_svc.options import LoadOptions, parse_options
+from text_svc.process import ModelProcess, socket_path
+from text_svc.settings import TextSettings
+from text_svc.weights import weight_bytes
+
+log = logging.getLogger(__name__)
+
+# Share of the memory limit that models may use when no budget is set.
+BUDGET_SHARE = 0.8
+# What a worker needs beside its weights: interpreter, torch and transformers, activations.
+PROCESS_BYTES = 512 << 20
+# How often a waiting LoadModel hears of progress at most.
+PROGRESS_SECONDS = 0.2
+
+
+class State(enum.Enum):
+    """Where a model is in its life."""
+
+    FETCHING = "fetching"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass
+class Model:
+    """One model and its process. `registry.py` alone changes it."""
+
+    model_id: str
+    pipeline: Pipeline
+    options: LoadOptions
+    raw_options: dict[str, str]
+    state: State = State.FETCHING
+    bytes_fetched: int = 0
+    bytes_total: int = 0
+    ram_bytes: int = 0
+    vram_bytes: int = 0
+    reserved_bytes: int = 0
+    loaded_at: int = 0
+    reason: str = ""
+    process: ModelProcess | None = None
+    task: asyncio.Task[None] | None = None
+    waiters: int = 0
+    calls: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Registry:
+    """Loads, unloads and lends models. An async context manager; leaving it ends all processes."""
+
+    def __init__(self, settings: TextSettings, provider: FileProvider) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._models: dict[str, Model] = {}
+        self._numbers = itertools.count(1)
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._sockets: Path | None = None
+        self.budget_bytes = (
+            settings.memory_budget_mb << 20
+            if settings.memory_budget_mb
+            else int(memory_limit_bytes() * BUDGET_SHARE)
+        )
+
+    async def __aenter__(self) -> Self:
+        self._sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(
+            *(self._end(model) for model in list(self._models.values())), return_exceptions=True
+        )
+        for watcher in self._watchers:
+            watcher.cancel()
+        if self._sockets:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def models(self) -> list[Model]:
+        """All models that are known here, in whatever state."""
+        return list(self._models.values())
+
+    async def load(
+        self, model_id: str, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[Model]:
+        """Loads a model, or joins a load that runs. Yields it as it changes, READY last.
+
+        When the last one who waits goes away, the load is cancelled.
+
+        Raises:
+            PipelineMismatchError: it is loaded, or being loaded, with another type.
+            ServiceError: why it could not be loaded.
+        """
+        model_id = parse_model_id(model_id)
+        pipeline = find_pipeline(pipeline_type)
+        parsed = parse_options(options)
+        while (known := self._models.get(model_id)) and known.state is State.UNLOADING:
+            await asyncio.sleep(PROGRESS_SECONDS)
+        if known is None or known.state is State.FAILED:
+            known = Model(model_id, pipeline, parsed, dict(options))
+            self._models[model_id] = known
+            known.task = asyncio.create_task(self._load(known))
+        elif known.pipeline is not pipeline:
+            raise PipelineMismatchError(
+                f"model {model_id} is loaded as {known.pipeline.name}, not as {pipeline.name}; "
+                "unload it first"
+            )
+        async for model in self._wait(known):
+            yield model
+
+    async def unload(self, model_id: str) -> None:
+        """Takes a model out of memory; a load that runs is cancelled.
+
+        Raises:
+            ModelNotLoadedError: there is no such model here.
+        """
+        model_id = parse_model_id(model_id)
+        model = self._models.get(model_id)
+        if model is None:
+            raise ModelNotLoadedError(f"model {model_id} is not loaded")
+        if model.state is State.READY:
+            model.state = State.UNLOADING
+            if model.calls:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._settings.unload_grace_seconds):
+                        await model.idle.wait()
+        await self._end(model)
+
+    @asynccontextmanager
+    async def use(self, model_id: str, pipeline: Pipeline) -> AsyncIterator[ModelProcess]:
+        """Lends the process of a READY model for one call.
+
+        Raises:
+            ModelNotLoadedError: it is not loaded, or not ready.
+            PipelineMismatchError: it is loaded with another type than the call needs.
+        """
+        model_id = parse_model_id(model_id, field="model")
+        model = self._models.get(model_id)
+        if model is None:
+            raise ModelNotLoadedError(f"model {model_id} is not loaded; call LoadModel first")
+        if model.pipeline is not pipeline:
+            raise PipelineMismatchError(
+                f"model {model_id} is loaded as {model.pipeline.name}, and this call needs "
+                f"{pipeline.name}"
+            )
+        if model.state is not State.READY or model.process is None:
+            reason = f": {model.reason}" if model.reason else ""
+            raise ModelNotLoadedError(
+                f"model {model_id} is not ready, its state is {model.state.name}{reason}"
+            )
+        model.calls += 1
+        model.idle.clear()
+        try:
+            yield model.process
+        finally:
+            model.calls -= 1
+            if not model.calls:
+                model.idle.set()
+
+    async def _wait(self, model: Model) -> AsyncIterator[Model]:
+        task = model.task
+        assert task is not None, "a model in the table has its task"
+        model.waiters += 1
+        try:
+            while not task.done():
+                yield model
+                await asyncio.wait({task}, timeout=PROGRESS_SECONDS)
+            if task.cancelled():
+                raise ModelNotLoadedError(f"model {model.model_id} was unloaded while it loaded")
+            task.result()
+            yield model
+        finally:
+            model.waiters -= 1
+            if not model.waiters and not task.done():
+                log.info("load cancelled: nobody waits", extra={"model": model.model_id})
+                await self._end(model)
+
+    async def _load(self, model: Model) -> None:
+        try:
+            folder = await self._fetch(model)
+            await self._reserve(model, folder)
+            model.state = State.LOADING
+            model.process = await ModelProcess.start(
+                lambda fd: self._launch(model, folder, fd), self._settings.load_timeout_seconds
+            )
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            model.state, model.reserved_bytes = State.FAILED, 0
+            model.reason = error.message if isinstance(error, ServiceError) else "internal error"
+            raise
+        report = model.process.report
+        model.ram_bytes, model.vram_bytes = report.ram_bytes, report.vram_bytes
+        model.loaded_at = int(time.time())
+        model.state = State.READY
+        log.info(
+            "model ready",
+            extra={"model": model.model_id, "ram": model.ram_bytes, "pid": model.process.pid},
+        )
+        watcher = asyncio.create_task(self._watch(model, model.process))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def _fetch(self, model: Model) -> Path:
+        def progress(fetched: int, total: int) -> None:
+            model.bytes_fetched, model.bytes_total = fetched, total
+
+        return await snapshot(self._provider, model.model_id, progress)
+
+    async def _reserve(self, model: Model, folder: Path) -> None:
+        """Takes the model's share of the budget before anything is read into memory."""
+        float_bytes = 2 if model.options.dtype in ("bfloat16", "float16") else 4
+        weights = await asyncio.to_thread(weight_bytes, folder, float_bytes)
+        needed = weights + PROCESS_BYTES
+        free = self.budget_bytes - sum(m.reserved_bytes for m in self._models.values())
+        if needed > free:
+            raise OutOfMemoryError(
+                f"model {model.model_id} needs about {needed >> 20} MiB and {max(free, 0) >> 20} "
+                f"MiB of the budget of {self.budget_bytes >> 20} MiB are free; unload another "
+                "model or raise TEXT_MEMORY_BUDGET_MB",
+                metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
+            )
+        model.reserved_bytes = needed
+
+    def _launch(self, model: Model, folder: Path, report_fd: int) -> Launch:
+        settings = self._settings
+        assert self._sockets is not None, "used inside the context"
+        return Launch(
+            parent_pid=os.getpid(),
+            report_fd=report_fd,
+            socket=socket_path(self._sockets, next(self._numbers)),
+            model_id=model.model_id,
+            folder=folder.resolve(),
+            pipeline=model.pipeline.name,
+            options=model.options,
+            threads=settings.threads or os.cpu_count() or 1,
+            **settings.model_dump(
+                include=set(Launch.model_fields) & set(TextSettings.model_fields) - {"threads"}
+            ),
+        )
+
+    async def _watch(self, model: Model, process: ModelProcess) -> None:
+        """Marks the model FAILED when its process ends unasked."""
+        ended = await process.wait()
+        if self._models.get(model.model_id) is model and model.state is State.READY:
+            model.state, model.reserved_bytes = State.FAILED, 0
+            model.reason = f"its process ended: {ended}"
+            log.error("model process ended", extra={"model": model.model_id, "how": ended})
+            await process.stop()
+
+    async def _end(self, model: Model) -> None:
+        """Cancels what runs for the model, ends its process, forgets it."""
+        if model.state in (State.FETCHING, State.LOADING):
+            model.state = State.UNLOADING
+        if model.task and not model.task.done():
+            model.task.cancel()
+            await asyncio.wait({model.task})
+        if model.process:
+            await model.process.stop()
+            model.process.launch.socket.unlink(missing_ok=True)
+        if self._models.get(model.model_id) is model:
+            del self._models[model.model_id]

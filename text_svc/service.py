@@ -1,0 +1,102 @@
+"""The two services of text_svc: the public one, and the one that the control plane drives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ml import transformers_pb2 as pb
+from ml import transformers_pb2_grpc
+from ml.internal import worker_pb2, worker_pb2_grpc
+from shared.errors import MissingFieldError
+from shared.pipelines import FEATURE_EXTRACTION, TEXT_GENERATION
+from text_svc.registry import Model, Registry
+
+NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
+WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name
+
+
+class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
+    """Forwards each call to the process of its model, which checks the rest of the request."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def GenerateText(
+        self, request: pb.TextRequest, context: Any
+    ) -> AsyncIterator[pb.TextResponse]:
+        async with self._registry.use(request.model, TEXT_GENERATION) as process:
+            async for response in process.stream("GenerateText", request, context.time_remaining()):
+                yield response
+
+    async def ChatCompletion(
+        self, request: pb.ChatRequest, context: Any
+    ) -> AsyncIterator[pb.ChatResponse]:
+        async with self._registry.use(request.model, TEXT_GENERATION) as process:
+            async for response in process.stream(
+                "ChatCompletion", request, context.time_remaining()
+            ):
+                yield response
+
+    async def GenerateEmbeddings(
+        self, request: pb.GenerateEmbeddingsRequest, context: Any
+    ) -> pb.GeneratedEmbeddingsResponse:
+        async with self._registry.use(request.model, FEATURE_EXTRACTION) as process:
+            response: pb.GeneratedEmbeddingsResponse = await process.unary(
+                "GenerateEmbeddings", request, context.time_remaining()
+            )
+            return response
+
+
+class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
+    """Loads, unloads and lists the models of this service."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    async def Load(
+        self, request: worker_pb2.LoadRequest, context: Any
+    ) -> AsyncIterator[worker_pb2.LoadResponse]:
+        if not request.pipeline_type:
+            raise MissingFieldError("pipeline_type is empty", field="pipeline_type")
+        async for model in self._registry.load(
+            request.model_id, request.pipeline_type, request.options
+        ):
+            yield _load_response(model)
+
+    async def Unload(
+        self, request: worker_pb2.UnloadRequest, context: Any
+    ) -> worker_pb2.UnloadResponse:
+        await self._registry.unload(request.model_id)
+        return worker_pb2.UnloadResponse()
+
+    async def List(self, request: worker_pb2.ListRequest, context: Any) -> worker_pb2.ListResponse:
+        return worker_pb2.ListResponse(models=map(_model_info, self._registry.models()))
+
+
+def _state(model: Model) -> worker_pb2.ModelState:
+    state: worker_pb2.ModelState = getattr(worker_pb2, f"MODEL_STATE_{model.state.name}")
+    return state
+
+
+def _load_response(model: Model) -> worker_pb2.LoadResponse:
+    state = _state(model)
+    return worker_pb2.LoadResponse(
+        state=state,
+        bytes_fetched=model.bytes_fetched,
+        bytes_total=model.bytes_total,
+        model=_model_info(model) if state == worker_pb2.MODEL_STATE_READY else None,
+    )
+
+
+def _model_info(model: Model) -> worker_pb2.ModelInfo:
+    return worker_pb2.ModelInfo(
+        model_id=model.model_id,
+        pipeline_type=model.pipeline.name,
+        state=_state(model),
+        ram_bytes=model.ram_bytes,
+        vram_bytes=model.vram_bytes,
+        loaded_at=model.loaded_at,
+        reason=model.reason,
+        options=model.raw_options,
+    )

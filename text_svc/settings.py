@@ -1,0 +1,39 @@
+"""Settings of text_svc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import ServerSettings
+
+
+class TextSettings(ServerSettings):
+    """Environment variables `TEXT_*`; see the fields."""
+
+    model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)
+
+    port: int = Field(50062, ge=0, le=65535, description="gRPC port.")
+    metrics_port: int = Field(9462, ge=0, le=65535, description="Port of the metrics page.")
+    file_provider_addr: str = Field(
+        "127.0.0.1:50061",
+        validation_alias=AliasChoices("TEXT_FILE_PROVIDER_ADDR", "file_provider_addr"),
+        description="Where model files come from: model_mgmt_svc.",
+    )
+    cache_dir: Path = Field(Path("run/cache/text"), description="Folder of the model files.")
+    memory_budget_mb: int = Field(
+        0, ge=0, description="MiB that models may use; 0 is 0.8 of the container's or machine's."
+    )
+    load_timeout_seconds: float = Field(
+        600, gt=0, description="Time that a model's process has to become ready."
+    )
+    unload_grace_seconds: float = Field(
+        10, ge=0, description="Time that running calls have when their model is unloaded."
+    )
+    max_running: int = Field(2, ge=1, description="Generations at once, a model.")
+    max_waiting: int = Field(64, ge=0, description="Generations that wait their turn, a model.")
+    max_texts: int = Field(2048, ge=1, description="Texts in one GenerateEmbeddings call.")
+    max_prompt_bytes: int = Field(4 << 20, ge=1, description="Bytes of one prompt or text.")
+    threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one a core.")

@@ -1,0 +1,59 @@
+"""Runs one model: loads it, serves it on a Unix socket, reports once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from ml import transformers_pb2_grpc
+from shared import logs
+from shared.errors import ServiceError
+from shared.process import die_with_parent
+from shared.server import create_server
+from shared.settings import ServerSettings
+from text_svc.launch import Launch, Report
+
+
+def _report(launch: Launch, report: Report) -> None:
+    with os.fdopen(launch.report_fd, "w") as pipe:
+        pipe.write(report.model_dump_json())
+
+
+async def serve(launch: Launch) -> None:
+    """Loads, serves and reports; returns never, the front ends this process."""
+    import torch  # after the checks above: it takes seconds
+
+    from text_svc.worker.embeddings import Embedder
+    from text_svc.worker.loading import load
+    from text_svc.worker.service import EmbeddingsServicer, GenerationServicer
+
+    torch.set_num_threads(launch.threads)
+    loaded, report = await asyncio.to_thread(load, launch)
+    server = create_server(ServerSettings(max_message_bytes=launch.max_message_bytes))
+    servicer = (
+        EmbeddingsServicer(loaded, launch)
+        if isinstance(loaded, Embedder)
+        else GenerationServicer(loaded, launch)
+    )
+    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(f"unix:{launch.socket}")
+    await server.start()
+    _report(launch, report)
+    await server.wait_for_termination()
+
+
+def main() -> None:
+    """Entry point; the one argument is a `Launch` as JSON."""
+    launch = Launch.model_validate_json(sys.argv[1])
+    die_with_parent(launch.parent_pid)
+    logs.configure(f"text_svc.worker {launch.model_id}", launch.log_level, launch.log_style)
+    try:
+        asyncio.run(serve(launch))
+    except ServiceError as error:
+        _report(launch, Report(error_reason=error.reason, error=error.message))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
