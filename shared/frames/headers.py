@@ -1,0 +1,85 @@
+"""Sizes read from the headers of compressed pictures, without decoding them."""
+
+from __future__ import annotations
+
+import struct
+
+# Exif orientation of a picture that is stored upright.
+UPRIGHT = 1
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_EXIF_ORIENTATION = 0x0112
+
+
+class HeaderError(ValueError):
+    """The bytes do not begin like a picture of this format."""
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a PNG (ISO/IEC 15948, 11.2.2 IHDR).
+
+    Raises:
+        HeaderError: this is no PNG.
+    """
+    if len(data) < 33 or not data.startswith(_PNG_SIGNATURE) or data[12:16] != b"IHDR":
+        raise HeaderError("no PNG header")
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a WebP (RFC 9649: simple lossy, simple lossless, extended).
+
+    Raises:
+        HeaderError: this is no WebP.
+    """
+    if len(data) < 30 or data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        raise HeaderError("no WebP header")
+    chunk = data[12:16]
+    if chunk == b"VP8 " and data[23:26] == VP8_START_CODE:
+        return vp8_key_frame_size(data[20:30])
+    if chunk == b"VP8L" and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8X":
+        width = int.from_bytes(data[24:27], "little") + 1
+        return width, int.from_bytes(data[27:30], "little") + 1
+    raise HeaderError("no WebP header")
+
+
+VP8_START_CODE = b"\x9d\x01\x2a"
+
+
+def vp8_key_frame_size(data: bytes) -> tuple[int, int]:
+    """Width and height of a VP8 key frame (RFC 6386, 9.1)."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def jpeg_orientation(data: bytes) -> int:
+    """The Exif orientation (1 to 8) of a JPEG, `UPRIGHT` where it has none that can be read."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
+        if marker == 0xDA or length < 2:  # the picture itself begins: no Exif came before it
+            break
+        body = data[position + 4 : position + 2 + length]
+        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            return _tiff_orientation(body[6:])
+        position += 2 + length
+    return UPRIGHT
+
+
+def _tiff_orientation(tiff: bytes) -> int:
+    """Orientation in the first directory of a TIFF structure (Exif 2.32, 4.6)."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 10:
+        return UPRIGHT
+    (start,) = struct.unpack_from(order + "I", tiff, 4)
+    if start + 2 > len(tiff):
+        return UPRIGHT
+    (count,) = struct.unpack_from(order + "H", tiff, start)
+    for entry in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
+        if tag == _EXIF_ORIENTATION:
+            return value if 1 <= value <= 8 else UPRIGHT
+    return UPRIGHT

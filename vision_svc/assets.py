@@ -1,0 +1,51 @@
+"""Which model file each task runs on: those of the models folder, until one is loaded instead."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.errors import ModelNotLoadedError
+
+if TYPE_CHECKING:
+    from vision_svc.options import Options
+    from vision_svc.tasks import VisionTask
+
+
+class Assets:
+    """Finds a task's file. Safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def find(self, task: VisionTask, options: Options) -> Path:
+        """The file that an instance with these options needs.
+
+        Raises:
+            ModelNotLoadedError: there is none.
+        """
+        with self._lock:
+            if path := self._loaded.get(task.name):
+                return path
+        name = task.asset(options)
+        path = self._folder / name
+        if not path.is_file():
+            raise ModelNotLoadedError(
+                f"the model of {task.name}, {name}, is not in the models folder; "
+                f"`make models` brings it, or LoadModel with pipeline_type {task.name!r}",
+                metadata={"asset": name},
+            )
+        return path
+
+    def replace(self, task: VisionTask, path: Path) -> None:
+        """Instances of this task are made from `path` from now on."""
+        with self._lock:
+            self._loaded[task.name] = path
+
+    def restore(self, task: VisionTask) -> None:
+        """Instances of this task are made from the models folder again."""
+        with self._lock:
+            self._loaded.pop(task.name, None)

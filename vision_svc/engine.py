@@ -1,0 +1,145 @@
+"""What runs pictures and streams: worker threads, instances and limits. The service's domain side.
+
+Importing this brings MediaPipe, which takes a second: import it off the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import cv2
+
+from shared.errors import QueueFullError
+from shared.frames.decoder import decode_picture
+from shared.frames.types import EncodedFrame, Limits
+from vision_svc import metrics
+from vision_svc.assets import Assets
+from vision_svc.detector import Mode, Response
+from vision_svc.instances import Instances
+from vision_svc.options import frame_policy_of_call, options_of_call, parse_options
+from vision_svc.session import Incoming, Metadata, Session
+from vision_svc.tasks import TASKS
+
+if TYPE_CHECKING:
+    from vision_svc.settings import VisionSettings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Engine:
+    """Runs tasks on pictures and streams; the event loop never decodes or infers.
+
+    Streams decode and run in one thread a core each, single pictures in as many of their own, so
+    that they do not wait behind streams; the cores are shared by the operating system.
+
+    Args:
+        settings: limits and places.
+        on_failures: called in a worker thread once too many graphs have failed.
+    """
+
+    def __init__(self, settings: VisionSettings, on_failures: Callable[[], None]) -> None:
+        # Frames run side by side; threads inside one picture's conversion only get in the way.
+        cv2.setNumThreads(1)
+        self.limits = Limits(settings.max_pixels, settings.max_side)
+        self.assets = Assets(settings.assets_dir)
+        self.instances = Instances(
+            self.assets,
+            settings.instance_memory_mb,
+            settings.max_idle_instances,
+            self._count_failure,
+        )
+        self._settings = settings
+        self._on_failures = on_failures
+        self._failures = 0
+        self._streams = 0
+        self._calls = 0
+        self._threads = settings.workers or len(os.sched_getaffinity(0))
+        self._decoders = ThreadPoolExecutor(self._threads, "decode")
+        self._workers = ThreadPoolExecutor(self._threads, "frame")
+        self._callers = ThreadPoolExecutor(self._threads, "picture")
+
+    async def detect(self, task_name: str, frame: EncodedFrame, call: Metadata) -> Response:
+        """What a task finds in one picture.
+
+        Raises:
+            ServiceError: the picture or an option was refused, or a limit was reached.
+        """
+        task = TASKS[task_name]
+        options = parse_options(task.options, options_of_call(call))
+        limit = self._threads + self._settings.max_waiting_calls
+        if self._calls >= limit:
+            raise QueueFullError(f"{limit} pictures run or wait, which is the limit")
+
+        def run() -> Response:
+            picture = decode_picture(frame, self.limits)
+            metrics.DECODE_SECONDS.labels(task.name).observe(picture.decode_seconds)
+            with self.instances.borrow(task, options, Mode.IMAGE) as instance:
+                start = time.perf_counter()
+                response = instance.detect(picture.image)
+                inference = time.perf_counter() - start
+            busy = picture.decode_seconds + inference
+            response.timing.decode_ms = picture.decode_seconds * 1000
+            response.timing.inference_ms = inference * 1000
+            waited = time.perf_counter() - frame.received_at - busy
+            response.timing.waiting_ms = max(0.0, waited) * 1000
+            return response
+
+        metrics.FRAMES_RECEIVED.labels(task.name).inc()
+        self._calls += 1
+        try:
+            response = await asyncio.wrap_future(self._callers.submit(run))
+        finally:
+            self._calls -= 1
+        metrics.FRAMES_ANSWERED.labels(task.name).inc()
+        return response
+
+    def stream(self, task_name: str, incoming: Incoming, call: Metadata) -> AsyncIterator[Response]:
+        """What a task finds in each frame of a stream; see `Session`."""
+        session = Session(self, TASKS[task_name], call, frame_policy_of_call(call))
+        return session.answers(incoming)
+
+    def open_stream(self) -> None:
+        """Takes one of the places for streams.
+
+        Raises:
+            QueueFullError: all are taken.
+        """
+        if self._streams >= self._settings.max_streams:
+            raise QueueFullError(
+                f"{self._streams} streams are open, which is the limit",
+                metadata={"max_streams": str(self._settings.max_streams)},
+            )
+        self._streams += 1
+
+    def close_stream(self) -> None:
+        self._streams -= 1
+
+    async def in_decoder(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs something in a decoding thread."""
+        return await asyncio.wrap_future(self._decoders.submit(function, *args, **kwargs))
+
+    async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Runs something in a thread that is there for frames."""
+        return await asyncio.wrap_future(self.submit_to_worker(function, *args, **kwargs))
+
+    def submit_to_worker(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        return self._workers.submit(function, *args, **kwargs)
+
+    def close(self) -> None:
+        """Ends the threads and frees the models; waits for frames that run."""
+        for pool in (self._decoders, self._workers, self._callers):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.instances.shut_down()
+
+    def _count_failure(self) -> None:
+        self._failures += 1
+        if self._failures == self._settings.max_failed_graphs:
+            self._on_failures()

@@ -1,0 +1,198 @@
+"""Task instances in memory: who uses them, how many fit, which stay warm, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from shared.errors import CallCancelledError, InternalError, InvalidModelError, OutOfMemoryError
+from vision_svc import metrics
+from vision_svc.detector import Detector, Mode, Response
+
+if TYPE_CHECKING:
+    from shared.frames.types import Rgb
+    from vision_svc.assets import Assets
+    from vision_svc.options import Options, Value
+    from vision_svc.tasks import VisionTask
+
+log = logging.getLogger(__name__)
+
+_Key: TypeAlias = "tuple[str, Path, Mode, tuple[tuple[str, Value], ...]]"
+
+# Steps of an instance's own clock, in ms: what is taken where the caller's clock stands still, goes
+# back or leaps. MediaPipe smooths movement by it, and refuses a clock that does not increase.
+DEFAULT_STEP_MS = 33
+MAX_STEP_MS = 10_000
+
+
+class Instance:
+    """One detector in memory. It belongs to one stream or call at a time."""
+
+    def __init__(
+        self, task: VisionTask, key: _Key, detector: Detector, on_failure: Callable[[], None]
+    ) -> None:
+        self.task = task
+        self.key = key
+        self.failed = False
+        self._detector = detector
+        self._on_failure = on_failure
+        self._closed = False
+        self._time_ms = 0
+        self._lock = threading.Lock()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the next user would see nothing of this one's frames."""
+        keeps_state = self.task.keeps_state and self.key[2] is Mode.VIDEO
+        return not (keeps_state or self.failed or self._lock.locked())
+
+    def detect(self, image: Rgb, step_ms: int = DEFAULT_STEP_MS) -> Response:
+        """Runs the task on a picture that comes `step_ms` after the one before.
+
+        Raises:
+            CallCancelledError: the instance was closed.
+            InternalError: the graph failed; the instance is of no more use.
+        """
+        with self._lock:
+            if self._closed:
+                raise CallCancelledError(f"{self.task.name} was closed")
+            self._time_ms += step_ms if 0 < step_ms <= MAX_STEP_MS else DEFAULT_STEP_MS
+            start = time.perf_counter()
+            try:
+                response = self._detector.detect(image, self._time_ms)
+            except Exception as error:
+                self.failed = True
+                log.exception("a task failed", extra={"task": self.task.name})
+                metrics.FAILED_GRAPHS.labels(self.task.name).inc()
+                self._on_failure()
+                raise InternalError(f"{self.task.name} failed on a frame") from error
+            metrics.INFERENCE_SECONDS.labels(self.task.name).observe(time.perf_counter() - start)
+            return response
+
+    def close(self) -> None:
+        """Frees the model once a frame that runs now is done."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._detector.close()
+
+
+class Instances:
+    """Opens instances within a memory budget and keeps idle ones that can be used again.
+
+    Its methods block, some for as long as a model takes to load: call them from worker threads.
+
+    Args:
+        assets: where model files are.
+        memory_mb: what all instances may take.
+        max_idle: how many are kept for later calls; the oldest go first.
+        on_failure: called in a worker thread after each graph that failed.
+    """
+
+    def __init__(
+        self, assets: Assets, memory_mb: int, max_idle: int, on_failure: Callable[[], None]
+    ) -> None:
+        self._assets = assets
+        self._memory_mb = memory_mb
+        self._max_idle = max_idle
+        self._on_failure = on_failure
+        self._used_mb = 0
+        self._idle: list[Instance] = []
+        self._lock = threading.Lock()
+        # Closing waits for MediaPipe's threads; nobody should wait for that.
+        self._closer = ThreadPoolExecutor(1, "close")
+
+    def acquire(self, task: VisionTask, options: Options, mode: Mode) -> Instance:
+        """An instance for the caller alone, until `release`.
+
+        Raises:
+            ModelNotLoadedError: the task's file is not there.
+            InvalidModelError: the file is no model of this task.
+            OutOfMemoryError: the budget is used up.
+        """
+        path = self._assets.find(task, options)
+        key = (task.name, path, mode, tuple(sorted(options.items())))
+        with self._lock:
+            for instance in self._idle:
+                if instance.key == key:
+                    self._idle.remove(instance)
+                    return instance
+            self._reserve(task)
+        try:
+            detector = task.open(path, options, mode)
+        except Exception as error:
+            self._free(task)
+            log.exception("a model could not be opened", extra={"task": task.name})
+            raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
+        metrics.INSTANCES.labels(task.name).inc()
+        return Instance(task, key, detector, self._on_failure)
+
+    def release(self, instance: Instance) -> None:
+        """Gives an instance back; it is kept for the next caller or closed. Does not block."""
+        with self._lock:
+            if instance.reusable and self._max_idle:
+                self._idle.append(instance)
+                surplus = self._idle[: -self._max_idle]
+                del self._idle[: -self._max_idle]
+            else:
+                surplus = [instance]
+        for each in surplus:
+            self._closer.submit(self._close, each)
+
+    @contextmanager
+    def borrow(self, task: VisionTask, options: Options, mode: Mode) -> Iterator[Instance]:
+        """`acquire` and `release`."""
+        instance = self.acquire(task, options, mode)
+        try:
+            yield instance
+        finally:
+            self.release(instance)
+
+    def drop_idle(self, task: VisionTask | None = None) -> None:
+        """Closes the idle instances of a task, or all."""
+        with self._lock:
+            dropped = [i for i in self._idle if task is None or i.task is task]
+            self._idle = [i for i in self._idle if i not in dropped]
+        for each in dropped:
+            self._closer.submit(self._close, each)
+
+    def shut_down(self) -> None:
+        """Closes what is idle and waits for all that is closing."""
+        self.drop_idle()
+        self._closer.shutdown(wait=True)
+
+    def _reserve(self, task: VisionTask) -> None:
+        """Takes the task's memory out of the budget; idle instances make room. Needs the lock."""
+        while self._used_mb + task.memory_mb > self._memory_mb and self._idle:
+            oldest = self._idle.pop(0)
+            # Counted as free at once: its memory is back before the new model has read its file.
+            self._used_mb -= oldest.task.memory_mb
+            self._closer.submit(self._close, oldest, counted=False)
+        if self._used_mb + task.memory_mb > self._memory_mb:
+            raise OutOfMemoryError(
+                f"{task.name} needs {task.memory_mb} MiB more than the {self._used_mb} in use, "
+                f"and the limit is {self._memory_mb} MiB; try again when a stream has ended",
+                retry_after=1.0,
+                metadata={"instance_memory_mb": str(self._memory_mb)},
+            )
+        self._used_mb += task.memory_mb
+
+    def _free(self, task: VisionTask) -> None:
+        with self._lock:
+            self._used_mb -= task.memory_mb
+
+    def _close(self, instance: Instance, *, counted: bool = True) -> None:
+        try:
+            instance.close()
+        except Exception:
+            log.exception("an instance did not close", extra={"task": instance.task.name})
+        finally:
+            metrics.INSTANCES.labels(instance.task.name).dec()
+            if counted:
+                self._free(instance.task)

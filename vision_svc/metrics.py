@@ -1,0 +1,23 @@
+"""Prometheus metrics of vision_svc, beside those that every gRPC server has."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+# 0.1 ms, a raw frame's decoding, to 1 s, a heavy task on a busy machine.
+_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+FRAMES_RECEIVED = Counter("vision_frames_received", "Frames and pictures that came in.", ["task"])
+FRAMES_ANSWERED = Counter("vision_frames_answered", "Frames and pictures answered.", ["task"])
+FRAMES_DROPPED = Counter(
+    "vision_frames_dropped", "Frames replaced by newer ones (policy latest).", ["task"]
+)
+DECODE_SECONDS = Histogram(
+    "vision_decode_seconds", "Time from bytes to pixels.", ["task"], buckets=_BUCKETS
+)
+INFERENCE_SECONDS = Histogram(
+    "vision_inference_seconds", "Time from pixels to the result.", ["task"], buckets=_BUCKETS
+)
+OPEN_STREAMS = Gauge("vision_open_streams", "Streams that have sent a frame.", ["task"])
+INSTANCES = Gauge("vision_instances", "Task instances in memory, idle ones included.", ["task"])
+FAILED_GRAPHS = Counter("vision_failed_graphs", "MediaPipe graphs that failed.", ["task"])

@@ -1,0 +1,120 @@
+"""The options of a call: what each is called, which values it takes, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from shared.errors import OutOfRangeError, UnknownOptionError
+
+Value: TypeAlias = int | float | str
+Options: TypeAlias = Mapping[str, Value]
+
+# Call metadata with this prefix is an option; other metadata is not ours.
+METADATA_PREFIX = "vision-"
+FRAME_POLICY_KEY = "frame-policy"
+FramePolicy: TypeAlias = Literal["every", "latest"]
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole number from 1 to `most`."""
+
+    name: str
+    default: int
+    most: int
+
+    def parse(self, text: str) -> int:
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+        if not 1 <= value <= self.most:
+            raise OutOfRangeError(
+                f"option {self.name} takes a whole number from 1 to {self.most}, not {text[:40]!r}",
+                field=self.name,
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Score:
+    """A threshold from 0 to 1."""
+
+    name: str
+    default: float
+
+    def parse(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0.0 <= value <= 1.0:  # false for NaN
+            raise OutOfRangeError(
+                f"option {self.name} takes a number from 0 to 1, not {text[:40]!r}", field=self.name
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some words; the first is the default."""
+
+    name: str
+    words: tuple[str, ...]
+
+    @property
+    def default(self) -> str:
+        return self.words[0]
+
+    def parse(self, text: str) -> str:
+        word = text.strip().lower()
+        if word not in self.words:
+            raise UnknownOptionError(
+                f"option {self.name} is one of {', '.join(self.words)}, not {text[:40]!r}",
+                field=self.name,
+            )
+        return word
+
+
+Option: TypeAlias = Count | Score | Choice
+
+
+def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:
+    """All options of a task, by name: defaults, replaced by what the sources say, the last first.
+
+    Raises:
+        UnknownOptionError: a name that the task does not know, or a word that is no choice.
+        OutOfRangeError: a number outside its range.
+    """
+    by_name = {option.name: option for option in known}
+    values: dict[str, Value] = {option.name: option.default for option in known}
+    for source in sources:
+        for key, text in source.items():
+            option = by_name.get(key.strip().lower().replace("-", "_"))
+            if option is None:
+                raise UnknownOptionError(
+                    f"option {key[:40]!r} is not known here; known are {', '.join(by_name)}",
+                    field=key[:40],
+                )
+            values[option.name] = option.parse(text)
+    return values
+
+
+def options_of_call(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The options in a call's metadata, without their prefix."""
+    return {
+        key.removeprefix(METADATA_PREFIX): text
+        for key, text in metadata.items()
+        if key.startswith(METADATA_PREFIX)
+    }
+
+
+def frame_policy_of_call(metadata: Mapping[str, str]) -> FramePolicy:
+    """What to do with frames that come faster than answers.
+
+    Raises:
+        UnknownOptionError: neither "every" nor "latest".
+    """
+    word = Choice(FRAME_POLICY_KEY, ("every", "latest")).parse(
+        metadata.get(FRAME_POLICY_KEY, "every")
+    )
+    return "latest" if word == "latest" else "every"

@@ -1,0 +1,46 @@
+"""Settings of vision_svc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.frames.types import MAX_PIXELS, MAX_SIDE
+from shared.settings import ServerSettings
+
+
+class VisionSettings(ServerSettings):
+    """Environment variables `VISION_*`; see the fields."""
+
+    model_config = SettingsConfigDict(env_prefix="VISION_", extra="ignore", frozen=True)
+
+    port: int = Field(50063, ge=0, le=65535, description="gRPC port.")
+    metrics_port: int = Field(9463, ge=0, le=65535, description="Port of the metrics page.")
+    # An alias, since pydantic keeps the prefix "model_" to itself.
+    assets_dir: Path = Field(
+        Path("models/vision"),
+        validation_alias=AliasChoices("VISION_MODEL_DIR", "assets_dir"),
+        description="VISION_MODEL_DIR: folder of the tasks' model files.",
+    )
+    file_provider_addr: str = Field(
+        "127.0.0.1:50061", description="Where files of loaded models come from: model_mgmt_svc."
+    )
+    cache_dir: Path = Field(Path("run/cache/vision"), description="Folder of those files.")
+    workers: int = Field(0, ge=0, description="Frames that run at once; 0 is one a core.")
+    max_streams: int = Field(
+        16, ge=1, description="Streams that have sent a frame; more are RESOURCE_EXHAUSTED."
+    )
+    max_waiting_calls: int = Field(
+        64, ge=0, description="Single pictures that wait for a worker; more are RESOURCE_EXHAUSTED."
+    )
+    instance_memory_mb: int = Field(
+        2048, ge=64, description="MiB that task instances may use in all."
+    )
+    max_idle_instances: int = Field(8, ge=0, description="Instances that are kept for later calls.")
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Pixels of one picture.")
+    max_side: int = Field(MAX_SIDE, ge=1, le=32_767, description="Width or height of one picture.")
+    max_failed_graphs: int = Field(
+        3, ge=1, description="Failed MediaPipe graphs after which health says NOT_SERVING."
+    )

@@ -1,0 +1,141 @@
+"""The table of vision tasks: what each runs, on which files, and with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vision_svc import mediapipe_tasks, segmentation
+from vision_svc.detector import Detector, Mode
+from vision_svc.options import Choice, Count, Option, Options, Score
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """One task.
+
+    Attributes:
+        name: its pipeline type.
+        open: makes an instance from a model file.
+        assets: file names by variant; the first is the default.
+        variant_option: the option that chooses among them, if there are several.
+        options: what callers may set.
+        memory_mb: what one instance takes, measured, in MiB.
+        keeps_state: whether an instance in VIDEO mode remembers earlier frames, so that it must not
+            pass from one stream to another.
+    """
+
+    name: str
+    open: Callable[[Path, Options, Mode], Detector]
+    assets: Mapping[str, str]
+    options: tuple[Option, ...]
+    memory_mb: int
+    variant_option: str | None = None
+    keeps_state: bool = True
+
+    def asset(self, options: Options) -> str:
+        """The name of the file that these options ask for."""
+        variant = str(options[self.variant_option]) if self.variant_option else ""
+        return self.assets[variant]
+
+    @property
+    def default_asset(self) -> str:
+        return next(iter(self.assets.values()))
+
+
+def _variants(option: str, assets: Mapping[str, str]) -> Choice:
+    return Choice(option, tuple(assets))
+
+
+_DETECTION = Score("min_detection_confidence", 0.5)
+_TRACKING = (
+    _DETECTION,
+    Score("min_presence_confidence", 0.5),
+    Score("min_tracking_confidence", 0.5),
+)
+_FACE_RANGES = {
+    "short": "blaze_face_short_range.tflite",
+    "full": "blaze_face_full_range_sparse.tflite",
+}
+_POSE_MODELS = {
+    "full": "pose_landmarker_full.task",
+    "lite": "pose_landmarker_lite.task",
+    "heavy": "pose_landmarker_heavy.task",
+}
+_SELFIE_MODELS = {
+    "general": "selfie_segmenter.tflite",
+    "landscape": "selfie_segmenter_landscape.tflite",
+}
+_MASK_FORMAT = Choice("mask_format", ("binary", "alpha"))
+
+FACE_DETECTION = VisionTask(
+    "face-detection",
+    mediapipe_tasks.face_detector,
+    _FACE_RANGES,
+    (Count("max_faces", 100, 100), _DETECTION, _variants("face_range", _FACE_RANGES)),
+    memory_mb=12,
+    variant_option="face_range",
+    keeps_state=False,
+)
+FACE_MESH = VisionTask(
+    "face-mesh",
+    mediapipe_tasks.face_mesh,
+    {"": "face_landmarker.task"},
+    (Count("max_faces", 1, 16), *_TRACKING),
+    memory_mb=30,
+)
+IRIS_TRACKING = VisionTask(
+    "iris-tracking",
+    mediapipe_tasks.iris_tracker,
+    {"": "face_landmarker.task"},
+    (Count("max_faces", 1, 16), *_TRACKING),
+    memory_mb=30,
+)
+HAND_TRACKING = VisionTask(
+    "hand-tracking",
+    mediapipe_tasks.gesture_recognizer,
+    {"": "gesture_recognizer.task"},
+    (Count("max_hands", 2, 16), *_TRACKING),
+    memory_mb=45,
+)
+POSE_TRACKING = VisionTask(
+    "pose-tracking",
+    mediapipe_tasks.pose_landmarker,
+    _POSE_MODELS,
+    (Count("max_poses", 1, 8), *_TRACKING, _variants("pose_model", _POSE_MODELS)),
+    memory_mb=60,
+    variant_option="pose_model",
+)
+HOLISTIC_TRACKING = VisionTask(
+    "holistic-tracking",
+    mediapipe_tasks.holistic_landmarker,
+    {"": "holistic_landmarker.task"},
+    (_DETECTION, Score("min_presence_confidence", 0.5)),
+    memory_mb=125,
+)
+SELFIE_SEGMENTATION = VisionTask(
+    "selfie-segmentation",
+    segmentation.segmenter,
+    _SELFIE_MODELS,
+    (_MASK_FORMAT, _variants("selfie_model", _SELFIE_MODELS)),
+    memory_mb=15,
+    variant_option="selfie_model",
+    keeps_state=False,
+)
+HAIR_SEGMENTATION = VisionTask(
+    "hair-segmentation",
+    segmentation.segmenter,
+    {"": "hair_segmenter.tflite"},
+    (_MASK_FORMAT,),
+    memory_mb=60,
+    keeps_state=False,
+)
+
+TASKS: Mapping[str, VisionTask] = {
+    task.name: task
+    for task in (
+        *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
+        *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
+    )
+}
