@@ -5,7 +5,8 @@ same process, so that killing the pid that the starter knows ends every process 
 application itself serves the model files (`--provider`, default localhost:50052).
 """
 
-# ruff: noqa: PTH, S606, UP031 (any old Python must be able to run this)
+# Any old Python must be able to run this file.
+# ruff: noqa: PTH100, PTH118, PTH120, S606, UP031
 import argparse
 import os
 import sys

@@ -16,6 +16,12 @@ from tools.stack.runner import Runner, StartError
 RUST_PROVIDER = f"localhost:{ports.Ports.provider}"
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.stack", description=__doc__)
@@ -26,7 +32,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     up = parser.add_argument_group("up")
     up.add_argument("--models", type=Path, default=ROOT / "models", help="the model folder")
-    up.add_argument("--port", type=int, help="Envoy's port (default 50051), 0 for a free one")
+    up.add_argument("--port", type=_port, help="Envoy's port (default 50051), 0 for a free one")
     up.add_argument("--base-port", help="first of consecutive ports, or auto for free ones")
     up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
     up.add_argument(
@@ -119,7 +125,7 @@ def main() -> int:
         if options.command == "status":
             return control.status(options.state_file)
         return control.down(options.state_file)
-    except (StartError, envoy.EnvoyMissingError, ports.PortInUseError, OSError) as error:
+    except (StartError, envoy.EnvoyMissingError, ports.PortError, OSError) as error:
         return _refuse(error)
 
 

@@ -16,12 +16,13 @@ from tools.stack.layout import ROOT, ChildSpec
 STARTING, SERVING, NOT_SERVING = "starting", "serving", "not serving"
 RESTARTING, FAILED, STOPPED = "restarting", "failed", "stopped"
 
+# The first death in a row is followed by a start at once, the next by one after this.
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 30.0
 # After so many deaths in a row it is called failed; it is still tried again.
 MAX_FAILURES = 5
 # A process that lived this long starts with a clean record.
-_GOOD_LIFE_SECONDS = 60.0
+_GOOD_LIFE_SECONDS = 10.0
 MAX_LOG_BYTES = 64 << 20
 
 
@@ -75,14 +76,17 @@ class Child:
         self.pid = self._process = None
         if time.monotonic() - self._started > _GOOD_LIFE_SECONDS:
             self.failures = 0
-        delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2**self.failures)
         self.failures += 1
+        delay = 0.0
+        if self.failures > 1:
+            delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (self.failures - 2))
         self.retry_at = time.monotonic() + delay
         self.state = FAILED if self.failures >= MAX_FAILURES else RESTARTING
         how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
         last = self.last_log_line()
         said = f" (last log line: {last})" if last else ""
-        return f"{self.spec.name} {how}{said}; it starts again in {delay:g} s"
+        when = f"in {delay:g} s" if delay else "at once"
+        return f"{self.spec.name} {how}{said}; it starts again {when}"
 
     def last_log_line(self) -> str:
         """The last line of the log, the message alone when it is JSON, cut to 200 characters."""

@@ -104,7 +104,9 @@ class LiveDisplay:
         self._live.start()
 
     def say(self, sentence: str) -> None:
-        self._console.print(sentence, markup=False)
+        from rich.text import Text
+
+        self._console.print(Text(sentence))
 
     def show(self, children: Sequence[Child]) -> None:
         rows = [(child.state, describe(child)) for child in children]
@@ -114,6 +116,7 @@ class LiveDisplay:
 
     def _table(self, children: Sequence[Child]) -> Table:
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=self._header, title_justify="left", box=None, pad_edge=False)
         for column in ("process", "state", "where"):
@@ -121,7 +124,7 @@ class LiveDisplay:
         colours = {"serving": "green", "failed": "red"}
         for child in children:
             colour = colours.get(child.state, "yellow")
-            table.add_row(child.spec.name, f"[{colour}]{child.state}[/]", describe(child))
+            table.add_row(child.spec.name, Text(child.state, colour), describe(child))
         return table
 
     def close(self) -> None:

@@ -15,13 +15,7 @@ from tools.stack.ports import LOOPBACK, Ports
 
 _ADMIN_TIMEOUT_SECONDS = 0.5
 # Fields of a cluster that mean something for names alone.
-_DNS_FIELDS = (
-    "dns_lookup_family",
-    "dns_refresh_rate",
-    "dns_failure_refresh_rate",
-    "respect_dns_ttl",
-    "wait_for_warm_on_init",
-)
+_DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
 
 
 class EnvoyMissingError(Exception):

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import traceback
 from collections.abc import Callable
 
 PR_SET_PDEATHSIG = 1
@@ -20,7 +21,8 @@ PR_SET_CHILD_SUBREAPER = 36
 # What the runner and the guard wait for. SIGUSR1 means: whoever we serve is dead, kill everything.
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 ABANDONED = signal.SIGUSR1
-WAITED_SIGNALS = STOP_SIGNALS | {ABANDONED, signal.SIGCHLD}
+ORDERS = STOP_SIGNALS | {ABANDONED}
+WAITED_SIGNALS = ORDERS | {signal.SIGCHLD}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -113,8 +115,8 @@ def _become_runner(guard: int, run: Callable[[], int]) -> None:
         os.setpgid(0, 0)  # Ctrl-C reaches the guard alone, which passes on one signal
         if os.getppid() == guard:
             code = run()
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else 1
+    except BaseException:  # noqa: BLE001 (nothing may unwind into the guard's side)
+        traceback.print_exc()
     finally:
         os._exit(code)
 

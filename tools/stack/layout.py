@@ -91,7 +91,8 @@ class Layout:
     def _envoy(self, binary: Path) -> ChildSpec:
         command = (
             *(str(binary), "-c", str(self.envoy_config)),
-            *("--concurrency", "2", "--disable-hot-restart"),
+            *("--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"),
+            *("--file-flush-interval-msec", "500"),
             *("--drain-time-s", "2", "--drain-strategy", "immediate"),
         )
         return ChildSpec("envoy", command, {}, self.ports.envoy, self.ports.envoy_metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -16,8 +17,8 @@ _FREE_RANGE = range(20_000, 32_000)
 _PATIENCE_SECONDS = 1.0
 
 
-class PortInUseError(Exception):
-    """A port is taken; the message says which, and by whom where that can be known."""
+class PortError(Exception):
+    """A port cannot be used; the message says why, and who holds it where that can be known."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,19 @@ def _free_ports() -> Iterator[int]:
 
 
 def is_free(port: int) -> bool:
-    """True when nothing listens on the port. Connections that are closing do not count."""
+    """True when nothing listens on the port. Connections that are closing do not count.
+
+    Raises:
+        PortError: the port is not this user's to take.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise PortError(f"port {port} cannot be used: {error.strerror}") from None
         return True
 
 
@@ -90,13 +97,13 @@ def require_free(ports: list[int]) -> None:
     """Waits up to a second for the ports to be free.
 
     Raises:
-        PortInUseError: one is not.
+        PortError: one is not.
     """
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while taken := [port for port in ports if not is_free(port)]:
         if time.monotonic() > give_up:
             port = taken[0]
-            raise PortInUseError(f"port {port} is in use{_by_whom(port)}")
+            raise PortError(f"port {port} is in use{_by_whom(port)}")
         time.sleep(0.05)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -13,7 +14,9 @@ from tools.stack.envoy import Admin
 from tools.stack.layout import ChildSpec, Layout
 from tools.stack.ports import accepts
 
-_TICK_SECONDS = 0.25
+_TICK_SECONDS = 0.5
+_PROBE_SECONDS = 0.5
+_ROTATION_SECONDS = 10.0
 _LISTEN_SECONDS = 20.0  # for Envoy to listen; it takes a tenth of one
 DRAIN_SECONDS = 3.0  # for calls that run when the stack is stopped
 STOP_SECONDS = 10.0  # from the first signal to the last process, drain included
@@ -34,6 +37,7 @@ class Runner:
         self._guard_pid = os.getppid()
         self._display: Display
         self._told_ready = False
+        self._reported: list[tuple[str, int | None]] = []
 
     def run(self) -> int:
         """Runs the stack until it is told to stop.
@@ -49,24 +53,19 @@ class Runner:
         started = time.monotonic()
         self._start_envoy()
         took = time.monotonic() - started
-        self._write_state()
-        for child in self._children[1:]:
-            child.start()
-        self._write_state()
-        layout = self._layout
-        self._display = open_display(f"ML services on http://localhost:{layout.ports.envoy}")
-        self._display.say(f"Envoy listens after {took:.2f} s; logs are in {layout.logs}")
+        self._display = open_display(f"ML services on http://localhost:{self._envoy.spec.port}")
+        self._display.say(f"Envoy listens after {took:.2f} s; logs are in {self._layout.logs}")
         try:
             return self._loop()
         finally:
-            layout.state_file.unlink(missing_ok=True)
+            self._layout.state_file.unlink(missing_ok=True)
             self._display.close()
 
     def _start_envoy(self) -> None:
         """Envoy comes first: clients that find nobody on its port are lost for good."""
         self._envoy.start()
         give_up = time.monotonic() + _LISTEN_SECONDS
-        while not accepts(self._envoy.spec.port):
+        while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.ORDERS:
             if guard.reap() or time.monotonic() > give_up:
                 guard.kill_all_and_reap()
                 reason = self._envoy.last_log_line() or "it said nothing"
@@ -74,8 +73,18 @@ class Runner:
             time.sleep(0.005)
 
     def _loop(self) -> int:
-        ticks = 0
+        next_probe = next_rotation = 0.0
         while True:
+            self._tell_ended()
+            self._start_due()
+            if time.monotonic() >= next_probe:
+                self._probe()
+                next_probe = time.monotonic() + _PROBE_SECONDS
+            if time.monotonic() >= next_rotation:
+                for child in self._children:
+                    child.rotate_log()
+                next_rotation = time.monotonic() + _ROTATION_SECONDS
+            self._report()
             received = signal.sigtimedwait(guard.WAITED_SIGNALS, _TICK_SECONDS)
             if received and received.si_signo == guard.ABANDONED:
                 guard.kill_all_and_reap()
@@ -83,54 +92,52 @@ class Runner:
             if received and received.si_signo in guard.STOP_SIGNALS:
                 self._stop()
                 return 0
-            self._restart_ended()
-            if received is None:
-                self._probe()
-                ticks += 1
-                if ticks % 40 == 0:
-                    for child in self._children:
-                        child.rotate_log()
-            self._display.show(self._children)
 
-    def _restart_ended(self) -> None:
-        changed = False
+    def _tell_ended(self) -> None:
         for pid, code in guard.reap().items():
-            for child in self._children:
-                if child.pid == pid:
-                    self._display.say(child.ended(code))
-                    self._kill_orphans()
-                    changed = True
+            child = self._child_of(pid)
+            if child is not None:
+                self._display.say(child.ended(code))
+                # What it has left behind would hold memory, files and sockets.
+                guard.kill_descendants(frozenset(c.pid for c in self._children if c.pid))
+
+    def _child_of(self, pid: int) -> Child | None:
+        return next((child for child in self._children if child.pid == pid), None)
+
+    def _start_due(self) -> None:
         for child in self._children:
             if child.pid is None and time.monotonic() >= child.retry_at:
                 child.start()
-                changed = True
-        if changed:
-            self._write_state()
-
-    def _kill_orphans(self) -> None:
-        """What a dead child has left behind would hold memory, files and sockets."""
-        guard.kill_descendants(frozenset(child.pid for child in self._children if child.pid))
 
     def _probe(self) -> None:
-        try:
+        """Asks Envoy who is healthy; the others serve once they accept."""
+        healthy: set[str] | None = None
+        with contextlib.suppress(OSError):
             healthy = self._admin.healthy_clusters()
-        except OSError:
-            healthy = set()
         for child in self._children:
             if child.pid is None:
                 continue
-            cluster = child.spec.cluster
-            serving = cluster in healthy if cluster else accepts(child.spec.port)
+            if child is self._envoy:
+                serving = healthy is not None
+            elif child.spec.cluster:
+                serving = child.spec.cluster in (healthy or ())
+            else:
+                serving = child.state == SERVING or accepts(child.spec.port)
             if serving:
                 child.state = SERVING
             elif child.state == SERVING:
                 child.state = NOT_SERVING
+
+    def _report(self) -> None:
+        """Shows and writes down what has changed."""
+        now = [(child.state, child.pid) for child in self._children]
+        if now != self._reported:
+            self._reported = now
+            control.write(self._layout, self._children, self._guard_pid)
+        self._display.show(self._children)
         if not self._told_ready and all(child.state == SERVING for child in self._children):
             self._told_ready = True
             self._display.say("all processes are serving")
-
-    def _write_state(self) -> None:
-        control.write(self._layout, self._children, self._guard_pid)
 
     def _stop(self) -> None:
         """Envoy drains, then everything is told to stop, then what is left is killed."""
@@ -141,32 +148,27 @@ class Runner:
             child.signal(signal.SIGTERM)
         while any(child.pid for child in self._children):
             received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.1)
-            impatient = received and received.si_signo != signal.SIGCHLD
+            impatient = received and received.si_signo in guard.ORDERS
             if impatient or time.monotonic() > deadline:
                 alive = [child.spec.name for child in self._children if child.pid]
                 self._display.say(f"killing what has not stopped: {', '.join(alive)}")
                 break
-            self._note_stopped()
+            for pid in guard.reap():
+                ended = self._child_of(pid)
+                if ended is not None:
+                    ended.state, ended.pid = STOPPED, None
+            self._display.show(self._children)
         guard.kill_all_and_reap()
         for child in self._children:
             child.state, child.pid = STOPPED, None
         self._display.show(self._children)
 
-    def _note_stopped(self) -> None:
-        for pid in guard.reap():
-            for child in self._children:
-                if child.pid == pid:
-                    child.state, child.pid = STOPPED, None
-        self._display.show(self._children)
-
     def _drain(self) -> None:
         """Gives running calls a few seconds; no new ones are taken."""
         give_up = time.monotonic() + DRAIN_SECONDS
-        try:
+        with contextlib.suppress(OSError):  # Envoy is down: nothing to drain
             self._admin.drain()
             while self._admin.active_requests() and time.monotonic() < give_up:
                 received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.05)
-                if received and received.si_signo != signal.SIGCHLD:
+                if received and received.si_signo in guard.ORDERS:
                     return
-        except OSError:
-            pass  # Envoy is down: nothing to drain
