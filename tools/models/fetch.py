@@ -95,7 +95,7 @@ class Fetcher:
             if all(present):
                 return [Outcome(asset, "present") for asset in assets]
             with self._one_at_a_time():
-                outcomes = list(pool.map(self._outcome, assets))
+                outcomes = list(pool.map(self._outcome, assets, present))
                 if all(outcome.state in ("present", "fetched") for outcome in outcomes):
                     for folder in ("packages", "inputs"):  # what it took is not needed again
                         shutil.rmtree(self._cache / folder, ignore_errors=True)
@@ -113,8 +113,8 @@ class Fetcher:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _outcome(self, asset: Asset) -> Outcome:
-        if is_present(asset, self._root):
+    def _outcome(self, asset: Asset, present: bool) -> Outcome:
+        if present:
             return Outcome(asset, "present")
         try:
             self._obtain(asset)
@@ -149,10 +149,11 @@ class Fetcher:
             try:
                 self._install(asset, stage, self._fill(asset, source, stage))
             except SourceError as error:
-                if error.damaged:
-                    self._reporter.line(f"{asset.name}: {error}")
                 tried.append(error)
             else:
+                for refused in tried:
+                    if refused.damaged:
+                        self._reporter.line(f"{asset.name} came from another source: {refused}")
                 return
             finally:
                 shutil.rmtree(stage, ignore_errors=True)
@@ -197,7 +198,7 @@ class Fetcher:
             try:
                 self._builders.submit(run_build, step, paths, stage).result()
             except ImportError as error:
-                needs = f"{step} needs the Python package {error.name}, which is not installed"
+                needs = f"{step} needs {error.name}, which the project's extras install"
                 raise SourceError(needs, damaged=True) from error
             except Exception as error:  # whatever a conversion raises, the asset is not there
                 raise SourceError(f"{step} failed ({error})", damaged=True) from error
@@ -221,7 +222,5 @@ def _copy(path: Path, target: Path) -> None:
 
 def _advice(error: SourceError) -> str:
     if error.damaged:
-        return (
-            "What came is not what tools/models/assets.toml lists: update the list or the source."
-        )
+        return "Nothing of it was kept."
     return "Run again with a network, or name a folder that has the file in MODEL_DIR."
