@@ -91,6 +91,8 @@ class CacheEntry:
     """
 
     def __init__(self, root: Path, model_id: str, file_path: PurePosixPath) -> None:
+        self.model_id = model_id
+        self.file_path = file_path
         self._root = root
         self._inner = PurePosixPath(folder_name(model_id)) / file_path
         key = hashlib.sha256(str(self._inner).encode()).hexdigest()[:32]

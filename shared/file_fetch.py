@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from shared.file_cache import CachedFile, PartFile
+from shared.single_flight import SharedWork
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FetchLimits:
     stall_seconds: float = 60.0
 
 
-class Fetch:
+class Fetch(SharedWork[CachedFile]):
     """A file under way, as those see it who wait for it.
 
     Attributes:
@@ -37,13 +37,10 @@ class Fetch:
         written: bytes on disk.
         restarts: how often the content was begun anew after a part of it was readable.
         part: set once `total_size` is known; None before, and for a file that was cached.
-        task: the work itself.
-        waiting: how many wait for it.
     """
 
-    task: asyncio.Task[CachedFile]
-
     def __init__(self, model_id: str, file_path: PurePosixPath) -> None:
+        super().__init__()
         self.model_id = model_id
         self.file_path = file_path
         self.total_size = 0
@@ -51,17 +48,6 @@ class Fetch:
         self.written = 0
         self.restarts = 0
         self.part: PartFile | None = None
-        self.waiting = 0
-        self._changed = asyncio.Event()
-
-    async def changed(self) -> None:
-        """Waits for the next change of anything here, or the end."""
-        await self._changed.wait()
-
-    def announce(self) -> None:
-        """Wakes all who wait in `changed`."""
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     def __str__(self) -> str:
         return f"{str(self.file_path)[:80]!r} of model {self.model_id!r}"

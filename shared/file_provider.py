@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from ml import model_management_pb2_grpc
 from shared.channels import connect
@@ -20,6 +21,10 @@ from shared.file_cache import CachedFile, CacheEntry, disk_errors
 from shared.file_download import Stub, download
 from shared.file_fetch import Fetch, FetchLimits
 from shared.model_ids import check_file_path, folder_name, parse_model_id
+from shared.single_flight import SingleFlight
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 # Called on the event loop with the bytes fetched and the bytes in all, 0 while unknown.
 Progress = Callable[[int, int], None]
@@ -45,8 +50,7 @@ class FileProvider:
         self.cache_dir = Path(cache_dir)
         self._address = address
         self._limits = limits or FetchLimits()
-        self._fetches: dict[tuple[str, PurePosixPath], Fetch] = {}
-        self._tasks: set[asyncio.Task[CachedFile]] = set()
+        self._fetches: SingleFlight[tuple[str, PurePosixPath], Fetch] = SingleFlight()
 
     async def __aenter__(self) -> Self:
         self._channel = connect(self._address)
@@ -54,10 +58,7 @@ class FileProvider:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._fetches.close()
         await self._channel.close()
 
     def folder(self, model_id: str) -> Path:
@@ -80,12 +81,12 @@ class FileProvider:
             ResourceExhaustedError: the disk is full.
             InternalError: the cache cannot be written.
         """
-        async with self._join(model_id, file_path) as fetch:
+        with self._join(model_id, file_path) as fetch:
             while not fetch.task.done():
                 if on_progress:
                     on_progress(fetch.written, fetch.total_size)
                 await fetch.changed()
-            file = fetch.task.result()
+            file = fetch.result()
             if on_progress:
                 on_progress(file.size, file.size)
             return file.path
@@ -99,56 +100,29 @@ class FileProvider:
         """
         entry = self._entry(model_id, file_path)
         if file := await asyncio.to_thread(entry.find):
-            async with FileReader(file) as reader:
+            async with FileReader(file, entry) as reader:
                 yield reader
             return
-        async with self._join(model_id, file_path) as fetch:
+        with self._join(model_id, file_path) as fetch:
             while fetch.part is None and not fetch.task.done():
                 await fetch.changed()
-            source = fetch.task.result() if fetch.task.done() else fetch
-            async with FileReader(source) as reader:
+            source = fetch.result() if fetch.task.done() else fetch
+            async with FileReader(source, entry) as reader:
                 yield reader
-
-    async def discard(self, model_id: str, file_path: str) -> None:
-        """Removes a cached file that was found damaged, so that it is fetched again."""
-        await asyncio.to_thread(self._entry(model_id, file_path).discard)
 
     def _entry(self, model_id: str, file_path: str) -> CacheEntry:
         return CacheEntry(self.cache_dir, parse_model_id(model_id), check_file_path(file_path))
 
-    @contextlib.asynccontextmanager
-    async def _join(self, model_id: str, file_path: str) -> AsyncIterator[Fetch]:
-        """The one fetch of a file; it ends when nobody is left in here."""
-        key = parse_model_id(model_id), check_file_path(file_path)
-        fetch = self._fetches.get(key)
-        if fetch is None:
-            fetch = self._fetches[key] = Fetch(*key)
-            fetch.task = asyncio.create_task(
-                download(self._stub, CacheEntry(self.cache_dir, *key), self._limits, fetch)
-            )
-            self._tasks.add(fetch.task)
-            fetch.task.add_done_callback(functools.partial(self._ended, key, fetch))
-        fetch.waiting += 1
-        try:
-            yield fetch
-        finally:
-            fetch.waiting -= 1
-            if not fetch.waiting and not fetch.task.done():
-                fetch.task.cancel()
-                self._forget(key, fetch)
+    def _join(self, model_id: str, file_path: str) -> AbstractContextManager[Fetch]:
+        """The one fetch of a file, which ends when nobody is left in it."""
+        entry = self._entry(model_id, file_path)
 
-    def _ended(
-        self, key: tuple[str, PurePosixPath], fetch: Fetch, task: asyncio.Task[CachedFile]
-    ) -> None:
-        self._tasks.discard(task)
-        self._forget(key, fetch)
-        fetch.announce()
-        if not task.cancelled():
-            task.exception()  # the waiters have raised it, if there are any left
+        def start() -> Fetch:
+            fetch = Fetch(entry.model_id, entry.file_path)
+            fetch.task = asyncio.create_task(download(self._stub, entry, self._limits, fetch))
+            return fetch
 
-    def _forget(self, key: tuple[str, PurePosixPath], fetch: Fetch) -> None:
-        if self._fetches.get(key) is fetch:
-            del self._fetches[key]
+        return self._fetches.join((entry.model_id, entry.file_path), start)
 
 
 class FileReader:
@@ -159,12 +133,13 @@ class FileReader:
         sha256: of the whole file, "" while it is not known.
     """
 
-    def __init__(self, source: CachedFile | Fetch) -> None:
+    def __init__(self, source: CachedFile | Fetch, entry: CacheEntry) -> None:
         # A fetch is read through its part, which knows whether it is renamed by now.
         opened = source.part if isinstance(source, Fetch) else source
         if opened is None:
             raise RuntimeError("a fetch has no part before its size is known")
         self._opened = opened
+        self._entry = entry
         self._fetch = source if isinstance(source, Fetch) else None
         self._restarts = self._fetch.restarts if self._fetch else 0
         self.total_size = source.total_size if isinstance(source, Fetch) else source.size
@@ -180,18 +155,27 @@ class FileReader:
     async def blocks(self, offset: int = 0) -> AsyncIterator[bytes]:
         """The bytes from `offset` to the end, in blocks of READ_BYTES at most.
 
-        The block that ends the file comes once the file is known to be whole and right.
+        The block that ends the file comes once the file is known to be whole and, when it is read
+        from its beginning, right.
 
         Raises:
-            UnavailableError: the file changed at its source half-way; asking again helps.
+            UnavailableError: the file changed at its source half-way, or the cached one was
+                damaged; asking again helps.
             As `FileProvider.fetch`.
         """
+        # A fetch checks the hash itself; the receiver of the rest of a file has its beginning.
+        digest = hashlib.sha256() if self._fetch is None and offset == 0 else None
         while offset < self.total_size:
             end = min(await self._available(offset), offset + READ_BYTES)
-            block = await asyncio.to_thread(self._read, offset, end - offset)
+            block = await asyncio.to_thread(self._read, offset, end - offset, digest)
             if not block or (self._fetch and self._fetch.restarts != self._restarts):
                 raise UnavailableError("the file changed at its source while it was read")
             offset += len(block)
+            if digest and offset == self.total_size and digest.hexdigest() != self.sha256:
+                await asyncio.to_thread(self._entry.discard)
+                raise UnavailableError(
+                    "the cached file was damaged and is fetched again when asked"
+                )
             yield block
 
     async def _available(self, offset: int) -> int:
@@ -206,9 +190,12 @@ class FileReader:
                 return readable
             await fetch.changed()
         if fetch.task.done():
-            fetch.task.result()
+            fetch.result()
         return self.total_size
 
-    def _read(self, offset: int, size: int) -> bytes:
+    def _read(self, offset: int, size: int, digest: Hash | None) -> bytes:
         with disk_errors():
-            return os.pread(self._file.fileno(), size, offset)
+            block = os.pread(self._file.fileno(), size, offset)
+        if digest:
+            digest.update(block)
+        return block

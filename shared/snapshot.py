@@ -95,7 +95,7 @@ class _Snapshot:
                 "only safetensors weights are loaded",
                 field="model_id",
             )
-        shards = self._shards(await self._json(index, WEIGHTS_INDEX))
+        shards = self._shards(await read_json(index))
         async with asyncio.TaskGroup() as group:
             for shard in shards:
                 group.create_task(self._shard(shard))
@@ -126,7 +126,7 @@ class _Snapshot:
         path = await self._fetch(MODULES)
         if path is None:
             return
-        modules = await self._json(path, MODULES)
+        modules = await read_json(path)
         try:
             folders = sorted({str(module["path"]) for module in modules} - {""})
         except (TypeError, KeyError):
@@ -154,18 +154,6 @@ class _Snapshot:
             except ModelFileNotFoundError:
                 return None
 
-    async def _json(self, path: Path, name: str) -> Any:
-        def read() -> Any:
-            with disk_errors():
-                if path.stat().st_size > MAX_JSON_BYTES:
-                    raise self._broken(name, f"it has more than {MAX_JSON_BYTES} bytes")
-                return json.loads(path.read_bytes())
-
-        try:
-            return await asyncio.to_thread(read)
-        except (ValueError, RecursionError):
-            raise self._broken(name, "it is not JSON") from None
-
     def _check_names(self, source: str, names: Iterable[str]) -> None:
         try:
             for name in names:
@@ -187,3 +175,22 @@ async def _first_error() -> AsyncIterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
+
+
+async def read_json(path: Path) -> Any:
+    """The content of a JSON file of a model.
+
+    Raises:
+        InvalidModelError: it is not JSON, or has more than MAX_JSON_BYTES.
+    """
+
+    def read() -> Any:
+        with disk_errors():
+            if path.stat().st_size > MAX_JSON_BYTES:
+                raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
+            return json.loads(path.read_bytes())
+
+    try:
+        return await asyncio.to_thread(read)
+    except (ValueError, RecursionError):
+        raise InvalidModelError(f"{path.name} of the model is not JSON") from None
