@@ -13,6 +13,7 @@ from shared.process import die_with_parent
 from shared.server import create_server
 from shared.settings import ServerSettings
 from text_svc.launch import Launch, Report
+from text_svc.worker.families import load
 
 
 def _report(launch: Launch, report: Report) -> None:
@@ -22,24 +23,12 @@ def _report(launch: Launch, report: Report) -> None:
 
 async def serve(launch: Launch) -> None:
     """Loads, serves and reports; returns never, the front ends this process."""
-    import torch  # after the checks above: it takes seconds
-
-    from text_svc.worker.embeddings import Embedder
-    from text_svc.worker.loading import load
-    from text_svc.worker.service import EmbeddingsServicer, GenerationServicer
-
-    torch.set_num_threads(launch.threads)
-    loaded, report = await asyncio.to_thread(load, launch)
+    loaded = await asyncio.to_thread(load, launch)
     server = create_server(ServerSettings(max_message_bytes=launch.max_message_bytes))
-    servicer = (
-        EmbeddingsServicer(loaded, launch)
-        if isinstance(loaded, Embedder)
-        else GenerationServicer(loaded, launch)
-    )
-    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(servicer, server)
+    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(loaded.servicer, server)
     server.add_insecure_port(f"unix:{launch.socket}")
     await server.start()
-    _report(launch, report)
+    _report(launch, loaded.report)
     await server.wait_for_termination()
 
 

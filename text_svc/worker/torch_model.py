@@ -1,19 +1,17 @@
-"""From a model's folder to something that answers, with errors that a caller can read."""
+"""What every model on torch needs: its device and dtype, readable errors, its measure."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from shared.errors import InvalidArgumentError, InvalidModelError, OutOfMemoryError, ServiceError
-from shared.pipelines import FEATURE_EXTRACTION, TEXT_GENERATION
 from text_svc.launch import Launch, Report
 from text_svc.options import LoadOptions
-from text_svc.worker.embeddings import Embedder
-from text_svc.worker.transformers_engine import TransformersEngine
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +44,15 @@ def choose_dtype(options: LoadOptions, device: str) -> torch.dtype:
     return dtype
 
 
-def load(launch: Launch) -> tuple[TransformersEngine | Embedder, Report]:
-    """Loads the model of a launch command and measures it.
+@contextmanager
+def loading_errors(launch: Launch) -> Iterator[None]:
+    """Turns what transformers and torch raise on a bad model into errors that a caller can read.
 
     Raises:
-        ServiceError: why it cannot be loaded, in a sentence without paths.
+        ServiceError: why the model cannot be loaded, in a sentence without paths.
     """
-    device = choose_device(launch.options)
-    common: dict[str, Any] = {
-        "dtype": choose_dtype(launch.options, device),
-        "device": device,
-        "max_length": launch.options.max_length,
-    }
     try:
-        loaded: TransformersEngine | Embedder
-        if launch.pipeline == TEXT_GENERATION.name:
-            loaded = TransformersEngine(
-                launch.folder,
-                max_running=launch.max_running,
-                max_waiting=launch.max_waiting,
-                **common,
-            )
-        elif launch.pipeline == FEATURE_EXTRACTION.name:
-            loaded = Embedder(launch.folder, **common)
-        else:
-            raise InvalidArgumentError(f"pipeline {launch.pipeline!r} is not served here")
+        yield
     except ServiceError:
         raise
     except (MemoryError, torch.OutOfMemoryError):
@@ -78,8 +60,6 @@ def load(launch: Launch) -> tuple[TransformersEngine | Embedder, Report]:
     except Exception as error:  # whatever transformers raises on files that it does not like
         log.exception("the model cannot be loaded")
         raise InvalidModelError(_sentence(launch, error)) from None
-    ram, vram = measure(loaded.model)
-    return loaded, Report(ram_bytes=ram, vram_bytes=vram)
 
 
 def _sentence(launch: Launch, error: Exception) -> str:
@@ -90,10 +70,10 @@ def _sentence(launch: Launch, error: Exception) -> str:
     return f"model {launch.model_id} cannot be loaded: {type(error).__name__}: {text[:300]}"
 
 
-def measure(model: torch.nn.Module) -> tuple[int, int]:
+def measure(model: torch.nn.Module) -> Report:
     """Bytes on the host and on accelerators: parameters and buffers, shared ones once."""
     seen: dict[tuple[str, int], int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         seen[tensor.device.type, tensor.data_ptr()] = tensor.numel() * tensor.element_size()
     ram = sum(size for (kind, _), size in seen.items() if kind == "cpu")
-    return ram, sum(seen.values()) - ram
+    return Report(ram_bytes=ram, vram_bytes=sum(seen.values()) - ram)
