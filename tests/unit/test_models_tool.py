@@ -237,7 +237,7 @@ def test_a_missing_asset_says_what_was_tried_and_what_to_do(tmp_path: Path) -> N
     assert first.state == second.state == "missing"
     assert first.message == (
         f"a.tflite is missing: 127.0.0.1:9 does not answer; there is no file {tmp_path}/a.tflite. "
-        "Run again with a network, or name a folder that has the file in MODEL_DIR."
+        "Run again with a network, or put the missing file into the models folder."
     )
     assert sum("does not answer" in line for line in lines.said) == 1, "it is asked once a run"
 
@@ -262,10 +262,12 @@ def test_what_an_asset_is_built_of_is_missing_in_its_own_words(tmp_path: Path) -
     assert outcome.message.startswith("whole is missing: part is missing: 127.0.0.1:9 does not")
 
 
-@pytest.mark.parametrize("place", ["vision/model.tflite", "model.tflite"])
+@pytest.mark.parametrize(
+    "place", ["mine/vision/model.tflite", "mine/model.tflite", "models/model.tflite"]
+)
 def test_a_local_folder_is_the_last_resort(place: str, tmp_path: Path) -> None:
-    (tmp_path / "mine" / place).parent.mkdir(parents=True)
-    (tmp_path / "mine" / place).write_bytes(CONTENT)
+    (tmp_path / place).parent.mkdir(parents=True)
+    (tmp_path / place).write_bytes(CONTENT)
     entries = listed(asset("model.tflite", {"url": f"{CLOSED_PORT}/model.tflite"}))
     (outcome,) = fetch(tmp_path / "models", entries, local_folders=[tmp_path / "mine"])
     assert outcome.state == "fetched"

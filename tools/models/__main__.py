@@ -57,10 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
 def fetch(assets: Manifest, chosen: list[Asset], root: Path, *, offline: bool) -> int:
     """Fetch the chosen assets into `root` and say what happened; return the exit status."""
     started = time.monotonic()
-    local = [folder for folder in [model_dir()] if folder != root]
     with (
         reporter() as report,
-        Fetcher(assets, root, report, offline=offline, local_folders=local) as fetcher,
+        Fetcher(assets, root, report, offline=offline, local_folders=[model_dir()]) as fetcher,
     ):
         outcomes = fetcher.fetch(chosen)
     seconds = time.monotonic() - started

@@ -53,7 +53,7 @@ class Fetcher:
     """Fetches assets of a manifest into the models folder `root`.
 
     Downloads run in threads and builds in processes of their own, which give their memory back.
-    `local_folders` are searched last, by an asset's path and by its bare file names.
+    The root and `local_folders` are searched last, by an asset's path and by bare file names.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Fetcher:
         self._root = root
         self._cache = root / ".cache"
         self._reporter = reporter
-        self._local_folders = local_folders
+        self._local_folders = (root, *local_folders)
         self._site = OfficialSite(reporter, offline=offline)
         self._packages = PackageStore(
             self._cache / "packages", manifest.packages, reporter, offline=offline
@@ -120,7 +120,7 @@ class Fetcher:
             self._obtain(asset)
         except SourceError as error:
             if asset.without and not error.damaged:
-                return Outcome(asset, "off", f"{asset.without}: {error}.")
+                return Outcome(asset, "off", f"{asset.without}: {error}. {_advice(error)}")
             return Outcome(asset, "missing", f"{error}. {_advice(error)}")
         return Outcome(asset, "fetched")
 
@@ -162,7 +162,8 @@ class Fetcher:
     def _local_copies(self, asset: Asset) -> Iterator[LocalSource]:
         for folder in self._local_folders:
             for place in (folder / asset.folder, folder):
-                if all((place / file.path).is_file() for file in asset.files):
+                here = place == self._root / asset.folder
+                if not here and all((place / file.path).is_file() for file in asset.files):
                     yield LocalSource(local=f"{place}/")
 
     def _fill(self, asset: Asset, source: Source, stage: Path) -> str:
@@ -214,6 +215,7 @@ class Fetcher:
 
 
 def _copy(path: Path, target: Path) -> None:
+    path = path.resolve()
     if not path.is_file():
         raise SourceError(f"there is no file {path}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -223,4 +225,4 @@ def _copy(path: Path, target: Path) -> None:
 def _advice(error: SourceError) -> str:
     if error.damaged:
         return "Nothing of it was kept."
-    return "Run again with a network, or name a folder that has the file in MODEL_DIR."
+    return "Run again with a network, or put the missing file into the models folder."
