@@ -34,7 +34,7 @@ def lock(name: str, extras: tuple[str, ...], folder: Path) -> None:
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--overrides", str(overrides), "--upgrade", "--no-emit-index-url"]
-    command += ["--no-emit-package", "torch"]
+    command += ["--no-emit-package", "torch", "--no-emit-package", "torchvision"]
     command += [argument for extra in extras for argument in ("--extra", extra)]
     command += ["pyproject.toml", str(torch_needs), "-o", str(output)]
     subprocess.run(command, check=True, cwd=ROOT)
