@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from text_svc.launch import Launch
 from text_svc.worker.embeddings import Embedder
+from text_svc.worker.embeddings_service import EmbeddingsServicer
 from text_svc.worker.families import Loaded
-from text_svc.worker.service import EmbeddingsServicer
 from text_svc.worker.torch_model import choose_device, choose_dtype, loading_errors, measure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
-from text_svc.worker.service import GenerationServicer
+from text_svc.worker.generation_service import GenerationServicer
 from text_svc.worker.torch_model import choose_device, choose_dtype, loading_errors, measure
 from text_svc.worker.transformers_engine import TransformersEngine
 

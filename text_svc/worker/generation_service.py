@@ -1,19 +1,17 @@
-"""TransformersService of one model: checks the request, runs it, shapes the answer."""
+"""GenerateText and ChatCompletion of one model: checks the request, runs it, shapes the answer."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
-from shared.errors import InputTooLargeError, MissingFieldError
 from text_svc.launch import Launch
 from text_svc.worker.chat import check_messages
-from text_svc.worker.embeddings import Embedder
+from text_svc.worker.checks import check_sizes
 from text_svc.worker.engine import GenerationEngine
 
 
@@ -52,48 +50,6 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
         yield pb.ChatResponse(done=True, finish_reason=delta.finish_reason)
 
 
-class EmbeddingsServicer(transformers_pb2_grpc.TransformersServiceServicer):
-    """GenerateEmbeddings."""
-
-    def __init__(self, embedder: Embedder, launch: Launch) -> None:
-        self._embedder = embedder
-        self._launch = launch
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="embed")
-
-    async def GenerateEmbeddings(
-        self, request: pb.GenerateEmbeddingsRequest, context: Any
-    ) -> pb.GeneratedEmbeddingsResponse:
-        texts, limit = list(request.texts), self._launch.max_texts
-        if not texts:
-            raise MissingFieldError("texts is empty", field="texts")
-        if len(texts) > limit:
-            raise InputTooLargeError(
-                f"{len(texts)} texts are over the limit of {limit} a call",
-                metadata={"limit": str(limit)},
-            )
-        check_sizes(texts, "texts", self._launch.max_prompt_bytes, empty=True)
-        loop = asyncio.get_running_loop()
-        vectors = await loop.run_in_executor(self._thread, self._embedder.embed, texts)
-        return pb.GeneratedEmbeddingsResponse(
-            embeddings=[pb.GeneratedEmbedding(values=vector) for vector in vectors]
-        )
-
-
 def optional(request: Any, name: str) -> float | None:
     """A field with presence: None when the client did not set it."""
     return getattr(request, name) if request.HasField(name) else None
-
-
-def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = False) -> None:
-    """Refuses an empty text (unless `empty`) and texts of more than `limit` bytes together.
-
-    Raises:
-        MissingFieldError, InputTooLargeError: with the field or the limit.
-    """
-    if not empty and not all(texts):
-        raise MissingFieldError(f"{field} is empty", field=field)
-    size = sum(len(text.encode()) for text in texts)
-    if size > limit:
-        raise InputTooLargeError(
-            f"{field} has {size} bytes, the limit is {limit}", metadata={"limit": str(limit)}
-        )
