@@ -45,7 +45,19 @@ FEATURE_EXTRACTION = Pipeline(
     architecture_suffixes=("BertModel", "RobertaModel", "MPNetModel", "XLMRobertaModel"),
 )
 
-PIPELINES: tuple[Pipeline, ...] = (TEXT_GENERATION, FEATURE_EXTRACTION)
+# A model of one of these replaces the one that the service's task runs on.
+VISION_TASKS = (
+    Pipeline("face-detection", "vision", aliases=("face-detector",)),
+    Pipeline("face-mesh", "vision", aliases=("face-landmarker", "face-landmarks")),
+    Pipeline("iris-tracking", "vision", aliases=("iris",)),
+    Pipeline("hand-tracking", "vision", aliases=("gesture-recognizer", "hand-landmarker")),
+    Pipeline("pose-tracking", "vision", aliases=("pose-landmarker", "pose-estimation")),
+    Pipeline("holistic-tracking", "vision", aliases=("holistic-landmarker", "holistic")),
+    Pipeline("selfie-segmentation", "vision", aliases=("selfie-segmenter",)),
+    Pipeline("hair-segmentation", "vision", aliases=("hair-segmenter",)),
+)
+
+PIPELINES: tuple[Pipeline, ...] = (TEXT_GENERATION, FEATURE_EXTRACTION, *VISION_TASKS)
 
 _BY_NAME = {name: p for p in PIPELINES for name in (p.name, *p.aliases)}
 

@@ -11,29 +11,38 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ml import mediapipe_pb2_grpc
+from ml.internal import worker_pb2_grpc
+from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
-from vision_svc.service import NAME, MediapipeServicer
+from vision_svc.memory import keep_large_blocks
+from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
 from vision_svc.settings import VisionSettings
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
+    from vision_svc.models import Models
 
 log = logging.getLogger(__name__)
 
 
-def make_engine(settings: VisionSettings, on_failures: Callable[[], None]) -> Engine:
-    """Imports what is heavy, MediaPipe above all, and makes the engine."""
+def _make_engine(
+    settings: VisionSettings, provider: FileProvider, on_failures: Callable[[], None]
+) -> tuple[Engine, Models]:
+    """Imports what is heavy, MediaPipe above all, while the port listens already."""
     from vision_svc.engine import Engine
+    from vision_svc.models import Models
 
-    return Engine(settings, on_failures)
+    engine = Engine(settings, on_failures)
+    return engine, Models(engine, provider)
 
 
 async def run(settings: VisionSettings) -> None:
     """Serves until it is told to stop."""
-    servicer = MediapipeServicer()
+    vision, worker = MediapipeServicer(), ModelWorkerServicer()
 
     def register(server: grpc.aio.Server, _: Health) -> None:
-        mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(servicer, server)
+        mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(vision, server)
+        worker_pb2_grpc.add_ModelWorkerServicer_to_server(worker, server)
 
     @asynccontextmanager
     async def lifespan(health: Health) -> AsyncIterator[None]:
@@ -42,18 +51,22 @@ async def run(settings: VisionSettings) -> None:
         def ask_for_restart() -> None:
             """Failed graphs leak threads: after some, only a new process helps."""
             log.error("too many graphs have failed: NOT_SERVING until the process is restarted")
-            asyncio.run_coroutine_threadsafe(health.set_all(False), loop)
+            asyncio.run_coroutine_threadsafe(health.stop(), loop)
 
-        engine = await asyncio.to_thread(make_engine, settings, ask_for_restart)
-        servicer.engine = engine
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(engine.close)
+        async with FileProvider(settings.file_provider_addr, settings.cache_dir) as provider:
+            engine, models = await asyncio.to_thread(
+                _make_engine, settings, provider, ask_for_restart
+            )
+            vision.engine, worker.models = engine, models
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(engine.close)
 
-    await serve(settings, [NAME], register, lifespan=lifespan)
+    await serve(settings, [NAME], register, internal_names=[WORKER_NAME], lifespan=lifespan)
 
 
 if __name__ == "__main__":
+    keep_large_blocks()
     _settings = VisionSettings()
     main("vision_svc", _settings, lambda: run(_settings))

@@ -40,12 +40,10 @@ class Assets:
             )
         return path
 
-    def replace(self, task: VisionTask, path: Path) -> None:
-        """Instances of this task are made from `path` from now on."""
+    def replace(self, task: VisionTask, path: Path | None) -> None:
+        """Instances of this task are made from `path` from now on; None: from the models folder."""
         with self._lock:
-            self._loaded[task.name] = path
-
-    def restore(self, task: VisionTask) -> None:
-        """Instances of this task are made from the models folder again."""
-        with self._lock:
-            self._loaded.pop(task.name, None)
+            if path:
+                self._loaded[task.name] = path
+            else:
+                self._loaded.pop(task.name, None)

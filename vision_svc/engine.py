@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import cv2
@@ -23,7 +24,7 @@ from vision_svc.detector import Mode, Response
 from vision_svc.instances import Instances
 from vision_svc.options import frame_policy_of_call, options_of_call, parse_options
 from vision_svc.session import Incoming, Metadata, Session
-from vision_svc.tasks import TASKS
+from vision_svc.tasks import TASKS, VisionTask
 
 if TYPE_CHECKING:
     from vision_svc.settings import VisionSettings
@@ -132,6 +133,20 @@ class Engine:
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> Future[T]:
         return self._workers.submit(function, *args, **kwargs)
+
+    async def try_model(self, task: VisionTask, path: Path) -> None:
+        """Opens a model file once, with default options, and closes it.
+
+        Raises:
+            InvalidModelError: it is no model of this task.
+            OutOfMemoryError: there is no room to try it.
+        """
+        await asyncio.wrap_future(self._callers.submit(self.instances.try_model, task, path))
+
+    def use_model(self, task: VisionTask, path: Path | None) -> None:
+        """Streams and pictures that come from now on run on this file; None: on the task's own."""
+        self.assets.replace(task, path)
+        self.instances.drop_idle(task)
 
     def close(self) -> None:
         """Ends the threads and frees the models; waits for frames that run."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from shared.errors import CallCancelledError, InternalError, InvalidModelError, OutOfMemoryError
 from vision_svc import metrics
 from vision_svc.detector import Detector, Mode, Response
+from vision_svc.options import parse_options
 
 if TYPE_CHECKING:
     from shared.frames.types import Rgb
@@ -124,14 +125,19 @@ class Instances:
                     self._idle.remove(instance)
                     return instance
             self._reserve(task)
-        try:
-            detector = task.open(path, options, mode)
-        except Exception as error:
-            self._free(task)
-            log.exception("a model could not be opened", extra={"task": task.name})
-            raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
-        metrics.INSTANCES.labels(task.name).inc()
-        return Instance(task, key, detector, self._on_failure)
+        return self._open(task, key, options)
+
+    def try_model(self, task: VisionTask, path: Path) -> None:
+        """Opens a file with default options and closes it.
+
+        Raises:
+            InvalidModelError: the file is no model of this task.
+            OutOfMemoryError: the budget is used up.
+        """
+        options = parse_options(task.options)
+        with self._lock:
+            self._reserve(task)
+        self._close(self._open(task, (task.name, path, Mode.IMAGE, ()), options))
 
     def release(self, instance: Instance) -> None:
         """Gives an instance back; it is kept for the next caller or closed. Does not block."""
@@ -166,6 +172,17 @@ class Instances:
         """Closes what is idle and waits for all that is closing."""
         self.drop_idle()
         self._closer.shutdown(wait=True)
+
+    def _open(self, task: VisionTask, key: _Key, options: Options) -> Instance:
+        _, path, mode, _ = key
+        try:
+            detector = task.open(path, options, mode)
+        except Exception as error:
+            self._free(task)
+            log.exception("a model could not be opened", extra={"task": task.name})
+            raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
+        metrics.INSTANCES.labels(task.name).inc()
+        return Instance(task, key, detector, self._on_failure)
 
     def _reserve(self, task: VisionTask) -> None:
         """Takes the task's memory out of the budget; idle instances make room. Needs the lock."""

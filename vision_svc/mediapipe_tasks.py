@@ -47,17 +47,33 @@ def close_task(task: Any) -> None:
 
 
 class TaskDetector:
-    """A Tasks object: pixels in, the answer as a message out."""
+    """A Tasks object: pixels in, the answer as a message out.
+
+    Args:
+        task: the object, made for `mode`.
+        mode: whether pictures follow each other.
+        method: what the task's call is named for single pictures.
+        respond: makes the message of the task's result and the picture.
+        before: what may begin while the task runs, if anything.
+    """
 
     def __init__(
-        self, task: Any, mode: Mode, method: str, respond: Callable[[Any, Rgb], Response]
+        self,
+        task: Any,
+        mode: Mode,
+        method: str,
+        respond: Callable[[Any, Rgb], Response],
+        *,
+        before: Callable[[Rgb], None] = lambda _: None,
     ) -> None:
         self._task = task
+        self._before = before
         self._video = mode is Mode.VIDEO
         self._run = getattr(task, f"{method}_for_video" if self._video else method)
         self._respond = respond
 
     def detect(self, image: Rgb, time_ms: int) -> Response:
+        self._before(image)
         picture = mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(image))
         result = self._run(picture, time_ms) if self._video else self._run(picture)
         return self._respond(result, image)
@@ -131,9 +147,9 @@ def _face_landmarker(
 
     def scored(result: Any, image: Rgb) -> Response:
         faces = result.face_landmarks
-        return respond(faces, [scorer.score(image, face) for face in faces])
+        return respond(faces, scorer.scores(image, faces))
 
-    return TaskDetector(task, mode, "detect", scored)
+    return TaskDetector(task, mode, "detect", scored, before=scorer.expect)
 
 
 def face_mesh(path: Path, options: Options, mode: Mode) -> TaskDetector:
@@ -161,7 +177,7 @@ def holistic_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetecto
     )
 
     def scored(result: Any, image: Rgb) -> Response:
-        face = result.face_landmarks
-        return results.holistic(result, scorer.score(image, face) if face else 0.0)
+        faces = [result.face_landmarks] if result.face_landmarks else []
+        return results.holistic(result, scorer.scores(image, faces))
 
-    return TaskDetector(task, mode, "detect", scored)
+    return TaskDetector(task, mode, "detect", scored, before=scorer.expect)

@@ -153,11 +153,11 @@ def poses(result: Any) -> pb.PoseDetectionResponse:
     )
 
 
-def holistic(result: Any, face_score: float) -> pb.HolisticTrackingResponse:
+def holistic(result: Any, face_scores: Sequence[float]) -> pb.HolisticTrackingResponse:
     """One person of a HolisticLandmarkerResult; what was not found stays unset."""
     response = pb.HolisticTrackingResponse()
     if result.face_landmarks:
-        response.face.CopyFrom(_face_mesh(result.face_landmarks, face_score))
+        response.face.CopyFrom(_face_mesh(result.face_landmarks, face_scores[0]))
     if result.pose_landmarks:
         response.pose.CopyFrom(_pose(result.pose_landmarks, result.pose_world_landmarks))
     sides = (
