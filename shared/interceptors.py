@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -93,6 +94,9 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
         handler = await continuation(handler_call_details)
         if handler is None:
             # Unknown methods are not remembered: names from the wire would grow without bound.
+            return handler
+        if handler.response_streaming and inspect.iscoroutinefunction(behaviour(handler)):
+            # Health.Watch of grpcio writes to the context itself: there is no stream to wrap.
             return handler
         method = handler_call_details.method
         known = self._wrapped.get(method)
