@@ -2,7 +2,8 @@
 
 Any Python can run this file. It becomes the stack runner of the project's own environment, in the
 same process, so that killing the pid that the starter knows ends every process of the stack. The
-application itself serves the model files (`--provider`, default localhost:50052).
+application itself serves the model files (`--provider`, default localhost:50052). Further options
+go to the runner (`python -m tools.stack --help`).
 """
 
 # Any old Python must be able to run this file.
@@ -22,7 +23,7 @@ def main():
     parser.add_argument(
         "--provider", default="localhost:50052", metavar="HOST:PORT", help="serves GetModelFile"
     )
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     if not os.access(PYTHON, os.X_OK):
         sys.exit("the Python environment %s is missing: run `make setup`" % os.path.dirname(PYTHON))
     # The starter's own Python settings are not meant for another interpreter.
@@ -30,6 +31,7 @@ def main():
         os.environ.pop(name, None)
     command = [PYTHON, "-m", "tools.stack", "up", "--port", str(options.port)]
     command += ["--provider", options.provider, "--exit-with-parent", str(os.getppid())]
+    command += others
     os.chdir(ROOT)
     os.execv(PYTHON, command)
 
