@@ -24,9 +24,14 @@ def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str
 
 
 def connect(
-    address: str, *, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()
+    address: str,
+    *,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    options: Sequence[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
     """A channel to another service. It connects when it is first used; close it after use."""
     return grpc.aio.insecure_channel(
-        address, options=client_options(), interceptors=list(interceptors) or None
+        address,
+        options=[*client_options(), *options],
+        interceptors=list(interceptors) or None,
     )

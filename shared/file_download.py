@@ -45,7 +45,7 @@ _BAD_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 # How often a file is begun at offset 0 before its provider is not believed any more.
 MAX_STARTS = 8
 # What waits in memory for the disk; the provider is held back beyond it.
-MAX_UNWRITTEN_BYTES = 4 << 20
+MAX_UNWRITTEN_BYTES = 1 << 20
 
 
 class Stub(Protocol):

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 # Called on the event loop with the bytes fetched and the bytes in all, 0 while unknown.
 Progress = Callable[[int, int], None]
 
-READ_BYTES = 1 << 20
+# Ten of the chunks that the wire usually has.
+READ_BYTES = 1_024_000
+# What may be on its way at once. Left to itself, gRPC lets it grow to tens of MiB.
+_CHANNEL_OPTIONS = (
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
+)
 
 
 class FileProvider:
@@ -53,7 +59,7 @@ class FileProvider:
         self._fetches: SingleFlight[tuple[str, PurePosixPath], Fetch] = SingleFlight()
 
     async def __aenter__(self) -> Self:
-        self._channel = connect(self._address)
+        self._channel = connect(self._address, options=_CHANNEL_OPTIONS)
         self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
         return self
 
@@ -152,8 +158,10 @@ class FileReader:
     async def __aexit__(self, *_: object) -> None:
         self._file.close()
 
-    async def blocks(self, offset: int = 0) -> AsyncIterator[bytes]:
+    async def blocks(self, offset: int = 0) -> AsyncIterator[memoryview]:
         """The bytes from `offset` to the end, in blocks of READ_BYTES at most.
+
+        They share one buffer: each is valid until the next is asked for.
 
         The block that ends the file comes once the file is known to be whole and, when it is read
         from its beginning, right.
@@ -165,9 +173,11 @@ class FileReader:
         """
         # A fetch checks the hash itself; the receiver of the rest of a file has its beginning.
         digest = hashlib.sha256() if self._fetch is None and offset == 0 else None
+        # One buffer for all: blocks of their own would leave holes in the allocator's arenas.
+        buffer = memoryview(bytearray(min(READ_BYTES, self.total_size)))
         while offset < self.total_size:
             end = min(await self._available(offset), offset + READ_BYTES)
-            block = await asyncio.to_thread(self._read, offset, end - offset, digest)
+            block = await asyncio.to_thread(self._read, offset, buffer[: end - offset], digest)
             if not block or (self._fetch and self._fetch.restarts != self._restarts):
                 raise UnavailableError("the file changed at its source while it was read")
             offset += len(block)
@@ -193,9 +203,9 @@ class FileReader:
             fetch.result()
         return self.total_size
 
-    def _read(self, offset: int, size: int, digest: Hash | None) -> bytes:
+    def _read(self, offset: int, buffer: memoryview, digest: Hash | None) -> memoryview:
         with disk_errors():
-            block = os.pread(self._file.fileno(), size, offset)
+            block = buffer[: os.preadv(self._file.fileno(), [buffer], offset)]
         if digest:
             digest.update(block)
         return block

@@ -1,0 +1,76 @@
+"""Starts model_mgmt_svc: `python -m model_mgmt_svc`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from ml import (  # noqa: F401  # imported so that reflection can describe the services behind
+    mediapipe_pb2,
+    model_management_pb2_grpc,
+    transformers_pb2,
+)
+from model_mgmt_svc.health import HealthWatch
+from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.reconcile import Reconciler
+from model_mgmt_svc.service import ModelManagementService
+from model_mgmt_svc.settings import ModelMgmtSettings
+from model_mgmt_svc.wish import WishStore
+from model_mgmt_svc.workers import Workers
+from shared.file_provider import FileProvider
+from shared.pipelines import ServiceName
+from shared.server import Health, main, serve
+
+NAME = "ml.ModelManagementService"
+# The services behind this one, for whose health and reflection the proxy asks here.
+BEHIND: dict[ServiceName, str] = {"text": "ml.TransformersService", "vision": "ml.MediapipeService"}
+
+
+async def run(settings: ModelMgmtSettings) -> None:
+    """Serves until SIGTERM."""
+    addresses: dict[ServiceName, str] = {
+        "text": settings.text_addrs,
+        "vision": settings.vision_addrs,
+    }
+    async with (
+        FileProvider(settings.file_provider_addr, settings.cache_dir) as provider,
+        WishStore(settings.state_dir / "wishes.db") as wishes,
+        Workers(addresses) as workers,
+        contextlib.aclosing(Lifecycle(workers, wishes)) as lifecycle,
+    ):
+        reconciler = Reconciler(
+            workers,
+            wishes,
+            lifecycle,
+            interval=settings.reconcile_seconds,
+            max_failures=settings.max_load_failures,
+            clock=time.monotonic,
+        )
+
+        def register(server: grpc.aio.Server, health: Health) -> None:
+            servicer = ModelManagementService(provider, lifecycle, reconciler, settings.chunk_bytes)
+            model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
+
+        @contextlib.asynccontextmanager
+        async def background(health: Health) -> AsyncIterator[None]:
+            watch = HealthWatch(workers, BEHIND, health)
+            tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch)]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+        await serve(
+            settings, [NAME], register, internal_names=list(BEHIND.values()), lifespan=background
+        )
+
+
+if __name__ == "__main__":
+    _settings = ModelMgmtSettings()
+    main("model_mgmt_svc", _settings, lambda: run(_settings))

@@ -1,0 +1,50 @@
+"""Files of models for the workers: from this service's copy, or while they come from the source."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from shared.errors import OutOfRangeError
+from shared.file_provider import FileProvider
+
+
+@dataclass(frozen=True, slots=True)
+class FilePiece:
+    """A piece of a file, as `ModelFileChunk`."""
+
+    data: bytes
+    offset: int
+    total_size: int
+    is_last: bool
+    sha256: str = ""
+
+
+async def stream_file(
+    provider: FileProvider, model_id: str, file_path: str, offset: int, piece_bytes: int
+) -> AsyncGenerator[FilePiece]:
+    """The pieces of a file from `offset` on, in order; exactly the last one has `is_last`.
+
+    A file that is not here yet is passed on while it is fetched.
+
+    Raises:
+        OutOfRangeError: the offset is negative or beyond the file's end.
+        As `FileProvider.fetch`.
+    """
+    if offset < 0:
+        raise OutOfRangeError(f"offset {offset} is negative", field="offset")
+    async with provider.open(model_id, file_path) as reader:
+        total = reader.total_size
+        if offset > total:
+            raise OutOfRangeError(
+                f"offset {offset} is beyond the file's {total} bytes", field="offset"
+            )
+        sha256 = reader.sha256
+        if offset == total:
+            yield FilePiece(b"", offset, total, True, sha256)
+        async for block in reader.blocks(offset):
+            for start in range(0, len(block), piece_bytes):
+                data = bytes(block[start : start + piece_bytes])
+                yield FilePiece(data, offset, total, offset + len(data) == total, sha256)
+                offset += len(data)
+                sha256 = ""

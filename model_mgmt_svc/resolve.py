@@ -1,0 +1,48 @@
+"""Which pipeline type a LoadModel means."""
+
+from __future__ import annotations
+
+from shared.errors import ModelFileNotFoundError, ModelNotFoundError, UnknownPipelineError
+from shared.file_provider import FileProvider
+from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_of_architecture
+from shared.snapshot import CONFIG, read_json
+
+
+async def resolve_pipeline(
+    provider: FileProvider, model_id: str, pipeline_type: str, architecture: str
+) -> Pipeline:
+    """The type that is named, else the one of the architecture, else the one of config.json.
+
+    Args:
+        provider: where config.json comes from; it is asked only when nothing else says the type.
+        model_id: a parsed model id.
+        pipeline_type: a name or alias, or empty.
+        architecture: a class name as in config.json, or empty; one that says nothing is passed by.
+
+    Raises:
+        UnknownPipelineError: the name is not known, or nothing tells the type; the message lists
+            the accepted names.
+        ModelNotFoundError: config.json is needed and the provider has none.
+        As `FileProvider.fetch`.
+    """
+    if pipeline_type.strip():
+        return find_pipeline(pipeline_type)
+    if pipeline := pipeline_of_architecture(architecture.strip()):
+        return pipeline
+    for name in await _architectures(provider, model_id):
+        if pipeline := pipeline_of_architecture(name):
+            return pipeline
+    raise UnknownPipelineError(
+        f"the pipeline type of model {model_id!r} cannot be told from its config.json; name one of "
+        f"{accepted_names()}",
+        field="pipeline_type",
+    )
+
+
+async def _architectures(provider: FileProvider, model_id: str) -> list[str]:
+    try:
+        config = await read_json(await provider.fetch(model_id, CONFIG))
+    except ModelFileNotFoundError:
+        raise ModelNotFoundError(f"the file provider has no model {model_id!r}") from None
+    names = config.get("architectures") if isinstance(config, dict) else None
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

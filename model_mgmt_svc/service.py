@@ -1,0 +1,108 @@
+"""ml.ModelManagementService: from messages to the domain and back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
+from model_mgmt_svc.files import stream_file
+from model_mgmt_svc.lifecycle import Lifecycle, LoadedModel
+from model_mgmt_svc.reconcile import Reconciler
+from model_mgmt_svc.resolve import resolve_pipeline
+from model_mgmt_svc.wish import Wish
+from shared.file_provider import FileProvider
+from shared.interceptors import Context
+from shared.model_ids import parse_model_id
+
+
+class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceServicer):
+    """The RPCs of the contract.
+
+    Args:
+        provider: the application's model cache, read through this service's own.
+        lifecycle: loads and unloads.
+        reconciler: told when a model is asked for.
+        chunk_bytes: data in a message of GetModelFile.
+    """
+
+    def __init__(
+        self,
+        provider: FileProvider,
+        lifecycle: Lifecycle,
+        reconciler: Reconciler,
+        chunk_bytes: int,
+    ) -> None:
+        self._provider = provider
+        self._lifecycle = lifecycle
+        self._reconciler = reconciler
+        self._chunk_bytes = chunk_bytes
+
+    async def LoadModel(
+        self, request: model_management_pb2.LoadModelRequest, context: Context
+    ) -> model_management_pb2.LoadModelResponse:
+        model_id = parse_model_id(request.model_id)
+        pipeline = await resolve_pipeline(
+            self._provider, model_id, request.pipeline_type, request.architecture
+        )
+        self._reconciler.forgive(model_id)
+        model = await self._lifecycle.load(Wish(model_id, pipeline.name, dict(request.options)))
+        return model_management_pb2.LoadModelResponse(
+            success=True,
+            message=_describe(model),
+            vram_allocated_mb=_mib(model.vram_bytes),
+            ram_allocated_mb=_mib(model.ram_bytes),
+        )
+
+    async def UnloadModel(
+        self, request: model_management_pb2.UnloadModelRequest, context: Context
+    ) -> common_pb2.StatusResponse:
+        model_id = parse_model_id(request.model_id)
+        count = await self._lifecycle.unload(model_id)
+        where = f" from {count} replicas" if count > 1 else ""
+        return common_pb2.StatusResponse(success=True, message=f"{model_id} is unloaded{where}")
+
+    async def GetLoadedModels(
+        self, request: common_pb2.EmptyRequest, context: Context
+    ) -> model_management_pb2.LoadedModelsResponse:
+        return model_management_pb2.LoadedModelsResponse(
+            models=[
+                model_management_pb2.LoadedModelInfo(
+                    model_id=model.model_id,
+                    pipeline_type=model.pipeline_type,
+                    vram_mb=_mib(model.vram_bytes),
+                    ram_mb=_mib(model.ram_bytes),
+                    loaded_at=model.loaded_at,
+                )
+                for model in await self._lifecycle.loaded()
+            ]
+        )
+
+    async def GetModelFile(
+        self, request: model_management_pb2.ModelFileRequest, context: Context
+    ) -> AsyncIterator[model_management_pb2.ModelFileChunk]:
+        pieces = stream_file(
+            self._provider, request.model_id, request.file_path, request.offset, self._chunk_bytes
+        )
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield model_management_pb2.ModelFileChunk(
+                    data=piece.data,
+                    offset=piece.offset,
+                    total_size=piece.total_size,
+                    is_last=piece.is_last,
+                    sha256=piece.sha256,
+                )
+
+
+def _mib(size: int) -> int:
+    """Bytes in MiB, rounded up, so that what takes memory is never 0."""
+    return -(-size // (1 << 20))
+
+
+def _describe(model: LoadedModel) -> str:
+    memory = f"{_mib(model.ram_bytes)} MiB of memory"
+    if model.vram_bytes:
+        memory += f" and {_mib(model.vram_bytes)} MiB on the accelerator"
+    where = f" on {model.replicas} replicas" if model.replicas > 1 else ""
+    return f"{model.model_id} is loaded as {model.pipeline_type}{where} and takes {memory}"

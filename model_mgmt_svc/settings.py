@@ -1,0 +1,49 @@
+"""Settings of model_mgmt_svc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import SettingsConfigDict
+
+from shared.settings import ServerSettings
+
+
+class ModelMgmtSettings(ServerSettings):
+    """`ServerSettings` with the default ports of this service, and what it manages."""
+
+    model_config = SettingsConfigDict(env_prefix="MODEL_MGMT_", populate_by_name=True)
+
+    port: int = Field(50061, ge=0, le=65535, description="gRPC port.")
+    metrics_port: int = Field(
+        9461, ge=0, le=65535, description="Port of the metrics page; 0 is off."
+    )
+    text_addrs: str = Field(
+        "127.0.0.1:50062",
+        description="host:port of text_svc, several with commas; a name with several addresses "
+        "stands for as many replicas.",
+    )
+    vision_addrs: str = Field("127.0.0.1:50063", description="The same for vision_svc.")
+    file_provider_addr: str = Field(
+        "localhost:50052",
+        validation_alias=AliasChoices("MODEL_MGMT_FILE_PROVIDER_ADDR", "FILE_PROVIDER_ADDR"),
+        description="host:port of the application's model cache. Also FILE_PROVIDER_ADDR.",
+    )
+    cache_dir: Path = Field(
+        Path.home() / ".cache/ml-services/model_mgmt",
+        description="Copies of model files; not to be shared with the other services.",
+    )
+    state_dir: Path = Field(
+        Path.home() / ".local/state/ml-services/model_mgmt",
+        description="The record of which models are wanted.",
+    )
+    reconcile_seconds: float = Field(
+        2.0, gt=0, description="Time between comparisons of wanted and loaded models."
+    )
+    max_load_failures: int = Field(
+        5, ge=1, description="Failures in a row after which a wanted model is left FAILED."
+    )
+    chunk_bytes: int = Field(
+        102_400, ge=1024, le=4_000_000, description="Data bytes in a message of GetModelFile."
+    )
