@@ -1,0 +1,120 @@
+"""vision_svc as a process of its own, and clips to send it."""
+
+from __future__ import annotations
+
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from ml import mediapipe_pb2_grpc
+from tests.support.processes import free_port, process, rss_bytes
+from tests.support.stack import open_channel, wait_for
+from tools import vision_clips
+from tools.models import model_dir
+
+
+@dataclass
+class Vision:
+    """A service that runs.
+
+    Attributes:
+        pid: its process.
+        address: of its gRPC port.
+        metrics_port: of its metrics page.
+        channel, stub: of a synchronous client. The asyncio client of grpcio shows INTERNAL in place
+            of the status when a server ends a stream while it writes.
+    """
+
+    pid: int
+    address: str
+    metrics_port: int
+    channel: grpc.Channel
+    stub: mediapipe_pb2_grpc.MediapipeServiceStub
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        with urllib.request.urlopen(url, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.split("{")[0].split(" ")[0] == name and all(w in line for w in wanted)
+        )
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
+    def rss(self) -> int:
+        return rss_bytes(self.pid)
+
+
+StartVision = Callable[..., Vision]
+
+
+@pytest.fixture(scope="session")
+def vision_models() -> Path:
+    """The folder of the vision models; without it nothing here can run."""
+    folder = model_dir() / "vision"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}: run `make models`")
+    return folder
+
+
+def _start(cleanup: ExitStack, **settings: str) -> Vision:
+    port, metrics_port = free_port(), free_port()
+    env = {
+        "VISION_PORT": str(port),
+        "VISION_METRICS_PORT": str(metrics_port),
+        "VISION_LOG_LEVEL": "WARNING",
+        **{f"VISION_{name.upper()}": value for name, value in settings.items()},
+    }
+    child = cleanup.enter_context(process("-m", "vision_svc", env=env))
+    address = f"127.0.0.1:{port}"
+    channel = cleanup.enter_context(open_channel(address))
+    health = health_pb2_grpc.HealthStub(channel)
+
+    def serving() -> bool:
+        assert child.poll() is None, "vision_svc ended at its start"
+        try:
+            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    wait_for("vision_svc serving", serving)
+    stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+    return Vision(child.pid, address, metrics_port, channel, stub)
+
+
+@pytest.fixture(scope="session")
+def vision(vision_models: Path) -> Iterator[Vision]:
+    """One service for many tests; leave it as you found it."""
+    with ExitStack() as cleanup:
+        yield _start(cleanup, model_dir=str(vision_models))
+
+
+@pytest.fixture
+def start_vision(vision_models: Path) -> Iterator[StartVision]:
+    """Starts services with settings of their own, which may be broken."""
+    with ExitStack() as cleanup:
+
+        def start(**settings: str) -> Vision:
+            return _start(cleanup, **{"model_dir": str(vision_models), **settings})
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The optional folder of pictures beside the checkout."""
+    if not vision_clips.TEST_DATA.is_dir():
+        pytest.skip("the folder ../shared/testdata is not there")
+    return vision_clips.TEST_DATA
