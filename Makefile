@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision lint format proto models lock clean
+.PHONY: help setup up down demo test bench bench-vision lint format proto models lock docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,7 @@ lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy
 	@$(VENV)/bin/buf lint
+	@$(PY) -m tools.docs --check
 
 format: setup ## format the code
 	@$(PY) -m ruff format -q .
@@ -61,6 +62,9 @@ models: setup ## fetch the models and pictures into models/
 
 lock: setup ## pin all dependencies anew into requirements/
 	@$(PY) tools/lock.py
+
+docs: setup ## write the tables of README.md that come from the code
+	@$(PY) -m tools.docs
 
 clean: ## remove what was made: environment, models, output
 	rm -rf $(VENV) ml models out run build dist .mypy_cache .ruff_cache .pytest_cache
