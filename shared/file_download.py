@@ -76,14 +76,14 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
     if file := await asyncio.to_thread(entry.verify):
         return file
     part = await _lock_part(entry)
-    keep = True
+    keep = False
     try:
         # Another process may have finished it while this one waited for the lock.
         if file := await asyncio.to_thread(entry.verify):
             return file
         return await _Download(stub, part, limits, fetch).run()
-    except (ProviderFaultError, ResourceExhaustedError, ModelFileNotFoundError):
-        keep = False
+    except (UnavailableError, asyncio.CancelledError):
+        keep = True
         raise
     finally:
         await asyncio.to_thread(part.close, keep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
@@ -14,10 +14,10 @@ from ml import model_management_pb2_grpc as pb_grpc
 
 CHUNK_BYTES = 102_400
 
-Send = Callable[[pb.ModelFileChunk], Awaitable[None]]
+Context = grpc.aio.ServicerContext
 # Answers one call; `content` is the whole file.
 Behaviour = Callable[
-    ["Provider", pb.ModelFileRequest, bytes, grpc.aio.ServicerContext],
+    ["Provider", pb.ModelFileRequest, bytes, Context],
     AsyncIterator[pb.ModelFileChunk],
 ]
 
@@ -44,7 +44,7 @@ async def honest(
     provider: Provider,
     request: pb.ModelFileRequest,
     content: bytes,
-    context: grpc.aio.ServicerContext,
+    context: Context,
 ) -> AsyncIterator[pb.ModelFileChunk]:
     """Resumes at the offset and tells the hash."""
     if request.offset > len(content):
@@ -57,7 +57,7 @@ async def old(
     provider: Provider,
     request: pb.ModelFileRequest,
     content: bytes,
-    context: grpc.aio.ServicerContext,
+    context: Context,
 ) -> AsyncIterator[pb.ModelFileChunk]:
     """Knows nothing of this project's new fields."""
     for chunk in chunks(content):
