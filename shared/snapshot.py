@@ -12,6 +12,7 @@ from typing import Any
 from shared.errors import (
     InvalidModelError,
     InvalidPathError,
+    MissingFieldError,
     ModelFileNotFoundError,
     ModelNotFoundError,
 )
@@ -133,11 +134,11 @@ class _Snapshot:
             raise self._broken(MODULES, "it is not a list of modules with paths") from None
         if len(folders) > MAX_MODULES:
             raise self._broken(MODULES, f"it lists {len(folders)} of at most {MAX_MODULES} modules")
-        self._check_names(MODULES, folders)
+        names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
+        self._check_names(MODULES, names)
         async with asyncio.TaskGroup() as group:
-            for folder in folders:
-                group.create_task(self._fetch(f"{folder}/{CONFIG}"))
-                group.create_task(self._fetch(f"{folder}/{WEIGHTS}"))
+            for name in names:
+                group.create_task(self._fetch(name))
 
     async def _fetch(self, name: str, large: bool = False) -> Path | None:
         """Fetches one file; None when the provider has none of this name."""
@@ -158,7 +159,7 @@ class _Snapshot:
         try:
             for name in names:
                 check_file_path(name)
-        except InvalidPathError as error:
+        except (InvalidPathError, MissingFieldError) as error:
             raise self._broken(source, error.message) from None
 
     def _broken(self, name: str, why: str) -> InvalidModelError:

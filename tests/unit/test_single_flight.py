@@ -1,0 +1,93 @@
+"""Work that is shared: one run, ended when nobody waits, begun anew after that."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shared.errors import CallCancelledError
+from shared.single_flight import SharedWork, SingleFlight
+
+
+class Runs:
+    """Makes work that waits for `go_on`, and counts."""
+
+    def __init__(self) -> None:
+        self.flights: SingleFlight[str, SharedWork[int]] = SingleFlight()
+        self.go_on = asyncio.Event()
+        self.started = 0
+        self.cancelled = 0
+
+    async def _run(self) -> int:
+        self.started += 1
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return self.started
+
+    def start(self) -> SharedWork[int]:
+        work: SharedWork[int] = SharedWork()
+        work.task = asyncio.create_task(self._run())
+        return work
+
+    async def call(self) -> int:
+        with self.flights.join("key", self.start) as work:
+            return await work.finished()
+
+
+async def test_callers_at_once_share_and_later_ones_do_not() -> None:
+    runs = Runs()
+    calls = [asyncio.create_task(runs.call()) for _ in range(10)]
+    await asyncio.sleep(0)
+    runs.go_on.set()
+    assert await asyncio.gather(*calls) == [1] * 10
+    assert await runs.call() == 2
+
+
+async def test_the_last_one_to_leave_ends_it() -> None:
+    runs = Runs()
+    calls = [asyncio.create_task(runs.call()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    calls[0].cancel()
+    await asyncio.sleep(0.01)
+    assert runs.cancelled == 0
+    calls[1].cancel()
+    await asyncio.wait(calls)
+    assert (runs.started, runs.cancelled) == (1, 1)
+    runs.go_on.set()
+    assert await runs.call() == 2
+
+
+async def test_one_who_asks_while_it_ends_begins_anew() -> None:
+    runs = Runs()
+    first = asyncio.create_task(runs.call())
+    await asyncio.sleep(0.01)
+    first.cancel()
+    second = asyncio.create_task(runs.call())
+    await asyncio.sleep(0.01)
+    runs.go_on.set()
+    assert await second == 2
+
+
+async def test_work_that_is_stopped_tells_those_who_wait() -> None:
+    runs = Runs()
+    call = asyncio.create_task(runs.call())
+    await asyncio.sleep(0.01)
+    work = runs.flights.get("key")
+    assert work
+    runs.flights.stop("key", work)
+    with pytest.raises(CallCancelledError):
+        await call
+
+
+async def test_closing_ends_everything() -> None:
+    runs = Runs()
+    call = asyncio.create_task(runs.call())
+    await asyncio.sleep(0.01)
+    await runs.flights.close()
+    assert runs.cancelled == 1
+    with pytest.raises(CallCancelledError):
+        await call
