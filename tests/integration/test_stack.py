@@ -14,6 +14,7 @@ from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
 from tests.support.stack import (
     EMBEDDER,
+    MODEL_MGMT,
     ROOT,
     TEXT,
     Stack,
@@ -48,6 +49,23 @@ def test_sigterm_stops_everything_with_exit_code_0(private_stack: PrivateStack) 
     assert stack.process.wait(60) == 0
     assert not stack.processes()
     assert not stack.state_file.exists()
+
+
+def test_a_call_that_runs_when_the_stack_is_stopped_comes_to_its_end(
+    private_stack: PrivateStack,
+) -> None:
+    stack = private_stack()
+    stack.wait_listening()
+    stack.wait_serving([MODEL_MGMT])
+    request = models_pb.ModelFileRequest(model_id=EMBEDDER, file_path="model.safetensors")
+    with stack.channel() as channel:
+        chunks = models_grpc.ModelManagementServiceStub(channel).GetModelFile(request)
+        first = next(chunks)
+        stack.process.terminate()
+        wait_for("the start of the stop", lambda: "stopping" in stack.output())
+        received = len(first.data) + sum(len(chunk.data) for chunk in chunks)
+    assert received == first.total_size
+    assert stack.process.wait(60) == 0
 
 
 def test_both_ends_can_be_watched_from_outside(private_stack: PrivateStack) -> None:

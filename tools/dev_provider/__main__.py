@@ -10,10 +10,9 @@ from pathlib import Path
 
 import grpc
 
-from ml import model_management_pb2_grpc as pb_grpc
 from shared.interceptors import ErrorInterceptor
 from tools.dev_provider.files import ModelFolder
-from tools.dev_provider.service import Fields, FileProvider
+from tools.dev_provider.service import Fields, FileProvider, add_to_server
 
 _GRACE_SECONDS = 1.0
 
@@ -37,7 +36,7 @@ async def serve(options: argparse.Namespace) -> None:
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
     fields = Fields(offset=not options.no_offset, sha256=not options.no_sha256)
     provider = FileProvider(ModelFolder(options.root), fields)
-    pb_grpc.add_ModelManagementServiceServicer_to_server(provider, server)
+    add_to_server(provider, server)
     try:
         server.add_insecure_port(f"{options.host}:{options.port}")
     except RuntimeError:

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import grpc
+
 from ml import model_management_pb2 as pb
-from ml import model_management_pb2_grpc as pb_grpc
 from shared.interceptors import Context
 from tools.dev_provider.files import ModelFolder
 
@@ -27,7 +28,7 @@ class Fields:
     sha256: bool = True
 
 
-class FileProvider(pb_grpc.ModelManagementServiceServicer):
+class FileProvider:
     """Serves the files of a model folder."""
 
     def __init__(self, folder: ModelFolder, fields: Fields) -> None:
@@ -52,3 +53,15 @@ class FileProvider(pb_grpc.ModelManagementServiceServicer):
             position, sha256 = position + len(data), ""
             chunk.is_last = position == size
             yield chunk
+
+
+def add_to_server(provider: FileProvider, server: grpc.aio.Server) -> None:
+    """Serves the RPC that the application serves; grpc answers UNIMPLEMENTED for the others."""
+    get_model_file = grpc.unary_stream_rpc_method_handler(
+        provider.GetModelFile,
+        request_deserializer=pb.ModelFileRequest.FromString,
+        response_serializer=pb.ModelFileChunk.SerializeToString,
+    )
+    name = pb.DESCRIPTOR.services_by_name["ModelManagementService"].full_name
+    handlers = {"GetModelFile": get_model_file}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -99,7 +98,7 @@ def up(options: argparse.Namespace) -> int:
     ports.require_free(layout.used_ports())
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    layout.envoy_config.write_text(json.dumps(envoy.native_config(layout.ports)))
+    envoy.write_native_config(layout.envoy_config, layout.ports)
     return guard.run_guarded(lambda: _run(Runner(layout, specs)), parent)
 
 

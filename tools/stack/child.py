@@ -36,7 +36,7 @@ class Child:
         self.pid: int | None = None
         self.failures = 0
         self.retry_at = 0.0
-        self._started = 0.0
+        self._started = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

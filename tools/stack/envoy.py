@@ -67,6 +67,11 @@ def native_config(ports: Ports, source: Path = ROOT / "envoy.yaml") -> dict[str,
     return config
 
 
+def write_native_config(target: Path, ports: Ports) -> None:
+    """Writes `native_config` where Envoy reads it; JSON is YAML."""
+    target.write_text(json.dumps(native_config(ports)))
+
+
 def _set_address(address: dict[str, Any], port: int) -> None:
     address["socket_address"] = {"address": LOOPBACK, "port_value": port}
 

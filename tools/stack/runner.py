@@ -55,6 +55,7 @@ class Runner:
         took = time.monotonic() - started
         self._display = open_display(f"ML services on http://localhost:{self._envoy.spec.port}")
         self._display.say(f"Envoy listens after {took:.2f} s; logs are in {self._layout.logs}")
+        self._report()
         try:
             return self._loop()
         finally:
@@ -71,6 +72,7 @@ class Runner:
                 reason = self._envoy.last_log_line() or "it said nothing"
                 raise StartError(f"Envoy does not start: {reason}")
             time.sleep(0.005)
+        self._envoy.state = SERVING
 
     def _loop(self) -> int:
         next_probe = next_rotation = 0.0
