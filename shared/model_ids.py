@@ -20,32 +20,39 @@ _MODELS_FOLDER = "models"
 _FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".gguf", ".onnx", ".tflite")
 
 
-def parse_model_id(text: str) -> str:
+def parse_model_id(text: str, field: str = "model_id") -> str:
     """The model id that a text means.
 
     "org/name" and "name" are ids; a path such as "models/org/name/model.safetensors" means
     "org/name". The rules for characters are the HuggingFace hub's: letters, digits, "_", "-" and
     ".", neither "-" nor "." at an end, no "--", no "..", no ".git" at the end.
 
+    Args:
+        text: what the caller sent.
+        field: the request field that held it, for the error.
+
     Raises:
         MissingFieldError: the text is empty.
         InvalidModelIdError: no id can be read from it.
     """
     if not text:
-        raise MissingFieldError("model_id is empty", field="model_id")
+        raise MissingFieldError(f"{field} is empty", field=field)
     if len(text) > MAX_PATH_CHARS:
-        raise _invalid_id(text, f"it has {len(text)} characters of at most {MAX_PATH_CHARS}")
+        raise _invalid_id(text, field, f"it has {len(text)} characters of at most {MAX_PATH_CHARS}")
     parts = text.split("/")
     for part in parts:
         if not part or part in (".", "..") or "\\" in part or not part.isprintable():
-            raise _invalid_id(text, "it is neither an id nor a relative path with forward slashes")
+            raise _invalid_id(
+                text, field, "it is neither an id nor a relative path with forward slashes"
+            )
     parts = _model_parts(parts)
     if not parts:
-        raise _invalid_id(text, "it names a file and no model")
+        raise _invalid_id(text, field, "it names a file and no model")
     for part in parts:
         if not _PART.match(part) or "--" in part or ".." in part or part.endswith(".git"):
             raise _invalid_id(
                 text,
+                field,
                 f"each part has 1 to {MAX_ID_PART_CHARS} letters, digits, '_', '-' and '.', "
                 "without '-' or '.' at an end, '--', '..' or '.git'",
             )
@@ -60,9 +67,9 @@ def _model_parts(parts: list[str]) -> list[str]:
     return parts[: min(2, next(files, 2))]
 
 
-def _invalid_id(text: str, why: str) -> InvalidModelIdError:
+def _invalid_id(text: str, field: str, why: str) -> InvalidModelIdError:
     return InvalidModelIdError(
-        f"model_id {text[:80]!r} is not 'org/name' or 'name': {why}", field="model_id"
+        f"{field} {text[:80]!r} is not 'org/name' or 'name': {why}", field=field
     )
 
 
