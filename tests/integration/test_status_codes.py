@@ -1,0 +1,316 @@
+"""Each row of the contract's status table, through Envoy, with the details that a program reads."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from PIL import Image
+
+from ml import common_pb2, mediapipe_pb2_grpc, model_management_pb2_grpc, transformers_pb2_grpc
+from ml.mediapipe_pb2 import ImageRequest, VideoFrame
+from ml.model_management_pb2 import LoadModelRequest, ModelFileRequest, UnloadModelRequest
+from ml.transformers_pb2 import ChatMessage, ChatRequest, GenerateEmbeddingsRequest, TextRequest
+from tests.support.stack import Stack
+
+CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
+CODE = grpc.StatusCode
+
+
+class Stubs:
+    """All three services, through Envoy."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.models = model_management_pb2_grpc.ModelManagementServiceStub(channel)
+        self.text = transformers_pb2_grpc.TransformersServiceStub(channel)
+        self.vision = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def stubs(stack: Stack) -> Iterator[Stubs]:
+    with stack.channel() as channel:
+        stubs = Stubs(channel)
+        for model, pipeline in ((CHAT_MODEL, "text-generation"), (EMBEDDER, "feature-extraction")):
+            stubs.models.LoadModel(LoadModelRequest(model_id=model, pipeline_type=pipeline))
+        yield stubs
+
+
+def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+    """Code, message and details by name of a call that must fail."""
+    with pytest.raises(grpc.RpcError) as caught:
+        answer = call()
+        if hasattr(answer, "__next__"):
+            list(answer)
+    error = caught.value
+    status = rpc_status.from_call(error)
+    assert status is not None, f"{error.code()} has no details: {error.details()}"
+    details = {}
+    for packed in status.details:
+        for kind in ("ErrorInfo", "BadRequest", "RetryInfo"):
+            message = getattr(error_details_pb2, kind)()
+            if packed.Unpack(message):
+                details[kind] = message
+    text = error.details()
+    assert "Traceback" not in text
+    assert "/work" not in text
+    assert "/tmp" not in text
+    return error.code(), text, details
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header claims a size, with next to nothing behind it."""
+    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", body) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (320, 240), "red").save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+def image(data: bytes, kind: str = "png", width: int = 0, height: int = 0) -> ImageRequest:
+    return ImageRequest(image_data=data, format=kind, width=width, height=height)
+
+
+def frame(data: bytes, kind: str, width: int = 0, height: int = 0) -> VideoFrame:
+    return VideoFrame(frame_data=data, format=kind, width=width, height=height)
+
+
+BAD_IDS = (
+    *("../etc/passwd", "/etc/passwd", "a/../../b", "org/..", "..", "a\\b", "org/na\x00me"),
+    *("org//name", "org/.hidden/../x", "x" * 5000, "org/name\n", "~root", "C:\\x"),
+)
+BAD_PATHS = (
+    "../secret",
+    "/etc/passwd",
+    "a/../../../b",
+    "a\\..\\b",
+    "x\x00y",
+    "",
+    "a/./../..",
+    "C:/x",
+)
+
+
+@pytest.mark.parametrize("model_id", BAD_IDS)
+@pytest.mark.parametrize("rpc", ["LoadModel", "UnloadModel", "GetModelFile"])
+def test_malformed_ids(stubs: Stubs, rpc: str, model_id: str) -> None:
+    request = {
+        "LoadModel": LoadModelRequest(model_id=model_id, pipeline_type="text-generation"),
+        "UnloadModel": UnloadModelRequest(model_id=model_id),
+        "GetModelFile": ModelFileRequest(model_id=model_id, file_path="config.json"),
+    }[rpc]
+    code, _, details = refused(lambda: getattr(stubs.models, rpc)(request))
+    assert code is CODE.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "model_id"
+
+
+@pytest.mark.parametrize("path", BAD_PATHS)
+def test_malformed_paths(stubs: Stubs, path: str) -> None:
+    request = ModelFileRequest(model_id=EMBEDDER, file_path=path)
+    code, _, details = refused(lambda: stubs.models.GetModelFile(request))
+    assert code is CODE.INVALID_ARGUMENT
+    assert details["BadRequest"].field_violations[0].field == "file_path"
+
+
+def test_invalid_load_requests(stubs: Stubs) -> None:
+    def load(**fields: Any) -> tuple[grpc.StatusCode, str, dict[str, Any]]:
+        return refused(lambda: stubs.models.LoadModel(LoadModelRequest(**fields)))
+
+    code, text, details = load(model_id=EMBEDDER, pipeline_type="mind-reading")
+    assert code is CODE.INVALID_ARGUMENT
+    assert "text-generation" in text, "the message lists what is accepted"
+    assert details["ErrorInfo"].reason == "UNKNOWN_PIPELINE"
+    code, text, details = load(
+        model_id="Other/name", pipeline_type="text-generation", options={"turbo": "yes"}
+    )
+    assert code in (CODE.INVALID_ARGUMENT, CODE.NOT_FOUND), text
+    code, text, details = load(model_id="prajjwal1/absent", pipeline_type="text-generation")
+    assert code is CODE.NOT_FOUND
+    assert details["ErrorInfo"].reason == "MODEL_NOT_FOUND"
+    code, _, details = load(model_id=EMBEDDER, pipeline_type="text-generation")
+    assert code is CODE.FAILED_PRECONDITION
+    assert details["ErrorInfo"].reason == "PIPELINE_MISMATCH"
+
+
+def test_loading_twice_is_success_with_the_same_figures(stubs: Stubs) -> None:
+    request = LoadModelRequest(model_id=EMBEDDER, pipeline_type="feature-extraction")
+    first, second = stubs.models.LoadModel(request), stubs.models.LoadModel(request)
+    assert first.success
+    assert second.success
+    assert first.ram_allocated_mb == second.ram_allocated_mb > 0
+    hinted = stubs.models.LoadModel(LoadModelRequest(model_id=f"models/{EMBEDDER}/config.json"))
+    assert hinted.success, "config.json says what the model is for"
+
+
+def test_text_requests(stubs: Stubs) -> None:
+    text, hello = stubs.text, [ChatMessage(role="user", content="hello")]
+    invalid: list[tuple[Callable[[], Any], str]] = [
+        (lambda: text.GenerateText(TextRequest(model=CHAT_MODEL)), "prompt"),
+        (lambda: text.GenerateText(TextRequest(prompt="x")), "model"),
+        (lambda: text.GenerateText(TextRequest(prompt="x", model="..")), "model"),
+        (
+            lambda: text.GenerateText(TextRequest(prompt="x", model=CHAT_MODEL, max_length=-1)),
+            "max_length",
+        ),
+        (
+            lambda: text.GenerateText(
+                TextRequest(prompt="x", model=CHAT_MODEL, temperature=float("nan"))
+            ),
+            "temperature",
+        ),
+        (
+            lambda: text.GenerateText(TextRequest(prompt="x", model=CHAT_MODEL, top_p=1.5)),
+            "top_p",
+        ),
+        (lambda: text.GenerateText(TextRequest(prompt="x " * 20000, model=CHAT_MODEL)), "prompt"),
+        (lambda: text.ChatCompletion(ChatRequest(model=CHAT_MODEL)), "messages"),
+        (
+            lambda: text.ChatCompletion(
+                ChatRequest(model=CHAT_MODEL, messages=[ChatMessage(role="wizard", content="x")])
+            ),
+            "messages[0].role",
+        ),
+        (
+            lambda: text.ChatCompletion(
+                ChatRequest(model=CHAT_MODEL, messages=hello, temperature=-1)
+            ),
+            "temperature",
+        ),
+        (lambda: text.GenerateEmbeddings(GenerateEmbeddingsRequest(model=EMBEDDER)), "texts"),
+    ]
+    for call, field in invalid:
+        code, message, details = refused(call)
+        assert code is CODE.INVALID_ARGUMENT, (field, message)
+        assert details["BadRequest"].field_violations[0].field == field, message
+    for call, reason in (
+        (lambda: text.GenerateText(TextRequest(prompt="x", model="no/model")), "MODEL_NOT_LOADED"),
+        (lambda: text.GenerateText(TextRequest(prompt="x", model=EMBEDDER)), "PIPELINE_MISMATCH"),
+        (
+            lambda: text.GenerateEmbeddings(
+                GenerateEmbeddingsRequest(model=CHAT_MODEL, texts=["x"])
+            ),
+            "PIPELINE_MISMATCH",
+        ),
+    ):
+        code, message, details = refused(call)
+        assert code is CODE.FAILED_PRECONDITION, message
+        assert details["ErrorInfo"].reason == reason
+    code, message, details = refused(
+        lambda: text.GenerateEmbeddings(
+            GenerateEmbeddingsRequest(model=EMBEDDER, texts=["x"] * 10_000)
+        )
+    )
+    assert code is CODE.RESOURCE_EXHAUSTED
+    assert any(character.isdigit() for character in message), "the message tells the limit"
+
+
+def test_pictures(stubs: Stubs) -> None:
+    bad = [
+        image(b""),
+        image(b"not a picture"),
+        image(jpeg()[:200], "jpeg"),
+        image(jpeg(), "tiff"),
+        image(jpeg(), ""),
+        image(bytes(100), "raw", 10, 10),
+        image(bytes(300), "raw", -10, -10),
+        image(bytes(300), "raw"),
+        image(bytes(300), "raw", 2**31 - 1, 2**31 - 1),
+    ]
+    for request in bad:
+        code, message, _ = refused(partial(stubs.vision.DetectFaces, request))
+        assert code in (CODE.INVALID_ARGUMENT, CODE.RESOURCE_EXHAUSTED), message
+    for request in (
+        frame(bytes(10), "rgb", 4, 4),
+        frame(bytes(64), "h265", 4, 4),
+        frame(jpeg()[:100], "jpeg"),
+        frame(bytes(24), "yuv420", -4, 4),
+    ):
+        stream = partial(stubs.vision.StreamFaceDetection, iter([request]))
+        code, message, _ = refused(stream)
+        assert code is CODE.INVALID_ARGUMENT, message
+
+
+def test_a_png_that_claims_50000_by_50000_costs_nothing(stubs: Stubs, stack: Stack) -> None:
+    process = psutil.Process(stack.pids["vision_svc"])
+    stubs.vision.DetectFaces(image(jpeg(), "jpeg"))  # the first call makes its task object
+    before = process.memory_info().rss
+    for _ in range(5):
+        code, message, _ = refused(
+            lambda: stubs.vision.DetectFaces(image(png_header(50_000, 50_000)))
+        )
+        assert code is CODE.RESOURCE_EXHAUSTED, message
+        assert any(character.isdigit() for character in message)
+    assert process.memory_info().rss - before < 50 << 20
+    assert stubs.vision.DetectFaces(image(jpeg(), "JPG")).faces == []
+
+
+def test_a_message_over_the_limit(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.vision.DetectFaces(image(bytes(65 << 20), "jpeg"))
+    assert caught.value.code() is CODE.RESOURCE_EXHAUSTED
+
+
+def test_a_deadline_stops_the_work(stubs: Stubs, stack: Stack) -> None:
+    request = ChatRequest(
+        model=CHAT_MODEL,
+        messages=[ChatMessage(role="user", content="Count from one to one thousand.")],
+        temperature=0,
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stubs.text.ChatCompletion(request, timeout=1))
+    assert caught.value.code() is CODE.DEADLINE_EXCEEDED
+    cancelled = stubs.text.ChatCompletion(request)
+    next(cancelled)
+    cancelled.cancel()
+    worker = next(
+        process
+        for process in psutil.Process(stack.pids["text_svc"]).children()
+        if CHAT_MODEL in " ".join(process.cmdline())
+    )
+    _wait_idle(worker)
+    assert stubs.models.GetLoadedModels(common_pb2.EmptyRequest()).models
+
+
+def _wait_idle(process: psutil.Process) -> None:
+    """Waits for a half second in which the process uses no CPU to speak of."""
+    for _ in range(40):
+        before = sum(process.cpu_times()[:2])
+        time.sleep(0.5)
+        if sum(process.cpu_times()[:2]) - before < 0.1:
+            return
+    raise AssertionError("the worker goes on although nobody listens")
+
+
+def test_unloading_what_is_not_loaded(stubs: Stubs) -> None:
+    code, _, details = refused(
+        lambda: stubs.models.UnloadModel(UnloadModelRequest(model_id="no/model"))
+    )
+    assert code is CODE.FAILED_PRECONDITION
+    assert details["ErrorInfo"].reason == "MODEL_NOT_LOADED"
+
+
+def test_a_file_that_is_not_there(stubs: Stubs) -> None:
+    request = ModelFileRequest(model_id=EMBEDDER, file_path="absent.json")
+    code, _, details = refused(lambda: stubs.models.GetModelFile(request))
+    assert code is CODE.NOT_FOUND
+    assert details["ErrorInfo"].reason == "FILE_NOT_FOUND"
