@@ -1,0 +1,151 @@
+"""The life of a server process: health, reflection, settings in the log, SIGTERM, a taken port."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+
+PROGRAM = """
+import asyncio, sys
+from pydantic import SecretStr
+from shared.server import main, serve
+from shared.settings import ServerSettings
+from ml import transformers_pb2, transformers_pb2_grpc as rpc
+
+class Settings(ServerSettings):
+    token: SecretStr = SecretStr("hunter2")
+
+class Text(rpc.TransformersServiceServicer):
+    async def GenerateText(self, request, context):
+        for i in range(int(request.prompt)):
+            yield transformers_pb2.TextResponse(text=str(i))
+            await asyncio.sleep(0.05)
+        yield transformers_pb2.TextResponse(done=True)
+
+settings = Settings(port=int(sys.argv[1]), drain_seconds=0.5, grace_seconds=20)
+register = lambda server, _: rpc.add_TransformersServiceServicer_to_server(Text(), server)
+main("test", settings, lambda: serve(settings, ["ml.TransformersService"], register))
+"""
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Server:
+    """A process that serves `PROGRAM` on a free port."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def wait(self) -> None:
+        request = health_pb2.HealthCheckRequest(service="ml.TransformersService")
+        answer = self.health.Check(request, wait_for_ready=True, timeout=30)
+        assert answer.status == SERVING
+
+    def lines(self) -> list[dict]:
+        output, _ = self.process.communicate(timeout=30)
+        return [json.loads(line) for line in output.splitlines()]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.channel.close()
+    server.process.kill()
+    server.process.communicate()
+
+
+def test_sigterm_drains_and_exits_with_0(server: Server) -> None:
+    from ml import transformers_pb2, transformers_pb2_grpc
+
+    server.wait()
+    stub = transformers_pb2_grpc.TransformersServiceStub(server.channel)
+    stream = stub.GenerateText(transformers_pb2.TextRequest(prompt="40"))
+    assert next(stream).text == "0"
+    watch = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
+    assert next(watch).status == SERVING
+    os.kill(server.process.pid, signal.SIGTERM)
+    assert next(watch).status == NOT_SERVING
+    watch.cancel()  # an open one would hold the server for its whole grace
+    late = stub.GenerateText(transformers_pb2.TextRequest(prompt="1"))
+    assert [m.done for m in late] == [False, True], "calls are taken until the proxy has noticed"
+    assert list(stream)[-1].done, "a running call is finished"
+    lines = server.lines()
+    assert server.process.returncode == 0
+    (settings,) = [line["settings"] for line in lines if line["message"] == "settings"]
+    assert settings["drain_seconds"] == 0.5
+    assert settings["token"] == "**********"
+    assert {"listening", "serving", "draining", "stopped"} <= {line["message"] for line in lines}
+    ended = [line for line in lines if line["message"] == "call ended"]
+    assert [line["grpc_code"] for line in ended] == ["OK", "OK"]
+    assert all(line["request_id"] for line in ended)
+
+
+def test_a_taken_port_is_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [sys.executable, "-c", PROGRAM, str(port)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=60,
+        )
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection(server: Server, version: str) -> None:
+    server.wait()
+    reflect = server.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="ml.TransformersService"),
+        reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol=f"grpc.reflection.{version}.ServerReflection"
+        ),
+    ]
+    names, ours, itself = reflect(iter(requests), timeout=30)
+    served = {service.name for service in names.list_services_response.service}
+    assert {
+        "ml.TransformersService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    } <= served
+    for answer in (ours, itself):
+        files = answer.file_descriptor_response.file_descriptor_proto
+        assert all(descriptor_pb2.FileDescriptorProto.FromString(file).package for file in files)
+        assert files
