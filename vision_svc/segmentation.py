@@ -1,9 +1,9 @@
 """Masks of people and of hair, straight on LiteRT: a fifth less CPU than the Tasks graph.
 
-The models are MediaPipe's own, and each step is what MediaPipe's ImageSegmenter does: the picture is
-stretched to the model's input, scaled to 0..1, and the answer is stretched back. How it stretches
-depends on the model: with three channels the corners of both pictures are laid on each other, with
-four their edges. A pixel's difference there is a tenth of a small mask.
+The models are MediaPipe's own, and each step is what MediaPipe's ImageSegmenter does: the picture
+is stretched to the model's input, scaled to 0..1, and the answer is stretched back. How it is
+stretched depends on the model: with three channels the first pixels of both pictures are laid on
+each other, with four their edges. That shift of less than a pixel is a tenth of a small mask.
 """
 
 from __future__ import annotations

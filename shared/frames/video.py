@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import av
 from av.video.codeccontext import VideoCodecContext
@@ -17,43 +18,53 @@ from shared.frames.types import DecodedFrame, EncodedFrame, Limits, as_rgb
 
 # More frames than any h264 stream may hold back for reordering (16, H.264 A.3.1), with room.
 MAX_HELD_FRAMES = 32
+# Parameter sets and messages that may come without a picture; real ones are some hundred bytes.
+MAX_HEADER_BYTES = 64 << 10
 _NAL_START = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 # NAL unit types that hold a part of a picture (H.264, table 7-1).
 _SLICE_TYPES = frozenset({1, 2, 3, 4, 5})
 
 
-def _h264_has_picture(data: bytes, _limits: Limits) -> bool:
-    """Whether an access unit holds a picture; parameter sets alone do not.
+class _Holds(enum.Enum):
+    """What a frame of video holds."""
+
+    PICTURE = "a picture to show"
+    HIDDEN = "a picture that only later ones need"
+    HEADERS = "parameter sets for the next picture"
+
+
+def _inspect_h264(data: bytes, _limits: Limits) -> _Holds:
+    """Looks for a slice among the NAL units of an access unit.
 
     Raises:
         ValueError: there is no start code, so this is not Annex B.
     """
-    found = False
-    for match in _NAL_START.finditer(data):
-        if match[1][0] & 0x1F in _SLICE_TYPES:
-            return True
-        found = True
-    if not found:
+    types = [match[1][0] & 0x1F for match in _NAL_START.finditer(data)]
+    if not types:
         raise ValueError("no Annex B start code")
-    return False
+    return _Holds.HEADERS if _SLICE_TYPES.isdisjoint(types) else _Holds.PICTURE
 
 
-def _vp8_has_picture(data: bytes, limits: Limits) -> bool:
-    """Whether a VP8 frame is shown (RFC 6386, 9.1); others only feed later frames."""
+def _inspect_vp8(data: bytes, limits: Limits) -> _Holds:
+    """Reads the frame tag (RFC 6386, 9.1).
+
+    Raises:
+        ValueError: it is too short, or a key frame without its start code.
+        InputTooLargeError: a key frame tells a size over a limit.
+    """
     if len(data) < 3:
         raise ValueError("a VP8 frame has at least three bytes")
     if not data[0] & 1:
         if data[3:6] != VP8_START_CODE or len(data) < 10:
             raise ValueError("a VP8 key frame has a start code")
         limits.check(*vp8_key_frame_size(data))
-    return bool(data[0] >> 4 & 1)
+    return _Holds.PICTURE if data[0] >> 4 & 1 else _Holds.HIDDEN
 
 
-class _Inspect(Protocol):
-    def __call__(self, data: bytes, limits: Limits, /) -> bool: ...
-
-
-_INSPECT: dict[str, _Inspect] = {"h264": _h264_has_picture, "vp8": _vp8_has_picture}
+_INSPECT: dict[str, Callable[[bytes, Limits], _Holds]] = {
+    "h264": _inspect_h264,
+    "vp8": _inspect_vp8,
+}
 VIDEO_FORMATS = frozenset(_INSPECT)
 
 
@@ -73,6 +84,8 @@ class VideoDecoder:
         self._codec.thread_count = 1
         self._codec.options = {"max_pixels": str(limits.max_pixels)}
         self._held: dict[int, EncodedFrame] = {}
+        # FFmpeg takes parameter sets only together with a picture.
+        self._headers = b""
         self._count = 0
 
     def decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
@@ -83,13 +96,14 @@ class VideoDecoder:
             InputTooLargeError: the video is over a limit.
         """
         self._count += 1
-        packet = av.Packet(frame.data)
-        packet.pts = self._count
-        packet.time_base = Fraction(1, 1000)
         try:
-            if self._inspect(frame.data, self._limits):
+            holds = self._inspect(frame.data, self._limits)
+            if holds is _Holds.HEADERS:
+                self._keep_headers(frame.data)
+                return []
+            if holds is _Holds.PICTURE:
                 self._held[self._count] = frame
-            decoded = list(self._pictures(packet))
+            decoded = list(self._pictures(self._packet(frame.data)))
         except (av.FFmpegError, ValueError) as error:
             # A picture over max_pixels fails in the decoder, which then knows its size.
             if self._codec.width and self._codec.height:
@@ -112,6 +126,18 @@ class VideoDecoder:
         if self._held:
             raise self._undecodable(next(iter(self._held.values())))
         return decoded
+
+    def _keep_headers(self, data: bytes) -> None:
+        if len(self._headers) + len(data) > MAX_HEADER_BYTES:
+            raise ValueError("parameter sets without end")
+        self._headers += data
+
+    def _packet(self, data: bytes) -> av.Packet[Any]:
+        packet = av.Packet(self._headers + data if self._headers else data)
+        self._headers = b""
+        packet.pts = self._count
+        packet.time_base = Fraction(1, 1000)
+        return packet
 
     def _pictures(self, packet: av.Packet[Any] | None) -> Iterator[DecodedFrame]:
         start = time.perf_counter()

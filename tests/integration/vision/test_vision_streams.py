@@ -1,0 +1,363 @@
+"""How streams live, share and end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from ml import mediapipe_pb2 as pb
+from tests.integration.vision.conftest import StartVision, Vision
+from tests.integration.vision.encoding import encode_clip, encode_still, encode_video, rgb_frames
+from tests.integration.vision.reference import REFERENCES
+from tests.support.processes import ROOT
+from tests.support.stack import wait_for
+from tools import vision_clips
+
+
+def person(frames: int = 5) -> list[np.ndarray]:
+    return list(vision_clips.moving(vision_clips.astronaut(), frames))
+
+
+def error_of(call: Any) -> grpc.RpcError:
+    """The error that a call ends with."""
+    with pytest.raises(grpc.RpcError) as raised:
+        list(call) if hasattr(call, "__iter__") else call.result()
+    return raised.value
+
+
+def endless(message: pb.VideoFrame, stop: threading.Event) -> Iterator[pb.VideoFrame]:
+    while not stop.is_set():
+        yield message
+
+
+def idle(vision: Vision) -> bool:
+    """Whether nothing of any stream is left."""
+    return (
+        vision.metric("vision_open_streams") == 0
+        and vision.metric("vision_instances", task="face-mesh") == 0
+        and vision.metric("grpc_server_in_flight", grpc_service="ml.MediapipeService") == 0
+    )
+
+
+def test_two_people_at_once_get_their_own_results(vision: Vision, vision_models: Path) -> None:
+    left = person(20)
+    right = [np.ascontiguousarray(image[:, ::-1]) for image in left]
+    empty = [np.full_like(image, 90) for image in left]
+    clips = (left, right, empty, left)
+    reference = REFERENCES["mesh"]
+    with ThreadPoolExecutor(len(clips)) as clients:
+        answers = list(
+            clients.map(lambda clip: list(vision.stub.StreamFaceMesh(rgb_frames(clip))), clips)
+        )
+    for clip, ours in zip(clips, answers, strict=True):
+        for answer, result in zip(ours, reference.run(vision_models, clip), strict=True):
+            reference.compare(answer, result, (640, 480))
+    assert all(answer.faces for answer in answers[0] + answers[1])
+    assert not any(answer.faces for answer in answers[2])
+
+
+@pytest.mark.parametrize("rpc", ["StreamFaceDetection", "StreamSelfieSegmentation"])
+def test_what_is_kept_warm_remembers_nothing(vision: Vision, rpc: str) -> None:
+    """These two keep instances for the next stream: it must see nothing of the one before."""
+    here, there = person(4), [np.ascontiguousarray(image[:, ::-1]) for image in person(4)]
+    nobody = [np.full_like(here[0], 120)] * 4
+
+    def run(clip: list[np.ndarray]) -> list[bytes]:
+        answers = list(getattr(vision.stub, rpc)(rgb_frames(clip)))
+        for answer in answers:
+            answer.ClearField("timing")
+        return [answer.SerializeToString(deterministic=True) for answer in answers]
+
+    first = [run(clip) for clip in (here, there, nobody)]
+    for _ in range(2):
+        for clip, before in zip((nobody, here, there), (first[2], *first[:2]), strict=True):
+            assert run(clip) == before
+
+
+@pytest.mark.parametrize("rpc", ["DetectFaces", "DetectPose", "DetectHands"])
+def test_pictures_do_not_see_each_other(vision: Vision, rpc: str) -> None:
+    pictures = [vision_clips.astronaut(), vision_clips.drawn_hand(), np.zeros((90, 160, 3), "u1")]
+
+    def run(image: np.ndarray) -> bytes:
+        data, _ = encode_still(image, "png")
+        answer = getattr(vision.stub, rpc)(pb.ImageRequest(image_data=data, format="png"))
+        answer.ClearField("timing")
+        return bytes(answer.SerializeToString(deterministic=True))
+
+    first = [run(image) for image in pictures]
+    assert [run(image) for image in pictures[::-1]] == first[::-1]
+
+
+def test_the_latest_frame_wins(vision: Vision) -> None:
+    (image,) = person(1)
+    sent = 200
+    messages = [
+        pb.VideoFrame(
+            frame_data=image.tobytes(), format="rgb", width=640, height=480, frame_number=number
+        )
+        for number in range(sent)
+    ]
+    dropped_before = vision.metric("vision_frames_dropped_total", task="face-mesh")
+    call = vision.stub.StreamFaceMesh(iter(messages), metadata=[("frame-policy", "latest")])
+    answers = list(call)
+    numbers = [answer.frame_number for answer in answers]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == sent - 1
+    dropped = answers[-1].frames_dropped
+    assert dropped > 0
+    assert len(answers) + dropped == sent
+    assert (
+        vision.metric("vision_frames_dropped_total", task="face-mesh") - dropped_before == dropped
+    )
+    drops = [answer.frames_dropped for answer in answers]
+    assert drops == sorted(drops)
+
+
+def test_latest_decodes_all_of_a_video(vision: Vision) -> None:
+    """A frame that is not answered is still needed by those after it."""
+    messages, pixels = encode_clip(person(40), "h264")
+    answers = list(
+        vision.stub.StreamFaceMesh(iter(messages), metadata=[("frame-policy", "latest")])
+    )
+    assert answers[-1].frame_number == len(pixels) - 1
+    assert len(answers) + answers[-1].frames_dropped == len(pixels)
+    assert answers[0].faces
+
+
+def test_an_unknown_frame_policy_is_refused(vision: Vision) -> None:
+    call = vision.stub.StreamFaceMesh(rgb_frames(person(1)), metadata=[("frame-policy", "some")])
+    assert error_of(call).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    "clock",
+    [
+        pytest.param([0] * 8, id="still"),
+        pytest.param([700, 600, 500, 400, 300, 200, 100, 0], id="back"),
+        pytest.param([-5, -900, -5, 3, -(2**63), 2**63 - 1, 0, 0], id="wild"),
+    ],
+)
+@pytest.mark.parametrize("task", ["mesh", "pose", "faces"])
+def test_any_clock_of_the_client(vision: Vision, task: str, clock: list[int]) -> None:
+    messages = []
+    for message, time_ms in zip(rgb_frames(person(len(clock))), clock, strict=True):
+        message.timestamp_ms = time_ms
+        messages.append(message)
+    answers = list(getattr(vision.stub, REFERENCES[task].rpc)(iter(messages)))
+    assert [answer.timestamp_ms for answer in answers] == clock
+    assert all(answer.ByteSize() > 100 for answer in answers)
+
+
+def test_the_format_and_size_may_change(vision: Vision) -> None:
+    clip = person(12)
+    small = [image[::2, ::2].copy() for image in clip]
+    parts = [
+        encode_clip(clip[:2], "rgb")[0],
+        encode_clip(clip[2:8], "h264")[0],
+        encode_clip(clip[8:9], "jpeg")[0],
+        encode_clip(small[9:11], "nv12")[0],
+        encode_clip(clip[2:6], "vp8")[0],
+        encode_clip(small[2:6], "h264")[0],
+    ]
+    messages = list(itertools.chain(*parts))
+    for number, message in enumerate(messages):
+        message.frame_number = number
+    answers = list(vision.stub.StreamFaceMesh(iter(messages)))
+    assert sorted(answer.frame_number for answer in answers) == list(range(len(messages)))
+    assert all(answer.faces for answer in answers)
+
+
+def test_parameter_sets_on_their_own(vision: Vision) -> None:
+    packets, pixels = encode_video(person(6), "h264", tune="zerolatency")
+    first = packets[0][1]
+    cut = first.index(b"\0\0\1\x65")  # the first slice of the picture
+    parts = [first[:cut], first[cut:], *(data for _, data in packets[1:])]
+    messages = [
+        pb.VideoFrame(frame_data=data, format="H264", frame_number=number)
+        for number, data in enumerate(parts)
+    ]
+    answers = list(vision.stub.StreamFaceDetection(iter(messages)))
+    assert [answer.frame_number for answer in answers] == list(range(1, len(pixels) + 1))
+    assert all(answer.faces for answer in answers)
+
+
+def test_without_reordering_h264_is_answered_at_once(vision: Vision) -> None:
+    packets, _ = encode_video(person(6), "h264", tune="zerolatency")
+    answered = threading.Semaphore(1)
+
+    def lock_step() -> Iterator[pb.VideoFrame]:
+        for number, data in packets:
+            assert answered.acquire(timeout=60)
+            yield pb.VideoFrame(frame_data=data, format="h264", frame_number=number)
+
+    for expected, answer in enumerate(vision.stub.StreamFaceDetection(lock_step())):
+        assert answer.frame_number == expected
+        answered.release()
+
+
+def test_options_come_in_two_ways(vision: Vision) -> None:
+    face = vision_clips.astronaut()[:300, 80:380]
+    two = np.hstack([face, face[:, ::-1]])
+    one_face = list(vision.stub.StreamFaceMesh(rgb_frames([two] * 2)))
+    assert [len(answer.faces) for answer in one_face] == [1, 1]
+    by_call = vision.stub.StreamFaceMesh(
+        rgb_frames([two] * 2), metadata=[("vision-max-faces", "2"), ("x-other", "ignored")]
+    )
+    assert [len(answer.faces) for answer in by_call] == [2, 2]
+    messages = list(rgb_frames([two] * 2))
+    for message in messages:
+        message.metadata["max_faces"] = "2"
+    assert [len(a.faces) for a in vision.stub.StreamFaceMesh(iter(messages))] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("max_hands", "2", "max_faces"),
+        ("nonsense", "1", "min_detection_confidence"),
+        ("max_faces", "0", "from 1 to 16"),
+        ("max_faces", "17", "from 1 to 16"),
+        ("max_faces", "one", "from 1 to 16"),
+        ("min_detection_confidence", "nan", "from 0 to 1"),
+        ("min_tracking_confidence", "1.5", "from 0 to 1"),
+    ],
+)
+def test_options_that_are_refused(vision: Vision, name: str, value: str, told: str) -> None:
+    (message,) = rgb_frames(person(1))
+    message.metadata[name] = value
+    error = error_of(vision.stub.StreamFaceMesh(iter([message])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert told in error.details()
+
+
+def test_options_cannot_change_in_a_stream(vision: Vision) -> None:
+    messages = list(rgb_frames(person(3)))
+    messages[0].metadata["max_faces"] = "2"
+    messages[2].metadata["max_faces"] = "3"
+    error = error_of(vision.stub.StreamFaceMesh(iter(messages)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "frame 3" in error.details()
+
+
+def test_a_stream_without_frames_is_no_error(vision: Vision) -> None:
+    assert list(vision.stub.StreamHolisticTracking(iter([]))) == []
+
+
+@pytest.mark.parametrize("end", ["half-close", "cancel"])
+def test_the_end_of_a_stream_frees_all(vision: Vision, end: str) -> None:
+    wait_for("an idle service", lambda: idle(vision))
+    (message,) = rgb_frames(person(1))
+    stop = threading.Event()
+    calls = [vision.stub.StreamFaceMesh(endless(message, stop)) for _ in range(3)]
+    for call in calls:
+        for _ in range(3):
+            next(call)
+    assert vision.metric("vision_open_streams") == 3
+    assert vision.metric("vision_instances", task="face-mesh") == 3
+    stop.set()
+    for call in calls:
+        if end == "cancel":
+            call.cancel()
+        else:
+            list(call)
+    wait_for("all freed", lambda: idle(vision))
+
+
+def test_a_client_that_is_killed_frees_all(vision: Vision) -> None:
+    wait_for("an idle service", lambda: idle(vision))
+    client = subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.vision.endless_client", vision.address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert client.stdout
+        assert client.stdout.readline()
+        assert vision.metric("vision_open_streams") == 1
+    finally:
+        os.killpg(client.pid, signal.SIGKILL)
+        client.communicate()
+    wait_for("all freed", lambda: idle(vision))
+
+
+def test_a_thousand_streams_opened_and_dropped(vision: Vision) -> None:
+    wait_for("an idle service", lambda: idle(vision))
+    (message,) = rgb_frames(person(1))
+    list(vision.stub.StreamFaceMesh(iter([message] * 3)))
+    wait_for("an idle service", lambda: idle(vision))
+    threads, rss = vision.threads(), vision.rss()
+    for number in range(1000):
+        stop = threading.Event()
+        call = vision.stub.StreamFaceMesh(endless(message, stop) if number % 10 == 0 else iter([]))
+        call.cancel()
+        stop.set()
+    wait_for("all freed", lambda: idle(vision), 120)
+    assert vision.threads() <= threads + 16
+    assert vision.rss() - rss < 100 << 20
+    assert next(vision.stub.StreamFaceMesh(iter([message]))).faces
+
+
+def test_streams_are_capped(start_vision: StartVision) -> None:
+    vision = start_vision(max_streams="2")
+    (message,) = rgb_frames(person(1))
+    stop = threading.Event()
+    calls = [vision.stub.StreamFaceMesh(endless(message, stop)) for _ in range(2)]
+    for call in calls:
+        next(call)
+    error = error_of(vision.stub.StreamFaceMesh(iter([message])))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "2 streams" in error.details()
+    # Single pictures do not wait behind streams, which are both still running here.
+    data, _ = encode_still(person(1)[0], "jpeg")
+    assert vision.stub.DetectFaces(pb.ImageRequest(image_data=data, format="jpeg")).faces
+    assert all(call.is_active() for call in calls)
+    stop.set()
+    for call in calls:
+        list(call)
+    wait_for("free places", lambda: vision.metric("vision_open_streams") == 0)
+    assert list(vision.stub.StreamFaceMesh(iter([message])))
+
+
+def test_instances_have_a_memory_budget(start_vision: StartVision) -> None:
+    vision = start_vision(instance_memory_mb="64")
+    (message,) = rgb_frames(person(1))
+    error = error_of(vision.stub.StreamHolisticTracking(iter([message])))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "64 MiB" in error.details()
+    # What is warm makes room for what is needed.
+    data, _ = encode_still(person(1)[0], "jpeg")
+    request = pb.ImageRequest(image_data=data, format="jpeg")
+    for _ in range(2):
+        assert vision.stub.DetectPose(request).poses
+        assert vision.stub.DetectFaces(request).faces
+
+
+def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
+    frames = [pb.VideoFrame(format="rgb")]
+    calls = {
+        "StreamObjectDetection": frames,
+        "StreamObjectTracking": frames,
+        "StreamObjectDetection3D": frames,
+        "StreamTemplateMatching": [pb.TemplateMatchingRequest()],
+        "StreamAutoFlip": frames,
+        "ProcessMediaSequence": [pb.MediaSequenceFrame()],
+    }
+    for rpc, messages in calls.items():
+        with pytest.raises(grpc.RpcError) as raised:
+            answer = getattr(vision.stub, rpc)(iter(messages))
+            list(answer)
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert f"{rpc} is not built: " in raised.value.details()
