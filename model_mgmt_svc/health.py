@@ -60,21 +60,24 @@ class HealthWatch:
             self._watches[worker] = asyncio.create_task(self._watch(worker))
 
     async def _watch(self, worker: Worker) -> None:
-        call = worker.channel.unary_stream(
+        watch = worker.channel.unary_stream(
             "/grpc.health.v1.Health/Watch",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
         request = health_pb2.HealthCheckRequest(service=self._names[worker.service])
         while True:
+            call = watch(request)
             try:
-                async for answer in call(request):
+                async for answer in call:
                     serving = answer.status == _SERVING
                     await self._set(worker, serving)
                     if not serving:
-                        break  # an open watch would hold up a server that stops
+                        break
             except grpc.aio.AioRpcError:
                 await self._set(worker, serving=False)
+            finally:
+                call.cancel()  # an open watch would hold up a server that stops
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _set(self, worker: Worker, serving: bool) -> None:

@@ -29,6 +29,7 @@ from shared.file_fetch import FetchLimits
 from shared.file_provider import FileProvider
 from tests.support.processes import free_port
 from tests.support.providers import CHUNK_BYTES, Context, Provider, chunks, honest, old
+from tests.support.waiting import until
 
 MODEL, NAME = "org/name", "model.safetensors"
 KEY = f"{MODEL}/{NAME}"
@@ -79,12 +80,6 @@ def leftovers(cache: Path) -> list[str]:
 
 def parts(cache: Path) -> list[Path]:
     return list(cache.glob(".fetch/*.part"))
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_file_is_fetched_once_and_kept(files: FileProvider, source: Provider) -> None:

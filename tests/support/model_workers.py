@@ -1,0 +1,90 @@
+"""A small ModelWorker as a real gRPC server: it holds figures instead of weights."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from ml.internal import worker_pb2 as pb
+from ml.internal import worker_pb2_grpc as pb_grpc
+from shared.errors import ModelNotLoadedError, ServiceError
+from shared.interceptors import ErrorInterceptor
+
+RAM, VRAM = 90 * (1 << 20) + 1, 0
+
+
+class ModelWorker(pb_grpc.ModelWorkerServicer):
+    """Loads at once, unless told to wait (`go_on`) or to fail (`failures`, used up first)."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, pb.ModelInfo] = {}
+        self.loads: list[pb.LoadRequest] = []
+        self.unloads: list[str] = []
+        self.failures: list[ServiceError] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.answers_lists = asyncio.Event()
+        self.answers_lists.set()
+        self.cancelled = 0
+        self.health = health.aio.HealthServicer()
+        self.address = ""
+
+    async def Load(self, request, context):
+        self.loads.append(request)
+        yield pb.LoadResponse(state=pb.MODEL_STATE_FETCHING, bytes_fetched=1, bytes_total=2)
+        try:
+            await self.go_on.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.failures:
+            raise self.failures.pop(0)
+        model = pb.ModelInfo(
+            model_id=request.model_id,
+            pipeline_type=request.pipeline_type,
+            state=pb.MODEL_STATE_READY,
+            ram_bytes=RAM,
+            vram_bytes=VRAM,
+            loaded_at=1_700_000_000,
+            options=request.options,
+        )
+        self.models[request.model_id] = model
+        yield pb.LoadResponse(state=pb.MODEL_STATE_READY, model=model)
+
+    async def Unload(self, request, context):
+        self.unloads.append(request.model_id)
+        if self.models.pop(request.model_id, None) is None:
+            raise ModelNotLoadedError("not loaded")
+        return pb.UnloadResponse()
+
+    async def List(self, request, context):
+        await self.answers_lists.wait()
+        return pb.ListResponse(models=self.models.values())
+
+    async def say(self, name: str, serving: bool) -> None:
+        """Sets its health."""
+        status = health_pb2.HealthCheckResponse
+        await self.health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    @contextlib.asynccontextmanager
+    async def running(self, port: int = 0) -> AsyncIterator[ModelWorker]:
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)]
+        )
+        pb_grpc.add_ModelWorkerServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        port = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        await self._server.start()
+        self.address = f"127.0.0.1:{port}"
+        try:
+            yield self
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Breaks off all calls and closes the port."""
+        await self._server.stop(None)

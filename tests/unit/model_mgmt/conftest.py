@@ -1,0 +1,42 @@
+"""The control plane's parts over real workers in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.wish import WishStore
+from model_mgmt_svc.workers import Workers
+from tests.support.model_workers import ModelWorker
+
+
+@dataclass
+class Plane:
+    """Two replicas of text_svc, and what drives them."""
+
+    first: ModelWorker
+    second: ModelWorker
+    workers: Workers
+    wishes: WishStore
+    lifecycle: Lifecycle
+
+    @property
+    def replicas(self) -> tuple[ModelWorker, ModelWorker]:
+        return self.first, self.second
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
+    async with (
+        ModelWorker().running() as first,
+        ModelWorker().running() as second,
+        Workers({"text": f"{first.address}, {second.address}"}) as workers,
+        WishStore(tmp_path / "wishes.db") as wishes,
+        contextlib.aclosing(Lifecycle(workers, wishes)) as lifecycle,
+    ):
+        yield Plane(first, second, workers, wishes, lifecycle)

@@ -1,0 +1,207 @@
+"""Loading, unloading and listing over two replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+
+import pytest
+
+from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.wish import Wish
+from model_mgmt_svc.workers import Workers
+from shared.errors import (
+    CallCancelledError,
+    InvalidModelError,
+    ModelNotLoadedError,
+    OutOfMemoryError,
+    PipelineMismatchError,
+    UnknownOptionError,
+    WorkerUnavailableError,
+)
+from tests.support.model_workers import RAM
+from tests.support.processes import free_port
+from tests.support.waiting import until
+from tests.unit.model_mgmt.conftest import Plane
+
+MODEL = "org/name"
+WISH = Wish(MODEL, "text-generation", {"dtype": "float32"})
+OTHER_TYPE = Wish(MODEL, "feature-extraction")
+
+
+@contextlib.asynccontextmanager
+async def with_one_down(plane: Plane, *, alone: bool = False) -> AsyncIterator[Lifecycle]:
+    """A lifecycle over a replica that is down, beside the first one or alone."""
+    down = f"127.0.0.1:{free_port()}"
+    addresses = down if alone else f"{down},{plane.first.address}"
+    async with Workers({"text": addresses}) as workers:
+        yield Lifecycle(workers, plane.wishes)
+
+
+async def test_a_model_is_loaded_on_every_replica(plane: Plane) -> None:
+    model = await plane.lifecycle.load(WISH)
+    assert (model.replicas, model.ram_bytes, model.vram_bytes) == (2, 2 * RAM, 0)
+    for replica in plane.replicas:
+        (request,) = replica.loads
+        assert (request.model_id, request.pipeline_type) == (MODEL, "text-generation")
+        assert dict(request.options) == {"dtype": "float32"}
+    assert await plane.wishes.all() == [WISH]
+    assert await plane.lifecycle.loaded() == [model]
+
+
+async def test_ten_callers_are_one_load(plane: Plane) -> None:
+    models = await asyncio.gather(*(plane.lifecycle.load(WISH) for _ in range(10)))
+    assert models == [models[0]] * 10
+    assert [len(replica.loads) for replica in plane.replicas] == [1, 1]
+
+
+async def test_again_with_the_same_type_is_success_with_the_real_figures(plane: Plane) -> None:
+    first = await plane.lifecycle.load(WISH)
+    again = await plane.lifecycle.load(dataclasses.replace(WISH, options={}))
+    assert again == first
+    assert [len(replica.loads) for replica in plane.replicas] == [1, 1]
+    assert await plane.wishes.all() == [WISH]  # with the options that it really has
+
+
+async def test_another_type_is_refused_while_loaded_and_while_loading(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    loading = asyncio.create_task(plane.lifecycle.load(WISH))
+    await until(lambda: bool(plane.first.loads))
+    with pytest.raises(PipelineMismatchError, match="loaded as text-generation, not feature-"):
+        await plane.lifecycle.load(OTHER_TYPE)
+    plane.first.go_on.set()
+    await loading
+    with pytest.raises(PipelineMismatchError, match="unload it first"):
+        await plane.lifecycle.load(OTHER_TYPE)
+    assert await plane.wishes.all() == [WISH]
+    await plane.lifecycle.unload(MODEL)
+    assert (await plane.lifecycle.load(OTHER_TYPE)).pipeline_type == "feature-extraction"
+
+
+async def test_one_that_goes_away_does_not_cancel_the_load_of_others(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    gone, stays = (asyncio.create_task(plane.lifecycle.load(WISH)) for _ in range(2))
+    await until(lambda: bool(plane.first.loads))
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    plane.first.go_on.set()
+    assert (await stays).replicas == 2
+    assert plane.first.cancelled == 0
+
+
+async def test_the_last_one_that_goes_away_cancels_it(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    await until(lambda: bool(plane.first.loads) and MODEL in plane.second.models)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    await until(lambda: plane.first.cancelled == 1)
+    await until(lambda: not plane.second.models)  # what was loaded already is freed
+    assert await plane.wishes.all() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("the model needs 9 GiB of 4 GiB"),
+        InvalidModelError("no safetensors", field="model_id"),
+        UnknownOptionError("option 'x' is not known", field="options"),
+    ],
+)
+async def test_an_error_of_a_worker_arrives_as_it_is_and_leaves_nothing(
+    plane: Plane, error: InvalidModelError
+) -> None:
+    plane.first.failures = [error]
+    with pytest.raises(type(error)) as caught:
+        await plane.lifecycle.load(WISH)
+    assert (caught.value.message, caught.value.field) == (error.message, error.field)
+    assert await plane.wishes.all() == []
+    assert await plane.lifecycle.loaded() == []
+
+
+async def test_a_load_that_fails_again_does_not_take_an_old_wish_away(plane: Plane) -> None:
+    await plane.wishes.put(WISH)
+    plane.first.failures = [OutOfMemoryError("too large")]
+    with pytest.raises(OutOfMemoryError):
+        await plane.lifecycle.load(WISH)
+    assert await plane.wishes.all() == [WISH]
+
+
+async def test_a_replica_that_is_down_does_not_matter_while_another_is_up(plane: Plane) -> None:
+    async with with_one_down(plane) as lifecycle:
+        assert (await lifecycle.load(WISH)).replicas == 1
+        assert [model.replicas for model in await lifecycle.loaded()] == [1]
+
+
+async def test_with_all_down_a_load_is_unavailable(plane: Plane) -> None:
+    async with with_one_down(plane, alone=True) as lifecycle:
+        with pytest.raises(WorkerUnavailableError, match="text_svc") as caught:
+            await lifecycle.load(WISH)
+        assert caught.value.retry_after
+        assert await lifecycle.loaded() == []
+    assert await plane.wishes.all() == []
+
+
+async def test_a_worker_that_hangs_is_left_out_of_the_list(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_mgmt_svc.workers.LIST_SECONDS", 0.2)
+    await plane.lifecycle.load(WISH)
+    plane.first.answers_lists.clear()
+    (model,) = await plane.lifecycle.loaded()
+    assert (model.replicas, model.ram_bytes) == (1, RAM)
+
+
+async def test_unloading_frees_it_everywhere(plane: Plane) -> None:
+    await plane.lifecycle.load(WISH)
+    assert await plane.lifecycle.unload(MODEL) == 2
+    assert not plane.first.models
+    assert not plane.second.models
+    assert await plane.wishes.all() == []
+    with pytest.raises(ModelNotLoadedError, match="org/name' is not loaded"):
+        await plane.lifecycle.unload(MODEL)
+
+
+async def test_unloading_what_is_wanted_and_not_there_takes_the_wish_back(plane: Plane) -> None:
+    await plane.wishes.put(WISH)
+    assert await plane.lifecycle.unload(MODEL) == 0
+    assert await plane.wishes.all() == []
+
+
+async def test_unloading_while_it_loads_tells_those_who_wait(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    await until(lambda: bool(plane.first.loads))
+    await plane.lifecycle.unload(MODEL)
+    with pytest.raises(CallCancelledError):
+        await load
+    assert plane.first.cancelled == 1
+    assert await plane.wishes.all() == []
+    assert await plane.lifecycle.loaded() == []
+
+
+async def test_an_unload_goes_on_when_its_caller_goes_away(plane: Plane) -> None:
+    await plane.lifecycle.load(WISH)
+    unload = asyncio.create_task(plane.lifecycle.unload(MODEL))
+    await asyncio.sleep(0)
+    unload.cancel()
+    await until(lambda: not plane.first.models and not plane.second.models)
+
+
+async def test_many_loads_and_unloads_at_once_end_in_order(plane: Plane) -> None:
+    allowed = ModelNotLoadedError, CallCancelledError
+
+    async def one(i: int) -> None:
+        with contextlib.suppress(allowed):
+            await (plane.lifecycle.load(WISH) if i % 3 else plane.lifecycle.unload(MODEL))
+
+    await asyncio.gather(*(one(i) for i in range(300)))
+    wanted = bool(await plane.wishes.all())
+    assert [MODEL in replica.models for replica in plane.replicas] == [wanted, wanted]
+    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.unload(MODEL)
+    assert await plane.lifecycle.loaded() == []

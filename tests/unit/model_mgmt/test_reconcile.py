@@ -1,0 +1,158 @@
+"""Wanted models come back by themselves; hopeless ones are left alone until asked for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from model_mgmt_svc.reconcile import Reconciler
+from model_mgmt_svc.wish import Wish
+from shared.errors import InvalidModelError, ProviderUnavailableError
+from tests.support.waiting import until
+from tests.unit.model_mgmt.conftest import Plane
+
+WISH = Wish("org/name", "text-generation", {"dtype": "float32"})
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rounds:
+    """A reconciler that is driven by hand."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.clock = Clock()
+        self.plane = plane
+        self.reconciler = Reconciler(
+            plane.workers,
+            plane.wishes,
+            plane.lifecycle,
+            interval=0.01,
+            max_failures=3,
+            clock=self.clock,
+        )
+
+    async def round(self) -> None:
+        """One round, and the end of what it has begun."""
+        await self.reconciler.round()
+        await until(lambda: not self.reconciler._running)
+
+    @property
+    def tries(self) -> int:
+        return len(self.plane.first.loads)
+
+
+@pytest.fixture
+def rounds(plane: Plane) -> Rounds:
+    return Rounds(plane)
+
+
+async def test_a_worker_that_lost_its_models_gets_them_again(plane: Plane, rounds: Rounds) -> None:
+    await plane.lifecycle.load(WISH)
+    plane.second.models.clear()
+    await rounds.round()
+    assert set(plane.second.models) == {WISH.model_id}
+    assert dict(plane.second.loads[-1].options) == {"dtype": "float32"}
+    assert rounds.tries == 1  # the other replica had it all the time
+
+
+async def test_models_are_not_touched_that_nobody_wants(plane: Plane, rounds: Rounds) -> None:
+    await plane.lifecycle.load(WISH)
+    await plane.wishes.remove(WISH.model_id)
+    plane.second.models.clear()
+    await rounds.round()
+    assert not plane.second.models
+    assert set(plane.first.models) == {WISH.model_id}
+
+
+async def test_tries_become_rarer_and_end(plane: Plane, rounds: Rounds) -> None:
+    await plane.wishes.put(WISH)
+    plane.first.failures = [InvalidModelError(f"broken {i}") for i in range(9)]
+    await rounds.round()
+    await rounds.round()
+    assert rounds.tries == 1
+    rounds.clock.now = 2.0
+    await rounds.round()
+    assert rounds.tries == 2
+    rounds.clock.now += 3.9
+    await rounds.round()
+    assert rounds.tries == 2
+    rounds.clock.now += 0.1
+    await rounds.round()
+    assert rounds.tries == 3
+    assert rounds.reconciler.failed() == {WISH.model_id: "broken 2"}
+    rounds.clock.now += 1e6
+    await rounds.round()
+    assert rounds.tries == 3
+    rounds.reconciler.forgive(WISH.model_id)
+    await rounds.round()
+    assert rounds.tries == 4
+    assert await plane.wishes.all() == [WISH]
+
+
+async def test_a_provider_that_is_down_is_not_the_models_fault(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.wishes.put(WISH)
+    for replica in plane.replicas:
+        replica.failures = [ProviderUnavailableError("down") for _ in range(8)]
+    for _ in range(8):
+        rounds.clock.now += 60
+        await rounds.round()
+    assert rounds.reconciler.failed() == {}
+    rounds.clock.now += 60
+    await rounds.round()
+    assert set(plane.first.models) == {WISH.model_id}
+
+
+async def test_a_wish_taken_back_meanwhile_is_not_loaded(plane: Plane, rounds: Rounds) -> None:
+    plane.first.go_on.clear()
+    await plane.wishes.put(WISH)
+    await rounds.reconciler.round()
+    await until(lambda: bool(plane.first.loads))
+    await plane.lifecycle.unload(WISH.model_id)
+    plane.first.go_on.set()
+    await until(lambda: not rounds.reconciler._running)
+    await rounds.round()
+    assert await plane.lifecycle.loaded() == []
+    assert await plane.wishes.all() == []
+
+
+async def test_a_call_joins_the_load_that_the_loop_has_begun(plane: Plane, rounds: Rounds) -> None:
+    plane.first.go_on.clear()
+    await plane.wishes.put(WISH)
+    await rounds.reconciler.round()
+    await until(lambda: bool(plane.first.loads))
+    call = asyncio.create_task(plane.lifecycle.load(WISH))
+    await asyncio.sleep(0.01)
+    plane.first.go_on.set()
+    assert (await call).replicas == 2
+    assert rounds.tries == 1
+
+
+async def test_the_loop_goes_on_after_a_round_that_failed(
+    plane: Plane, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = asyncio.Event()
+    healthy = plane.wishes.all
+
+    async def broken() -> list[Wish]:
+        failed.set()
+        monkeypatch.setattr(plane.wishes, "all", healthy)
+        raise OSError("disk")
+
+    await plane.wishes.put(WISH)
+    monkeypatch.setattr(plane.wishes, "all", broken)
+    loop = asyncio.create_task(rounds.reconciler.run())
+    await failed.wait()
+    await until(lambda: WISH.model_id in plane.first.models)
+    loop.cancel()
+    await asyncio.wait((loop,))

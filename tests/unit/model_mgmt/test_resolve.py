@@ -1,0 +1,86 @@
+"""The pipeline type: named, or told by the architecture, or by config.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from model_mgmt_svc.resolve import resolve_pipeline
+from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
+from shared.file_provider import FileProvider
+from shared.pipelines import accepted_names
+from tests.support.providers import Provider
+
+MODEL = "org/name"
+LLAMA = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[Provider]:
+    async with Provider({f"{MODEL}/config.json": LLAMA}).running() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]:
+    async with FileProvider(source.address, tmp_path) as provider:
+        yield provider
+
+
+@pytest.mark.parametrize(
+    ("pipeline_type", "architecture", "expected", "asked"),
+    [
+        ("feature-extraction", "LlamaForCausalLM", "feature-extraction", False),
+        ("Text_Generation", "", "text-generation", False),
+        ("chat", "", "text-generation", False),
+        ("", "BertModel", "feature-extraction", False),
+        ("", "LlamaForCausalLM", "text-generation", False),
+        ("", "", "text-generation", True),
+        (" ", "llama", "text-generation", True),
+    ],
+)
+async def test_the_first_that_says_something_counts(
+    files: FileProvider,
+    source: Provider,
+    pipeline_type: str,
+    architecture: str,
+    expected: str,
+    asked: bool,
+) -> None:
+    pipeline = await resolve_pipeline(files, MODEL, pipeline_type, architecture)
+    assert pipeline.name == expected
+    assert bool(source.requests) == asked
+
+
+async def test_an_unknown_name_is_refused_with_the_known_ones(
+    files: FileProvider, source: Provider
+) -> None:
+    with pytest.raises(UnknownPipelineError) as caught:
+        await resolve_pipeline(files, MODEL, "time-travel", "LlamaForCausalLM")
+    assert accepted_names() in caught.value.message
+    assert caught.value.field == "pipeline_type"
+    assert not source.requests
+
+
+@pytest.mark.parametrize(
+    "config",
+    [b"{}", b"[]", b'{"architectures": null}', b'{"architectures": ["NoSuchThing", 3]}'],
+)
+async def test_a_config_that_says_nothing(
+    files: FileProvider, source: Provider, config: bytes
+) -> None:
+    source.files[f"{MODEL}/config.json"] = config
+    with pytest.raises(UnknownPipelineError) as caught:
+        await resolve_pipeline(files, MODEL, "", "")
+    assert accepted_names() in caught.value.message
+
+
+async def test_a_config_that_is_broken_or_missing(files: FileProvider, source: Provider) -> None:
+    source.files[f"{MODEL}/config.json"] = b"{"
+    with pytest.raises(InvalidModelError, match=r"config\.json of the model is not JSON"):
+        await resolve_pipeline(files, MODEL, "", "")
+    with pytest.raises(ModelNotFoundError):
+        await resolve_pipeline(files, "org/other", "", "")

@@ -1,0 +1,181 @@
+"""Replicas: names, what they hold, and their health as seen from here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from model_mgmt_svc.health import HealthWatch
+from model_mgmt_svc.workers import Workers
+from shared.errors import InternalError, OutOfMemoryError, WorkerUnavailableError
+from shared.server import Health
+from tests.support.model_workers import ModelWorker
+from tests.support.processes import free_port
+from tests.support.waiting import until
+
+NAME = "ml.TransformersService"
+
+
+def looked_up(answers: dict[str, list[str]]) -> Any:
+    """A `getaddrinfo` that knows these names alone."""
+
+    async def getaddrinfo(host: str, port: str, **_: Any) -> list[Any]:
+        if host not in answers:
+            raise socket.gaierror("unknown")
+        return [
+            (socket.AF_INET6 if ":" in ip else socket.AF_INET, 1, 6, "", (ip, int(port)))
+            for ip in answers[host]
+        ]
+
+    return getaddrinfo
+
+
+async def test_a_name_with_several_addresses_is_several_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"text": ["10.0.0.2", "10.0.0.1"], "both": ["::1", "127.0.0.1"], "six": ["fd00::1"]}
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up(names))
+    async with Workers({"text": "text:1, both:2,six:3", "vision": ""}) as workers:
+        addresses = {worker.address for worker in workers.of("text")}
+        assert addresses == {"10.0.0.1:1", "10.0.0.2:1", "127.0.0.1:2", "[fd00::1]:3"}
+        assert workers.of("vision") == []
+
+
+async def test_replicas_come_and_go_and_stay_while_names_cannot_be_looked_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"text": ["10.0.0.1", "10.0.0.2"]}
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up(names))
+    async with Workers({"text": "text:1"}) as workers:
+        before = {worker.address: worker for worker in workers.all()}
+        names["text"] = ["10.0.0.2", "10.0.0.3"]
+        await workers.refresh()
+        after = {worker.address: worker for worker in workers.all()}
+        assert set(after) == {"10.0.0.2:1", "10.0.0.3:1"}
+        assert after["10.0.0.2:1"] is before["10.0.0.2:1"]
+        names.clear()
+        await workers.refresh()
+        assert {worker.address: worker for worker in workers.all()} == after
+
+
+async def test_statuses_of_a_worker_are_errors_here() -> None:
+    async with (
+        ModelWorker().running() as served,
+        Workers({"text": served.address, "vision": f"127.0.0.1:{free_port()}"}) as workers,
+    ):
+        (worker,), (down,) = workers.of("text"), workers.of("vision")
+        served.failures = [OutOfMemoryError("9 GiB"), ValueError("/a/path")]  # type: ignore[list-item]
+        with pytest.raises(OutOfMemoryError, match="9 GiB"):
+            await worker.load("a", "text-generation", {})
+        with pytest.raises(InternalError) as caught:
+            await worker.load("a", "text-generation", {})
+        assert "/a/path" not in caught.value.message
+        for call in (down.list(), down.load("a", "x", {}), down.unload("a"), down.list(0.2)):
+            with pytest.raises(WorkerUnavailableError, match="vision_svc"):
+                await call
+
+
+async def test_a_worker_that_dies_in_a_load_is_unavailable() -> None:
+    worker = ModelWorker()
+    worker.go_on.clear()
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(worker.running())
+        workers = await stack.enter_async_context(Workers({"text": worker.address}))
+        load = asyncio.create_task(workers.of("text")[0].load("a", "text-generation", {}))
+        await until(lambda: bool(worker.loads))
+        await worker.stop()
+        with pytest.raises(WorkerUnavailableError):
+            await load
+
+
+async def test_a_service_that_holds_models_by_itself_lists_none() -> None:
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with Workers({"vision": f"127.0.0.1:{port}"}) as workers:
+        assert await workers.of("vision")[0].list() == []
+    await server.stop(None)
+
+
+@contextlib.asynccontextmanager
+async def watching(workers: Workers) -> AsyncIterator[Health]:
+    health = Health([])
+    task = asyncio.create_task(HealthWatch(workers, {"text": NAME}, health).run())
+    try:
+        yield health
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))
+
+
+async def status(health: Health) -> int:
+    request = health_pb2.HealthCheckRequest(service=NAME)
+    try:
+        return (await health.servicer.Check(request, _NoContext())).status
+    except LookupError:
+        return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class _NoContext:
+    async def abort(self, *_: Any) -> None:
+        raise LookupError
+
+
+async def test_a_service_serves_while_one_of_its_replicas_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model_mgmt_svc.health.RETRY_SECONDS", 0.02)
+    serving, not_serving = 1, 2
+
+    async def becomes(expected: int) -> None:
+        async def reached() -> bool:
+            return await status(health) == expected
+
+        await until(reached)
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(ModelWorker().running())
+        second = await stack.enter_async_context(ModelWorker().running())
+        workers = await stack.enter_async_context(
+            Workers({"text": f"{first.address},{second.address}"})
+        )
+        health = await stack.enter_async_context(watching(workers))
+        await becomes(not_serving)
+        await first.say(NAME, True)
+        await becomes(serving)
+        await second.say(NAME, True)
+        await first.say(NAME, False)
+        await asyncio.sleep(0.1)
+        assert await status(health) == serving
+        await second.stop()
+        await becomes(not_serving)
+        await first.say(NAME, True)
+        await becomes(serving)
+
+
+async def test_a_watch_does_not_hold_up_a_server_that_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model_mgmt_svc.health.RETRY_SECONDS", 0.02)
+    server = grpc.aio.server()
+    state = Health([NAME])
+    await state.set_all(True)
+    health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
+    port = server.add_insecure_port(f"127.0.0.1:{free_port()}")
+    await server.start()
+    async with Workers({"text": f"127.0.0.1:{port}"}) as workers, watching(workers) as health:
+
+        async def seen() -> bool:
+            return await status(health) == 1
+
+        await until(seen)
+        await state.stop()
+        async with asyncio.timeout(30):
+            await server.stop(60)
