@@ -35,7 +35,7 @@ down: setup ## stop what `make up` started
 	@$(PY) -m tools.stack down
 
 demo: models ## load models, embed, chat and detect a face through Envoy
-	@$(PY) -m tools.demo --port $(PORT)
+	@$(PY) -m tools.demo --port $(PORT) $(DEMO)
 
 test: models ## run all tests
 	@$(PY) -m pytest

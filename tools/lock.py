@@ -21,7 +21,8 @@ TARGETS = {
 # What torch needs beside itself, and what must not come in by another package's wish.
 TORCH_NEEDS = "filelock\nfsspec\njinja2\nnetworkx\nsetuptools\nsympy\ntyping-extensions\n"
 OVERRIDES = 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n'
-OVERRIDES += "huggingface-hub<1.22\n"
+# optimum-intel does not run with a newer hub client; 1.3 of the other refuses Python 3.11.
+OVERRIDES += "huggingface-hub<1.22\nbackports-strenum<1.3\n"
 HEADER = "# Made by `make lock` from pyproject.toml; complete, install with --no-deps.\n"
 
 
