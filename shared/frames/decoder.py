@@ -75,6 +75,7 @@ class FrameDecoder:
             except ServiceError as error:
                 place = f"frame {frame.position} of the stream (frame_number {frame.number})"
                 error.message = f"{place}: {error.message}"
+                error.args = (error.message,)
                 error.metadata["frame_number"] = str(frame.number)
                 error.metadata["frame_position"] = str(frame.position)
                 raise

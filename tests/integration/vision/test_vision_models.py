@@ -1,0 +1,166 @@
+"""Models of callers: LoadModel replaces what a task runs on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from ml import mediapipe_pb2 as pb
+from ml.internal import worker_pb2, worker_pb2_grpc
+from tests.integration.vision.conftest import StartVision, Vision
+from tests.integration.vision.encoding import encode_still, rgb_frames
+from tests.support.providers import Provider
+from tools import vision_clips
+
+MODEL = "someone/their-face-model"
+ASSET = "blaze_face_short_range.tflite"
+
+
+@pytest.fixture
+async def provider(vision_models: Path) -> AsyncIterator[Provider]:
+    files = {
+        f"{MODEL}/{ASSET}": (vision_models / ASSET).read_bytes(),
+        f"{MODEL}/other/full.tflite": (
+            vision_models / "blaze_face_full_range_sparse.tflite"
+        ).read_bytes(),
+        "someone/broken/" + ASSET: b"no model at all" * 1000,
+    }
+    async with Provider(files).running() as running:
+        yield running
+
+
+@pytest.fixture
+async def bare(start_vision: StartVision, provider: Provider, tmp_path: Path) -> Vision:
+    """A service whose own models folder is empty."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    return await asyncio.to_thread(
+        start_vision,
+        model_dir=str(empty),
+        file_provider_addr=provider.address,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+@pytest.fixture
+async def worker(bare: Vision) -> AsyncIterator[worker_pb2_grpc.ModelWorkerStub]:
+    async with grpc.aio.insecure_channel(bare.address) as channel:
+        yield worker_pb2_grpc.ModelWorkerStub(channel)
+
+
+async def load(
+    worker: worker_pb2_grpc.ModelWorkerStub, model_id: str = MODEL, **options: str
+) -> list[worker_pb2.LoadResponse]:
+    request = worker_pb2.LoadRequest(
+        model_id=model_id, pipeline_type="face-detection", options=options
+    )
+    return [response async for response in worker.Load(request)]
+
+
+async def detect(vision: Vision) -> pb.FaceDetectionResponse:
+    data, _ = encode_still(vision_clips.astronaut(), "jpeg")
+    request = pb.ImageRequest(image_data=data, format="jpeg")
+    return await asyncio.to_thread(vision.stub.DetectFaces, request)
+
+
+async def test_a_model_from_the_provider_serves_its_task(
+    bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub, vision_models: Path
+) -> None:
+    with pytest.raises(grpc.RpcError) as raised:
+        await detect(bare)
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+    responses = await load(worker)
+    states = [response.state for response in responses]
+    assert states[0] == worker_pb2.MODEL_STATE_FETCHING
+    assert states[-2:] == [worker_pb2.MODEL_STATE_LOADING, worker_pb2.MODEL_STATE_READY]
+    size = (vision_models / ASSET).stat().st_size
+    assert max(response.bytes_fetched for response in responses) == size
+    model = responses[-1].model
+    assert (model.model_id, model.pipeline_type) == (MODEL, "face-detection")
+    assert model.ram_bytes == size
+    assert model.loaded_at > 0
+
+    assert len((await detect(bare)).faces) == 1
+    assert list((await worker.List(worker_pb2.ListRequest())).models) == [model]
+    again = await load(worker)
+    assert [response.model for response in again] == [model]
+
+    await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
+    assert not (await worker.List(worker_pb2.ListRequest())).models
+    with pytest.raises(grpc.RpcError):
+        await detect(bare)
+
+
+async def test_a_stream_keeps_the_model_that_it_began_with(
+    bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub
+) -> None:
+    await load(worker)
+    frames = list(rgb_frames(vision_clips.moving(vision_clips.astronaut(), 6)))
+    unloaded = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def sender():
+        yield from frames[:3]
+        asyncio.run_coroutine_threadsafe(unloaded.wait(), loop).result(60)
+        yield from frames[3:]
+
+    call = bare.stub.StreamFaceDetection(sender())
+    first = await asyncio.to_thread(next, call)
+    await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
+    unloaded.set()
+    rest = await asyncio.to_thread(list, call)
+    assert all(answer.faces for answer in [first, *rest])
+    assert len(rest) == 5
+
+
+async def test_a_file_by_its_path(bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub) -> None:
+    responses = await load(worker, file="other/full.tflite")
+    assert responses[-1].state == worker_pb2.MODEL_STATE_READY
+    assert len((await detect(bare)).faces) == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        ({"model_id": "someone/broken"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"model_id": "someone/nothing"}, grpc.StatusCode.NOT_FOUND),
+        ({"model_id": "../up"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"pipeline_type": "text-generation"}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"options": {"file": "../../x"}}, grpc.StatusCode.INVALID_ARGUMENT),
+        ({"options": {"colour": "blue"}}, grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_loads_that_fail_leave_nothing(
+    bare: Vision,
+    worker: worker_pb2_grpc.ModelWorkerStub,
+    request_: dict[str, object],
+    code: grpc.StatusCode,
+) -> None:
+    request = {"model_id": MODEL, "pipeline_type": "face-detection"} | request_
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        [response async for response in worker.Load(worker_pb2.LoadRequest(**request))]
+    assert raised.value.code() is code
+    assert not (await worker.List(worker_pb2.ListRequest())).models
+    await load(worker)
+    assert len((await detect(bare)).faces) == 1
+
+
+async def test_one_model_a_task(bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub) -> None:
+    await load(worker)
+    for model_id, task in ((MODEL, "face-mesh"), ("someone/broken", "face-detection")):
+        request = worker_pb2.LoadRequest(model_id=model_id, pipeline_type=task)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            [response async for response in worker.Load(request)]
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert MODEL in (raised.value.details() or "")
+
+
+async def test_unloading_what_is_not_there(worker: worker_pb2_grpc.ModelWorkerStub) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
