@@ -20,7 +20,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image, ImageDraw
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ml import (
     common_pb2,
@@ -169,7 +169,7 @@ class Demo:
     def loaded(self) -> str:
         """Prints what is loaded."""
         models = self._manage.GetLoadedModels(common_pb2.EmptyRequest()).models
-        table = Table("loaded model", "pipeline", "RAM MiB", "VRAM MiB")
+        table = Table(Column("loaded model", no_wrap=True), "pipeline", "RAM MiB", "VRAM MiB")
         for m in models:
             table.add_row(m.model_id, m.pipeline_type, str(m.ram_mb), str(m.vram_mb))
         console.print(table)
@@ -236,7 +236,7 @@ def main() -> None:
             summary: Summary = [("stack serving", address, started), *run(address)]
     except grpc.RpcError as error:
         sys.exit(f"a call failed: {error.code().name}: {error.details()}")
-    table = Table("step", "result", "seconds")
+    table = Table(Column("step", no_wrap=True), Column("result", overflow="fold"), "seconds")
     for name, result, seconds in summary:
         table.add_row(name, result, f"{seconds:.2f}")
     console.print(table)
