@@ -168,6 +168,20 @@ print(guard.run_guarded(run, None))
 """
 
 
+def test_a_starter_that_ignores_its_children_hides_no_exit_code(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _ESCAPES, "return"]
+    starter = (
+        "import os, signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+        f"os.execv({sys.executable!r}, {command!r})"
+    )
+    stack = start_stack(tmp_path, command=[sys.executable, "-c", starter])
+    try:
+        stack.process.wait(60)
+        assert stack.output().split()[-1] == "7"
+    finally:
+        stack.stop()
+
+
 @pytest.mark.parametrize("end", ["return", "kill"])
 def test_even_a_daemon_does_not_outlive_its_guard(tmp_path: Path, end: str) -> None:
     stack = start_stack(tmp_path, command=[sys.executable, "-c", _ESCAPES, end])

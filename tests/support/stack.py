@@ -156,7 +156,7 @@ class Stack:
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
         """Sends a signal to a process of the stack, and returns its pid."""
-        pid = self.pids[name]
+        pid = wait_for(f"the start of {name}", lambda: self.pids.get(name, 0))
         os.kill(pid, signum)
         return pid
 

@@ -95,6 +95,7 @@ def run_guarded(run: Callable[[], int], parent: int | None) -> int:
         run: the runner. Signals of `WAITED_SIGNALS` are blocked in it: it waits for them.
         parent: the process whose end also ends everything, or None.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a starter that ignores it would hide exit codes
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_SIGNALS)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if parent is not None:
@@ -113,6 +114,7 @@ def _become_runner(guard: int, run: Callable[[], int]) -> None:
         signal_on_parent_death(ABANDONED)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         os.setpgid(0, 0)  # Ctrl-C reaches the guard alone, which passes on one signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # and the terminal stays ours
         if os.getppid() == guard:
             code = run()
     except BaseException:  # noqa: BLE001 (nothing may unwind into the guard's side)

@@ -55,7 +55,7 @@ class Runner:
         took = time.monotonic() - started
         self._display = open_display(f"ML services on http://localhost:{self._envoy.spec.port}")
         self._display.say(f"Envoy listens after {took:.2f} s; logs are in {self._layout.logs}")
-        self._report()
+        control.write(self._layout, self._children, self._guard_pid)
         try:
             return self._loop()
         finally:
