@@ -1,0 +1,232 @@
+"""model_mgmt_svc as a process, with a real file provider and real workers around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from shared.errors import OutOfMemoryError
+from tests.support.model_mgmt import Failure, ModelMgmt, failure_of, model_mgmt
+from tests.support.model_workers import ModelWorker
+from tests.support.processes import free_port
+from tests.support.providers import Provider
+from tests.support.waiting import until
+
+MODEL = "org/name"
+CONFIG = b'{"architectures": ["LlamaForCausalLM"]}'
+NAMES = ("ml.ModelManagementService", "ml.TransformersService", "ml.MediapipeService")
+Code = grpc.StatusCode
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[Provider]:
+    async with Provider({f"{MODEL}/config.json": CONFIG}).running() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[ModelWorker]:
+    async with ModelWorker().running() as served:
+        yield served
+
+
+@pytest.fixture
+async def service(
+    source: Provider, worker: ModelWorker, tmp_path: Path
+) -> AsyncIterator[ModelMgmt]:
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as running:
+        yield running
+
+
+async def failed(call: Awaitable[object]) -> Failure:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return failure_of(caught.value)
+
+
+async def test_the_life_of_a_model(service: ModelMgmt, worker: ModelWorker) -> None:
+    loaded = await service.load(f"models/{MODEL}/model.safetensors", options={"dtype": "float32"})
+    assert loaded.success
+    assert (loaded.ram_allocated_mb, loaded.vram_allocated_mb) == (91, 0)  # rounded up
+    assert loaded.message == ("org/name is loaded as text-generation and takes 91 MiB of memory")
+    assert dict(worker.loads[0].options) == {"dtype": "float32"}
+    again = await service.load(MODEL, kind="chat")
+    assert (again.success, again.ram_allocated_mb) == (True, 91)
+    assert len(worker.loads) == 1
+    (model,) = await service.models()
+    assert (model.model_id, model.pipeline_type) == (MODEL, "text-generation")
+    assert (model.ram_mb, model.vram_mb, model.loaded_at) == (91, 0, 1_700_000_000)
+    assert (await service.unload(MODEL)).success
+    assert await service.models() == []
+    failure = await failed(service.unload(MODEL))
+    assert (failure.code, failure.reason) == (Code.FAILED_PRECONDITION, "MODEL_NOT_LOADED")
+
+
+async def test_the_type_is_told_by_hint_or_config(
+    service: ModelMgmt, worker: ModelWorker, source: Provider
+) -> None:
+    await service.load("org/hinted", kind="", architecture="BertModel")
+    assert not source.requests
+    await service.load(MODEL, kind="")
+    types = [request.pipeline_type for request in worker.loads]
+    assert types == ["feature-extraction", "text-generation"]
+
+
+async def test_what_a_load_is_refused_for(service: ModelMgmt, worker: ModelWorker) -> None:
+    unknown = await failed(service.load(MODEL, kind="time-travel"))
+    assert (unknown.code, unknown.field) == (Code.INVALID_ARGUMENT, "pipeline_type")
+    assert "text-generation" in unknown.message
+    missing = await failed(service.load("org/other", kind=""))
+    assert (missing.code, missing.reason) == (Code.NOT_FOUND, "MODEL_NOT_FOUND")
+    worker.failures = [OutOfMemoryError("it needs 9 GiB, 4 GiB are free")]
+    too_large = await failed(service.load(MODEL))
+    assert (too_large.code, too_large.reason) == (Code.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert too_large.message == "it needs 9 GiB, 4 GiB are free"
+    await service.load(MODEL)
+    other = await failed(service.load(MODEL, kind="feature-extraction"))
+    assert (other.code, other.reason) == (Code.FAILED_PRECONDITION, "PIPELINE_MISMATCH")
+
+
+async def test_malformed_ids(service: ModelMgmt, source: Provider) -> None:
+    ids = ["", "..", "../../etc", "/etc/passwd", "a/../b", "a\\b", "a\0b", "a b", "-a", "a--b"]
+    for model_id in [*ids, "x" * 5000]:
+        for call in (
+            service.load(model_id),
+            service.load(model_id, kind=""),
+            service.unload(model_id),
+            service.file(model_id, "config.json"),
+        ):
+            failure = await failed(call)
+            assert (failure.code, failure.field) == (Code.INVALID_ARGUMENT, "model_id")
+            assert failure.reason == ("INVALID_MODEL_ID" if model_id else "MISSING_FIELD")
+    assert not source.requests
+    assert not service.cache.exists()
+
+
+async def test_ten_callers_are_one_load_and_those_who_leave_do_not_end_it(
+    service: ModelMgmt, worker: ModelWorker
+) -> None:
+    worker.go_on.clear()
+    calls = [asyncio.create_task(service.load(MODEL)) for _ in range(10)]
+    await until(lambda: bool(worker.loads))
+    for call in calls[:9]:
+        call.cancel()
+    await asyncio.wait(calls[:9])
+    worker.go_on.set()
+    assert (await calls[9]).success
+    assert (len(worker.loads), worker.cancelled) == (1, 0)
+
+
+async def test_a_caller_that_goes_away_alone_cancels_the_load(
+    service: ModelMgmt, worker: ModelWorker
+) -> None:
+    worker.go_on.clear()
+    call = asyncio.create_task(service.load(MODEL))
+    await until(lambda: bool(worker.loads))
+    call.cancel()
+    await until(lambda: worker.cancelled == 1)
+    worker.go_on.set()
+    assert await service.models() == []
+
+
+async def test_a_worker_that_is_down_and_comes_back(source: Provider, tmp_path: Path) -> None:
+    port = free_port()
+    async with model_mgmt(tmp_path, provider=source.address, text=f"127.0.0.1:{port}") as service:
+        failure = await failed(service.load(MODEL))
+        assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "WORKER_UNAVAILABLE")
+        assert failure.retry_seconds > 0
+        assert await service.models() == []
+        async with ModelWorker().running(port) as worker:
+            assert (await service.load(MODEL)).success
+            worker.go_on.clear()
+            load = asyncio.create_task(failed(service.load("org/second")))
+            await until(lambda: len(worker.loads) == 2)
+        assert (await load).code == Code.UNAVAILABLE
+        assert await service.models() == []
+        async with ModelWorker().running(port) as restarted:
+            # What was loaded comes back by itself; what failed to load does not.
+            await until(lambda: set(restarted.models) == {MODEL})
+            assert [model.model_id for model in await service.models()] == [MODEL]
+
+
+async def test_wishes_outlive_the_service(
+    source: Provider, worker: ModelWorker, tmp_path: Path
+) -> None:
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:
+        await service.load(MODEL)
+        service.process.kill()
+    worker.models.clear()
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:
+        await until(lambda: set(worker.models) == {MODEL})
+        await service.unload(MODEL)
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:
+        await asyncio.sleep(0.5)
+        assert await service.models() == []
+
+
+async def test_a_provider_that_is_down_is_told(worker: ModelWorker, tmp_path: Path) -> None:
+    down = f"127.0.0.1:{free_port()}"
+    async with model_mgmt(tmp_path, provider=down, text=worker.address) as service:
+        for call in (service.load(MODEL, kind=""), service.file(MODEL, "config.json")):
+            failure = await failed(call)
+            assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "PROVIDER_UNAVAILABLE")
+            assert failure.retry_seconds > 0
+
+
+async def test_health_of_all_services(service: ModelMgmt, worker: ModelWorker) -> None:
+    stub = health_pb2_grpc.HealthStub(service.channel)
+
+    async def serving(name: str) -> bool:
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        return answer.status == health_pb2.HealthCheckResponse.SERVING
+
+    own, text, vision = NAMES
+    await until(lambda: serving(own))
+    assert await serving("")
+    assert not await serving(text)
+    assert not await serving(vision)
+    await worker.say(text, True)
+    await until(lambda: serving(text))
+    await worker.stop()
+
+    async def gone() -> bool:
+        return not await serving(text)
+
+    await until(gone)
+    assert await serving("")
+
+
+async def test_reflection_describes_all_services(service: ModelMgmt) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(service.channel)
+
+    async def ask(**request: str) -> reflection_pb2.ServerReflectionResponse:
+        stream = stub.ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(**request)])
+        )
+        return await stream.read()
+
+    listed = await ask(list_services="")
+    assert {each.name for each in listed.list_services_response.service} >= set(NAMES)
+    for name in NAMES:
+        answer = await ask(file_containing_symbol=name)
+        assert answer.file_descriptor_response.file_descriptor_proto
+
+
+async def test_a_signal_ends_it_in_order(service: ModelMgmt, worker: ModelWorker) -> None:
+    worker.go_on.clear()
+    load = asyncio.create_task(service.load(MODEL))
+    await until(lambda: bool(worker.loads))
+    service.process.send_signal(signal.SIGTERM)
+    code = await asyncio.to_thread(service.process.wait, 20)
+    assert code == 0
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await load
+    await until(lambda: worker.cancelled == 1)
