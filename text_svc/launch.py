@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from text_svc.options import LoadOptions
 
+Engine = Literal["openvino", "transformers"]
+
 
 class Launch(BaseModel):
     """The command of a worker process: its one argument, as JSON."""
@@ -23,10 +25,17 @@ class Launch(BaseModel):
     folder: Path
     pipeline: str
     options: LoadOptions
+    engine: Engine = "transformers"
+    # What `text_svc.export` made of the folder, for the engine that needs it.
+    converted: Path | None = None
+    # Of the key-value cache, for the engine that allocates it.
+    cache_bytes: int = 0
     threads: int
     max_running: int
     max_waiting: int
     max_texts: int
+    max_call_tokens: int
+    max_waiting_texts: int
     max_prompt_bytes: int
     max_message_bytes: int
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]

@@ -47,6 +47,25 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
             )
             return response
 
+    async def StreamEmbeddings(
+        self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
+    ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
+        first = await anext(request_iterator, None)
+        if first is None:
+            return
+        async with self._registry.use(first.model, FEATURE_EXTRACTION) as process:
+            requests = _chain(first, request_iterator)
+            async for response in process.stream(
+                "StreamEmbeddings", requests, context.time_remaining()
+            ):
+                yield response
+
+
+async def _chain(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    yield first
+    async for item in rest:
+        yield item
+
 
 class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     """Loads, unloads and lists the models of this service."""

@@ -35,5 +35,11 @@ class TextSettings(ServerSettings):
     max_running: int = Field(2, ge=1, description="Generations at once, a model.")
     max_waiting: int = Field(64, ge=0, description="Generations that wait their turn, a model.")
     max_texts: int = Field(2048, ge=1, description="Texts in one GenerateEmbeddings call.")
+    max_call_tokens: int = Field(
+        262_144, ge=1, description="Tokens of the texts of one GenerateEmbeddings call."
+    )
+    max_waiting_texts: int = Field(
+        8192, ge=1, description="Texts that wait for their vectors, a model."
+    )
     max_prompt_bytes: int = Field(4 << 20, ge=1, description="Bytes of one prompt or text.")
     threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one a core.")
