@@ -25,7 +25,7 @@ from shared.errors import (
 )
 from shared.file_provider import FileProvider
 from shared.model_ids import parse_model_id
-from shared.pipelines import Pipeline, find_pipeline
+from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
 from shared.process import memory_limit_bytes
 from shared.snapshot import snapshot
 from text_svc.launch import Launch
@@ -157,21 +157,22 @@ class Registry:
         await self._end(model)
 
     @asynccontextmanager
-    async def use(self, model_id: str, pipeline: Pipeline) -> AsyncIterator[ModelProcess]:
-        """Lends the process of a READY model for one call.
+    async def use(self, model_id: str, call: str) -> AsyncIterator[ModelProcess]:
+        """Lends the process of a READY model for one call, an RPC of TransformersService.
 
         Raises:
             ModelNotLoadedError: it is not loaded, or not ready.
-            PipelineMismatchError: it is loaded with another type than the call needs.
+            PipelineMismatchError: it is loaded with a type that does not answer this call.
         """
         model_id = parse_model_id(model_id, field="model")
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded; call LoadModel first")
-        if model.pipeline is not pipeline:
+        if call not in model.pipeline.calls:
+            needed = ", ".join(sorted(one.name for one in TEXT_PIPELINES if call in one.calls))
             raise PipelineMismatchError(
-                f"model {model_id} is loaded as {model.pipeline.name}, and this call needs "
-                f"{pipeline.name}"
+                f"model {model_id} is loaded as {model.pipeline.name}, which answers "
+                f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
             )
         if model.state is not State.READY or model.process is None:
             reason = f": {model.reason}" if model.reason else ""
@@ -280,7 +281,7 @@ class Registry:
 
     async def _end(self, model: Model) -> None:
         """Cancels what runs for the model, ends its process, forgets it."""
-        if model.state in (State.FETCHING, State.LOADING):
+        if model.state is not State.FAILED:
             model.state = State.UNLOADING
         if model.task and not model.task.done():
             model.task.cancel()

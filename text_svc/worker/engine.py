@@ -1,40 +1,97 @@
-"""The interface of a generation engine: submit a prompt, read deltas, leave to cancel."""
+"""The interface of a generation engine: token ids in, token ids out, while others do the same."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from text_svc.worker.sampling import Sampling, SamplingDefaults
+from text_svc.worker.sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Delta:
-    """New text of an answer. The last delta of an answer has a finish reason and may have text."""
+class Limits:
+    """What one engine can hold.
 
-    text: str
-    tokens_generated: int
+    Attributes:
+        context: tokens of one prompt and its answer together.
+        running: answers generated at once.
+        waiting: answers that wait; one more is refused.
+    """
+
+    context: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of the engine has added to an answer.
+
+    Attributes:
+        tokens: new ids, without the one that ended the answer.
+        count: how many were generated, that one included.
+        finish_reason: set on the last step.
+        error: the answer has failed; nothing comes after.
+    """
+
+    tokens: Sequence[int]
+    count: int
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer that an engine works on. The engine puts steps, one task of the loop takes them.
+
+    Attributes:
+        prompt: token ids.
+        sampling: `max_new_tokens` is already within the limits.
+        started: `time.perf_counter()` when the engine took it out of its queue; 0 before.
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    started: float = 0.0
+    steps: list[Step] = field(default_factory=list)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, step: Step) -> None:
+        """Hands over a step; on the event loop's thread alone."""
+        self.steps.append(step)
+        self._wake.set()
+
+    async def take(self) -> list[Step]:
+        """The steps that came since the last call, at least one."""
+        await self._wake.wait()
+        self._wake.clear()
+        steps, self.steps = self.steps, []
+        return steps
+
+    def start(self) -> None:
+        """Notes that the answer has left the queue."""
+        self.started = time.perf_counter()
 
 
 class GenerationEngine(Protocol):
-    """Generates text with one loaded model."""
+    """Generates with one loaded model. Its methods are called on the event loop and do not block.
 
-    defaults: SamplingDefaults
+    Attributes:
+        limits: what `submit` may be asked for; the caller checks.
+    """
 
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens that the model wants."""
+    limits: Limits
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation; raises what `chat.render` raises."""
+    def submit(self, answer: Answer) -> None:
+        """Begins, or queues, an answer, first come first served."""
 
-    def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """Streams one answer. Closing the generator stops the work within one token.
+    def cancel(self, answer: Answer) -> None:
+        """Ends the work for an answer within one step; an ended one is left alone."""
 
-        Raises:
-            InvalidArgumentError: the prompt is empty or does not fit the model's context.
-            QueueFullError: too many answers wait already.
-        """
+    async def close(self) -> None:
+        """Ends all work and the threads that do it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -12,44 +11,72 @@ from ml import transformers_pb2_grpc
 from text_svc.launch import Launch
 from text_svc.worker.chat import check_messages
 from text_svc.worker.checks import check_sizes
-from text_svc.worker.engine import GenerationEngine
+from text_svc.worker.generation import TextGenerator, Usage
+from text_svc.worker.sampling import SamplingRequest
 
 
 class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
     """GenerateText and ChatCompletion."""
 
-    def __init__(self, engine: GenerationEngine, launch: Launch) -> None:
-        self._engine = engine
+    def __init__(self, generator: TextGenerator, launch: Launch) -> None:
+        self._generator = generator
         self._max_bytes = launch.max_prompt_bytes
 
     async def GenerateText(
         self, request: pb.TextRequest, context: Any
     ) -> AsyncIterator[pb.TextResponse]:
         check_sizes([request.prompt], "prompt", self._max_bytes)
-        sampling = self._engine.defaults.complete(
-            optional(request, "temperature"), optional(request, "top_p"), request.max_length
-        )
-        prompt = await asyncio.to_thread(self._engine.encode, request.prompt)
-        async with aclosing(self._engine.generate(prompt, sampling)) as deltas:
+        sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
+        prompt = await self._generator.encode(request.prompt)
+        async with aclosing(self._generator.generate(prompt, sampling)) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.TextResponse(text=delta.text, tokens_generated=delta.tokens_generated)
-        yield pb.TextResponse(done=True, tokens_generated=delta.tokens_generated)
+        yield pb.TextResponse(
+            done=True,
+            tokens_generated=delta.tokens_generated,
+            finish_reason=delta.finish_reason,
+            usage=_usage(delta.usage),
+        )
 
     async def ChatCompletion(
         self, request: pb.ChatRequest, context: Any
     ) -> AsyncIterator[pb.ChatResponse]:
         messages = check_messages([(m.role, m.content) for m in request.messages])
         check_sizes([m["content"] for m in messages], "messages", self._max_bytes, empty=True)
-        sampling = self._engine.defaults.complete(optional(request, "temperature"), None, 0)
-        prompt = await asyncio.to_thread(self._engine.encode_chat, messages)
-        async with aclosing(self._engine.generate(prompt, sampling)) as deltas:
+        sampling = self._generator.defaults.complete(_wanted(request, "max_tokens"))
+        prompt = await self._generator.encode_chat(messages)
+        async with aclosing(self._generator.generate(prompt, sampling)) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.ChatResponse(content=delta.text)
-        yield pb.ChatResponse(done=True, finish_reason=delta.finish_reason)
+        yield pb.ChatResponse(
+            done=True, finish_reason=delta.finish_reason, usage=_usage(delta.usage)
+        )
 
 
-def optional(request: Any, name: str) -> float | None:
-    """A field with presence: None when the client did not set it."""
-    return getattr(request, name) if request.HasField(name) else None
+def _wanted(request: pb.TextRequest | pb.ChatRequest, new_tokens_field: str) -> SamplingRequest:
+    def optional(name: str) -> Any:
+        return getattr(request, name) if request.HasField(name) else None
+
+    return SamplingRequest(
+        temperature=optional("temperature"),
+        top_p=optional("top_p"),
+        top_k=optional("top_k"),
+        repetition_penalty=optional("repetition_penalty"),
+        seed=optional("seed"),
+        stop=request.stop,
+        max_new_tokens=getattr(request, new_tokens_field),
+        max_new_tokens_field=new_tokens_field,
+    )
+
+
+def _usage(usage: Usage | None) -> pb.GenerationUsage | None:
+    if usage is None:
+        return None
+    return pb.GenerationUsage(
+        prompt_tokens=usage.prompt_tokens,
+        generated_tokens=usage.generated_tokens,
+        queue_seconds=usage.queue_seconds,
+        first_token_seconds=usage.first_token_seconds,
+    )

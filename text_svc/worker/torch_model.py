@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from shared.errors import InvalidArgumentError, InvalidModelError, OutOfMemoryError, ServiceError
+from shared.errors import InvalidArgumentError, InvalidModelError
+from text_svc import loading
 from text_svc.launch import Launch, Report
 from text_svc.options import LoadOptions
 
-log = logging.getLogger(__name__)
+# Where a config names no context length.
+DEFAULT_CONTEXT = 2048
 
 
 def choose_device(options: LoadOptions) -> str:
@@ -44,30 +46,52 @@ def choose_dtype(options: LoadOptions, device: str) -> torch.dtype:
     return dtype
 
 
-@contextmanager
-def loading_errors(launch: Launch) -> Iterator[None]:
-    """Turns what transformers and torch raise on a bad model into errors that a caller can read.
+def loading_errors(launch: Launch) -> AbstractContextManager[None]:
+    """See `text_svc.loading`."""
+    return loading.loading_errors(launch.model_id, launch.folder)
+
+
+def load_causal_lm(folder: Path, dtype: torch.dtype | None, device: str = "cpu") -> Any:
+    """A causal language model of safetensors, ready for inference.
+
+    Args:
+        folder: config and weights.
+        dtype: of the weights; None keeps what the files have.
+        device: "cpu" or "cuda:N".
 
     Raises:
-        ServiceError: why the model cannot be loaded, in a sentence without paths.
+        InvalidModelError: weights are missing or have the wrong shape.
+        OSError, ValueError: whatever transformers says to broken files.
     """
-    try:
-        yield
-    except ServiceError:
-        raise
-    except (MemoryError, torch.OutOfMemoryError):
-        raise OutOfMemoryError(f"model {launch.model_id} does not fit into memory") from None
-    except Exception as error:  # whatever transformers raises on files that it does not like
-        log.exception("the model cannot be loaded")
-        raise InvalidModelError(_sentence(launch, error)) from None
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers would fill them with random numbers.
+        raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
+    return model.eval().to(device)
 
 
-def _sentence(launch: Launch, error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0].replace(str(launch.folder), launch.model_id)
-    for part in (launch.folder.parent, Path.home()):
-        text = text.replace(str(part), "")
-    return f"model {launch.model_id} cannot be loaded: {type(error).__name__}: {text[:300]}"
+def context_of(config: Any) -> int:
+    """Tokens of prompt and answer that a model was made for."""
+    context: int = getattr(config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    return context
+
+
+def end_tokens_of(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the generation config's, else the tokenizer's."""
+    end = model.generation_config.eos_token_id
+    if end is None:
+        end = tokenizer.eos_token_id
+    if end is None:
+        return []
+    return list(end) if isinstance(end, list | tuple) else [int(end)]
 
 
 def measure(model: torch.nn.Module) -> Report:

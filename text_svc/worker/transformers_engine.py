@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     StoppingCriteria,
@@ -19,46 +17,57 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from shared.errors import InvalidArgumentError, QueueFullError
-from text_svc.worker import chat
-from text_svc.worker.detokenize import Detokenizer
-from text_svc.worker.engine import Delta
-from text_svc.worker.sampling import Sampling, SamplingDefaults
+from text_svc.launch import Launch, Report
+from text_svc.worker.engine import Answer, FinishReason, Limits, Step
+from text_svc.worker.torch_model import (
+    choose_device,
+    choose_dtype,
+    context_of,
+    end_tokens_of,
+    load_causal_lm,
+    loading_errors,
+    measure,
+)
 
-# Where a config names no context length.
-DEFAULT_CONTEXT = 2048
+# Answers that `generate` works on at once: more of them share the same processor cores.
+MAX_GENERATE = 2
 
 
-class _Answer(BaseStreamer):
-    """Takes tokens in the generating thread and hands deltas to the event loop."""
+class _Sink(BaseStreamer):
+    """Takes tokens in the generating thread and hands them to the event loop."""
 
-    def __init__(self, detokenizer: Detokenizer, loop: asyncio.AbstractEventLoop) -> None:
-        self.deltas: asyncio.Queue[Delta | BaseException] = asyncio.Queue()
+    def __init__(
+        self, answer: Answer, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self.cancelled = threading.Event()
-        self.tokens = 0
-        self._detokenizer = detokenizer
+        self._answer = answer
+        self._end_tokens = end_tokens
         self._loop = loop
         self._prompt_seen = False
+        self._last: int | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if not self._prompt_seen:  # `generate` sends the prompt first
             self._prompt_seen = True
             return
-        self.tokens += 1
-        self._send(Delta(self._detokenizer.add(int(value.item())), self.tokens))
+        self._send_last(None)
+        self._last = int(value.item())
 
     def end(self) -> None:
-        """Part of the interface; `finish` knows why the answer ended."""
+        """The last token is the one that ended the answer, or it was one too many."""
+        self._send_last("stop" if self._last in self._end_tokens else "length")
 
-    def finish(self, stopped: bool) -> None:
-        rest = self._detokenizer.rest()
-        self._send(Delta(rest, self.tokens, "stop" if stopped else "length"))
+    def fail(self, error: Exception) -> None:
+        self._send(Step((), 0, error=error))
 
-    def fail(self, error: BaseException) -> None:
-        self._send(error)
+    def _send_last(self, reason: FinishReason | None) -> None:
+        if self._last is not None:
+            tokens = () if reason == "stop" else (self._last,)
+            self._send(Step(tokens, 1, reason))
 
-    def _send(self, item: Delta | BaseException) -> None:
-        self._loop.call_soon_threadsafe(self.deltas.put_nowait, item)
+    def _send(self, step: Step) -> None:
+        if not self.cancelled.is_set():
+            self._loop.call_soon_threadsafe(self._answer.put, step)
 
 
 class _Cancelled(StoppingCriteria):
@@ -71,142 +80,92 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
 
 
-class TransformersEngine:
-    """A causal language model on torch.
-
-    Args:
-        folder: a directory of config, tokenizer and safetensors.
-        dtype: of the weights.
-        device: "cpu" or "cuda:N".
-        max_length: tokens of prompt and answer at most; None is the model's own.
-        max_running: answers generated at once.
-        max_waiting: answers that wait; one more is refused.
+def load(launch: Launch) -> tuple[TransformersEngine, Report]:
+    """The engine of a launch command, and what its model costs. Blocks.
 
     Raises:
-        OSError, ValueError: the directory cannot be loaded.
+        ServiceError: why it cannot be loaded.
+    """
+    device = choose_device(launch.options)
+    with loading_errors(launch):
+        model = load_causal_lm(launch.folder, choose_dtype(launch.options, device), device)
+        tokenizer = AutoTokenizer.from_pretrained(
+            launch.folder, local_files_only=True, trust_remote_code=False
+        )
+    own = context_of(model.config)
+    limits = Limits(
+        context=min(own, launch.options.max_length or own),
+        running=MAX_GENERATE,
+        waiting=launch.max_waiting,
+    )
+    return TransformersEngine(model, limits, end_tokens_of(model, tokenizer)), measure(model)
+
+
+class TransformersEngine:
+    """A model with `generate` on torch.
+
+    Args:
+        model: ready for inference.
+        limits: answers at once share the processor's threads.
+        end_tokens: ids that end an answer.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        dtype: torch.dtype,
-        device: str,
-        max_length: int | None,
-        max_running: int,
-        max_waiting: int,
-    ) -> None:
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **local)
-            .eval()
-            .to(device)
-        )
-        context = getattr(self.model.config, "max_position_embeddings", DEFAULT_CONTEXT)
-        self.context = min(context, max_length or context)
-        self.defaults = _defaults(folder)
-        self._max_running = max_running
-        self._max_waiting = max_waiting
-        self._active = 0
-        self._threads = ThreadPoolExecutor(max_running, thread_name_prefix="generate")
+    def __init__(self, model: Any, limits: Limits, end_tokens: Sequence[int]) -> None:
+        self.model = model
+        self.limits = limits
+        self.end_tokens = tuple(end_tokens)
+        self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
+        self._active: dict[Answer, tuple[_Sink, asyncio.Future[None]]] = {}
 
-    def encode(self, prompt: str) -> list[int]:
-        ids: list[int] = self.tokenizer(prompt)["input_ids"]
-        return ids
-
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        return chat.render(self.tokenizer, messages)
-
-    async def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
-        """See `GenerationEngine.generate`."""
-        room = self.context - len(prompt)
-        if not prompt:
-            raise InvalidArgumentError("the prompt is empty", field="prompt")
-        if room < 1:
-            raise InvalidArgumentError(
-                f"the prompt has {len(prompt)} tokens; with the answer it must stay within "
-                f"{self.context}",
-                field="prompt",
-            )
-        if self._active >= self._max_running + self._max_waiting:
-            raise QueueFullError(
-                f"{self._max_running} answers run and {self._max_waiting} wait, which is the limit"
-            )
+    def submit(self, answer: Answer) -> None:
         loop = asyncio.get_running_loop()
-        answer = _Answer(Detokenizer(self.tokenizer.backend_tokenizer), loop)
-        self._active += 1
-        future = loop.run_in_executor(self._threads, self._run, prompt, sampling, room, answer)
-        future.add_done_callback(self._finished)
-        try:
-            while True:
-                item = await answer.deltas.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-                if item.finish_reason:
-                    return
-        finally:
-            answer.cancelled.set()
+        sink = _Sink(answer, self.end_tokens, loop)
+        future = loop.run_in_executor(self._threads, self._run, answer, sink)
+        self._active[answer] = sink, future
+
+    def cancel(self, answer: Answer) -> None:
+        if active := self._active.pop(answer, None):
+            sink, future = active
+            sink.cancelled.set()
             future.cancel()  # one that waits leaves the queue at once
 
-    def _finished(self, future: asyncio.Future[None]) -> None:
-        self._active -= 1
-        if not future.cancelled():
-            future.exception()  # was handed to the answer; retrieved here to keep asyncio quiet
+    async def close(self) -> None:
+        for answer in list(self._active):
+            self.cancel(answer)
+        await asyncio.to_thread(self._threads.shutdown)
 
-    def _run(self, prompt: list[int], sampling: Sampling, room: int, answer: _Answer) -> None:
+    def _run(self, answer: Answer, sink: _Sink) -> None:
         """Runs in a thread: one `generate` call."""
+        answer.start()
         try:
-            ids = torch.tensor([prompt], device=self.model.device)
+            ids = torch.tensor([answer.prompt], device=self.model.device)
             with torch.inference_mode():
-                output = self.model.generate(
+                self.model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    generation_config=self._generation_config(sampling, room),
-                    streamer=answer,
-                    stopping_criteria=StoppingCriteriaList([_Cancelled(answer.cancelled)]),
+                    generation_config=self._generation_config(answer),
+                    streamer=sink,
+                    stopping_criteria=StoppingCriteriaList([_Cancelled(sink.cancelled)]),
                 )
-            answer.finish(stopped=int(output[0, -1]) in self._end_tokens())
-        except BaseException as error:
-            answer.fail(error)
-            raise
+        except Exception as error:  # noqa: BLE001  # the answer's task raises it
+            sink.fail(error)
 
-    def _generation_config(self, sampling: Sampling, room: int) -> GenerationConfig:
-        own = self.model.generation_config
+    def _generation_config(self, answer: Answer) -> GenerationConfig:
+        sampling, own = answer.sampling, self.model.generation_config
         chosen: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
+        if sampling.temperature:
             chosen = {
                 "do_sample": True,
                 "temperature": sampling.temperature,
                 "top_p": sampling.top_p,
-                "top_k": own.top_k or 0,
+                "top_k": sampling.top_k,
             }
-        end = self._end_tokens()
+        end = list(self.end_tokens)
         return GenerationConfig(
-            max_new_tokens=min(sampling.max_new_tokens, room),
+            max_new_tokens=sampling.max_new_tokens,
+            repetition_penalty=sampling.repetition_penalty,
             bos_token_id=own.bos_token_id,
             eos_token_id=end or None,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
             **chosen,
         )
-
-    def _end_tokens(self) -> list[int]:
-        """Tokens that end an answer: the generation config's, else the tokenizer's."""
-        end = self.model.generation_config.eos_token_id
-        if end is None:
-            end = self.tokenizer.eos_token_id
-        if end is None:
-            return []
-        return list(end) if isinstance(end, list | tuple) else [int(end)]
-
-
-def _defaults(folder: Path) -> SamplingDefaults:
-    """Sampling defaults that the model's author wrote down; absent ones stay None."""
-    try:
-        config = GenerationConfig.from_pretrained(folder, local_files_only=True).to_diff_dict()
-    except OSError:
-        return SamplingDefaults()
-    return SamplingDefaults(
-        config.get("temperature"), config.get("top_p"), config.get("max_new_tokens")
-    )

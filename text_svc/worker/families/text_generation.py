@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from text_svc.launch import Launch
+from importlib import import_module
+
+from text_svc.launch import Engine, Launch
 from text_svc.worker.families import Loaded
+from text_svc.worker.generation import TextGenerator
 from text_svc.worker.generation_service import GenerationServicer
-from text_svc.worker.torch_model import choose_device, choose_dtype, loading_errors, measure
-from text_svc.worker.transformers_engine import TransformersEngine
+from text_svc.worker.sampling import SamplingDefaults
+from text_svc.worker.text_tokenizer import TextTokenizer
+
+ENGINES: dict[Engine, str] = {
+    "openvino": "text_svc.worker.openvino_engine",
+    "transformers": "text_svc.worker.transformers_engine",
+}
 
 
 def load(launch: Launch) -> Loaded:
-    """See `families.load`."""
-    device = choose_device(launch.options)
-    with loading_errors(launch):
-        engine = TransformersEngine(
-            launch.folder,
-            dtype=choose_dtype(launch.options, device),
-            device=device,
-            max_length=launch.options.max_length,
-            max_running=launch.max_running,
-            max_waiting=launch.max_waiting,
-        )
-    return Loaded(GenerationServicer(engine, launch), measure(engine.model))
+    """See `families.load`. Engines are named as text: each imports what the other does not need."""
+    engine, report = import_module(ENGINES[launch.engine]).load(launch)
+    generator = TextGenerator(
+        engine,
+        TextTokenizer(launch.converted or launch.folder),
+        SamplingDefaults.read(launch.folder),
+        launch.max_prompt_bytes,
+    )
+    return Loaded(GenerationServicer(generator, launch), report)

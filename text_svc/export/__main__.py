@@ -1,0 +1,75 @@
+"""Converts one model: `python -m text_svc.export`, started by `text_svc.conversion`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+from shared import logs
+from shared.errors import ServiceError
+from shared.process import die_with_parent
+from text_svc.export.converters import CONVERTERS
+from text_svc.export.launch import ExportLaunch, ExportReport
+from text_svc.export.manifest import Manifest
+from text_svc.export.refused import RefusedError
+from text_svc.loading import loading_errors
+
+# Names of folders that are not whole yet.
+PART_PREFIX = ".part-"
+
+
+def export(launch: ExportLaunch) -> None:
+    """Makes `launch.target`, unless another process has made it meanwhile."""
+    parent = launch.target.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with (parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if Manifest.read(launch.target):
+            return
+        for left in parent.glob(f"{PART_PREFIX}*"):  # of a process that was killed
+            shutil.rmtree(left)
+        part = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=parent))
+        try:
+            _make(launch, part).write(part)
+            part.rename(launch.target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _make(launch: ExportLaunch, part: Path) -> Manifest:
+    # Without this package, OpenVINO and nncf have nothing to send their usage statistics with.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    module = import_module(f"text_svc.export.{CONVERTERS[launch.pipeline]}")
+    try:
+        manifest: Manifest = module.convert(launch.source, part, launch.weights)
+        return manifest
+    except RefusedError as error:
+        shutil.rmtree(part)
+        part.mkdir()
+        return Manifest(refused=str(error))
+
+
+def main() -> None:
+    """Entry point; the one argument is an `ExportLaunch` as JSON."""
+    launch = ExportLaunch.model_validate_json(sys.argv[1])
+    die_with_parent(launch.parent_pid)
+    logs.configure(f"text_svc.export {launch.model_id}", launch.log_level, launch.log_style)
+    os.nice(5)  # models that serve go first
+    report = ExportReport()
+    try:
+        with loading_errors(launch.model_id, launch.source):
+            export(launch)
+    except ServiceError as error:
+        report = ExportReport(error_reason=error.reason, error=error.message)
+    with os.fdopen(launch.report_fd, "w") as pipe:
+        pipe.write(report.model_dump_json())
+    sys.exit(bool(report.error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Which pipelines have a converter: a module of this package with `convert`."""
+
+from __future__ import annotations
+
+from shared.pipelines import TEXT_GENERATION
+
+CONVERTERS = {TEXT_GENERATION.name: "decoder"}
