@@ -1,0 +1,121 @@
+"""Vision tasks: MediaPipe alone, with decoding, and our streams through Envoy, in one run.
+
+`python -m tests.bench.bench_vision` prints a table and writes out/bench/vision.json and .png. It
+starts the stack that it measures. (a) is MediaPipe's call on decoded frames, (b) decodes first, (c)
+is a stream through Envoy. All run interleaved, since this machine may not be alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from tests.bench.cores import effective_cores
+from tests.bench.vision_arms import FORMATS, Clip, Run, Wire, run_library
+from tests.bench.vision_report import plot, table
+from tests.integration.vision.reference import REFERENCES
+from tests.support.stack import VISION, stack_in
+from tools.models import REPOSITORY, model_dir
+from vision_svc.memory import keep_large_blocks
+
+OUT = REPOSITORY / "out" / "bench"
+STREAMS = (1, 2, 4)
+SENDER_FPS = 60.0
+
+
+def percentile(runs: list[Run], q: float) -> float:
+    """Of all latencies of some runs, in milliseconds."""
+    return float(np.percentile([each for run in runs for each in run.latencies], q) * 1000)
+
+
+def summary(runs: list[Run]) -> dict[str, float]:
+    """The medians of some runs of one arm."""
+    return {
+        "fps": statistics.median(run.fps for run in runs),
+        "p50_ms": percentile(runs, 50),
+        "p99_ms": percentile(runs, 99),
+        "cpu_ms": statistics.median(run.cpu_ms for run in runs),
+    }
+
+
+def measure(
+    wire: Wire, folder: Path, task: str, clip: Clip, name: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """All arms of one task and format, a stretch each in turn, some rounds."""
+    runs: dict[str, list[Run]] = {}
+
+    def library(decode: bool, threads: int) -> Run:
+        return run_library(
+            folder, task, clip, name, decode=decode, threads=threads, seconds=options.seconds
+        )
+
+    def streams(count: int, lock_step: bool) -> Run:
+        return wire.run(
+            task, clip, name, streams=count, seconds=options.seconds, lock_step=lock_step
+        )
+
+    for _ in range(options.rounds):
+        runs.setdefault("a1", []).append(library(False, 1))
+        for count in STREAMS:
+            runs.setdefault(f"b{count}", []).append(library(True, count))
+            runs.setdefault(f"c{count}", []).append(streams(count, False))
+        runs.setdefault("c1 lock step", []).append(streams(1, True))
+    return {arm: summary(each) for arm, each in runs.items()}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one stretch")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    keep_large_blocks()  # as the service does: the arms differ in nothing but the way
+    cv2.setNumThreads(1)
+    folder = model_dir() / "vision"
+    report: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "effective_cores": round(effective_cores(), 2),
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "tasks": {},
+    }
+    with tempfile.TemporaryDirectory() as run_dir, stack_in(Path(run_dir)) as stack:
+        stack.wait_serving([VISION])
+        wire = Wire(stack)
+        for task in options.tasks:
+            clip = Clip.of(task)
+            figures: dict[str, Any] = {
+                name: measure(wire, folder, task, clip, name, options) for name in options.formats
+            }
+            ages = wire.ages(task, clip, fps=SENDER_FPS, seconds=2 * options.seconds)
+            figures["latest"] = {
+                "p50_ms": float(np.percentile(ages, 50) * 1000),
+                "p95_ms": float(np.percentile(ages, 95) * 1000),
+            }
+            report["tasks"][task] = figures
+            print(table({**report, "tasks": {task: figures}}), flush=True)
+    report["effective_cores_after"] = round(effective_cores(), 2)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "vision.json").write_text(json.dumps(report, indent=1))
+    plot(report, options.out / "vision.png")
+    text = table(report)
+    (options.out / "vision.md").write_text(text + "\n")
+    print(f"\n{text}\n\nwritten: {options.out}/vision.json, vision.md, vision.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Runs every vision task on a clip and draws what comes back.
+
+`python -m tools.demo_vision --address 127.0.0.1:50051` writes, for each task, an annotated clip
+(`vision-TASK.mp4`) and a contact sheet (`vision-TASK.png`) into `out/`. From code: `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import av
+import cv2
+import grpc
+import numpy as np
+
+from ml import mediapipe_pb2 as pb
+from ml import mediapipe_pb2_grpc
+from tools import vision_clips
+from tools.models import REPOSITORY
+from tools.vision_drawing import DRAWINGS
+
+if TYPE_CHECKING:
+    from shared.frames.types import Rgb
+
+FRAMES = 48
+FPS = 24
+SHEET_COLUMNS, SHEET_ROWS = 4, 2
+_MAX_MESSAGE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one task has left.
+
+    Attributes:
+        task: its name in file names.
+        clip, sheet: the files.
+        frames: how many were sent.
+        found: in how many of them something was found.
+        inference_ms: the mean time that the service spent on a frame.
+    """
+
+    task: str
+    clip: Path
+    sheet: Path
+    frames: int
+    found: int
+    inference_ms: float
+
+
+def person_clip() -> list[Rgb]:
+    """Somebody who moves, where the test data is there; else a camera over a portrait."""
+    if vision_clips.PERSON_CLIP.is_file():
+        return list(vision_clips.video_frames(vision_clips.PERSON_CLIP, FRAMES, every=2))
+    return portrait_clip()
+
+
+def portrait_clip() -> list[Rgb]:
+    """A camera that moves over a portrait."""
+    return list(vision_clips.moving(vision_clips.astronaut(), FRAMES))
+
+
+def face_clip() -> list[Rgb]:
+    """The same, closer."""
+    return list(vision_clips.moving(vision_clips.astronaut()[:300, 80:380], FRAMES))
+
+
+def hand_clip() -> list[Rgb]:
+    """A camera that moves over two hands, where the test data is there; else a drawn hand."""
+    photograph = vision_clips.TEST_DATA / "two_hands_thumb_down.jpg"
+    if photograph.is_file():
+        return list(vision_clips.moving(vision_clips.read_picture(photograph), FRAMES))
+    return list(vision_clips.moving_hand(FRAMES))
+
+
+# Task, RPC, and what it is shown on.
+TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
+    "faces": ("StreamFaceDetection", portrait_clip),
+    "mesh": ("StreamFaceMesh", face_clip),
+    "iris": ("StreamIrisTracking", face_clip),
+    "hands": ("StreamHandTracking", hand_clip),
+    "pose": ("StreamPoseTracking", person_clip),
+    "holistic": ("StreamHolisticTracking", person_clip),
+    "selfie": ("StreamSelfieSegmentation", person_clip),
+    "hair": ("StreamHairSegmentation", portrait_clip),
+}
+
+
+def messages(images: Sequence[Rgb], options: dict[str, str]) -> Iterator[pb.VideoFrame]:
+    """The clip as JPEG frames."""
+    for number, image in enumerate(images):
+        _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+        yield pb.VideoFrame(
+            frame_data=data.tobytes(),
+            format="jpeg",
+            timestamp_ms=number * 1000 // FPS,
+            frame_number=number,
+            metadata=options,
+        )
+
+
+def write_clip(path: Path, images: Sequence[Rgb]) -> None:
+    """An H.264 file that browsers play."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20"})
+        stream.height, stream.width = (side - side % 2 for side in images[0].shape[:2])
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            even = np.ascontiguousarray(image[: stream.height, : stream.width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def write_sheet(path: Path, images: Sequence[Rgb]) -> None:
+    """Some frames of the clip side by side, as one PNG."""
+    count = SHEET_COLUMNS * SHEET_ROWS
+    chosen = [images[index * len(images) // count] for index in range(count)]
+    small = [
+        cv2.resize(image, None, fx=0.6, fy=0.6, interpolation=cv2.INTER_AREA) for image in chosen
+    ]
+    rows = [
+        np.hstack(small[start : start + SHEET_COLUMNS]) for start in range(0, count, SHEET_COLUMNS)
+    ]
+    cv2.imwrite(str(path), np.vstack(rows)[..., ::-1])
+
+
+def run_task(stub: Any, task: str, out: Path) -> Result:
+    """One task, from clip to files.
+
+    Raises:
+        grpc.RpcError: the service refused or failed.
+    """
+    rpc, clip = TASKS[task]
+    images = clip()
+    options = {"mask_format": "alpha"} if task in ("selfie", "hair") else {}
+    draw = DRAWINGS[task]
+    drawn, found, seconds = [], 0, 0.0
+    for answer in getattr(stub, rpc)(messages(images, options)):
+        canvas = images[answer.frame_number].copy()
+        found += draw(canvas, answer)
+        seconds += answer.timing.inference_ms / 1000
+        drawn.append(canvas)
+    clip_path, sheet_path = out / f"vision-{task}.mp4", out / f"vision-{task}.png"
+    write_clip(clip_path, drawn)
+    write_sheet(sheet_path, drawn)
+    return Result(task, clip_path, sheet_path, len(drawn), found, seconds / len(drawn) * 1000)
+
+
+def run(
+    address: str, out: Path = REPOSITORY / "out", report: Callable[[str], None] = print
+) -> list[Result]:
+    """Runs all tasks through `address` and writes into `out`; says what it does, a line a task.
+
+    Raises:
+        grpc.RpcError: the service refused or failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+    results = []
+    with grpc.insecure_channel(address, options=options) as channel:
+        stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+        for task in TASKS:
+            result = run_task(stub, task, out)
+            report(
+                f"{task}: found in {result.found} of {result.frames} frames, "
+                f"{result.inference_ms:.1f} ms a frame, {result.sheet.name}, {result.clip.name}"
+            )
+            results.append(result)
+    return results
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tools.demo_vision")
+    parser.add_argument("--address", default="127.0.0.1:50051", help="of Envoy or vision_svc")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "out", help="folder of the files")
+    options = parser.parse_args()
+    run(options.address, options.out)
+
+
+if __name__ == "__main__":
+    main()
