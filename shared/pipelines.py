@@ -24,12 +24,14 @@ class Pipeline:
         aliases: other names that are accepted for it.
         architecture_suffixes: a model whose config.json names an architecture that ends like this
             is of this type when the caller names none.
+        calls: the RPCs of TransformersService that a model of this type answers.
     """
 
     name: str
     service: ServiceName
     aliases: tuple[str, ...] = ()
     architecture_suffixes: tuple[str, ...] = ()
+    calls: tuple[str, ...] = ()
 
 
 TEXT_GENERATION = Pipeline(
@@ -37,12 +39,85 @@ TEXT_GENERATION = Pipeline(
     "text",
     aliases=("chat", "code", "chat-completion", "conversational"),
     architecture_suffixes=("ForCausalLM", "LMHeadModel"),
+    calls=("GenerateText", "ChatCompletion"),
 )
 FEATURE_EXTRACTION = Pipeline(
     "feature-extraction",
     "text",
     aliases=("embeddings", "embedding", "sentence-similarity"),
     architecture_suffixes=("BertModel", "RobertaModel", "MPNetModel", "XLMRobertaModel"),
+    calls=("GenerateEmbeddings", "StreamEmbeddings"),
+)
+
+
+def _infer(
+    name: str, *aliases: str, architectures: tuple[str, ...] = (), calls: tuple[str, ...] = ()
+) -> Pipeline:
+    return Pipeline(name, "text", aliases, architectures, ("Infer", *calls))
+
+
+TEXT2TEXT = _infer(
+    *("text2text-generation", "text2text", "seq2seq"),
+    architectures=("T5ForConditionalGeneration", "BartForConditionalGeneration"),
+    calls=("GenerateText",),
+)
+TRANSLATION = _infer(
+    *("translation", "translate"),
+    architectures=("MarianMTModel", "M2M100ForConditionalGeneration"),
+    calls=("GenerateText",),
+)
+SUMMARIZATION = _infer(
+    *("summarization", "summarisation", "summarize"),
+    architectures=("PegasusForConditionalGeneration",),
+    calls=("GenerateText",),
+)
+ZERO_SHOT = _infer("zero-shot-classification", "zero-shot", "nli")
+TEXT_CLASSIFICATION = _infer(
+    *("text-classification", "sentiment-analysis", "sequence-classification"),
+    architectures=("ForSequenceClassification",),
+)
+RERANKING = _infer("reranking", "rerank", "reranker", "cross-encoder", "text-ranking")
+TOKEN_CLASSIFICATION = _infer(
+    *("token-classification", "ner", "named-entity-recognition"),
+    architectures=("ForTokenClassification",),
+)
+TOKENIZER = _infer("tokenizer", "tokenize", "tokenization")
+FLORENCE2 = _infer(
+    *("florence2", "florence-2", "florence"), architectures=("Florence2ForConditionalGeneration",)
+)
+IMAGE_TO_TEXT = _infer(
+    *("image-to-text", "image-captioning"),
+    architectures=("BlipForConditionalGeneration", "VisionEncoderDecoderModel"),
+)
+VISUAL_LANGUAGE = _infer(
+    *("visual-language", "vision-language", "vlm", "image-text-to-text"),
+    architectures=(
+        *("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration"),
+        *("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+    ),
+)
+JANUS = _infer("janus", "any-to-any", architectures=("JanusForConditionalGeneration",))
+CLIP = _infer(
+    *("clip", "siglip", "zero-shot-image-classification"),
+    architectures=("CLIPModel", "SiglipModel"),
+)
+CLAP = _infer("clap", "zero-shot-audio-classification", architectures=("ClapModel",))
+IMAGE_CLASSIFICATION = _infer("image-classification", architectures=("ForImageClassification",))
+SPEECH_RECOGNITION = _infer(
+    *("automatic-speech-recognition", "asr", "speech-to-text", "whisper", "moonshine"),
+    architectures=(
+        *("WhisperForConditionalGeneration", "MoonshineForConditionalGeneration", "ForCTC"),
+    ),
+)
+TEXT_TO_SPEECH = _infer(
+    *("text-to-speech", "text-to-audio", "tts"),
+    architectures=("VitsModel", "SpeechT5ForTextToSpeech"),
+)
+TEXT_PIPELINES = (
+    *(TEXT_GENERATION, FEATURE_EXTRACTION, TEXT2TEXT, TRANSLATION, SUMMARIZATION),
+    *(ZERO_SHOT, TEXT_CLASSIFICATION, RERANKING, TOKEN_CLASSIFICATION, TOKENIZER),
+    *(FLORENCE2, IMAGE_TO_TEXT, VISUAL_LANGUAGE, JANUS, CLIP, CLAP, IMAGE_CLASSIFICATION),
+    *(SPEECH_RECOGNITION, TEXT_TO_SPEECH),
 )
 
 # A model of one of these replaces the one that the service's task runs on.
@@ -57,7 +132,7 @@ VISION_TASKS = (
     Pipeline("hair-segmentation", "vision", aliases=("hair-segmenter",)),
 )
 
-PIPELINES: tuple[Pipeline, ...] = (TEXT_GENERATION, FEATURE_EXTRACTION, *VISION_TASKS)
+PIPELINES: tuple[Pipeline, ...] = (*TEXT_PIPELINES, *VISION_TASKS)
 
 _BY_NAME = {name: p for p in PIPELINES for name in (p.name, *p.aliases)}
 

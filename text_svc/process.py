@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,9 @@ class ModelProcess:
             raise
         return cls(launch, process, report)
 
-    async def stream(self, method: str, request: Any, timeout: float | None) -> AsyncIterator[Any]:
+    async def stream(
+        self, method: str, request: Any, timeout: float | None
+    ) -> AsyncGenerator[Any, None]:
         """Forwards a call whose answer is a stream.
 
         Raises:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import MissingFieldError
-from shared.pipelines import FEATURE_EXTRACTION, TEXT_GENERATION
 from text_svc.registry import Model, Registry
 
 NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
@@ -22,30 +22,21 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    async def GenerateText(
-        self, request: pb.TextRequest, context: Any
-    ) -> AsyncIterator[pb.TextResponse]:
-        async with self._registry.use(request.model, TEXT_GENERATION) as process:
-            async for response in process.stream("GenerateText", request, context.time_remaining()):
-                yield response
+    def GenerateText(self, request: pb.TextRequest, context: Any) -> AsyncIterator[pb.TextResponse]:
+        return self._stream("GenerateText", request, request.model, context)
 
-    async def ChatCompletion(
+    def ChatCompletion(
         self, request: pb.ChatRequest, context: Any
     ) -> AsyncIterator[pb.ChatResponse]:
-        async with self._registry.use(request.model, TEXT_GENERATION) as process:
-            async for response in process.stream(
-                "ChatCompletion", request, context.time_remaining()
-            ):
-                yield response
+        return self._stream("ChatCompletion", request, request.model, context)
 
     async def GenerateEmbeddings(
         self, request: pb.GenerateEmbeddingsRequest, context: Any
     ) -> pb.GeneratedEmbeddingsResponse:
-        async with self._registry.use(request.model, FEATURE_EXTRACTION) as process:
-            response: pb.GeneratedEmbeddingsResponse = await process.unary(
-                "GenerateEmbeddings", request, context.time_remaining()
-            )
-            return response
+        response: pb.GeneratedEmbeddingsResponse = await self._unary(
+            "GenerateEmbeddings", request, context
+        )
+        return response
 
     async def StreamEmbeddings(
         self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
@@ -53,11 +44,29 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
         first = await anext(request_iterator, None)
         if first is None:
             return
-        async with self._registry.use(first.model, FEATURE_EXTRACTION) as process:
-            requests = _chain(first, request_iterator)
-            async for response in process.stream(
-                "StreamEmbeddings", requests, context.time_remaining()
-            ):
+        requests = _chain(first, request_iterator)
+        async with aclosing(
+            self._stream("StreamEmbeddings", requests, first.model, context)
+        ) as responses:
+            async for response in responses:
+                yield response
+
+    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferResponse:
+        response: pb.InferResponse = await self._unary("Infer", request, context)
+        return response
+
+    async def _unary(self, call: str, request: Any, context: Any) -> Any:
+        async with self._registry.use(request.model, call) as process:
+            return await process.unary(call, request, context.time_remaining())
+
+    async def _stream(
+        self, call: str, request: Any, model: str, context: Any
+    ) -> AsyncGenerator[Any, None]:
+        async with (
+            self._registry.use(model, call) as process,
+            aclosing(process.stream(call, request, context.time_remaining())) as responses,
+        ):
+            async for response in responses:
                 yield response
 
 
