@@ -221,7 +221,9 @@ def test_only_two_pages_of_the_admin_are_reachable(stack: Stack, channel: grpc.C
     address = stack.addresses["envoy_metrics"]
     status, page = get(address, "/stats/prometheus")
     assert status == 200
-    assert 'envoy_grpc_method="GetLoadedModels"' in page or "GetLoadedModels" in page
+    # The labels that dashboards select by.
+    assert 'envoy_grpc_bridge_method="GetLoadedModels"' in page
+    assert 'grpc_status="0"' in page
     assert get(address, "/ready") == (200, "LIVE\n")
     for path in ("/", "/stats", "/config_dump", "/clusters", "/stats/prometheus/../../config_dump"):
         assert get(address, path)[0] == 404, path

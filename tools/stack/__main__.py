@@ -96,6 +96,7 @@ def up(options: argparse.Namespace) -> int:
         )
     specs = layout.children(envoy.find_binary())
     ports.require_free(layout.used_ports())
+    layout.state_file.unlink(missing_ok=True)  # of a stack that was killed
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
     envoy.write_native_config(layout.envoy_config, layout.ports)
