@@ -17,9 +17,10 @@ from shared.errors import (
     PipelineMismatchError,
     ServiceError,
     UnavailableError,
+    UnknownPipelineError,
     WorkerUnavailableError,
 )
-from shared.pipelines import find_pipeline
+from shared.pipelines import ServiceName, find_pipeline
 from shared.single_flight import SharedWork, SingleFlight
 
 log = logging.getLogger(__name__)
@@ -126,10 +127,17 @@ class Lifecycle:
                     by_id[model.model_id].append(model)
         return [_sum(by_id[model_id]) for model_id in sorted(by_id)]
 
-    async def missing(self, wish: Wish) -> bool:
-        """Whether a replica that is up lacks a wanted model."""
-        held = await self._held(self._workers.of(find_pipeline(wish.pipeline_type).service))
-        return any(_ready(models, wish.model_id) is None for models in held.values())
+    async def missing(self, wishes: Iterable[Wish]) -> list[Wish]:
+        """The wishes for models that a replica which is up lacks."""
+        held = await self._held(self._workers.all())
+        return [
+            wish
+            for wish in wishes
+            if any(
+                _serves(worker, wish) and _ready(models, wish.model_id) is None
+                for worker, models in held.items()
+            )
+        ]
 
     def _start(self, wish: Wish) -> _Load:
         load = _Load(wish)
@@ -156,7 +164,7 @@ class Lifecycle:
     async def _replicas(self, wish: Wish) -> dict[Worker, HeldModel | None]:
         """The replicas that are up, with the model where they hold it already."""
         await self._workers.refresh()
-        service = find_pipeline(wish.pipeline_type).service
+        service = _service(wish)
         held = await self._held(self._workers.all())
         if not any(worker.service == service for worker in held):
             held |= await self._held(self._workers.of(service), CONNECT_SECONDS)
@@ -245,6 +253,18 @@ async def _settle(
         else:
             results.append(outcome)
     return results, errors
+
+
+def _service(wish: Wish) -> ServiceName:
+    return find_pipeline(wish.pipeline_type).service
+
+
+def _serves(worker: Worker, wish: Wish) -> bool:
+    """Whether a model is for this worker; a type that this version does not know is for none."""
+    try:
+        return worker.service == _service(wish)
+    except UnknownPipelineError:
+        return False
 
 
 def _check_type(loaded: str, wish: Wish) -> None:

@@ -89,8 +89,8 @@ class Reconciler:
         await self._workers.refresh()
         wishes = await self._wishes.all()
         self._forget(wishes)
-        for wish in wishes:
-            if self._due(wish) and await self._lifecycle.missing(wish):
+        for wish in await self._lifecycle.missing(filter(self._due, wishes)):
+            if wish.model_id not in self._running:
                 self._running[wish.model_id] = asyncio.create_task(self._restore(wish))
 
     def failed(self) -> dict[str, str]:

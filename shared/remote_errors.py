@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from shared import errors
@@ -23,7 +24,10 @@ def from_details(error: grpc.aio.AioRpcError) -> ServiceError | None:
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS_KEY:
             packed = value if isinstance(value, bytes) else value.encode("latin-1")
-            return _from_status(status_pb2.Status.FromString(packed))
+            try:
+                return _from_status(status_pb2.Status.FromString(packed))
+            except DecodeError:
+                return None
     return None
 
 

@@ -248,6 +248,27 @@ async def test_a_worker_gets_its_snapshot_through_it(
     assert (folder / "config.json").read_bytes() == b"{}"
 
 
+async def test_a_killed_service_goes_on_where_it_was(source: Provider, tmp_path: Path) -> None:
+    content = CONTENT[: 9 * CHUNK_BYTES]
+    source.files["org/killed/" + NAME] = content
+
+    async def stops(provider, request, content, context):
+        for chunk in chunks(content, request.offset)[:4]:
+            yield chunk
+        await asyncio.Event().wait()
+
+    source.usual = stops
+    async with model_mgmt(tmp_path, provider=source.address) as service:
+        call = service.stub.GetModelFile(pb.ModelFileRequest(model_id="org/killed", file_path=NAME))
+        await call.read()
+        await until(lambda: part_sizes(service.cache) == [4 * CHUNK_BYTES])
+        service.process.kill()
+    source.usual = honest
+    async with model_mgmt(tmp_path, provider=source.address) as service:
+        assert content_of(await service.file("org/killed", NAME)) == content
+    assert source.asked_for("org/killed/" + NAME) == [0, 4 * CHUNK_BYTES]
+
+
 async def test_memory_stays_flat_while_a_gigabyte_passes(
     record_property,
 ) -> None:
@@ -275,3 +296,7 @@ async def test_memory_stays_flat_while_a_gigabyte_passes(
 
 def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def part_sizes(cache: Path) -> list[int]:
+    return [part.stat().st_size for part in cache.rglob("*.part")]

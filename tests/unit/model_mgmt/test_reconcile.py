@@ -73,6 +73,15 @@ async def test_models_are_not_touched_that_nobody_wants(plane: Plane, rounds: Ro
     assert set(plane.first.models) == {WISH.model_id}
 
 
+async def test_a_wish_of_a_newer_version_does_not_hold_up_the_others(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.wishes.put(Wish("a/newer", "time-travel"))
+    await plane.wishes.put(WISH)
+    await rounds.round()
+    assert set(plane.first.models) == {WISH.model_id}
+
+
 async def test_tries_become_rarer_and_end(plane: Plane, rounds: Rounds) -> None:
     await plane.wishes.put(WISH)
     plane.first.failures = [InvalidModelError(f"broken {i}") for i in range(9)]
