@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision lint format proto models lock docs clean
+.PHONY: help setup up down demo test bench bench-vision bench-text lint format proto models lock docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,8 +40,14 @@ demo: models ## load models, embed, chat and detect a face through Envoy
 test: models ## run all tests
 	@$(PY) -m pytest
 
-bench: models ## run all benchmarks
-	@$(PY) -m pytest tests/bench --collect-only -q >/dev/null 2>&1 || true
+bench: bench-vision bench-text ## run all benchmarks
+
+bench-vision: models ## time every vision task against MediaPipe in process
+	@$(PY) -m tests.bench.bench_vision $(BENCH)
+
+bench-text: models ## time generation and embeddings against the libraries and other servers
+	@$(PY) -m tests.bench.bench_text $(BENCH)
+	@$(PY) -m tests.bench.bench_embeddings $(BENCH)
 
 lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff format --check -q .

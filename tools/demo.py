@@ -31,6 +31,7 @@ from ml import (
     transformers_pb2,
     transformers_pb2_grpc,
 )
+from tools import demo_vision
 from tools.models import model_dir
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -182,6 +183,24 @@ class Demo:
         return f"{len(left)} models left"
 
 
+def vision_tasks(address: str) -> str:
+    """Runs every vision task on a clip and writes annotated clips and contact sheets."""
+    table = Table("vision task", "frames", "with a result", "ms a frame", "written to")
+    said: list[str] = []
+    with console.status("running every vision task"):
+        results = demo_vision.run(address, OUT, said.append)
+    for line in said:
+        if ": off: " in line:
+            console.print(line)
+    for r in results:
+        written = f"{r.clip}, {r.sheet.name}"
+        table.add_row(r.task, str(r.frames), str(r.found), f"{r.inference_ms:.1f}", written)
+    console.print(table)
+    if nothing := [r.task for r in results if not r.found]:
+        sys.exit(f"nothing was found by {', '.join(nothing)}")
+    return f"{len(results)} tasks, clips and sheets in {OUT}"
+
+
 def _cosine(a: list[float], b: list[float]) -> float:
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
@@ -218,6 +237,7 @@ def run(address: str) -> Summary:
         step("embed", demo.embed)
         step("chat", demo.chat)
         step("detect faces", demo.detect)
+        step("every vision task", lambda: vision_tasks(address))
         step("list", demo.loaded)
         step("unload", demo.unload)
     return summary

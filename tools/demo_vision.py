@@ -164,7 +164,13 @@ def run(
     with grpc.insecure_channel(address, options=options) as channel:
         stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
         for task in TASKS:
-            result = run_task(stub, task, out)
+            try:
+                result = run_task(stub, task, out)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                    raise
+                report(f"{task}: off: {error.details()}")  # its model file is not here
+                continue
             report(
                 f"{task}: found in {result.found} of {result.frames} frames, "
                 f"{result.inference_ms:.1f} ms a frame, {result.sheet.name}, {result.clip.name}"
