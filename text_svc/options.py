@@ -15,10 +15,17 @@ class LoadOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # What runs the model: OpenVINO on the CPU, or transformers; auto takes the faster one that can.
+    engine: Literal["auto", "openvino", "transformers"] = "auto"
+    # auto is float32 on the CPU and bfloat16 on CUDA; int8 compresses the weights.
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     # Tokens of prompt and answer together; never more than the model's own.
     max_length: int | None = Field(None, ge=1)
+    # MiB of the key-value cache.
+    cache_size_mb: int | None = Field(None, ge=1, le=1 << 20)
+    # Answers generated at once.
+    max_sequences: int | None = Field(None, ge=1, le=256)
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:

@@ -26,31 +26,15 @@ from shared.interceptors import STATUS_DETAILS_KEY
 from shared.logs import request_id
 from shared.metrics import REQUEST_ID_KEY
 from shared.process import exit_text
+from text_svc.children import end_process, read_to_end, worker_environment
 from text_svc.launch import Launch, Report
 
 log = logging.getLogger(__name__)
 
-# Time between SIGTERM and SIGKILL for a worker whose calls have ended.
-TERMINATE_SECONDS = 3.0
 # Errors that a worker may report; anything else is a fault of ours.
 _REPORTED: dict[str, type[ServiceError]] = {
     kind.reason: kind for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError)
 }
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: no network for the hub, and threads that do not spin."""
-    return os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TQDM_DISABLE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Spinning OpenMP threads on shared cores cost a factor of ten.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "OMP_NUM_THREADS": str(threads),
-    }
 
 
 class ModelProcess:
@@ -96,7 +80,7 @@ class ModelProcess:
         try:
             report = await _read_report(read_fd, process, launch, timeout)
         except BaseException:
-            await _end(process)
+            await end_process(process)
             raise
         return cls(launch, process, report)
 
@@ -135,7 +119,7 @@ class ModelProcess:
     async def stop(self) -> None:
         """Ends the process and the channel to it."""
         await self._channel.close()
-        await _end(self._process)
+        await end_process(self._process)
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
         metadata = ((REQUEST_ID_KEY, request_id()),) if request_id() else None
@@ -154,14 +138,9 @@ class ModelProcess:
 async def _read_report(
     fd: int, process: asyncio.subprocess.Process, launch: Launch, timeout: float
 ) -> Report:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb")
-    )
     try:
         async with asyncio.timeout(timeout):
-            text = await reader.read()  # to the end: the worker closes it after its report
+            text = await read_to_end(fd)  # the worker closes it after its report
             if not text:
                 ended = exit_text(await process.wait())
                 raise InternalError(
@@ -169,24 +148,10 @@ async def _read_report(
                 )
     except TimeoutError:
         raise InternalError(f"model {launch.model_id} was not ready within {timeout:g} s") from None
-    finally:
-        transport.close()
     report = Report.model_validate_json(text)
     if report.error:
         raise _REPORTED.get(report.error_reason, InternalError)(report.error)
     return report
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, a short wait, SIGKILL; returns when the process is gone."""
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(TERMINATE_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-    await process.wait()
 
 
 def socket_path(folder: Path, number: int) -> Path:

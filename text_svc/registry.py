@@ -4,77 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
-import itertools
 import logging
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 from shared.errors import (
     ModelNotLoadedError,
-    OutOfMemoryError,
     PipelineMismatchError,
     ServiceError,
 )
 from shared.file_provider import FileProvider
 from shared.model_ids import parse_model_id
-from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
-from shared.process import memory_limit_bytes
-from shared.snapshot import snapshot
-from text_svc.launch import Launch
-from text_svc.options import LoadOptions, parse_options
-from text_svc.process import ModelProcess, socket_path
+from shared.pipelines import TEXT_PIPELINES, find_pipeline
+from text_svc.loader import Loader
+from text_svc.model import Model, State
+from text_svc.options import parse_options
+from text_svc.process import ModelProcess
 from text_svc.settings import TextSettings
-from text_svc.weights import weight_bytes
 
 log = logging.getLogger(__name__)
 
-# Share of the memory limit that models may use when no budget is set.
-BUDGET_SHARE = 0.8
-# What a worker needs beside its weights: interpreter, torch and transformers, activations.
-PROCESS_BYTES = 512 << 20
 # How often a waiting LoadModel hears of progress at most.
 PROGRESS_SECONDS = 0.2
-
-
-class State(enum.Enum):
-    """Where a model is in its life."""
-
-    FETCHING = "fetching"
-    LOADING = "loading"
-    READY = "ready"
-    UNLOADING = "unloading"
-    FAILED = "failed"
-
-
-@dataclass
-class Model:
-    """One model and its process. `registry.py` alone changes it."""
-
-    model_id: str
-    pipeline: Pipeline
-    options: LoadOptions
-    raw_options: dict[str, str]
-    state: State = State.FETCHING
-    bytes_fetched: int = 0
-    bytes_total: int = 0
-    ram_bytes: int = 0
-    vram_bytes: int = 0
-    reserved_bytes: int = 0
-    loaded_at: int = 0
-    reason: str = ""
-    process: ModelProcess | None = None
-    task: asyncio.Task[None] | None = None
-    waiters: int = 0
-    calls: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Registry:
@@ -82,19 +38,12 @@ class Registry:
 
     def __init__(self, settings: TextSettings, provider: FileProvider) -> None:
         self._settings = settings
-        self._provider = provider
         self._models: dict[str, Model] = {}
-        self._numbers = itertools.count(1)
         self._watchers: set[asyncio.Task[None]] = set()
-        self._sockets: Path | None = None
-        self.budget_bytes = (
-            settings.memory_budget_mb << 20
-            if settings.memory_budget_mb
-            else int(memory_limit_bytes() * BUDGET_SHARE)
-        )
+        self._loader = Loader(settings, provider, self._models.values)
 
     async def __aenter__(self) -> Self:
-        self._sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
+        self._loader.sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -103,8 +52,7 @@ class Registry:
         )
         for watcher in self._watchers:
             watcher.cancel()
-        if self._sockets:
-            shutil.rmtree(self._sockets, ignore_errors=True)
+        shutil.rmtree(self._loader.sockets, ignore_errors=True)
 
     def models(self) -> list[Model]:
         """All models that are known here, in whatever state."""
@@ -208,67 +156,31 @@ class Registry:
 
     async def _load(self, model: Model) -> None:
         try:
-            folder = await self._fetch(model)
-            await self._reserve(model, folder)
-            model.state = State.LOADING
-            model.process = await ModelProcess.start(
-                lambda fd: self._launch(model, folder, fd), self._settings.load_timeout_seconds
-            )
+            await self._loader.load(model)
         except asyncio.CancelledError:
             raise
         except Exception as error:
             model.state, model.reserved_bytes = State.FAILED, 0
             model.reason = error.message if isinstance(error, ServiceError) else "internal error"
             raise
-        report = model.process.report
-        model.ram_bytes, model.vram_bytes = report.ram_bytes, report.vram_bytes
+        process = model.process
+        assert process is not None, "set by the loader"
+        model.ram_bytes, model.vram_bytes = process.report.ram_bytes, process.report.vram_bytes
         model.loaded_at = int(time.time())
         model.state = State.READY
         log.info(
             "model ready",
-            extra={"model": model.model_id, "ram": model.ram_bytes, "pid": model.process.pid},
+            extra={
+                "model": model.model_id,
+                "engine": model.engine,
+                "ram": model.ram_bytes,
+                "pid": process.pid,
+                "note": model.note,
+            },
         )
-        watcher = asyncio.create_task(self._watch(model, model.process))
+        watcher = asyncio.create_task(self._watch(model, process))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
-
-    async def _fetch(self, model: Model) -> Path:
-        def progress(fetched: int, total: int) -> None:
-            model.bytes_fetched, model.bytes_total = fetched, total
-
-        return await snapshot(self._provider, model.model_id, progress)
-
-    async def _reserve(self, model: Model, folder: Path) -> None:
-        """Takes the model's share of the budget before anything is read into memory."""
-        float_bytes = 2 if model.options.dtype in ("bfloat16", "float16") else 4
-        weights = await asyncio.to_thread(weight_bytes, folder, float_bytes)
-        needed = weights + PROCESS_BYTES
-        free = self.budget_bytes - sum(m.reserved_bytes for m in self._models.values())
-        if needed > free:
-            raise OutOfMemoryError(
-                f"model {model.model_id} needs about {needed >> 20} MiB and {max(free, 0) >> 20} "
-                f"MiB of the budget of {self.budget_bytes >> 20} MiB are free; unload another "
-                "model or raise TEXT_MEMORY_BUDGET_MB",
-                metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
-            )
-        model.reserved_bytes = needed
-
-    def _launch(self, model: Model, folder: Path, report_fd: int) -> Launch:
-        settings = self._settings
-        assert self._sockets is not None, "used inside the context"
-        return Launch(
-            parent_pid=os.getpid(),
-            report_fd=report_fd,
-            socket=socket_path(self._sockets, next(self._numbers)),
-            model_id=model.model_id,
-            folder=folder.resolve(),
-            pipeline=model.pipeline.name,
-            options=model.options,
-            threads=settings.threads or os.cpu_count() or 1,
-            **settings.model_dump(
-                include=set(Launch.model_fields) & set(TextSettings.model_fields) - {"threads"}
-            ),
-        )
 
     async def _watch(self, model: Model, process: ModelProcess) -> None:
         """Marks the model FAILED when its process ends unasked."""

@@ -10,7 +10,8 @@ from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import MissingFieldError
-from text_svc.registry import Model, Registry
+from text_svc.model import Model
+from text_svc.registry import Registry
 
 NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
 WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name
@@ -127,4 +128,6 @@ def _model_info(model: Model) -> worker_pb2.ModelInfo:
         loaded_at=model.loaded_at,
         reason=model.reason,
         options=model.raw_options,
+        engine=model.engine or "",
+        note=model.note,
     )

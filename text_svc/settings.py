@@ -23,6 +23,9 @@ class TextSettings(ServerSettings):
         description="Where model files come from: model_mgmt_svc.",
     )
     cache_dir: Path = Field(Path("run/cache/text"), description="Folder of the model files.")
+    converted_dir: Path | None = Field(
+        None, description="Folder of the converted models; the cache's own by default."
+    )
     memory_budget_mb: int = Field(
         0, ge=0, description="MiB that models may use; 0 is 0.8 of the container's or machine's."
     )
@@ -32,7 +35,10 @@ class TextSettings(ServerSettings):
     unload_grace_seconds: float = Field(
         10, ge=0, description="Time that running calls have when their model is unloaded."
     )
-    max_running: int = Field(2, ge=1, description="Generations at once, a model.")
+    kv_cache_mb: int = Field(
+        1024, ge=1, description="MiB of a model's key-value cache, where the budget has room."
+    )
+    max_running: int = Field(32, ge=1, le=256, description="Generations at once, a model.")
     max_waiting: int = Field(64, ge=0, description="Generations that wait their turn, a model.")
     max_texts: int = Field(2048, ge=1, description="Texts in one GenerateEmbeddings call.")
     max_call_tokens: int = Field(

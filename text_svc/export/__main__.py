@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -15,12 +16,9 @@ from shared.errors import ServiceError
 from shared.process import die_with_parent
 from text_svc.export.converters import CONVERTERS
 from text_svc.export.launch import ExportLaunch, ExportReport
-from text_svc.export.manifest import Manifest
+from text_svc.export.manifest import PART_PREFIX, Manifest
 from text_svc.export.refused import RefusedError
 from text_svc.loading import loading_errors
-
-# Names of folders that are not whole yet.
-PART_PREFIX = ".part-"
 
 
 def export(launch: ExportLaunch) -> None:
@@ -33,17 +31,27 @@ def export(launch: ExportLaunch) -> None:
             return
         for left in parent.glob(f"{PART_PREFIX}*"):  # of a process that was killed
             shutil.rmtree(left)
-        part = Path(tempfile.mkdtemp(prefix=PART_PREFIX, dir=parent))
+        part = Path(tempfile.mkdtemp(prefix=f"{PART_PREFIX}{os.getpid()}-", dir=parent))
         try:
             _make(launch, part).write(part)
             part.rename(launch.target)
+            _remove_older(launch.target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_older(target: Path) -> None:
+    """Removes what was made of other files or by other versions for the same use."""
+    kind = target.name.rpartition("-")[0]
+    for other in target.parent.glob(f"{kind}-*"):
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)  # one in use stays mapped until its end
 
 
 def _make(launch: ExportLaunch, part: Path) -> Manifest:
     # Without this package, OpenVINO and nncf have nothing to send their usage statistics with.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    warnings.simplefilter("ignore")  # what tracing says to the authors of the model's code
     module = import_module(f"text_svc.export.{CONVERTERS[launch.pipeline]}")
     try:
         manifest: Manifest = module.convert(launch.source, part, launch.weights)

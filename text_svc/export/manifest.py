@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "export.json"
+# Folders that are not whole yet have this and the number of the process that fills them.
+PART_PREFIX = ".part-"
 
 
 class Manifest(BaseModel):
@@ -14,9 +16,10 @@ class Manifest(BaseModel):
 
     Attributes:
         refused: why the model cannot be converted; then the folder holds nothing else.
-        context: tokens of prompt and answer that the model was made for.
+        context: tokens that the model was made for: of prompt and answer, or of one text.
         cache_width: numbers that one token takes in the key-value cache, all layers together.
         end_tokens: ids that end an answer.
+        pad_token: the id that fills up the short texts of a batch.
         weight_bytes: size of the converted weights.
     """
 
@@ -26,6 +29,7 @@ class Manifest(BaseModel):
     context: int = 0
     cache_width: int = 0
     end_tokens: list[int] = []
+    pad_token: int = 0
     weight_bytes: int = 0
 
     @classmethod

@@ -1,0 +1,60 @@
+"""Which engine a model is meant for, before anything of it is read."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from shared.errors import InvalidArgumentError
+from shared.pipelines import Pipeline
+from text_svc.export.converters import CONVERTERS
+from text_svc.launch import Engine
+from text_svc.options import LoadOptions
+
+# What "auto" is where nothing speaks against it.
+AUTO: Engine = "transformers"
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether this machine has a CUDA device and torch is built for it; torch is not imported."""
+    try:
+        if version("torch").endswith("+cpu"):
+            return False
+        driver = ctypes.CDLL("libcuda.so.1")
+    except (OSError, PackageNotFoundError):
+        return False
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return not failed and count.value > 0
+
+
+def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
+    """The engine that `options` ask for; "auto" is OpenVINO where it can be.
+
+    Raises:
+        InvalidArgumentError: the options contradict each other.
+    """
+    obstacle = _openvino_obstacle(pipeline, options)
+    if options.engine == "openvino" and obstacle:
+        raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
+    engine: Engine = options.engine if options.engine != "auto" else AUTO
+    if obstacle:
+        engine = "transformers"
+    if engine == "transformers" and options.dtype == "int8":
+        raise InvalidArgumentError(
+            f"dtype int8 needs engine openvino{': ' + obstacle if obstacle else ''}",
+            field="options[dtype]",
+        )
+    return engine
+
+
+def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:
+    if pipeline.name not in CONVERTERS:
+        return f"it does not run {pipeline.name} models"
+    if options.device.startswith("cuda") or (options.device == "auto" and has_cuda()):
+        return "it runs on the CPU here, not on CUDA"
+    if options.dtype == "float16":
+        return "it runs float32, bfloat16 and int8, not float16"
+    return ""
