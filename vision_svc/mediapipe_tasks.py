@@ -54,7 +54,6 @@ class TaskDetector:
         mode: whether pictures follow each other.
         method: what the task's call is named for single pictures.
         respond: makes the message of the task's result and the picture.
-        before: what may begin while the task runs, if anything.
     """
 
     def __init__(
@@ -63,17 +62,13 @@ class TaskDetector:
         mode: Mode,
         method: str,
         respond: Callable[[Any, Rgb], Response],
-        *,
-        before: Callable[[Rgb], None] = lambda _: None,
     ) -> None:
         self._task = task
-        self._before = before
         self._video = mode is Mode.VIDEO
         self._run = getattr(task, f"{method}_for_video" if self._video else method)
         self._respond = respond
 
     def detect(self, image: Rgb, time_ms: int) -> Response:
-        self._before(image)
         picture = mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(image))
         result = self._run(picture, time_ms) if self._video else self._run(picture)
         return self._respond(result, image)
@@ -149,7 +144,7 @@ def _face_landmarker(
         faces = result.face_landmarks
         return respond(faces, scorer.scores(image, faces))
 
-    return TaskDetector(task, mode, "detect", scored, before=scorer.expect)
+    return TaskDetector(task, mode, "detect", scored)
 
 
 def face_mesh(path: Path, options: Options, mode: Mode) -> TaskDetector:
@@ -180,4 +175,4 @@ def holistic_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetecto
         faces = [result.face_landmarks] if result.face_landmarks else []
         return results.holistic(result, scorer.scores(image, faces))
 
-    return TaskDetector(task, mode, "detect", scored, before=scorer.expect)
+    return TaskDetector(task, mode, "detect", scored)

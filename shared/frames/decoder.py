@@ -105,3 +105,8 @@ class FrameDecoder:
 def is_video(format_name: str) -> bool:
     """Whether later frames of this format need the earlier ones, so that none may be skipped."""
     return format_name.strip().lower() in VIDEO_FORMATS
+
+
+def is_view(format_name: str) -> bool:
+    """Whether the pixels of this format are the bytes themselves, so that decoding is free."""
+    return _ALIASES.get(name := format_name.strip().lower(), name) == "rgb"
