@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from shared.pipelines import find_pipeline
 from text_svc.launch import Launch
@@ -20,7 +21,7 @@ START_SECONDS = 240.0
 
 @contextlib.asynccontextmanager
 async def text_worker(
-    folder: Path, pipeline: str, options: Mapping[str, str] | None = None, **limits: int
+    folder: Path, pipeline: str, options: Mapping[str, str] | None = None, **fields: Any
 ) -> AsyncIterator[ModelProcess]:
     """A worker that serves the model of a folder.
 
@@ -28,7 +29,7 @@ async def text_worker(
         folder: config, tokenizer and safetensors.
         pipeline: any accepted name.
         options: load options as on the wire.
-        limits: fields of `Launch` to set otherwise than the settings' defaults.
+        fields: of `Launch`, to set otherwise than the settings' defaults.
     """
     settings = TextSettings().model_dump(
         include=set(Launch.model_fields) & set(TextSettings.model_fields)
@@ -36,19 +37,20 @@ async def text_worker(
     with tempfile.TemporaryDirectory(prefix="text-worker-") as sockets:
 
         def launch(report_fd: int) -> Launch:
-            fields = {
-                **settings,
-                "parent_pid": os.getpid(),
-                "report_fd": report_fd,
-                "socket": Path(sockets, "worker.sock"),
-                "model_id": folder.name,
-                "folder": folder,
-                "pipeline": find_pipeline(pipeline).name,
-                "options": parse_options(options or {}),
-                "threads": 2,
-                **limits,
-            }
-            return Launch(**fields)
+            return Launch(
+                **{
+                    **settings,
+                    "parent_pid": os.getpid(),
+                    "report_fd": report_fd,
+                    "socket": Path(sockets, "worker.sock"),
+                    "model_id": folder.name,
+                    "folder": folder,
+                    "pipeline": find_pipeline(pipeline).name,
+                    "options": parse_options(options or {}),
+                    "threads": 2,
+                    **fields,
+                }
+            )
 
         process = await ModelProcess.start(launch, START_SECONDS)
         try:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from shared.pipelines import TEXT_GENERATION
+from shared.pipelines import FEATURE_EXTRACTION, TEXT_GENERATION
 
-CONVERTERS = {TEXT_GENERATION.name: "decoder"}
+CONVERTERS = {TEXT_GENERATION.name: "decoder", FEATURE_EXTRACTION.name: "encoder"}

@@ -10,7 +10,7 @@ from shared.errors import InputTooLargeError, MissingFieldError, OutOfRangeError
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.embeddings_batcher import MicroBatcher
 from text_svc.worker.embeddings_encoder import Vectors
-from text_svc.worker.embeddings_tokenizer import TextTokenizer
+from text_svc.worker.embeddings_tokenizer import SentenceTokenizer
 
 
 class Embedder:
@@ -27,7 +27,7 @@ class Embedder:
 
     def __init__(
         self,
-        tokenizer: TextTokenizer,
+        tokenizer: SentenceTokenizer,
         batcher: MicroBatcher,
         *,
         normalized: bool,

@@ -1,14 +1,16 @@
-"""What the batcher needs of an encoder, and the one on OpenVINO."""
+"""What the batcher needs of an encoder, and what an engine makes of a model's folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
+from tokenizers import Tokenizer
+
+from text_svc.launch import Report
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -17,10 +19,14 @@ Done = Callable[[Vectors | BaseException], None]
 
 
 class Encoder(Protocol):
-    """Turns padded batches of tokens into vectors, several batches at once."""
+    """Turns padded batches of tokens into vectors, several batches at once.
+
+    Attributes:
+        dimensions: numbers of one vector.
+        streams: batches that run at once.
+    """
 
     dimensions: int
-    # Batches that run at once.
     streams: int
 
     def wait_idle(self) -> None:
@@ -33,38 +39,18 @@ class Encoder(Protocol):
         """Waits for what runs."""
 
 
-class OpenVinoEncoder:
-    """An encoder that was converted by `text_svc.export_encoder`.
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder in memory, and what its files say.
 
-    Args:
-        path: the .xml file; the weights lie beside it.
-        precision: "f32" or "bf16", in which the CPU computes.
-        threads: cores to use; each runs a batch of its own, which wastes less than sharing one.
+    Attributes:
+        max_tokens: tokens of one text that the model can read.
+        pad_token: the id that fills up the short texts of a batch.
+        report: what the encoder was measured to cost.
     """
 
-    def __init__(self, path: Path, *, precision: str, threads: int) -> None:
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": str(threads),
-            "INFERENCE_NUM_THREADS": str(threads),
-            # Pinned threads of several processes would sit on the same cores.
-            "ENABLE_CPU_PINNING": False,
-        }
-        compiled = ov.Core().compile_model(path, "CPU", config)
-        self.dimensions = compiled.output(0).partial_shape[1].get_length()
-        self.streams = threads
-        self._queue = ov.AsyncInferQueue(compiled, threads)
-        self._queue.set_callback(_finished)
-
-    def wait_idle(self) -> None:
-        self._queue.get_idle_request_id()
-
-    def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
-        self._queue.start_async({"input_ids": input_ids, "attention_mask": attention_mask}, done)
-
-    def close(self) -> None:
-        self._queue.wait_all()
-
-
-def _finished(request: ov.InferRequest, done: Done) -> None:
-    done(request.get_output_tensor(0).data)
+    encoder: Encoder
+    tokenizer: Tokenizer
+    max_tokens: int
+    pad_token: int
+    report: Report

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from shared.errors import InvalidModelError
 from text_svc.worker.embeddings_recipe import Dense, Recipe
 
 # How the transformer is told which tokens are padding: its own way (2-D, ones and zeros), or as
@@ -47,7 +48,10 @@ class SentenceEncoder(nn.Module):
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> Tensor:
-    """Token vectors (texts, tokens, size) to (texts, size times poolings); as sentence-transformers."""
+    """Token vectors (texts, tokens, size) to (texts, size of all poolings).
+
+    As sentence-transformers does it.
+    """
     keep = attention_mask.unsqueeze(-1).to(hidden.dtype)
     count = keep.sum(1)
     made = []
@@ -73,11 +77,24 @@ def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> T
 def load_module(
     folder: Path, recipe: Recipe, *, dtype: torch.dtype, device: str = "cpu"
 ) -> SentenceEncoder:
-    """Reads a sentence encoder from safetensors alone, ready for inference."""
+    """Reads a sentence encoder from safetensors alone, ready for inference.
+
+    Raises:
+        InvalidModelError: weights are missing.
+        OSError, ValueError: whatever transformers says to broken files.
+    """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    transformer = AutoModel.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, attn_implementation="sdpa", **options
+    transformer, found = AutoModel.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        **options,
     )
+    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+        # transformers would fill them with random numbers. Its own pooler is not used here.
+        raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
     dense = nn.Sequential(*(layer for one in recipe.dense for layer in _dense(folder, one)))
     return SentenceEncoder(transformer, dense, recipe).eval().to(device)
 

@@ -15,7 +15,7 @@ from text_svc.worker.embeddings_recipe import Recipe
 THREADS = 2
 
 
-class TextTokenizer:
+class SentenceTokenizer:
     """A model's tokenizer with its truncation; what is over `max_tokens` is cut off.
 
     Args:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import torch
+from transformers import AutoTokenizer
 
-from text_svc.worker.embeddings_encoder import Done, Ids
-from text_svc.worker.embeddings_module import SentenceEncoder
+from shared.errors import InvalidModelError
+from text_svc.launch import Launch
+from text_svc.worker.embeddings_encoder import Done, Ids, LoadedEncoder
+from text_svc.worker.embeddings_module import SentenceEncoder, load_module
+from text_svc.worker.embeddings_recipe import Recipe, max_tokens
+from text_svc.worker.torch_model import choose_device, choose_dtype, loading_errors, measure
 
 
 class TorchEncoder:
@@ -27,7 +32,33 @@ class TorchEncoder:
         ids = torch.from_numpy(input_ids).to(self._device)
         mask = torch.from_numpy(attention_mask).to(self._device)
         with torch.inference_mode():
-            done(self._module(ids, mask).float().cpu().numpy())
+            done(self._module(ids, mask).cpu().numpy())
 
     def close(self) -> None:
-        """Nothing to wait for."""
+        """Nothing runs."""
+
+
+def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
+    """Loads the model of a launch command.
+
+    Raises:
+        ServiceError: why it cannot be loaded.
+    """
+    device = choose_device(launch.options)
+    with loading_errors(launch):
+        dtype = choose_dtype(launch.options, device)
+        module = load_module(launch.folder, recipe, dtype=dtype, device=device)
+        tokenizer = AutoTokenizer.from_pretrained(launch.folder, local_files_only=True)
+        if not tokenizer.is_fast:
+            raise InvalidModelError("the model has no tokenizer that runs in Rust")
+        return LoadedEncoder(
+            TorchEncoder(module),
+            tokenizer.backend_tokenizer,
+            max_tokens(
+                recipe,
+                getattr(module.transformer.config, "max_position_embeddings", None),
+                tokenizer.model_max_length,
+            ),
+            tokenizer.pad_token_id or 0,
+            measure(module),
+        )
