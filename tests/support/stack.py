@@ -21,6 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
+# Conversions are keyed by content, so all stacks of all runs share one folder of them.
+CONVERTED = ROOT / "run" / "converted"
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
 CHAT = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -237,7 +239,7 @@ def start_stack(
         process = subprocess.Popen(
             command or up_command(folder, *arguments),
             cwd=ROOT,
-            env=os.environ | {_MARK: mark},
+            env=os.environ | {_MARK: mark, "TEXT_CONVERTED_DIR": str(CONVERTED)},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.STDOUT,
