@@ -22,10 +22,11 @@ class StopFilter:
         if not self._stops or not text:
             return text, False
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        # The one that ends first, whatever the tokens are: the result does not depend on them.
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
+            return text[: min(found)[1]], True
         kept = self._beginning(text)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept], False

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.errors import FailedPreconditionError, InvalidArgumentError
+from shared.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 
 RENDER_SECONDS = 2.0
 # A fresh process needs this on a busy machine before its first answer.
@@ -68,10 +68,12 @@ class ChatTemplate:
     async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
         async with self._turn:
             if self._process is None or self._process.returncode is not None:
-                await self._start()
+                started = await self._start()
+                if "error" in started:
+                    raise InternalError("the process that renders chat templates does not start")
             return await self._exchange(request, RENDER_SECONDS)
 
-    async def _start(self) -> None:
+    async def _start(self) -> dict[str, str]:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "text_svc.worker.template_process", str(os.getpid())),
             stdin=asyncio.subprocess.PIPE,
@@ -79,7 +81,7 @@ class ChatTemplate:
             limit=MAX_LINE_BYTES,
         )
         setup = {"template": self._source, "max_characters": self._max_characters}
-        await self._exchange(setup, START_SECONDS)
+        return await self._exchange(setup, START_SECONDS)
 
     async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, str]:
         process = self._process
