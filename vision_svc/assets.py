@@ -30,7 +30,7 @@ class Assets:
         with self._lock:
             if path := self._loaded.get(task.name):
                 return path
-        name = task.asset(options)
+        name = task.asset(options).file
         path = self._folder / name
         if not path.is_file():
             raise ModelNotLoadedError(

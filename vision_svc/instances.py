@@ -36,10 +36,16 @@ class Instance:
     """One detector in memory. It belongs to one stream or call at a time."""
 
     def __init__(
-        self, task: VisionTask, key: _Key, detector: Detector, on_failure: Callable[[], None]
+        self,
+        task: VisionTask,
+        key: _Key,
+        memory_mb: int,
+        detector: Detector,
+        on_failure: Callable[[], None],
     ) -> None:
         self.task = task
         self.key = key
+        self.memory_mb = memory_mb
         self.failed = False
         self._detector = detector
         self._on_failure = on_failure
@@ -124,7 +130,7 @@ class Instances:
                 if instance.key == key:
                     self._idle.remove(instance)
                     return instance
-            self._reserve(task)
+            self._reserve(task, options)
         return self._open(task, key, options)
 
     def try_model(self, task: VisionTask, path: Path) -> None:
@@ -136,7 +142,7 @@ class Instances:
         """
         options = parse_options(task.options)
         with self._lock:
-            self._reserve(task)
+            self._reserve(task, options)
         self._close(self._open(task, (task.name, path, Mode.IMAGE, ()), options))
 
     def release(self, instance: Instance) -> None:
@@ -175,34 +181,36 @@ class Instances:
 
     def _open(self, task: VisionTask, key: _Key, options: Options) -> Instance:
         _, path, mode, _ = key
+        memory_mb = task.asset(options).memory_mb
         try:
             detector = task.open(path, options, mode)
         except Exception as error:
-            self._free(task)
+            self._free(memory_mb)
             log.exception("a model could not be opened", extra={"task": task.name})
             raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
         metrics.INSTANCES.labels(task.name).inc()
-        return Instance(task, key, detector, self._on_failure)
+        return Instance(task, key, memory_mb, detector, self._on_failure)
 
-    def _reserve(self, task: VisionTask) -> None:
-        """Takes the task's memory out of the budget; idle instances make room. Needs the lock."""
-        while self._used_mb + task.memory_mb > self._memory_mb and self._idle:
+    def _reserve(self, task: VisionTask, options: Options) -> None:
+        """Takes an instance's memory out of the budget; idle ones make room. Needs the lock."""
+        wanted = task.asset(options).memory_mb
+        while self._used_mb + wanted > self._memory_mb and self._idle:
             oldest = self._idle.pop(0)
             # Counted as free at once: its memory is back before the new model has read its file.
-            self._used_mb -= oldest.task.memory_mb
+            self._used_mb -= oldest.memory_mb
             self._closer.submit(self._close, oldest, counted=False)
-        if self._used_mb + task.memory_mb > self._memory_mb:
+        if self._used_mb + wanted > self._memory_mb:
             raise OutOfMemoryError(
-                f"{task.name} needs {task.memory_mb} MiB more than the {self._used_mb} in use, "
+                f"{task.name} needs {wanted} MiB more than the {self._used_mb} in use, "
                 f"and the limit is {self._memory_mb} MiB; try again when a stream has ended",
                 retry_after=1.0,
                 metadata={"instance_memory_mb": str(self._memory_mb)},
             )
-        self._used_mb += task.memory_mb
+        self._used_mb += wanted
 
-    def _free(self, task: VisionTask) -> None:
+    def _free(self, memory_mb: int) -> None:
         with self._lock:
-            self._used_mb -= task.memory_mb
+            self._used_mb -= memory_mb
 
     def _close(self, instance: Instance, *, counted: bool = True) -> None:
         try:
@@ -212,4 +220,4 @@ class Instances:
         finally:
             metrics.INSTANCES.labels(instance.task.name).dec()
             if counted:
-                self._free(instance.task)
+                self._free(instance.memory_mb)

@@ -123,7 +123,7 @@ class Models:
         return model
 
     async def _load(self, model: LoadedModel, task: VisionTask) -> AsyncIterator[LoadedModel]:
-        file = model.options.get(FILE_OPTION) or task.default_asset
+        file = model.options.get(FILE_OPTION) or task.default_asset.file
         fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         fetch = asyncio.create_task(
             self._provider.fetch(

@@ -12,39 +12,46 @@ from vision_svc.options import Choice, Count, Option, Options, Score
 
 
 @dataclass(frozen=True)
+class Asset:
+    """A model file, and the MiB that an instance on it takes, measured on 640 x 480."""
+
+    file: str
+    memory_mb: int
+
+
+@dataclass(frozen=True)
 class VisionTask:
     """One task.
 
     Attributes:
         name: its pipeline type.
         open: makes an instance from a model file.
-        assets: file names by variant; the first is the default.
+        assets: model files by variant; the first is the default.
         variant_option: the option that chooses among them, if there are several.
         options: what callers may set.
-        memory_mb: what one instance takes, measured, in MiB.
         keeps_state: whether an instance in VIDEO mode remembers earlier frames, so that it must not
             pass from one stream to another.
     """
 
     name: str
     open: Callable[[Path, Options, Mode], Detector]
-    assets: Mapping[str, str]
+    assets: Mapping[str, Asset]
     options: tuple[Option, ...]
-    memory_mb: int
     variant_option: str | None = None
     keeps_state: bool = True
 
-    def asset(self, options: Options) -> str:
-        """The name of the file that these options ask for."""
+    def asset(self, options: Options) -> Asset:
+        """The file that these options ask for."""
         variant = str(options[self.variant_option]) if self.variant_option else ""
         return self.assets[variant]
 
     @property
-    def default_asset(self) -> str:
+    def default_asset(self) -> Asset:
+        """The file that the default options ask for."""
         return next(iter(self.assets.values()))
 
 
-def _variants(option: str, assets: Mapping[str, str]) -> Choice:
+def _variants(option: str, assets: Mapping[str, Asset]) -> Choice:
     return Choice(option, tuple(assets))
 
 
@@ -55,17 +62,17 @@ _TRACKING = (
     Score("min_tracking_confidence", 0.5),
 )
 _FACE_RANGES = {
-    "short": "blaze_face_short_range.tflite",
-    "full": "blaze_face_full_range_sparse.tflite",
+    "short": Asset("blaze_face_short_range.tflite", 8),
+    "full": Asset("blaze_face_full_range_sparse.tflite", 10),
 }
 _POSE_MODELS = {
-    "full": "pose_landmarker_full.task",
-    "lite": "pose_landmarker_lite.task",
-    "heavy": "pose_landmarker_heavy.task",
+    "full": Asset("pose_landmarker_full.task", 45),
+    "lite": Asset("pose_landmarker_lite.task", 35),
+    "heavy": Asset("pose_landmarker_heavy.task", 110),
 }
 _SELFIE_MODELS = {
-    "general": "selfie_segmenter.tflite",
-    "landscape": "selfie_segmenter_landscape.tflite",
+    "general": Asset("selfie_segmenter.tflite", 8),
+    "landscape": Asset("selfie_segmenter_landscape.tflite", 8),
 }
 _MASK_FORMAT = Choice("mask_format", ("binary", "alpha"))
 
@@ -74,61 +81,53 @@ FACE_DETECTION = VisionTask(
     mediapipe_tasks.face_detector,
     _FACE_RANGES,
     (Count("max_faces", 100, 100), _DETECTION, _variants("face_range", _FACE_RANGES)),
-    memory_mb=12,
     variant_option="face_range",
     keeps_state=False,
 )
 FACE_MESH = VisionTask(
     "face-mesh",
     mediapipe_tasks.face_mesh,
-    {"": "face_landmarker.task"},
+    {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
-    memory_mb=30,
 )
 IRIS_TRACKING = VisionTask(
     "iris-tracking",
     mediapipe_tasks.iris_tracker,
-    {"": "face_landmarker.task"},
+    {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
-    memory_mb=30,
 )
 HAND_TRACKING = VisionTask(
     "hand-tracking",
     mediapipe_tasks.gesture_recognizer,
-    {"": "gesture_recognizer.task"},
+    {"": Asset("gesture_recognizer.task", 35)},
     (Count("max_hands", 2, 16), *_TRACKING),
-    memory_mb=45,
 )
 POSE_TRACKING = VisionTask(
     "pose-tracking",
     mediapipe_tasks.pose_landmarker,
     _POSE_MODELS,
     (Count("max_poses", 1, 8), *_TRACKING, _variants("pose_model", _POSE_MODELS)),
-    memory_mb=60,
     variant_option="pose_model",
 )
 HOLISTIC_TRACKING = VisionTask(
     "holistic-tracking",
     mediapipe_tasks.holistic_landmarker,
-    {"": "holistic_landmarker.task"},
+    {"": Asset("holistic_landmarker.task", 90)},
     (_DETECTION, Score("min_presence_confidence", 0.5)),
-    memory_mb=125,
 )
 SELFIE_SEGMENTATION = VisionTask(
     "selfie-segmentation",
     segmentation.segmenter,
     _SELFIE_MODELS,
     (_MASK_FORMAT, _variants("selfie_model", _SELFIE_MODELS)),
-    memory_mb=15,
     variant_option="selfie_model",
     keeps_state=False,
 )
 HAIR_SEGMENTATION = VisionTask(
     "hair-segmentation",
     segmentation.segmenter,
-    {"": "hair_segmenter.tflite"},
+    {"": Asset("hair_segmenter.tflite", 30)},
     (_MASK_FORMAT,),
-    memory_mb=60,
     keeps_state=False,
 )
 

@@ -20,7 +20,7 @@ from vision_svc.assets import Assets
 from vision_svc.detector import Mode
 from vision_svc.instances import DEFAULT_STEP_MS, MAX_STEP_MS, Instances
 from vision_svc.options import Options
-from vision_svc.tasks import VisionTask
+from vision_svc.tasks import Asset, VisionTask
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 
@@ -51,9 +51,9 @@ class World:
         self.graphs: list[Graph] = []
         self.failures = 0
         self.fails = False
-        self.tracker = VisionTask("tracker", self._open, {"": "model"}, (), memory_mb=40)
+        self.tracker = VisionTask("tracker", self._open, {"": Asset("model", 40)}, ())
         self.stateless = VisionTask(
-            "stateless", self._open, {"": "model"}, (), memory_mb=40, keeps_state=False
+            "stateless", self._open, {"": Asset("model", 40)}, (), keeps_state=False
         )
         self.instances = Instances(Assets(folder), memory_mb, max_idle, self._failed)
 
@@ -168,7 +168,7 @@ def test_a_file_that_is_missing_or_no_model(world: World, tmp_path: Path) -> Non
     from vision_svc.tasks import FACE_DETECTION, HAIR_SEGMENTATION, HAND_TRACKING
 
     for task in (FACE_DETECTION, HAND_TRACKING, HAIR_SEGMENTATION):
-        with pytest.raises(ModelNotLoadedError, match=task.default_asset):
+        with pytest.raises(ModelNotLoadedError, match=task.default_asset.file):
             options = {"face_range": "short", "mask_format": "binary"}
             world.instances.acquire(task, options, Mode.IMAGE)
         with pytest.raises(InvalidModelError):

@@ -1,0 +1,64 @@
+"""What the engine does about failures and limits of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shared.errors import InternalError, QueueFullError
+from shared.frames.types import EncodedFrame
+from vision_svc import tasks
+from vision_svc.detector import Mode
+from vision_svc.engine import Engine
+from vision_svc.options import Options
+from vision_svc.settings import VisionSettings
+from vision_svc.tasks import Asset, VisionTask
+
+PICTURE = EncodedFrame(b"\0" * 12, "rgb", 2, 2, data_field="image_data")
+
+
+class FailingGraph:
+    """Stands for a MediaPipe graph: no real one fails on frames that are checked."""
+
+    def detect(self, image: object, time_ms: int) -> None:
+        raise RuntimeError("calculator failed")
+
+    def close(self) -> None:
+        pass
+
+
+def fail(path: Path, options: Options, mode: Mode) -> FailingGraph:
+    return FailingGraph()
+
+
+async def test_failed_graphs_ask_for_a_restart_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").write_bytes(b"1")
+    task = VisionTask("failing", fail, {"": Asset("model", 1)}, ())
+    monkeypatch.setitem(tasks.TASKS, "failing", task)  # type: ignore[arg-type]
+    asked: list[bool] = []
+    settings = VisionSettings(assets_dir=tmp_path, max_failed_graphs=3)
+    engine = Engine(settings, lambda: asked.append(True))
+    try:
+        for number in range(1, 6):
+            with pytest.raises(InternalError, match="failing failed on a frame"):
+                await engine.detect("failing", PICTURE, {})
+            assert len(asked) == (number >= 3)
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
+async def test_pictures_that_wait_are_limited(tmp_path: Path) -> None:
+    settings = VisionSettings(assets_dir=tmp_path, workers=1, max_waiting_calls=2)
+    engine = Engine(settings, lambda: None)
+    try:
+        calls = [engine.detect("face-detection", PICTURE, {}) for _ in range(8)]
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        refused = [each for each in results if isinstance(each, QueueFullError)]
+        assert len(refused) == 5
+        assert "3 pictures" in refused[0].message
+    finally:
+        await asyncio.to_thread(engine.close)
