@@ -22,7 +22,7 @@ from ml import transformers_pb2_grpc as text_grpc
 from ml.internal import worker_pb2 as worker_pb
 from ml.internal import worker_pb2_grpc as worker_grpc
 from tests.support.stack import CHAT, MODEL_MGMT, SERVICES, TEXT, VISION, Stack, wait_for
-from tools.stack.envoy import native_config
+from tools.stack.envoy_config import native_config
 from tools.stack.ports import Ports
 
 CLUSTER_OF = {MODEL_MGMT: "model_mgmt", TEXT: "text", VISION: "vision"}

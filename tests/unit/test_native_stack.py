@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tools import dev_certs
 from tools.stack import __main__ as command
 from tools.stack import child as children
-from tools.stack import control, envoy, guard, ports
+from tools.stack import control, envoy, envoy_config, guard, ports
 from tools.stack.child import FAILED, RESTARTING, Child
 from tools.stack.display import NonBlockingOutput, PlainDisplay
 from tools.stack.layout import ChildSpec
@@ -30,7 +31,7 @@ def make_child(folder: Path, *code: str) -> Child:
 
 def test_the_native_config_differs_in_addresses_alone() -> None:
     chosen = ports.choose_ports("30000", None)
-    resources = envoy.native_config(chosen)["static_resources"]
+    resources = envoy_config.native_config(chosen)["static_resources"]
     listeners = {one["name"]: one["address"]["socket_address"] for one in resources["listeners"]}
     assert listeners == {
         "grpc": {"address": "127.0.0.1", "port_value": chosen.envoy},
@@ -43,12 +44,28 @@ def test_the_native_config_differs_in_addresses_alone() -> None:
     assert host["endpoint"]["address"]["socket_address"]["port_value"] == chosen.text
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_envoy_accepts_the_config(tmp_path: Path, native: bool) -> None:
-    source = envoy.ROOT / "envoy.yaml"
-    if native:
-        source = tmp_path / "envoy.json"
-        envoy.write_native_config(source, ports.Ports())
+def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
+    options = envoy_config.Options(tmp_path, ("collector.example", 4444))
+    resources = envoy_config.native_config(ports.Ports(), options)["static_resources"]
+    listeners = {one["name"]: one for one in resources["listeners"]}
+    assert set(listeners) == {"grpc", "grpc_tls", "grpc_mtls", "metrics"}
+    assert listeners["grpc_mtls"]["address"]["socket_address"]["port_value"] == 50054
+    assert f"{tmp_path}/server.key" in str(listeners["grpc_tls"])
+    # The three serve the same.
+    filters = [listeners[name]["filter_chains"][0]["filters"] for name in sorted(listeners)[:3]]
+    assert filters[0] == filters[1] == filters[2]
+    assert "tracing" in filters[0][0]["typed_config"]
+    (collector,) = (one for one in resources["clusters"] if one["name"] == "otel_collector")
+    assert "collector.example" in str(collector)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_envoy_accepts_the_config(tmp_path: Path, everything: bool) -> None:
+    source, options = tmp_path / "envoy.json", envoy_config.Options()
+    if everything:
+        dev_certs.make_certificates(tmp_path)
+        options = envoy_config.Options(tmp_path, ("localhost", 4317))
+    envoy_config.write_native_config(source, ports.Ports(), options)
     done = subprocess.run(
         [envoy.find_binary(), "--mode", "validate", "--log-level", "warning", "-c", source],
         capture_output=True,

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from tools.stack import control, envoy, guard, ports
+from tools.stack import control, envoy, envoy_config, guard, ports
 from tools.stack.layout import ROOT, Layout
 from tools.stack.runner import Runner, StartError
 
@@ -36,6 +37,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
     up.add_argument(
         "--provider", metavar="HOST:PORT", help=f"a file provider that runs (e.g. {RUST_PROVIDER})"
+    )
+    up.add_argument(
+        "--tls",
+        metavar="DIR",
+        type=Path,
+        help=f"serve TLS and mTLS too, with {', '.join(envoy_config.TLS_FILES)} of this folder",
     )
     up.add_argument(
         "--exit-with-parent",
@@ -70,6 +77,7 @@ def plan(options: argparse.Namespace) -> Layout:
         provider_address=own_address if own_provider else options.provider or RUST_PROVIDER,
         own_provider=own_provider,
         state_file=options.state_file,
+        front=_front(options),
     )
     for needed in ("vision", *(("text",) if own_provider else ())):
         if not (layout.models / needed).is_dir():
@@ -77,6 +85,30 @@ def plan(options: argparse.Namespace) -> Layout:
                 f"there is no model folder {layout.models / needed}: run `make models`"
             )
     return layout
+
+
+def _front(options: argparse.Namespace) -> envoy_config.Options:
+    tls: Path | None = options.tls
+    if tls:
+        tls = tls.resolve()
+        for name in envoy_config.TLS_FILES:
+            if not (tls / name).is_file():
+                raise StartError(f"there is no {tls / name}: run `python -m tools.dev_certs {tls}`")
+    return envoy_config.Options(tls, _collector())
+
+
+def _collector() -> tuple[str, int] | None:
+    """Where Envoy sends its spans: the address that OpenTelemetry's own variable names."""
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        return None
+    try:
+        url = urlsplit(endpoint)
+        if url.scheme == "http" and url.hostname:
+            return url.hostname, url.port or 4317
+    except ValueError:
+        pass  # a port that is none
+    raise StartError(f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}; it must be http://HOST:PORT")
 
 
 def up(options: argparse.Namespace) -> int:
@@ -99,7 +131,7 @@ def up(options: argparse.Namespace) -> int:
     layout.state_file.unlink(missing_ok=True)  # of a stack that was killed
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    envoy.write_native_config(layout.envoy_config, layout.ports)
+    envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.front)
     return guard.run_guarded(lambda: _run(Runner(layout, specs)), parent)
 
 

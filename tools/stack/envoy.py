@@ -1,4 +1,4 @@
-"""Envoy in the native stack: its binary, its configuration, and what its admin page tells."""
+"""Envoy in the native stack: its binary, and what its admin page tells."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import http.client
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from tools.stack.layout import ROOT
-from tools.stack.ports import LOOPBACK, Ports
+from tools.stack.ports import LOOPBACK
 
 _ADMIN_TIMEOUT_SECONDS = 0.5
-# Fields of a cluster that mean something for names alone.
-_DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
 
 
 class EnvoyMissingError(Exception):
@@ -36,44 +30,6 @@ def find_binary() -> Path:
     if not os.access(path, os.X_OK):
         raise EnvoyMissingError(f"Envoy's binary {path} is missing: run `make setup`")
     return path
-
-
-def native_config(ports: Ports, source: Path = ROOT / "envoy.yaml") -> dict[str, Any]:
-    """The project's envoy.yaml with the addresses and ports of a native stack.
-
-    Everything else stays as it is: routes, limits, health checks.
-    """
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    config: dict[str, Any] = yaml.load(source.read_text(), loader)  # noqa: S506 (a safe loader)
-    _set_address(config["admin"]["address"], ports.envoy_admin)
-    listeners = {"grpc": ports.envoy, "metrics": ports.envoy_metrics}
-    for listener in config["static_resources"]["listeners"]:
-        _set_address(listener["address"], listeners[listener["name"]])
-        # With port reuse a second Envoy could take the same port without an error.
-        listener["enable_reuse_port"] = False
-    clusters = {
-        "model_mgmt": ports.model_mgmt,
-        "text": ports.text,
-        "vision": ports.vision,
-        "admin": ports.envoy_admin,
-    }
-    for cluster in config["static_resources"]["clusters"]:
-        cluster["type"] = "STATIC"
-        for field in _DNS_FIELDS:
-            cluster.pop(field, None)
-        for group in cluster["load_assignment"]["endpoints"]:
-            for host in group["lb_endpoints"]:
-                _set_address(host["endpoint"]["address"], clusters[cluster["name"]])
-    return config
-
-
-def write_native_config(target: Path, ports: Ports) -> None:
-    """Writes `native_config` where Envoy reads it; JSON is YAML."""
-    target.write_text(json.dumps(native_config(ports)))
-
-
-def _set_address(address: dict[str, Any], port: int) -> None:
-    address["socket_address"] = {"address": LOOPBACK, "port_value": port}
 
 
 class Admin:

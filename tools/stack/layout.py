@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.stack.envoy_config import Options
 from tools.stack.ports import LOOPBACK, Ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,6 +55,7 @@ class Layout:
         provider_address: host:port of the file provider.
         own_provider: whether the stack starts that provider itself.
         state_file: where `status` and `down` find the stack.
+        front: what Envoy has beside the plain port.
     """
 
     ports: Ports
@@ -62,6 +64,7 @@ class Layout:
     provider_address: str
     own_provider: bool
     state_file: Path
+    front: Options = field(default_factory=Options)
 
     @property
     def logs(self) -> Path:
@@ -75,12 +78,19 @@ class Layout:
 
     def used_ports(self) -> list[int]:
         """The ports that must be free."""
-        unused = set() if self.own_provider else {self.ports.provider}
-        return [port for port in astuple(self.ports) if port not in unused]
+        return [port for name, port in vars(self.ports).items() if name not in self._unused()]
+
+    def _unused(self) -> set[str]:
+        unused = set() if self.own_provider else {"provider"}
+        return unused if self.front.tls else unused | {"envoy_tls", "envoy_mtls"}
 
     def addresses(self) -> dict[str, str]:
         """Name to host:port of everything that listens."""
-        named = {name: f"{LOOPBACK}:{port}" for name, port in vars(self.ports).items()}
+        named = {
+            name: f"{LOOPBACK}:{port}"
+            for name, port in vars(self.ports).items()
+            if name not in self._unused()
+        }
         return named | {"provider": self.provider_address}
 
     def children(self, envoy_binary: Path) -> list[ChildSpec]:

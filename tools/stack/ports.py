@@ -35,6 +35,8 @@ class Ports:
     model_mgmt_metrics: int = 9461
     text_metrics: int = 9462
     vision_metrics: int = 9463
+    envoy_tls: int = 50053
+    envoy_mtls: int = 50054
 
 
 def choose_ports(base: str | None, envoy: int | None) -> Ports:
