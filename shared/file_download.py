@@ -86,7 +86,8 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
         keep = True
         raise
     finally:
-        await asyncio.to_thread(part.close, keep)
+        # Whoever is cancelled once more while this runs leaves no lock behind.
+        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(part.close, keep)))
 
 
 async def _lock_part(entry: CacheEntry) -> PartFile:
@@ -96,13 +97,17 @@ async def _lock_part(entry: CacheEntry) -> PartFile:
         try:
             part = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The thread goes on: what it opens must not stay locked.
-            if late := await opening:
-                await asyncio.to_thread(late.close)
+            opening.add_done_callback(_close_late)
             raise
         if part:
             return part
         await asyncio.sleep(LOCK_POLL_SECONDS)
+
+
+def _close_late(opening: asyncio.Future[PartFile | None]) -> None:
+    """Closes what a thread has opened for a fetch that is gone."""
+    if not opening.cancelled() and not opening.exception() and (part := opening.result()):
+        asyncio.get_running_loop().run_in_executor(None, part.close)
 
 
 class _Download:

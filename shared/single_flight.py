@@ -92,7 +92,8 @@ class SingleFlight(Generic[K, W]):
     async def close(self) -> None:
         """Cancels all work and waits for its end."""
         for task in self._tasks:
-            task.cancel()
+            if not task.cancelling():  # a second time would break into its cleaning up
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -485,3 +485,17 @@ async def test_leaving_ends_what_is_under_way(source: Provider, tmp_path: Path) 
         await until(lambda: source.requests)
     with pytest.raises(Exception, match="stopped"):
         await fetch
+
+
+async def test_a_fetch_cancelled_at_any_moment_leaves_no_lock(
+    source: Provider, tmp_path: Path
+) -> None:
+    for delay in (0, *(0.0005 * step for step in range(20))):
+        async with FileProvider(source.address, tmp_path, limits=QUICK) as files:
+            fetch = asyncio.create_task(files.fetch(MODEL, NAME))
+            await asyncio.sleep(delay)
+            fetch.cancel()
+            await asyncio.wait((fetch,))
+            async with asyncio.timeout(20):
+                assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
+            (files.folder(MODEL) / NAME).unlink()

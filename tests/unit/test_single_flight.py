@@ -91,3 +91,26 @@ async def test_closing_ends_everything() -> None:
     assert runs.cancelled == 1
     with pytest.raises(CallCancelledError):
         await call
+
+
+async def test_closing_lets_work_that_ends_clean_up() -> None:
+    cleaned = asyncio.Event()
+
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.set()
+
+    def start() -> SharedWork[None]:
+        work: SharedWork[None] = SharedWork()
+        work.task = asyncio.create_task(slow_to_end())
+        return work
+
+    flights: SingleFlight[str, SharedWork[None]] = SingleFlight()
+    with flights.join("key", start):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # it is cancelled now, and cleans up
+    await flights.close()
+    assert cleaned.is_set()
