@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import openvino as ov
 import torch
 from transformers import AutoTokenizer
 
-from text_svc.export.calibration import calibration_texts
+from text_svc.export.calibration import calibration_texts, check_texts
 from text_svc.export.launch import Weights
 from text_svc.export.manifest import Manifest
 from text_svc.export.refused import RefusedError, first_line
@@ -29,8 +28,6 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 # The cosine of int8 to float32 vectors, on average over texts that calibration has not seen.
 LEAST_COSINE = 0.99
-CALIBRATION_TEXTS = 192
-CHECK_TEXTS = 64
 # Shapes for the check of a float graph, other than those that it was traced with.
 _TRACED = (2, 7)
 _CHECKED = ((1, 3), (3, 16), (2, 33))
@@ -132,9 +129,7 @@ def _random_inputs(module: SentenceEncoder, shape: tuple[int, int]) -> Inputs:
 
 
 def _quantised(graph: ov.Model, tokenizer: Any, limit: int) -> ov.Model:
-    texts = calibration_texts()
-    random.Random(0).shuffle(texts)  # noqa: S311  # the same texts each time
-    calibration, check = texts[:CALIBRATION_TEXTS], texts[CALIBRATION_TEXTS:][:CHECK_TEXTS]
+    calibration = calibration_texts()
 
     def inputs(text: str) -> dict[str, Any]:
         encoded = tokenizer(text, truncation=True, max_length=limit, return_tensors="np")
@@ -144,9 +139,9 @@ def _quantised(graph: ov.Model, tokenizer: Any, limit: int) -> ov.Model:
         graph.clone(),
         nncf.Dataset([inputs(text) for text in calibration]),
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=CALIBRATION_TEXTS,
+        subset_size=len(calibration),
     )
-    cosine = _mean_cosine(graph, quantised, map(inputs, check))
+    cosine = _mean_cosine(graph, quantised, map(inputs, check_texts()))
     log.info("quantised", extra={"cosine": cosine})
     if cosine < LEAST_COSINE:
         raise RefusedError(
