@@ -62,7 +62,14 @@ class Admin:
 
     def active_requests(self) -> int:
         """Calls that clients have open."""
-        stats = self._ask("GET", "/stats?filter=^http.grpc.downstream_rq_active$").decode()
+        return self._stat("http.grpc.downstream_rq_active")
+
+    def active_connections(self) -> int:
+        """Connections of clients."""
+        return self._stat("http.grpc.downstream_cx_active")
+
+    def _stat(self, name: str) -> int:
+        stats = self._ask("GET", f"/stats?filter=^{name}$").decode()
         return int(stats.rpartition(":")[2] or 0)
 
     def drain(self) -> None:
