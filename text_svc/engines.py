@@ -13,7 +13,7 @@ from text_svc.launch import Engine
 from text_svc.options import LoadOptions
 
 # What "auto" is where nothing speaks against it.
-AUTO: Engine = "transformers"
+AUTO: Engine = "openvino"
 
 
 @cache

@@ -138,7 +138,7 @@ class _AnswerText:
     """The text of one answer, step by step."""
 
     def __init__(self, tokenizer: TextTokenizer, answer: Answer) -> None:
-        self._detokenizer = Detokenizer(tokenizer.backend)
+        self._detokenizer = Detokenizer(tokenizer.backend, tokenizer.byte_tokens)
         self._stops = StopFilter(answer.sampling.stop)
         self._tokens = 0
 

@@ -151,6 +151,11 @@ class OpenVinoEngine:
 
     def _run(self) -> None:
         """The thread: commands, a step, its results, the loop's turn, and again."""
+        self._serve()
+        self._commands.extend((answer, False) for answer in list(self._running))
+        self._obey()
+
+    def _serve(self) -> None:
         while not self._closed:
             if not self._running and not self._waiting:
                 self._wake.wait()

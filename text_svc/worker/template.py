@@ -47,7 +47,12 @@ class ChatTemplate:
             raise FailedPreconditionError(
                 "the model has no chat template; use GenerateText, or load a model made for chat"
             )
-        request = self._variables | {"messages": list(messages), "add_generation_prompt": True}
+        request = self._variables | {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         # A caller that goes away must not leave half an exchange behind.
         answer = await asyncio.shield(asyncio.ensure_future(self._ask(request)))
         if "error" in answer:

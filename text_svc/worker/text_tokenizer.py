@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
+from text_svc.worker.detokenize import byte_tokens
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -23,6 +24,7 @@ class TextTokenizer:
 
     Attributes:
         backend: the tokenizer itself.
+        byte_tokens: see `detokenize.byte_tokens`.
         special_tokens: "bos_token" and the like, as chat templates use them.
         chat_template: its source; None where the model has none.
 
@@ -43,6 +45,7 @@ class TextTokenizer:
             raise InvalidModelError(f"tokenizer.json cannot be used: {error}") from None
         self.backend.no_truncation()
         self.backend.no_padding()
+        self.byte_tokens = byte_tokens(self.backend)
         config = read_json(folder / CONFIG) | read_json(folder / SPECIAL_TOKENS)
         self.special_tokens = {
             name: text

@@ -1,0 +1,41 @@
+"""One tiny model, made and converted once for all tests of the engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny_text
+from text_svc.export.__main__ import export
+from text_svc.export.launch import ExportLaunch, Weights
+
+
+def convert(source: Path, target: Path, weights: Weights = "float") -> Path:
+    """Runs a conversion here, without a process of its own."""
+    export(
+        ExportLaunch(
+            parent_pid=0,
+            report_fd=0,
+            model_id="tiny",
+            pipeline="text-generation",
+            source=source,
+            target=target,
+            weights=weights,
+            log_level="INFO",
+            log_style="text",
+        )
+    )
+    return target
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama's folder of safetensors."""
+    return tiny_text.save_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def converted_llama(llama: Path) -> Path:
+    """The same, converted to OpenVINO."""
+    return convert(llama, llama.parent / "converted" / "text-generation-float-1")

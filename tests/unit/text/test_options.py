@@ -1,0 +1,74 @@
+import pytest
+
+from shared.errors import InvalidArgumentError, UnknownOptionError
+from shared.pipelines import TEXT_GENERATION
+from text_svc import engines
+from text_svc.engines import wanted_engine
+from text_svc.options import LoadOptions, parse_options
+
+
+def test_every_value_comes_as_text() -> None:
+    options = parse_options(
+        {"engine": "openvino", "dtype": "int8", "max_length": "128", "cache_size_mb": "64"}
+    )
+    assert options == LoadOptions(engine="openvino", dtype="int8", max_length=128, cache_size_mb=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("engine", "llama.cpp"),
+        ("dtype", "int3"),
+        ("device", "tpu"),
+        ("max_length", "0"),
+        ("max_length", "many"),
+        ("cache_size_mb", "-1"),
+        ("max_sequences", "257"),
+        ("trust_remote_code", "true"),
+    ],
+)
+def test_an_option_that_does_not_fit_is_refused_with_what_is_accepted(
+    name: str, value: str
+) -> None:
+    with pytest.raises(UnknownOptionError, match="accepted options are engine, dtype") as caught:
+        parse_options({name: value})
+    assert caught.value.field == f"options[{name}]"
+
+
+@pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(engines, "has_cuda", lambda: request.param)
+    return bool(request.param)
+
+
+def test_auto_is_openvino_unless_there_is_cuda(cuda: bool) -> None:
+    assert wanted_engine(TEXT_GENERATION, LoadOptions()) == ("transformers" if cuda else "openvino")
+    assert wanted_engine(TEXT_GENERATION, LoadOptions(device="cpu")) == "openvino"
+    assert wanted_engine(TEXT_GENERATION, LoadOptions(device="cuda:0")) == "transformers"
+
+
+def test_the_engine_can_be_named(cuda: bool) -> None:
+    options = LoadOptions(engine="transformers")
+    assert wanted_engine(TEXT_GENERATION, options) == "transformers"
+    options = LoadOptions(engine="openvino", device="cpu")
+    assert wanted_engine(TEXT_GENERATION, options) == "openvino"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        LoadOptions(engine="openvino", device="cuda"),
+        LoadOptions(engine="openvino", dtype="float16"),
+        LoadOptions(engine="transformers", dtype="int8"),
+        LoadOptions(dtype="int8", device="cuda"),
+    ],
+    ids=str,
+)
+def test_options_that_contradict_each_other_are_refused(options: LoadOptions) -> None:
+    with pytest.raises(InvalidArgumentError):
+        wanted_engine(TEXT_GENERATION, options)
+
+
+def test_float16_is_for_transformers() -> None:
+    options = LoadOptions(dtype="float16", device="cpu")
+    assert wanted_engine(TEXT_GENERATION, options) == "transformers"
