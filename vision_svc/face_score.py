@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from shared.frames.types import Rgb
 
 _BUNDLE_MEMBER = "face_detector.tflite"
-# Outer corners of the eyes: the person's right and left one.
+# Points of the mesh: outer corners of the right and left eye; top of the forehead, chin and
+# the cheeks at the ears, which are the edges of an upright face.
 _RIGHT_CORNER, _LEFT_CORNER = 33, 263
+_EDGES = (10, 152, 234, 454)
 # Side of the crop in sizes of the face: BlazeFace wants some room around it.
 _CROP_SCALE = 2.0
 # Scores are clipped before the sigmoid as the detector's own graph does
@@ -51,8 +53,8 @@ class _Place:
 
     @classmethod
     def of(cls, face: Sequence[Any], width: int, height: int) -> _Place:
-        xs = [p.x for p in face]
-        ys = [p.y for p in face]
+        xs = [face[index].x for index in _EDGES]
+        ys = [face[index].y for index in _EDGES]
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
         across = (face[_LEFT_CORNER].x - face[_RIGHT_CORNER].x) * width
         down = (face[_LEFT_CORNER].y - face[_RIGHT_CORNER].y) * height

@@ -60,6 +60,21 @@ def _landmarks(points: Iterable[Any]) -> list[pb.Landmark]:
     ]
 
 
+def _fill_mesh(mesh: pb.FaceMesh, points: Sequence[Any], confidence: float) -> None:
+    """Written in place, as copies of 478 messages would be half of the work."""
+    add = mesh.landmarks.add
+    for p in points:
+        add(x=p.x, y=p.y, z=p.z)
+    mesh.contours.extend(FACE_CONTOURS)
+    mesh.confidence = confidence
+
+
+def _fill_pose(pose: pb.PoseDetection, points: Sequence[Any], world: Sequence[Any]) -> None:
+    pose.landmarks.extend(_landmarks(points))
+    pose.world_landmarks.extend(_landmarks(world))
+    pose.confidence = _mean([p.presence for p in points])
+
+
 def _mean(scores: Sequence[float]) -> float:
     return sum(scores) / len(scores) if scores else 0.0
 
@@ -86,13 +101,12 @@ def face_detections(result: Any, image: Rgb, most: int) -> pb.FaceDetectionRespo
     )
 
 
-def _face_mesh(points: Sequence[Any], confidence: float) -> pb.FaceMesh:
-    return pb.FaceMesh(landmarks=_landmarks(points), contours=FACE_CONTOURS, confidence=confidence)
-
-
 def face_meshes(faces: Sequence[Any], scores: Sequence[float]) -> pb.FaceMeshResponse:
     """The 478 points of each face, with the score that the face detector gives it."""
-    return pb.FaceMeshResponse(faces=map(_face_mesh, faces, scores))
+    response = pb.FaceMeshResponse()
+    for points, score in zip(faces, scores, strict=True):
+        _fill_mesh(response.faces.add(), points, score)
+    return response
 
 
 def irises(faces: Sequence[Any], scores: Sequence[float]) -> pb.IrisTrackingResponse:
@@ -138,28 +152,21 @@ def hands(result: Any) -> pb.HandDetectionResponse:
     )
 
 
-def _pose(points: Sequence[Any], world: Sequence[Any]) -> pb.PoseDetection:
-    return pb.PoseDetection(
-        landmarks=_landmarks(points),
-        confidence=_mean([p.presence for p in points]),
-        world_landmarks=_landmarks(world),
-    )
-
-
 def poses(result: Any) -> pb.PoseDetectionResponse:
     """The poses of a PoseLandmarkerResult."""
-    return pb.PoseDetectionResponse(
-        poses=map(_pose, result.pose_landmarks, result.pose_world_landmarks)
-    )
+    response = pb.PoseDetectionResponse()
+    for points, world in zip(result.pose_landmarks, result.pose_world_landmarks, strict=True):
+        _fill_pose(response.poses.add(), points, world)
+    return response
 
 
 def holistic(result: Any, face_scores: Sequence[float]) -> pb.HolisticTrackingResponse:
     """One person of a HolisticLandmarkerResult; what was not found stays unset."""
     response = pb.HolisticTrackingResponse()
     if result.face_landmarks:
-        response.face.CopyFrom(_face_mesh(result.face_landmarks, face_scores[0]))
+        _fill_mesh(response.face, result.face_landmarks, face_scores[0])
     if result.pose_landmarks:
-        response.pose.CopyFrom(_pose(result.pose_landmarks, result.pose_world_landmarks))
+        _fill_pose(response.pose, result.pose_landmarks, result.pose_world_landmarks)
     sides = (
         ("Left", POSE_LEFT_HAND, result.left_hand_landmarks, result.left_hand_world_landmarks),
         ("Right", POSE_RIGHT_HAND, result.right_hand_landmarks, result.right_hand_world_landmarks),

@@ -22,8 +22,8 @@ def points(left: float, top: float, right: float, bottom: float) -> list[SimpleN
     mesh = [SimpleNamespace(x=(left + right) / 2, y=middle) for _ in range(478)]
     mesh[10] = SimpleNamespace(x=(left + right) / 2, y=top)
     mesh[152] = SimpleNamespace(x=(left + right) / 2, y=bottom)
-    mesh[33] = SimpleNamespace(x=left, y=middle)
-    mesh[263] = SimpleNamespace(x=right, y=middle)
+    mesh[33] = mesh[234] = SimpleNamespace(x=left, y=middle)
+    mesh[263] = mesh[454] = SimpleNamespace(x=right, y=middle)
     return mesh
 
 
