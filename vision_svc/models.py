@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import (
+    CallCancelledError,
     FailedPreconditionError,
     ModelNotLoadedError,
     PipelineMismatchError,
@@ -40,7 +43,8 @@ class LoadedModel:
     """A model and how far it has come.
 
     Attributes:
-        ram_bytes: the size of its file, which instances map into memory.
+        path: its file, None until READY.
+        ram_bytes: the size of the file, which instances map into memory.
         loaded_at: Unix seconds, 0 until READY.
     """
 
@@ -50,6 +54,7 @@ class LoadedModel:
     state: State = State.FETCHING
     bytes_fetched: int = 0
     bytes_total: int = 0
+    path: Path | None = None
     ram_bytes: int = 0
     loaded_at: int = 0
 
@@ -87,20 +92,24 @@ class Models:
                 f"option {unknown[:40]!r} is not known; known is {FILE_OPTION}", field="options"
             )
         async with self._one_load:
-            if model := self._loaded(model_id, task):
-                yield model
+            if known := self._loaded(model_id, task):
+                yield known
                 return
-            start = LoadedModel(model_id, task.name, dict(options))
+            model = self._models[model_id] = LoadedModel(model_id, task.name, dict(options))
             try:
-                async for model in self._load(start, task):
-                    self._models[model_id] = model
-                    yield model
+                async with aclosing(self._load(model, task)) as steps:
+                    async for step in steps:
+                        self._replace(model, step)
+                        model = step
+                        yield model
             finally:
-                if self._models.get(model_id, start).state is not State.READY:
-                    self._models.pop(model_id, None)
+                if self._models.get(model_id) is model and model.state is not State.READY:
+                    del self._models[model_id]
 
     async def unload(self, model_id: str) -> None:
         """The task runs on its own file again, from the next stream or picture on.
+
+        A load that is under way ends with CANCELLED.
 
         Raises:
             ModelNotLoadedError: no such model.
@@ -109,7 +118,8 @@ class Models:
         model = self._models.pop(model_id, None)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
-        self._engine.use_model(TASKS[model.task], None)
+        if model.state is State.READY:
+            self._engine.use_model(TASKS[model.task], None)
 
     def _loaded(self, model_id: str, task: VisionTask) -> LoadedModel | None:
         model = self._models.get(model_id)
@@ -122,7 +132,19 @@ class Models:
                 )
         return model
 
-    async def _load(self, model: LoadedModel, task: VisionTask) -> AsyncIterator[LoadedModel]:
+    def _replace(self, model: LoadedModel, step: LoadedModel) -> None:
+        """Takes note of a step of a load.
+
+        Raises:
+            CallCancelledError: the model was unloaded meanwhile.
+        """
+        if self._models.get(model.model_id) is not model:
+            raise CallCancelledError(f"{model.model_id} was unloaded while it was loading")
+        self._models[model.model_id] = step
+        if step.state is State.READY:
+            self._engine.use_model(TASKS[step.task], step.path)
+
+    async def _load(self, model: LoadedModel, task: VisionTask) -> AsyncGenerator[LoadedModel]:
         file = model.options.get(FILE_OPTION) or task.default_asset.file
         fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         fetch = asyncio.create_task(
@@ -146,9 +168,13 @@ class Models:
         model = replace(model, state=State.LOADING)
         yield model
         await self._engine.try_model(task, path)
-        self._engine.use_model(task, path)
-        size = path.stat().st_size
-        yield replace(model, state=State.READY, ram_bytes=size, loaded_at=int(time.time()))
+        yield replace(
+            model,
+            state=State.READY,
+            path=path,
+            ram_bytes=path.stat().st_size,
+            loaded_at=int(time.time()),
+        )
 
 
 def _task(name: str) -> VisionTask:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from shared.errors import InvalidArgumentError
-from shared.frames.decoder import FrameDecoder, is_video, is_view
+from shared.frames.decoder import FrameDecoder, is_video
 from shared.frames.types import DecodedFrame, EncodedFrame
 from vision_svc import metrics
 from vision_svc.detector import Mode, Response
@@ -106,7 +106,7 @@ class Session:
             yield decoded
 
     async def _decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
-        if is_view(frame.format):  # nothing to decode: not worth a thread
+        if self._decoder.is_free(frame):  # not worth a thread
             decoded = self._decoder.decode(frame)
         else:
             decoded = await self._engine.in_decoder(self._decoder.decode, frame)

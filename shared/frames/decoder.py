@@ -80,6 +80,11 @@ class FrameDecoder:
                 error.metadata["frame_position"] = str(frame.position)
                 raise
 
+    def is_free(self, frame: EncodedFrame) -> bool:
+        """Whether `decode` has nothing to do for this frame, as its bytes are its pixels."""
+        name = frame.format.strip().lower()
+        return self._video is None and _ALIASES.get(name, name) == "rgb"
+
     def flush(self) -> list[DecodedFrame]:
         """The pictures that a video decoder still holds, at the end of the stream.
 
@@ -105,8 +110,3 @@ class FrameDecoder:
 def is_video(format_name: str) -> bool:
     """Whether later frames of this format need the earlier ones, so that none may be skipped."""
     return format_name.strip().lower() in VIDEO_FORMATS
-
-
-def is_view(format_name: str) -> bool:
-    """Whether the pixels of this format are the bytes themselves, so that decoding is free."""
-    return _ALIASES.get(name := format_name.strip().lower(), name) == "rgb"

@@ -185,6 +185,13 @@ def test_a_stream_names_the_frame() -> None:
         decoder.decode(EncodedFrame(b"1", "png", number=9, position=3))
 
 
+def test_what_is_free_to_decode() -> None:
+    decoder = FrameDecoder(LIMITS)
+    assert decoder.is_free(EncodedFrame(b"", " RGB"))
+    assert decoder.is_free(EncodedFrame(b"", "raw"))
+    assert not decoder.is_free(EncodedFrame(b"", "bgr"))
+
+
 def test_which_formats_need_every_frame() -> None:
     assert is_video("H264")
     assert is_video(" vp8")

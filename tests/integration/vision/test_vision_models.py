@@ -13,7 +13,7 @@ from ml import mediapipe_pb2 as pb
 from ml.internal import worker_pb2, worker_pb2_grpc
 from tests.integration.vision.conftest import StartVision, Vision
 from tests.integration.vision.encoding import encode_still, rgb_frames
-from tests.support.providers import Provider
+from tests.support.providers import Provider, chunks
 from tools import vision_clips
 
 MODEL = "someone/their-face-model"
@@ -164,3 +164,57 @@ async def test_unloading_what_is_not_there(worker: worker_pb2_grpc.ModelWorkerSt
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_unloading_ends_a_load_that_is_under_way(
+    bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub, provider: Provider
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(
+        provider: Provider, request: object, content: bytes, context: object
+    ) -> AsyncIterator[object]:
+        asked.set()
+        await go_on.wait()
+        for chunk in chunks(content):
+            yield chunk
+
+    provider.behaviours = [slow]
+    loading = asyncio.create_task(load(worker))
+    await asyncio.wait_for(asked.wait(), 60)
+    (model,) = (await worker.List(worker_pb2.ListRequest())).models
+    assert model.state == worker_pb2.MODEL_STATE_FETCHING
+    await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
+    go_on.set()
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await loading
+    assert raised.value.code() is grpc.StatusCode.CANCELLED
+    assert not (await worker.List(worker_pb2.ListRequest())).models
+    with pytest.raises(grpc.RpcError):
+        await detect(bare)
+    await load(worker)
+    assert len((await detect(bare)).faces) == 1
+
+
+async def test_a_load_that_is_cancelled_leaves_nothing(
+    bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub, provider: Provider
+) -> None:
+    async def stuck(
+        provider: Provider, request: object, content: bytes, context: object
+    ) -> AsyncIterator[object]:
+        yield chunks(content)[0]
+        await asyncio.Event().wait()
+
+    provider.behaviours = [stuck]
+    request = worker_pb2.LoadRequest(model_id=MODEL, pipeline_type="face-detection")
+    call = worker.Load(request)
+    await call.read()
+    call.cancel()
+
+    async def nothing_left() -> None:
+        while (await worker.List(worker_pb2.ListRequest())).models or not provider.cancelled:
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(nothing_left(), 60)
+    await load(worker)
+    assert len((await detect(bare)).faces) == 1
