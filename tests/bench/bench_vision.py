@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--seconds", type=float, default=1.5, help="of one stretch")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     return parser.parse_args()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
 import grpc
 import pytest
 
+from ml import common_pb2, mediapipe_pb2_grpc, model_management_pb2, model_management_pb2_grpc
 from ml import mediapipe_pb2 as pb
-from ml import mediapipe_pb2_grpc
 from tests.integration.vision.encoding import encode_clip, encode_still
 from tests.integration.vision.reference import REFERENCES
-from tests.support.stack import Stack
+from tests.support.providers import Provider
+from tests.support.stack import MODEL_MGMT, VISION, Stack
 from tools import vision_clips
 
 
@@ -60,3 +65,38 @@ def test_what_is_refused_keeps_its_status(stack: Stack) -> None:
             assert raised.value.code() is grpc.StatusCode[code]
             trailers = dict(raised.value.trailing_metadata())
             assert "grpc-status-details-bin" in trailers
+
+
+async def test_the_application_brings_its_own_model(
+    private_stack: Callable[..., Stack], models: Path
+) -> None:
+    """From the application's model cache to the answers of the task, by LoadModel alone."""
+    model_id, asset = "app/faces", "blaze_face_full_range_sparse.tflite"
+    content = (models / "vision" / asset).read_bytes()
+    data, _ = encode_still(vision_clips.astronaut(), "jpeg")
+    picture = pb.ImageRequest(image_data=data, format="jpeg")
+
+    def use(stack: Stack) -> tuple[pb.FaceDetectionResponse, pb.FaceDetectionResponse]:
+        stack.wait_listening()
+        stack.wait_serving([MODEL_MGMT, VISION])
+        with stack.channel() as channel:
+            vision = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+            life = model_management_pb2_grpc.ModelManagementServiceStub(channel)
+            before = vision.DetectFaces(picture)
+            loaded = life.LoadModel(
+                model_management_pb2.LoadModelRequest(
+                    model_id=model_id, pipeline_type="face-detection", options={"file": asset}
+                )
+            )
+            assert loaded.success, loaded.message
+            (listed,) = life.GetLoadedModels(common_pb2.EmptyRequest()).models
+            assert (listed.model_id, listed.pipeline_type) == (model_id, "face-detection")
+            return before, vision.DetectFaces(picture)
+
+    async with Provider({f"{model_id}/{asset}": content}).running() as provider:
+        stack = private_stack("--provider", provider.address)
+        before, after = await asyncio.to_thread(use, stack)
+        assert provider.asked_for(f"{model_id}/{asset}")
+    # Another detector sees the same face, in a box and with a score of its own.
+    assert len(before.faces) == len(after.faces) == 1
+    assert before.faces[0].confidence != after.faces[0].confidence
