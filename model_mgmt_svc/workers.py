@@ -16,6 +16,7 @@ from shared.channels import connect
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
 from shared.pipelines import ServiceName
 from shared.remote_errors import from_details
+from shared.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Worker:
         )
         model = None
         try:
-            async for progress in self._stub.Load(request):
+            async for progress in self._stub.Load(request, metadata=outgoing_metadata()):
                 log.debug(
                     "load progress",
                     extra={
@@ -87,7 +88,9 @@ class Worker:
             As `load`.
         """
         try:
-            await self._stub.Unload(worker_pb2.UnloadRequest(model_id=model_id))
+            await self._stub.Unload(
+                worker_pb2.UnloadRequest(model_id=model_id), metadata=outgoing_metadata()
+            )
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
 

@@ -23,6 +23,7 @@ from shared.errors import (
 from shared.file_cache import CachedFile, CacheEntry, HashMismatchError, Origin, PartFile
 from shared.file_fetch import Fetch, FetchLimits
 from shared.remote_errors import from_details
+from shared.tracing import outgoing_metadata
 
 Request: TypeAlias = model_management_pb2.ModelFileRequest
 Chunk: TypeAlias = model_management_pb2.ModelFileChunk
@@ -52,7 +53,7 @@ class Stub(Protocol):
     """The part of ModelManagementServiceStub that is used here."""
 
     @property
-    def GetModelFile(self) -> Callable[[Request], Call]: ...  # noqa: N802
+    def GetModelFile(self) -> Callable[..., Call]: ...  # noqa: N802
 
 
 class _InterruptedError(Exception):
@@ -159,7 +160,8 @@ class _Download:
         """One call: receives from `offset` to the end."""
         fetch = self._fetch
         call = self._stub.GetModelFile(
-            Request(model_id=fetch.model_id, file_path=str(fetch.file_path), offset=offset)
+            Request(model_id=fetch.model_id, file_path=str(fetch.file_path), offset=offset),
+            metadata=outgoing_metadata(),
         )
         try:
             chunk = await self._read(call, offset, self._limits.first_chunk_seconds)

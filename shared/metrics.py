@@ -31,6 +31,7 @@ from shared.interceptors import (
     behaviour,
 )
 from shared.logs import set_request_id
+from shared.tracing import REQUEST_ID_KEY, end_call, start_call
 
 log = logging.getLogger("shared.calls")
 
@@ -56,7 +57,6 @@ IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS)
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 # Probes come every second; they count, but a line each would drown the log.
 _QUIET = ("grpc.health.v1.", "grpc.reflection.")
-REQUEST_ID_KEY = "x-request-id"
 
 
 def serve_metrics(host: str, port: int) -> None:
@@ -69,7 +69,7 @@ def serve_metrics(host: str, port: int) -> None:
 
 
 class CallInterceptor(WrappingInterceptor):
-    """Counts and times every call of the four kinds, sets its request id, logs its end."""
+    """Counts, times and traces every call of the four kinds, sets its request id, logs its end."""
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         return _observe(handler, method)
@@ -85,6 +85,8 @@ class _Call:
         self._start = time.perf_counter()
         metadata = dict(context.invocation_metadata() or ())
         set_request_id(str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4()))
+        self._quiet = self.service.startswith(_QUIET)
+        self._span = None if self._quiet else start_call(method, metadata)
         STARTED.labels(*self.labels).inc()
         IN_FLIGHT.labels(*self.labels).inc()
         self._received = RECEIVED.labels(*self.labels)
@@ -104,7 +106,8 @@ class _Call:
         IN_FLIGHT.labels(*self.labels).dec()
         HANDLING.labels(*self.labels).observe(seconds)
         HANDLED.labels(*self.labels, code).inc()
-        if not self.service.startswith(_QUIET):
+        end_call(self._span, code)
+        if not self._quiet:
             log.info(
                 "call ended",
                 extra={

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from shared import logs
+from shared import logs, tracing
 from shared.channels import client_options
 from shared.interceptors import ErrorInterceptor
 from shared.metrics import CallInterceptor, serve_metrics
@@ -132,8 +132,9 @@ async def serve(
 def main(
     service: str, settings: ServerSettings, run: Callable[[], Coroutine[Any, Any, None]]
 ) -> None:
-    """Entry point of a service: logs, settings, metrics page, then `run` until it returns."""
+    """Entry point of a service: logs, traces, settings, metrics page; then `run` to its end."""
     logs.configure(service, settings.log_level, settings.log_style)
+    tracing.configure(service)
     log_settings(settings)
     if settings.metrics_port:
         try:

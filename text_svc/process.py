@@ -23,9 +23,8 @@ from shared.errors import (
     WorkerUnavailableError,
 )
 from shared.interceptors import STATUS_DETAILS_KEY
-from shared.logs import request_id
-from shared.metrics import REQUEST_ID_KEY
 from shared.process import exit_text
+from shared.tracing import outgoing_metadata
 from text_svc.children import end_process, read_to_end, worker_environment
 from text_svc.launch import Launch, Report
 
@@ -122,8 +121,7 @@ class ModelProcess:
         await end_process(self._process)
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        metadata = ((REQUEST_ID_KEY, request_id()),) if request_id() else None
-        return getattr(self._stub, method)(request, timeout=timeout, metadata=metadata)
+        return getattr(self._stub, method)(request, timeout=timeout, metadata=outgoing_metadata())
 
     def _translated(self, error: grpc.aio.AioRpcError) -> Exception:
         own = any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())

@@ -7,7 +7,7 @@ import os
 import sys
 
 from ml import transformers_pb2_grpc
-from shared import logs
+from shared import logs, tracing
 from shared.errors import ServiceError
 from shared.process import die_with_parent
 from shared.server import create_server
@@ -37,6 +37,7 @@ def main() -> None:
     launch = Launch.model_validate_json(sys.argv[1])
     die_with_parent(launch.parent_pid)
     logs.configure(f"text_svc.worker {launch.model_id}", launch.log_level, launch.log_style)
+    tracing.configure("text_svc.worker", {"model": launch.model_id})
     try:
         asyncio.run(serve(launch))
     except ServiceError as error:
