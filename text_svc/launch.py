@@ -36,6 +36,8 @@ class Launch(BaseModel):
     max_texts: int
     max_call_tokens: int
     max_waiting_texts: int
+    max_image_pixels: int
+    max_audio_seconds: float
     max_prompt_bytes: int
     max_message_bytes: int
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UnknownOptionError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class LoadOptions(BaseModel):
@@ -35,12 +37,21 @@ def parse_options(options: Mapping[str, str]) -> LoadOptions:
         UnknownOptionError: an unknown name, or a value that does not fit; the message lists what
             is accepted.
     """
+    return parse_as(LoadOptions, options)
+
+
+def parse_as(kind: type[Model], options: Mapping[str, str]) -> Model:
+    """The same for options of another kind.
+
+    Raises:
+        UnknownOptionError: as `parse_options`.
+    """
     try:
-        return LoadOptions.model_validate(dict(options))
+        return kind.model_validate(dict(options))
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])[:80]
-        accepted = ", ".join(LoadOptions.model_fields)
+        accepted = ", ".join(kind.model_fields) or "none"
         problem = (
             f"option {name!r} is not known"
             if first["type"] == "extra_forbidden"

@@ -44,6 +44,12 @@ class TextSettings(ServerSettings):
     max_call_tokens: int = Field(
         262_144, ge=1, description="Tokens of the texts of one GenerateEmbeddings call."
     )
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, description="Pixels of the image of an Infer call."
+    )
+    max_audio_seconds: float = Field(
+        1800, gt=0, description="Seconds of the audio of an Infer call."
+    )
     max_waiting_texts: int = Field(
         8192, ge=1, description="Texts that wait for their vectors, a model."
     )

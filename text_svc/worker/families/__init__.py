@@ -10,13 +10,30 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from ml.transformers_pb2_grpc import TransformersServiceServicer
+from shared import pipelines
 from shared.errors import InvalidArgumentError
-from shared.pipelines import FEATURE_EXTRACTION, TEXT_GENERATION
 from text_svc.launch import Launch, Report
 
 FAMILIES = {
-    TEXT_GENERATION.name: "text_generation",
-    FEATURE_EXTRACTION.name: "feature_extraction",
+    pipelines.TEXT_GENERATION.name: "text_generation",
+    pipelines.FEATURE_EXTRACTION.name: "feature_extraction",
+    pipelines.TEXT2TEXT.name: "sequence_to_sequence",
+    pipelines.TRANSLATION.name: "sequence_to_sequence",
+    pipelines.SUMMARIZATION.name: "sequence_to_sequence",
+    pipelines.ZERO_SHOT.name: "zero_shot_classification",
+    pipelines.TEXT_CLASSIFICATION.name: "text_classification",
+    pipelines.RERANKING.name: "reranking",
+    pipelines.TOKEN_CLASSIFICATION.name: "token_classification",
+    pipelines.TOKENIZER.name: "tokenizer",
+    pipelines.FLORENCE2.name: "florence2",
+    pipelines.IMAGE_TO_TEXT.name: "image_to_text",
+    pipelines.VISUAL_LANGUAGE.name: "visual_language",
+    pipelines.JANUS.name: "janus",
+    pipelines.CLIP.name: "clip",
+    pipelines.CLAP.name: "clap",
+    pipelines.IMAGE_CLASSIFICATION.name: "image_classification",
+    pipelines.SPEECH_RECOGNITION.name: "speech_recognition",
+    pipelines.TEXT_TO_SPEECH.name: "text_to_speech",
 }
 
 

@@ -1,0 +1,59 @@
+"""A family of the text worker behind a real gRPC server in the test's own process.
+
+It is what a worker process serves, without the seconds that each process takes to import torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ml import transformers_pb2_grpc
+from shared.pipelines import find_pipeline
+from shared.server import create_server
+from shared.settings import ServerSettings
+from text_svc.launch import Launch
+from text_svc.options import parse_options
+from text_svc.settings import TextSettings
+from text_svc.worker import families
+
+
+def launch_of(
+    folder: Path, pipeline: str, options: Mapping[str, str] | None = None, **fields: Any
+) -> Launch:
+    """What the front would tell a worker; `fields` are set otherwise than by the settings."""
+    settings = TextSettings().model_dump(
+        include=set(Launch.model_fields) & set(TextSettings.model_fields)
+    )
+    return Launch(
+        **{
+            **settings,
+            **{"parent_pid": os.getpid(), "report_fd": 0, "socket": Path("unused.sock")},
+            **{"model_id": folder.name, "folder": folder, "threads": 2},
+            "pipeline": find_pipeline(pipeline).name,
+            "options": parse_options(options or {}),
+            **fields,
+        }
+    )
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    launch: Launch,
+) -> AsyncIterator[transformers_pb2_grpc.TransformersServiceAsyncStub]:
+    """A client's stub of the model of a launch command."""
+    loaded = families.load(launch)
+    server = create_server(ServerSettings())
+    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(loaded.servicer, server)
+    with tempfile.TemporaryDirectory(prefix="text-family-") as folder:
+        server.add_insecure_port(f"unix:{folder}/family.sock")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{folder}/family.sock") as channel:
+            yield transformers_pb2_grpc.TransformersServiceStub(channel)
+        await server.stop(None)

@@ -1,0 +1,72 @@
+"""Encoder-decoder models: translation, summaries, and whatever else a text becomes."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from pydantic import Field
+from transformers import AutoModelForSeq2SeqLM
+
+from ml import transformers_pb2 as pb
+from shared.errors import InvalidArgumentError
+from text_svc.launch import Launch
+from text_svc.worker.families import Loaded
+from text_svc.worker.infer_service import load_family
+from text_svc.worker.inference import Family, GenerateOptions, Pretrained
+
+
+class Seq2SeqOptions(GenerateOptions):
+    """Languages are named as the model's tokenizer names them; most models take none."""
+
+    source_language: str = Field("", max_length=40)
+    target_language: str = Field("", max_length=40)
+
+
+class Seq2Seq(Family[Seq2SeqOptions]):
+    """A text to a text. T5 models want their task before it: "translate English to German: "."""
+
+    takes = ("text",)
+    options = Seq2SeqOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        source = Pretrained(launch)
+        self.model = source.model(AutoModelForSeq2SeqLM)
+        self.tokenizer = source.tokenizer(self.model.config)
+
+    def infer(
+        self, request: pb.InferRequest, options: Seq2SeqOptions, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        languages = self._languages(options)
+        inputs = self.tokenizer(
+            request.text, truncation=True, return_tensors="pt", return_token_type_ids=False
+        )
+        ids = self.generate(inputs, options, cancelled, **languages)
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return pb.InferResponse(text=text.strip())
+
+    def _languages(self, options: Seq2SeqOptions) -> dict[str, Any]:
+        """Tells the tokenizer the source, and returns what tells `generate` the target."""
+        if options.source_language:
+            self._language_token(options.source_language, "source_language")
+            self.tokenizer.src_lang = options.source_language
+        if not options.target_language:
+            return {}
+        token = self._language_token(options.target_language, "target_language")
+        return {"forced_bos_token_id": token}
+
+    def _language_token(self, language: str, field: str) -> int:
+        """The token of a language: M2M100 has a method for it, NLLB and mBART the name itself."""
+        known = getattr(self.tokenizer, "lang_code_to_id", None) or {}
+        token = known.get(language, self.tokenizer.convert_tokens_to_ids(language))
+        if not hasattr(self.tokenizer, "src_lang") or token in (None, self.tokenizer.unk_token_id):
+            raise InvalidArgumentError(
+                f"the model has no language {language!r}", field=f"options[{field}]"
+            )
+        return int(token)
+
+
+def load(launch: Launch) -> Loaded:
+    """See `families.load`."""
+    return load_family(launch, Seq2Seq)

@@ -1,0 +1,126 @@
+"""Speech to text: Whisper with times, Moonshine and CTC models without."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
+
+from ml import transformers_pb2 as pb
+from shared.errors import CallCancelledError, InvalidArgumentError
+from text_svc.launch import Launch
+from text_svc.worker.families import Loaded
+from text_svc.worker.infer_service import load_family
+from text_svc.worker.inference import Family, NoOptions, Pretrained, stop_when
+from text_svc.worker.media import Samples
+
+# Moonshine's authors: more tokens a second than this are hallucinated.
+_MOONSHINE_TOKENS_A_SECOND = 6.5
+
+
+class SpeechOptions(NoOptions):
+    """`language` and `task` are for Whisper models of many languages."""
+
+    language: str = Field("", max_length=40)
+    task: Literal["", "transcribe", "translate"] = ""
+    num_beams: int = Field(1, ge=1, le=16)
+
+
+class SpeechRecognizer(Family[SpeechOptions]):
+    """Sounds of any length for Whisper, which works through 30 s after 30 s."""
+
+    takes = ("audio",)
+    options = SpeechOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        source = Pretrained(launch)
+        kind = source.read(AutoConfig).model_type
+        ctc = kind in MODEL_FOR_CTC_MAPPING_NAMES
+        self.model = source.model(AutoModelForCTC if ctc else AutoModelForSpeechSeq2Seq)
+        self._processor = source.read(AutoProcessor)
+        self._rate: int = self._processor.feature_extractor.sampling_rate
+        self._run = self._ctc if ctc else self._whisper if kind == "whisper" else self._seq2seq
+
+    def infer(
+        self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        samples = self.audio(request, self._rate)
+        with torch.inference_mode():
+            segments = self._run(samples, options, cancelled)
+        if cancelled.is_set():
+            raise CallCancelledError("the call was cancelled")
+        text = "".join(segment.text for segment in segments).strip()
+        for segment in segments:
+            segment.text = segment.text.strip()
+        return pb.InferResponse(text=text, segments=segments)
+
+    def _whisper(
+        self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
+    ) -> list[pb.TranscriptSegment]:
+        seconds = len(samples) / self._rate
+        long = len(samples) > self._processor.feature_extractor.n_samples
+        inputs = self._processor(
+            samples,
+            sampling_rate=self._rate,
+            return_tensors="pt",
+            return_attention_mask=True,
+            **({"truncation": False, "padding": "longest"} if long else {}),
+        )
+        wanted = {"language": options.language, "task": options.task}
+        try:
+            answer = self.model.generate(
+                **self.to_model(inputs),
+                return_timestamps=True,
+                return_segments=True,
+                num_beams=options.num_beams,
+                stopping_criteria=stop_when(cancelled),
+                **{name: value for name, value in wanted.items() if value},
+            )
+        except ValueError as error:  # such as a language that the model does not know
+            raise InvalidArgumentError(str(error)[:300], field="options") from None
+        decode = self._processor.tokenizer.decode
+        return [
+            pb.TranscriptSegment(
+                text=decode(segment["tokens"], skip_special_tokens=True),
+                start=min(float(segment["start"]), seconds),
+                end=min(float(segment["end"]), seconds),
+            )
+            for segment in answer["segments"][0]
+        ]
+
+    def _seq2seq(
+        self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
+    ) -> list[pb.TranscriptSegment]:
+        seconds = len(samples) / self._rate
+        ids = self.model.generate(
+            **self._inputs(samples),
+            max_new_tokens=max(int(seconds * _MOONSHINE_TOKENS_A_SECOND), 1),
+            num_beams=options.num_beams,
+            stopping_criteria=stop_when(cancelled),
+        )
+        return self._whole(ids[0], seconds)
+
+    def _ctc(
+        self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
+    ) -> list[pb.TranscriptSegment]:
+        logits = self.model(**self._inputs(samples)).logits
+        return self._whole(logits[0].argmax(-1), len(samples) / self._rate)
+
+    def _inputs(self, samples: Samples) -> dict[str, Any]:
+        return self.to_model(
+            self._processor(samples, sampling_rate=self._rate, return_tensors="pt")
+        )
+
+    def _whole(self, ids: torch.Tensor, seconds: float) -> list[pb.TranscriptSegment]:
+        text = self._processor.tokenizer.decode(ids, skip_special_tokens=True)
+        return [pb.TranscriptSegment(text=text, end=seconds)]
+
+
+def load(launch: Launch) -> Loaded:
+    """See `families.load`."""
+    return load_family(launch, SpeechRecognizer)

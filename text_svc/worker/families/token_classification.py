@@ -1,0 +1,59 @@
+"""Names, places and the like in a text, with where they stand."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Literal
+
+from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
+
+from ml import transformers_pb2 as pb
+from shared.errors import InvalidModelError
+from text_svc.launch import Launch
+from text_svc.worker.families import Loaded
+from text_svc.worker.infer_service import load_family
+from text_svc.worker.inference import Family, NoOptions, Pretrained
+
+
+class TokenOptions(NoOptions):
+    """How tokens become spans; the strategies are transformers' own."""
+
+    aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
+
+
+class TokenClassifier(Family[TokenOptions]):
+    """transformers' pipeline, for its rules of joining tokens."""
+
+    takes = ("text",)
+    options = TokenOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        source = Pretrained(launch)
+        self.model = source.model(AutoModelForTokenClassification)
+        tokenizer = source.tokenizer(self.model.config)
+        if not tokenizer.is_fast:
+            raise InvalidModelError("the tokenizer does not tell where its tokens stand")
+        self._pipeline = TokenClassificationPipeline(model=self.model, tokenizer=tokenizer)
+
+    def infer(
+        self, request: pb.InferRequest, options: TokenOptions, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        found: Any = self._pipeline(request.text, aggregation_strategy=options.aggregation)
+        return pb.InferResponse(
+            spans=[
+                pb.TextSpan(
+                    label=one.get("entity_group") or one["entity"],
+                    score=float(one["score"]),
+                    text=request.text[one["start"] : one["end"]],
+                    start=one["start"],
+                    end=one["end"],
+                )
+                for one in found
+            ]
+        )
+
+
+def load(launch: Launch) -> Loaded:
+    """See `families.load`."""
+    return load_family(launch, TokenClassifier)

@@ -1,0 +1,260 @@
+"""What every family behind `Infer` is: it takes a checked request and answers it, in a thread.
+
+The messages of the wire are the types here: a second set of classes would copy each of them.
+"""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+
+from ml import transformers_pb2 as pb
+from shared.errors import (
+    CallCancelledError,
+    InvalidArgumentError,
+    InvalidModelError,
+    MissingFieldError,
+)
+from text_svc.launch import Launch, Report
+from text_svc.worker.media import Samples, decode_audio, decode_image
+from text_svc.worker.torch_model import choose_device, choose_dtype, measure
+
+# A tokenizer without a limit of its own says int(1e30).
+NO_LIMIT = 1 << 20
+
+
+class NoOptions(BaseModel):
+    """Options of a request, as families without any take them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelOptions(NoOptions):
+    """Options of what gives labels."""
+
+    # The best so many labels; 0 is all of them.
+    top_k: int = Field(0, ge=0)
+
+
+class GenerateOptions(NoOptions):
+    """Options of what generates; greedy unless a temperature is set."""
+
+    max_new_tokens: int = Field(256, ge=1, le=4096)
+    num_beams: int = Field(1, ge=1, le=16)
+    temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+
+    def arguments(
+        self, model: Any, cancelled: threading.Event, prompt_tokens: int = 0
+    ) -> dict[str, Any]:
+        """What `generate` takes; it stops after the token during which `cancelled` is set.
+
+        Args:
+            model: bounds the new tokens by what its decoder can hold.
+            cancelled: set when the caller has gone.
+            prompt_tokens: what the decoder reads before its first token.
+
+        Raises:
+            InvalidArgumentError: the prompt leaves no room for an answer.
+        """
+        limit = positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
+        room = limit - prompt_tokens - 1
+        if room < 1:
+            raise InvalidArgumentError(
+                f"the prompt and its image have {prompt_tokens} tokens; with the answer the model "
+                f"holds {limit}",
+                field="prompt",
+            )
+        sampling = {"temperature": self.temperature, "top_p": self.top_p}
+        return {
+            "max_new_tokens": min(self.max_new_tokens, room),
+            "num_beams": self.num_beams,
+            "do_sample": self.temperature > 0,
+            **(sampling if self.temperature else {}),
+            "stopping_criteria": stop_when(cancelled),
+        }
+
+
+def positions(config: Any) -> int | None:
+    """Tokens that a model can hold; None where its config sets no limit."""
+    for name in ("max_position_embeddings", "max_target_positions"):
+        if limit := getattr(config, name, None):
+            return int(limit)
+    return None
+
+
+def cut_to(tokenizer: Any, config: Any) -> Any:
+    """Makes a tokenizer that knows no limit of its own cut texts to the model's; returns it."""
+    if tokenizer.model_max_length > NO_LIMIT and (limit := positions(config)):
+        # RoBERTa's kin count positions from 2.
+        tokenizer.model_max_length = limit - 2
+    return tokenizer
+
+
+Options = TypeVar("Options", bound=NoOptions)
+
+
+class Pretrained:
+    """Reads what a folder holds with transformers: from safetensors, offline, without its code.
+
+    Args:
+        launch: the folder, device and dtype.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.folder: Path = launch.folder
+        self.device = choose_device(launch.options)
+        self.dtype = choose_dtype(launch.options, self.device)
+
+    def read(self, kind: Any, **options: Any) -> Any:
+        """A tokenizer, a processor or a config."""
+        return kind.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+
+    def model(self, kind: Any) -> Any:
+        """A model, ready for inference.
+
+        Raises:
+            InvalidModelError: weights are missing.
+        """
+        model, found = self.read(
+            kind, dtype=self.dtype, use_safetensors=True, output_loading_info=True
+        )
+        if missing := sorted(found["missing_keys"]):
+            # transformers would fill them with random numbers.
+            raise InvalidModelError(
+                f"the weights lack {len(missing)} tensors, such as {missing[0]}"
+            )
+        return model.eval().to(self.device)
+
+    def tokenizer(self, config: Any) -> Any:
+        """A tokenizer that cuts texts to what the model of `config` can read."""
+        return cut_to(self.read(AutoTokenizer), config)
+
+
+class Family(abc.ABC, Generic[Options]):
+    """One loaded model.
+
+    Attributes:
+        takes: the fields of InferRequest's `input` that it can read.
+        options: the class of a request's options.
+        model: on torch, or None.
+    """
+
+    takes: ClassVar[tuple[str, ...]]
+    options: ClassVar[type[NoOptions]] = NoOptions
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.model: Any = None
+
+    @abc.abstractmethod
+    def infer(
+        self, request: pb.InferRequest, options: Options, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        """Answers a request whose input is one of `takes`. Blocks; runs in one thread.
+
+        Raises:
+            ServiceError: the request cannot be answered.
+        """
+
+    def report(self) -> Report:
+        """What the model was measured to cost."""
+        return Report() if self.model is None else measure(self.model)
+
+    def image(self, request: pb.InferRequest) -> Image.Image:
+        """The request's image, decoded."""
+        return decode_image(request.image.data, self.launch.max_image_pixels)
+
+    def audio(self, request: pb.InferRequest, rate: int) -> Samples:
+        """The request's sound at `rate`."""
+        return decode_audio(request.audio, rate, self.launch.max_audio_seconds)
+
+    def generate(
+        self,
+        inputs: Any,
+        options: GenerateOptions,
+        cancelled: threading.Event,
+        *,
+        prompt_tokens: int = 0,
+        **arguments: Any,
+    ) -> torch.Tensor:
+        """Token ids of one answer, shape (tokens,). The arguments are as of `GenerateOptions`.
+
+        Raises:
+            CallCancelledError: the caller has gone; what was generated is of no use.
+        """
+        arguments |= options.arguments(self.model, cancelled, prompt_tokens)
+        with torch.inference_mode():
+            ids: torch.Tensor = self.model.generate(**self.to_model(inputs), **arguments)
+        if cancelled.is_set():
+            raise CallCancelledError("the call was cancelled")
+        return ids[0]
+
+    def to_model(self, inputs: Any) -> dict[str, Any]:
+        """Tensors on the model's device, floats in its dtype."""
+        return {
+            name: value.to(
+                self.model.device, self.model.dtype if value.is_floating_point() else None
+            )
+            for name, value in inputs.items()
+            if isinstance(value, torch.Tensor)
+        }
+
+
+class _Stopped(StoppingCriteria):
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+def stop_when(event: threading.Event) -> StoppingCriteriaList:
+    """Stops `generate` after the token during which the event is set."""
+    return StoppingCriteriaList([_Stopped(event)])
+
+
+def required_labels(request: pb.InferRequest) -> list[str]:
+    """The labels of a request that cannot do without.
+
+    Raises:
+        MissingFieldError: there are none, or one is empty.
+    """
+    labels = list(request.labels)
+    if not labels or not all(labels):
+        raise MissingFieldError("labels is empty, or one of them is", field="labels")
+    return labels
+
+
+def scored(names: Sequence[str], scores: torch.Tensor, top_k: int = 0) -> list[pb.ScoredLabel]:
+    """Labels with their scores, the best first; `top_k` 0 is all."""
+    order = scores.argsort(descending=True, stable=True)[: top_k or None].tolist()
+    return [pb.ScoredLabel(label=names[index], score=float(scores[index])) for index in order]
+
+
+def class_names(config: Any) -> list[str]:
+    """The labels of a classifier's outputs, in their order."""
+    return [str(config.id2label.get(index, index)) for index in range(config.num_labels)]
+
+
+def probabilities(logits: torch.Tensor, config: Any) -> torch.Tensor:
+    """Scores of one text's or image's logits, shape (labels,), as transformers' pipelines do."""
+    many = config.problem_type == "multi_label_classification" or config.num_labels == 1
+    return logits.float().sigmoid() if many else logits.float().softmax(-1)
+
+
+def vector(features: Any) -> pb.GeneratedEmbedding:
+    """The vector of a batch of one, made of length 1 as those that are compared are."""
+    pooled: torch.Tensor = getattr(features, "pooler_output", features)
+    unit = torch.nn.functional.normalize(pooled[0].float(), dim=-1)
+    return pb.GeneratedEmbedding(values=unit.tolist())
