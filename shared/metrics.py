@@ -31,6 +31,7 @@ from shared.interceptors import (
     behaviour,
 )
 from shared.logs import set_request_id
+from shared.process_metrics import process_figures
 from shared.tracing import REQUEST_ID_KEY, end_call, start_call
 
 log = logging.getLogger("shared.calls")
@@ -53,6 +54,11 @@ HANDLING = Histogram(
 RECEIVED = Counter("grpc_server_msg_received", "Messages received from clients.", _LABELS)
 SENT = Counter("grpc_server_msg_sent", "Messages sent to clients.", _LABELS)
 IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS)
+
+# prometheus_client has memory, CPU and file descriptors of the process; this it has not.
+Gauge("process_threads", "Threads of the process.").set_function(
+    lambda: figures.threads if (figures := process_figures()) else 0
+)
 
 _CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 # Probes come every second; they count, but a line each would drown the log.

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
+from prometheus_client import REGISTRY
 
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
 from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
+from text_svc.metrics import ModelCollector
 from text_svc.registry import Registry
 from text_svc.service import NAME, WORKER_NAME, ModelWorkerServicer, TransformersServicer
 from text_svc.settings import TextSettings
@@ -20,6 +22,7 @@ async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
     provider = FileProvider(settings.file_provider_addr, settings.cache_dir)
     registry = Registry(settings, provider)
+    REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
         transformers_pb2_grpc.add_TransformersServiceServicer_to_server(

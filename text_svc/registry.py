@@ -54,6 +54,11 @@ class Registry:
             watcher.cancel()
         shutil.rmtree(self._loader.sockets, ignore_errors=True)
 
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that all models together may use."""
+        return self._loader.budget_bytes
+
     def models(self) -> list[Model]:
         """All models that are known here, in whatever state."""
         return list(self._models.values())

@@ -10,6 +10,7 @@ from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import MissingFieldError
+from text_svc.metrics import observe
 from text_svc.model import Model
 from text_svc.registry import Registry
 
@@ -58,7 +59,9 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
 
     async def _unary(self, call: str, request: Any, context: Any) -> Any:
         async with self._registry.use(request.model, call) as process:
-            return await process.unary(call, request, context.time_remaining())
+            response = await process.unary(call, request, context.time_remaining())
+        observe(request.model, response)
+        return response
 
     async def _stream(
         self, call: str, request: Any, model: str, context: Any
@@ -68,6 +71,7 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
             aclosing(process.stream(call, request, context.time_remaining())) as responses,
         ):
             async for response in responses:
+                observe(model, response)
                 yield response
 
 

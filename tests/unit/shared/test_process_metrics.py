@@ -1,0 +1,45 @@
+"""What is read of processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+from prometheus_client import REGISTRY
+
+from shared.process_metrics import process_figures
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+
+
+def test_the_figures_are_those_of_the_process() -> None:
+    code = (
+        "import threading, sys; threading.Thread(target=sys.stdin.read).start(); print(flush=True)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        figures, known = process_figures(process.pid), psutil.Process(process.pid)
+        assert figures is not None
+        assert figures.threads == 2
+        assert figures.open_fds == known.num_fds()
+        # The kernel counts pages in batches, a batch a processor.
+        assert figures.resident_bytes == pytest.approx(known.memory_info().rss, rel=0.2)
+        assert figures.cpu_seconds == pytest.approx(sum(known.cpu_times()[:2]))
+        process.communicate()
+    assert process_figures(process.pid) is None
+
+
+def test_a_process_of_its_own_is_the_default() -> None:
+    assert process_figures() is not None
+    assert process_figures(os.getpid()) is not None
+
+
+def test_threads_are_on_the_metrics_page() -> None:
+    import shared.metrics  # noqa: F401  # registers it
+
+    assert (REGISTRY.get_sample_value("process_threads") or 0) >= 1

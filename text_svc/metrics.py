@@ -1,0 +1,93 @@
+"""Prometheus metrics of text_svc, beside those that every gRPC server has."""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ml import transformers_pb2 as pb
+from shared.process_metrics import process_figures
+from text_svc.model import State
+from text_svc.registry import Registry
+
+# 5 ms, a cached prompt on an idle machine, to 1 min, a long queue.
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+PROMPT_TOKENS = Counter("text_prompt_tokens", "Tokens of prompts.", ["model"])
+GENERATED_TOKENS = Counter("text_generated_tokens", "Tokens generated.", ["model"])
+QUEUE_SECONDS = Histogram(
+    "text_queue_seconds",
+    "Time that generations waited for their turn.",
+    ["model"],
+    buckets=_BUCKETS,
+)
+FIRST_TOKEN_SECONDS = Histogram(
+    "text_first_token_seconds",
+    "Time from a generation's arrival to its first token.",
+    ["model"],
+    buckets=_BUCKETS,
+)
+EMBEDDED_TEXTS = Counter("text_embedded_texts", "Texts embedded.", ["model"])
+EMBEDDED_TOKENS = Counter("text_embedded_tokens", "Tokens of the texts embedded.", ["model"])
+
+
+def observe(model: str, response: Any) -> None:
+    """Counts what a model's process has answered."""
+    if isinstance(response, pb.GeneratedEmbeddingsResponse):
+        EMBEDDED_TEXTS.labels(model).inc(len(response.embeddings))
+        EMBEDDED_TOKENS.labels(model).inc(response.tokens)
+    elif isinstance(response, pb.TextResponse | pb.ChatResponse) and response.done:
+        usage = response.usage
+        PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
+        GENERATED_TOKENS.labels(model).inc(usage.generated_tokens)
+        QUEUE_SECONDS.labels(model).observe(usage.queue_seconds)
+        FIRST_TOKEN_SECONDS.labels(model).observe(usage.first_token_seconds)
+
+
+class ModelCollector(Collector):
+    """The models as they are when the metrics page is read, and the figures of their processes."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        models = self._registry.models()
+        counts = Counts(model.state for model in models)
+        states = GaugeMetricFamily("text_models", "Models by state.", labels=["state"])
+        for state in State:
+            states.add_metric([state.value], counts[state])
+        yield states
+        reserved = sum(model.reserved_bytes for model in models)
+        yield GaugeMetricFamily(
+            "text_memory_budget_bytes", "Memory that models may use.", self._registry.budget_bytes
+        )
+        yield GaugeMetricFamily("text_memory_reserved_bytes", "Of it, taken by models.", reserved)
+        yield from self._processes()
+
+    def _processes(self) -> Iterable[Metric]:
+        calls = _gauge("running_calls", "Calls that a model answers now.")
+        memory = _gauge("resident_memory_bytes", "Resident memory of a model's process.")
+        threads = _gauge("threads", "Threads of a model's process.")
+        open_fds = _gauge("open_fds", "File descriptors open in a model's process.")
+        cpu = CounterMetricFamily(
+            "text_model_cpu_seconds", "CPU time of a model's process.", labels=["model"]
+        )
+        for model in self._registry.models():
+            label = [model.model_id]
+            calls.add_metric(label, model.calls)
+            figures = process_figures(model.process.pid) if model.process else None
+            if figures:
+                memory.add_metric(label, figures.resident_bytes)
+                threads.add_metric(label, figures.threads)
+                open_fds.add_metric(label, figures.open_fds)
+                cpu.add_metric(label, figures.cpu_seconds)
+        yield from (calls, memory, threads, open_fds, cpu)
+
+
+def _gauge(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"text_model_{name}", text, labels=["model"])
