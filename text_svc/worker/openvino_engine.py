@@ -4,45 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import logging
+import os
 import random
-import threading
+import subprocess
+import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import openvino
-from openvino_genai import (
-    ContinuousBatchingPipeline,
-    GenerationConfig,
-    GenerationFinishReason,
-    SchedulerConfig,
-)
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.export.manifest import Manifest
 from text_svc.launch import Launch, Report
-from text_svc.loading import loading_errors
-from text_svc.worker.engine import Answer, FinishReason, Limits, Step
+from text_svc.worker.engine import Answer, Limits, Step
+from text_svc.worker.lines import Lines
 
 log = logging.getLogger(__name__)
 
 # Tokens of one block of the key-value cache; fixed for CPUs.
 BLOCK_TOKENS = 32
-# Tokens that one step works on: a long prompt is cut, so that running answers do not wait for it.
-STEP_TOKENS = 256
-# Rounds of the event loop between two steps, in which the tokens of the first reach the wire.
-LOOP_ROUNDS = 6
 # What computes, by the option dtype, and the bytes of a number in the key-value cache.
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 NUMBER_BYTES = {"f32": 4, "bf16": 2}
-
-_REASONS: dict[Any, FinishReason] = {
-    GenerationFinishReason.STOP: "stop",
-    GenerationFinishReason.LENGTH: "length",
-}
+CLOSE_SECONDS = 5.0
 
 
 def load(launch: Launch) -> tuple[OpenVinoEngine, Report]:
@@ -59,44 +45,47 @@ def load(launch: Launch) -> tuple[OpenVinoEngine, Report]:
     own = min(manifest.context, launch.options.max_length or manifest.context)
     block_bytes = BLOCK_TOKENS * manifest.cache_width * NUMBER_BYTES[precision]
     blocks = min(launch.cache_bytes // block_bytes, launch.max_running * blocks_of(own))
-    limits = Limits(
-        context=min(own, blocks * BLOCK_TOKENS),
-        running=launch.max_running,
-        waiting=launch.max_waiting,
-    )
     if not blocks:
         raise OutOfMemoryError(
             f"a key-value cache of {launch.cache_bytes} bytes has no block of {block_bytes} bytes"
         )
-    with loading_errors(launch.model_id, folder):
-        engine = OpenVinoEngine(
-            folder,
-            limits=limits,
-            end_tokens=manifest.end_tokens,
-            cache_blocks=blocks,
-            precision=precision,
-            threads=launch.threads,
-        )
+    engine = OpenVinoEngine(
+        folder,
+        limits=Limits(
+            context=min(own, blocks * BLOCK_TOKENS),
+            running=launch.max_running,
+            waiting=launch.max_waiting,
+        ),
+        end_tokens=manifest.end_tokens,
+        cache_blocks=blocks,
+        precision=precision,
+        threads=launch.threads,
+    )
     return engine, Report(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
 
 
-class OpenVinoEngine:
-    """A converted model. One thread owns the pipeline and calls its `step`.
+def blocks_of(tokens: int) -> int:
+    """Blocks of the cache that so many tokens take."""
+    return -(-tokens // BLOCK_TOKENS)
 
-    Requests and cancellations reach the thread through a deque; what a step made goes back in one
-    call. `step` of OpenVINO GenAI 2026.4 keeps Python's interpreter lock, so the thread gives the
-    event loop its turn between two steps.
+
+class OpenVinoEngine:
+    """A converted model, stepped by `openvino_process`.
+
+    An answer is let in when the cache has room for all that it may need, first come first served;
+    so none is ever put back. Everything here runs on the event loop.
 
     Args:
         folder: made by `text_svc.export`.
-        limits: answers at once; `limits.context` fits into the cache.
+        limits: `limits.context` tokens fit into the cache.
         end_tokens: ids that end an answer.
         cache_blocks: blocks of BLOCK_TOKENS that the key-value cache has.
         precision: of the computation, "f32" or "bf16".
         threads: of the computation.
+        on_death: called when the process ends unasked; no answer ends after that.
 
     Raises:
-        RuntimeError: OpenVINO cannot load the folder.
+        InvalidModelError: OpenVINO cannot load the folder.
     """
 
     def __init__(
@@ -108,169 +97,131 @@ class OpenVinoEngine:
         cache_blocks: int,
         precision: str,
         threads: int,
+        on_death: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
         self.limits = limits
-        self.end_tokens = tuple(end_tokens)
-        scheduler = SchedulerConfig()
-        scheduler.num_kv_blocks = cache_blocks
-        scheduler.max_num_seqs = limits.running
-        scheduler.max_num_batched_tokens = max(STEP_TOKENS, limits.running)
-        scheduler.dynamic_split_fuse = True
-        scheduler.enable_prefix_caching = True
-        properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-        self._pipeline = ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+        self._end_tokens = list(end_tokens)
         self._free_blocks = cache_blocks
-        self._commands: deque[tuple[Answer, bool]] = deque()
-        self._wake = threading.Event()
-        self._turn = threading.Event()
-        self._closed = False
-        # The thread's own.
-        self._ids = itertools.count()
+        self._numbers = itertools.count(1)
         self._waiting: deque[Answer] = deque()
-        self._running: dict[Answer, _Running] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=self._run, name="steps", daemon=True)
+        self._running: dict[Answer, int] = {}
+        self._answers: dict[int, Answer] = {}
+        self._on_death = on_death
+        self._lines: Lines | None = None
+        self._process = subprocess.Popen(  # noqa: S603  # its own module
+            (sys.executable, "-m", "text_svc.worker.openvino_process", str(os.getpid())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+        )
+        self._set_up(
+            folder=str(folder),
+            cache_blocks=cache_blocks,
+            running=limits.running,
+            precision=precision,
+            threads=threads,
+        )
+
+    def _set_up(self, **setup: Any) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(setup).encode() + b"\n")
+        answer = json.loads(self._process.stdout.readline() or '{"error": "its process ended"}')
+        if "error" in answer:
+            self._process.wait()
+            log.error("OpenVINO cannot load the model", extra={"error": answer["error"]})
+            raise InvalidModelError("OpenVINO cannot load the converted model")
 
     def submit(self, answer: Answer) -> None:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._thread.start()
-        self._commands.append((answer, True))
-        self._wake.set()
+        if self._lines is None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._lines = Lines(
+                self._process.stdin.fileno(),
+                self._process.stdout.fileno(),
+                self._hear,
+                self._on_death,
+            )
+        self._waiting.append(answer)
+        self._admit()
 
     def cancel(self, answer: Answer) -> None:
-        self._commands.append((answer, False))
-        self._wake.set()
+        if answer in self._running:
+            assert self._lines is not None, "it was submitted"
+            self._lines.send({"cancel": self._forget(answer)})
+            self._admit()
+        elif answer in self._waiting:
+            self._waiting.remove(answer)
 
     async def close(self) -> None:
-        self._closed = True
-        self._wake.set()
-        self._turn.set()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+        if self._lines:
+            self._lines.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # its sign to end
+        await asyncio.to_thread(self._end)
 
-    def _run(self) -> None:
-        """The thread: commands, a step, its results, the loop's turn, and again."""
-        self._serve()
-        self._commands.extend((answer, False) for answer in list(self._running))
-        self._obey()
-
-    def _serve(self) -> None:
-        while not self._closed:
-            if not self._running and not self._waiting:
-                self._wake.wait()
-            self._wake.clear()
-            self._obey()
-            self._admit()
-            if not self._running:
-                continue
-            try:
-                self._pipeline.step()
-                results = [(answer, self._read(answer)) for answer in list(self._running)]
-            except Exception:
-                log.exception("a step of the engine failed")
-                results = self._fail()
-            self._hand_over(results)
-
-    def _obey(self) -> None:
-        cancelled = False
-        while self._commands:
-            answer, wanted = self._commands.popleft()
-            if wanted:
-                self._waiting.append(answer)
-            elif answer in self._running:
-                self._running[answer].handle.cancel()
-                self._forget(answer)
-                cancelled = True
-            elif answer in self._waiting:
-                self._waiting.remove(answer)
-        if cancelled and not self._running:
-            self._pipeline.step()  # gives their blocks back
+    def _end(self) -> None:
+        try:
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _admit(self) -> None:
-        """Starts answers in their order while the cache has room for all that they may need."""
         while self._waiting and len(self._running) < self.limits.running:
             answer = self._waiting[0]
-            blocks = blocks_of(len(answer.prompt) + answer.sampling.max_new_tokens)
-            if blocks > self._free_blocks:
+            if _blocks(answer) > self._free_blocks:
                 return
             self._waiting.popleft()
-            answer.start()
-            prompt = openvino.Tensor(np.array([answer.prompt], dtype=np.int64))
-            handle = self._pipeline.add_request(next(self._ids), prompt, self._config(answer))
-            self._running[answer] = _Running(handle, blocks)
-            self._free_blocks -= blocks
+            self._begin(answer)
 
-    def _config(self, answer: Answer) -> GenerationConfig:
-        sampling, config = answer.sampling, GenerationConfig()
-        config.max_new_tokens = sampling.max_new_tokens
-        config.stop_token_ids = set(self.end_tokens)
-        config.repetition_penalty = sampling.repetition_penalty
+    def _begin(self, answer: Answer) -> None:
+        assert self._lines is not None, "made by the first submit"
+        answer.start()
+        number = next(self._numbers)
+        self._running[answer], self._answers[number] = number, answer
+        self._free_blocks -= _blocks(answer)
+        self._lines.send({"id": number, "prompt": answer.prompt, "config": self._config(answer)})
+
+    def _forget(self, answer: Answer) -> int:
+        number = self._running.pop(answer)
+        del self._answers[number]
+        self._free_blocks += _blocks(answer)
+        return number
+
+    def _config(self, answer: Answer) -> dict[str, Any]:
+        sampling = answer.sampling
+        config: dict[str, Any] = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "stop_token_ids": self._end_tokens,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
         if sampling.temperature:
-            config.do_sample = True
-            config.temperature = sampling.temperature
-            config.top_p = sampling.top_p
+            seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+            config |= {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "rng_seed": seed,
+            }
             if sampling.top_k:
-                config.top_k = sampling.top_k
-            seed = sampling.seed
-            config.rng_seed = random.getrandbits(63) if seed is None else seed
+                config["top_k"] = sampling.top_k
         return config
 
-    def _read(self, answer: Answer) -> Step | None:
-        handle = self._running[answer].handle
-        tokens: list[int] = []
-        reason: FinishReason | None = None
-        while handle.can_read():
-            for output in handle.read().values():
-                tokens += output.generated_ids
-                reason = _REASONS.get(output.finish_reason)
-        if not tokens:
-            return None
-        count = len(tokens)
-        if reason:
+    def _hear(self, message: dict[str, Any]) -> None:
+        # A number that is not known belongs to an answer that was cancelled meanwhile.
+        if "error" in message and (answer := self._answers.get(message["id"])):
+            log.error("an answer was refused", extra={"error": message["error"]})
             self._forget(answer)
-            if reason == "stop":
-                tokens.pop()
-        return Step(tokens, count, reason)
-
-    def _forget(self, answer: Answer) -> None:
-        self._free_blocks += self._running.pop(answer).blocks
-
-    def _fail(self) -> list[tuple[Answer, Step | None]]:
-        error = InternalError("the engine failed in a step of this answer; see the service's log")
-        failed = list(self._running)
-        for answer in failed:
-            self._running[answer].handle.cancel()
-            self._forget(answer)
-        return [(answer, Step((), 0, error=error)) for answer in failed]
-
-    def _hand_over(self, results: list[tuple[Answer, Step | None]]) -> None:
-        assert self._loop is not None, "set by the first submit"
-        self._turn.clear()
-        self._loop.call_soon_threadsafe(self._deliver, results)
-        self._turn.wait()
-
-    def _deliver(self, results: list[tuple[Answer, Step | None]]) -> None:
-        for answer, step in results:
-            if step:
-                answer.put(step)
-        self._take_turn(LOOP_ROUNDS)
-
-    def _take_turn(self, rounds: int) -> None:
-        if rounds and self._loop:
-            self._loop.call_soon(self._take_turn, rounds - 1)
-        else:
-            self._turn.set()
+            answer.put(Step((), 0, error=InternalError("the engine refused this request")))
+        for number, tokens, reason in message.get("steps", ()):
+            if answer := self._answers.get(number):
+                if reason:
+                    self._forget(answer)
+                count = len(tokens)
+                answer.put(Step(tokens[:-1] if reason == "stop" else tokens, count, reason))
+        self._admit()
 
 
-class _Running:
-    """An answer inside the pipeline, and the blocks that are kept for it."""
-
-    def __init__(self, handle: Any, blocks: int) -> None:
-        self.handle = handle
-        self.blocks = blocks
-
-
-def blocks_of(tokens: int) -> int:
-    """Blocks of the cache that so many tokens take."""
-    return -(-tokens // BLOCK_TOKENS)
+def _blocks(answer: Answer) -> int:
+    return blocks_of(len(answer.prompt) + answer.sampling.max_new_tokens)

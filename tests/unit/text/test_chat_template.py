@@ -1,6 +1,5 @@
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +66,12 @@ async def make() -> AsyncIterator[Make]:
         await each.close()
 
 
+@pytest.fixture(autouse=True)
+def nothing_was_run() -> Iterator[None]:
+    yield
+    assert not Path("pwned").exists()
+
+
 @pytest.mark.parametrize("source", HARMLESS.values(), ids=HARMLESS)
 async def test_renders_as_transformers_does(source: str, make: Make, llama: Path) -> None:
     from transformers import AutoTokenizer
@@ -87,7 +92,6 @@ async def test_a_hostile_template_is_refused_and_ends(
     chat = make(source)
     with pytest.raises(InvalidArgumentError, match=said):
         await chat.render(MESSAGES)
-    assert "pwned" not in os.listdir()
 
 
 async def test_serves_on_after_a_template_was_stopped(

@@ -1,0 +1,120 @@
+"""A library in a process of its own: `python -m tests.bench.text_child ENGINE FOLDER DTYPE`.
+
+Reads stretches as JSON lines (`{"prompts": [[ids]], "tokens": n}`), answers with arrival times.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+Run = Callable[[list[list[int]], int], list[list[float]]]
+
+
+def openvino(folder: str, dtype: str) -> Run:
+    """OpenVINO GenAI's continuous batching, as lean as it can be called."""
+    import numpy as np
+    import openvino as ov
+    import openvino_genai as genai
+
+    from text_svc.worker.openvino_engine import PRECISIONS
+    from text_svc.worker.openvino_process import STEP_TOKENS
+
+    scheduler = genai.SchedulerConfig()
+    scheduler.num_kv_blocks = 700
+    scheduler.max_num_seqs = 32
+    scheduler.max_num_batched_tokens = STEP_TOKENS
+    scheduler.dynamic_split_fuse = True
+    scheduler.enable_prefix_caching = True
+    pipeline = genai.ContinuousBatchingPipeline(
+        folder,
+        scheduler,
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "INFERENCE_NUM_THREADS": 2},
+    )
+
+    def run(prompts: list[list[int]], tokens: int) -> list[list[float]]:
+        config = genai.GenerationConfig()
+        config.max_new_tokens = tokens
+        start = time.perf_counter()
+        handles = [
+            pipeline.add_request(index, ov.Tensor(np.array([prompt])), config)
+            for index, prompt in enumerate(prompts)
+        ]
+        arrivals: list[list[float]] = [[] for _ in prompts]
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+            now = time.perf_counter() - start
+            for times, handle in zip(arrivals, handles, strict=True):
+                while handle.can_read():
+                    for output in handle.read().values():
+                        times += [now] * len(output.generated_ids)
+        return arrivals
+
+    return run
+
+
+def generate(folder: str, dtype: str) -> Run:
+    """transformers' `generate`, a thread a caller."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.generation.streamers import BaseStreamer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    class Clock(BaseStreamer):
+        def __init__(self, start: float, times: list[float]) -> None:
+            self.start, self.times, self.prompt = start, times, True
+
+        def put(self, value: torch.Tensor) -> None:
+            if not self.prompt:
+                self.times.append(time.perf_counter() - self.start)
+            self.prompt = False
+
+        def end(self) -> None:
+            pass
+
+    def one(prompt: list[int], tokens: int, clock: Clock) -> None:
+        ids = torch.tensor([prompt])
+        with torch.inference_mode():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=2,
+                streamer=clock,
+            )
+
+    def run(prompts: list[list[int]], tokens: int) -> list[list[float]]:
+        arrivals: list[list[float]] = [[] for _ in prompts]
+        start = time.perf_counter()
+        threads = [
+            threading.Thread(target=one, args=(prompt, tokens, Clock(start, times)))
+            for prompt, times in zip(prompts, arrivals, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return arrivals
+
+    return run
+
+
+def main() -> None:
+    """Serves stretches until stdin ends."""
+    engine, folder, dtype = sys.argv[1:]
+    run: Run = {"openvino": openvino, "generate": generate}[engine](folder, dtype)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(run(asked["prompts"], asked["tokens"])), flush=True)
+
+
+if __name__ == "__main__":
+    main()

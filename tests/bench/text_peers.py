@@ -1,0 +1,133 @@
+"""The ways to generate that the text benchmark compares: in process, and over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from ml import model_management_pb2, model_management_pb2_grpc
+from ml import transformers_pb2 as pb
+from tests.bench.text_types import MODEL, Stretch, as_chat
+from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
+from text_svc.children import worker_environment
+from text_svc.worker.template import ChatTemplate
+from text_svc.worker.text_tokenizer import TextTokenizer
+
+MODEL_FOLDER = MODELS / "text" / MODEL
+# Of one line of a child.
+MAX_LINE_BYTES = 64 << 20
+
+
+class Ours:
+    """This project's services: a client's stream through Envoy to text_svc."""
+
+    def __init__(self, dtype: str, engine: str = "auto") -> None:
+        self.name = f"ours, {dtype}" + ("" if engine == "auto" else f", {engine}")
+        self._options = {"dtype": dtype, "engine": engine}
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")
+        self._stack: Stack | None = None
+
+    async def start(self) -> None:
+        self._stack = start_stack(Path(self._folder.name))
+        await asyncio.to_thread(self._stack.wait_listening)
+        await asyncio.to_thread(self._stack.wait_serving)
+        self._channel = self._stack.aio_channel()
+        stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
+        await stub.LoadModel(
+            model_management_pb2.LoadModelRequest(
+                model_id=MODEL, pipeline_type="text-generation", options=self._options
+            )
+        )
+        # Bytes: the client shares the machine, and must not cost more than a client has to.
+        self._chat = self._channel.unary_stream("/ml.TransformersService/ChatCompletion")
+
+    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        requests = [
+            pb.ChatRequest(
+                messages=[pb.ChatMessage(**message) for message in as_chat(question)],
+                model=MODEL,
+                temperature=0,
+                max_tokens=tokens,
+            ).SerializeToString()
+            for question in questions
+        ]
+        start = time.perf_counter()
+        return Stretch(await asyncio.gather(*(self._one(each, start) for each in requests)))
+
+    async def _one(self, request: bytes, start: float) -> list[float]:
+        times, call = [], self._chat(request)
+        while (message := await call.read()) is not grpc.aio.EOF:
+            times.append(time.perf_counter() - start)
+            last = message
+        usage = pb.ChatResponse.FromString(last).usage
+        # A delta may hold the text of two tokens, and the last message has none.
+        return times[:-1] + [times[-1]] * (usage.generated_tokens - len(times) + 1)
+
+    async def stop(self) -> None:
+        if self._stack:
+            await self._channel.close()
+            await asyncio.to_thread(self._stack.stop)
+        self._folder.cleanup()
+
+
+class Child:
+    """A library called in a process of its own."""
+
+    def __init__(self, engine: str, dtype: str) -> None:
+        self.name = {"openvino": "OpenVINO GenAI", "generate": "transformers generate"}[engine]
+        self.name += f", {dtype}, in process"
+        self._engine, self._dtype = engine, dtype
+        self._tokenizer = TextTokenizer(MODEL_FOLDER)
+        self._template = ChatTemplate(
+            self._tokenizer.chat_template, self._tokenizer.special_tokens, 1 << 20
+        )
+
+    def _model(self) -> Path:
+        if self._engine == "generate":
+            return MODEL_FOLDER
+        kind = "int8" if self._dtype == "int8" else "float"
+        found = (CONVERTED / MODEL.replace("/", "--")).glob(f"text-generation-{kind}-*")
+        return max(found, key=lambda path: path.stat().st_mtime)
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.bench.text_child"),
+            *(self._engine, str(self._model()), self._dtype),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=worker_environment(os.cpu_count() or 1),
+            limit=MAX_LINE_BYTES,
+        )
+        await self._answer()
+
+    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        prompts = [
+            self._tokenizer.encode(await self._template.render(as_chat(each)), special=False)
+            for each in questions
+        ]
+        line = json.dumps({"prompts": prompts, "tokens": tokens}) + "\n"
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode())
+        return Stretch(await self._answer())
+
+    async def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} has ended")
+        return json.loads(line)
+
+    async def stop(self) -> None:
+        await self._template.close()
+        self._process.kill()
+        await self._process.wait()
