@@ -92,10 +92,10 @@ def positions(config: Any) -> int | None:
 
 
 def cut_to(tokenizer: Any, config: Any) -> Any:
-    """Makes a tokenizer that knows no limit of its own cut texts to the model's; returns it."""
-    if tokenizer.model_max_length > NO_LIMIT and (limit := positions(config)):
-        # RoBERTa's kin count positions from 2.
-        tokenizer.model_max_length = limit - 2
+    """Makes a tokenizer cut texts to what the model of `config` can read; returns it."""
+    own, limit = tokenizer.model_max_length, positions(config) or NO_LIMIT
+    # RoBERTa's kin count positions from 2; where their tokenizer says so, it is believed.
+    tokenizer.model_max_length = min(own, limit) if own <= NO_LIMIT else limit - 2
     return tokenizer
 
 

@@ -39,9 +39,14 @@ class Seq2Seq(Family[Seq2SeqOptions]):
         self, request: pb.InferRequest, options: Seq2SeqOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         languages = self._languages(options)
-        inputs = self.tokenizer(
-            request.text, truncation=True, return_tensors="pt", return_token_type_ids=False
-        )
+        inputs = self.tokenizer(request.text, return_tensors="pt", return_token_type_ids=False)
+        tokens, limit = inputs["input_ids"].shape[1], self.tokenizer.model_max_length
+        if tokens > limit:  # an answer to the beginning alone would look like one to all of it
+            raise InvalidArgumentError(
+                f"text has {tokens} tokens, the model reads {limit}",
+                field="text",
+                metadata={"limit": str(limit)},
+            )
         ids = self.generate(inputs, options, cancelled, **languages)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return pb.InferResponse(text=text.strip())
