@@ -1,0 +1,141 @@
+"""The compose file's containers under a project name of their own, for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from docker.models.containers import Container
+from testcontainers.compose import DockerCompose
+from testcontainers.core.docker_client import DockerClient
+
+from tests.support.stack import ROOT, wait_for
+
+SERVICES = ("model_mgmt", "text", "vision")
+IMAGES = ("envoy", *SERVICES, "provider")
+# Limits for things that must happen; they end a test that hangs and measure nothing.
+HEALTHY_SECONDS = 180.0
+STOP_SECONDS = 40
+
+_CHILDREN = "/proc/1/task/1/children"
+
+
+def image_name(service: str) -> str:
+    """The image of a service, as the compose file names it by default."""
+    return f"ml-services/{service}:{os.environ.get('TAG', 'latest')}"
+
+
+def free_port() -> int:
+    """A port of the loopback address that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class ContainerSet:
+    """Containers of one project, with the demo's file provider."""
+
+    def __init__(self, folder: Path) -> None:
+        self.project = f"ml-test-{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        variables = folder / "compose.env"
+        variables.write_text(f"COMPOSE_PROJECT_NAME={self.project}\nML_PORT={self.port}\n")
+        self.compose = DockerCompose(
+            ROOT, env_file=str(variables), profiles=["demo"], wait=False, build=False
+        )
+        self.client = DockerClient().client
+
+    @property
+    def address(self) -> str:
+        """Envoy's, on this machine."""
+        return f"127.0.0.1:{self.port}"
+
+    def run(self, *arguments: str) -> str:
+        """Runs `docker compose ...` and returns what it printed."""
+        command = [*self.compose.docker_compose_command(), *arguments]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        return result.stdout
+
+    def up(self, *services: str, scale: dict[str, int] | None = None) -> None:
+        """Starts what is not running, without waiting and without building."""
+        replicas = [f"--scale={name}={count}" for name, count in (scale or {}).items()]
+        self.run("up", "--detach", "--no-build", *replicas, *services)
+
+    def down(self) -> None:
+        """Removes everything of the project."""
+        self.run("down", "--volumes", "--timeout", "1")
+
+    def of(self, service: str) -> list[Container]:
+        """The containers of a service, running or not, in the order of their numbers."""
+        labels = [
+            f"com.docker.compose.project={self.project}",
+            f"com.docker.compose.service={service}",
+        ]
+        found = self.client.containers.list(all=True, filters={"label": labels})
+        return sorted(found, key=lambda c: int(c.labels["com.docker.compose.container-number"]))
+
+    def one(self, service: str) -> Container:
+        """The only container of a service."""
+        (container,) = self.of(service)
+        return container
+
+    def wait_healthy(self, *services: str) -> None:
+        """Waits until all containers of the services are healthy."""
+        for service in services:
+            wait_for(
+                f"health of {service}",
+                lambda service=service: all(map(is_healthy, self.of(service))),
+                HEALTHY_SECONDS,
+            )
+
+    def logs(self, lines: int = 25) -> str:
+        """The end of every container's log."""
+        return self.run("logs", "--no-color", "--tail", str(lines))
+
+
+def is_healthy(container: Container) -> bool:
+    """What the engine's own check of the container says."""
+    container.reload()
+    return container.status == "running" and container.health == "healthy"
+
+
+def execute(container: Container, *command: str, user: str = "") -> tuple[int, str]:
+    """Runs a command in a container: its exit code and everything it printed."""
+    result = container.exec_run(list(command), user=user)
+    return result.exit_code, result.output.decode(errors="replace")
+
+
+def python(container: Container, code: str, *arguments: str) -> tuple[int, str]:
+    """Runs Python code in a container of a service."""
+    return execute(container, "python", "-c", code, *arguments)
+
+
+def kill_process(container: Container, signal: str = "KILL") -> None:
+    """Kills the service inside: to the engine that is a crash, and not somebody's wish."""
+    code, output = execute(container, "sh", "-c", f"kill -{signal} $(cat {_CHILDREN})")
+    assert code in (0, 137), output  # 137: the container ended under it
+
+
+def started_at(container: Container) -> str:
+    """When the container was last started."""
+    container.reload()
+    return str(container.attrs["State"]["StartedAt"])
+
+
+@contextmanager
+def stopped(containers: Iterable[Container]) -> Iterator[None]:
+    """SIGTERM to containers, one after the other; they are started again at the end."""
+    containers = list(containers)
+    try:
+        for container in containers:
+            container.stop(timeout=STOP_SECONDS)
+        yield
+    finally:
+        for container in containers:
+            container.start()
