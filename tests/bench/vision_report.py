@@ -23,6 +23,12 @@ _HEAD = (
     + " |"
 )
 
+_COLOURS = {
+    "call, in process": "silver",
+    "decode + call, in process": "tab:blue",
+    "stream through Envoy": "tab:orange",
+}
+
 
 def _row(task: str, name: str, arms: dict[str, dict[str, float]]) -> str:
     ratios = [arms[f"c{n}"]["fps"] / arms[f"b{n}"]["fps"] for n in (1, 2, 4)]
@@ -86,7 +92,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
             width = 0.8 / len(arms)
             for number, (label, arm) in enumerate(arms.items()):
                 values = [report["tasks"][task][name][arm]["fps"] for task in tasks]
-                bars = axis.bar(places + (number + 0.5) * width - 0.4, values, width, label=label)
+                left = places + (number + 0.5) * width - 0.4
+                bars = axis.bar(left, values, width, label=label, color=_COLOURS[label])
                 axis.bar_label(bars, fmt="%.0f", fontsize=6)
             axis.set_title(f"{name}, {streams} stream{'s' if streams > 1 else ''}")
             axis.set_xticks(places, tasks)

@@ -1,54 +1,23 @@
-"""How streams live, share and end."""
+"""What streams answer: to whom, in which order, under which policy, clock, format and options."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from ml import mediapipe_pb2 as pb
-from tests.integration.vision.conftest import StartVision, Vision
+from tests.integration.vision.conftest import Vision
 from tests.integration.vision.encoding import encode_clip, encode_still, encode_video, rgb_frames
+from tests.integration.vision.helpers import error_of, person
 from tests.integration.vision.reference import REFERENCES
-from tests.support.processes import ROOT
-from tests.support.stack import wait_for
 from tools import vision_clips
-
-
-def person(frames: int = 5) -> list[np.ndarray]:
-    return list(vision_clips.moving(vision_clips.astronaut(), frames))
-
-
-def error_of(call: Any) -> grpc.RpcError:
-    """The error that a call ends with."""
-    with pytest.raises(grpc.RpcError) as raised:
-        list(call) if hasattr(call, "__iter__") else call.result()
-    return raised.value
-
-
-def endless(message: pb.VideoFrame, stop: threading.Event) -> Iterator[pb.VideoFrame]:
-    while not stop.is_set():
-        yield message
-
-
-def idle(vision: Vision) -> bool:
-    """Whether nothing of any stream is left."""
-    return (
-        vision.metric("vision_open_streams") == 0
-        and vision.metric("vision_instances", task="face-mesh") == 0
-        and vision.metric("grpc_server_in_flight", grpc_service="ml.MediapipeService") == 0
-    )
 
 
 def test_two_people_at_once_get_their_own_results(vision: Vision, vision_models: Path) -> None:
@@ -253,96 +222,6 @@ def test_options_cannot_change_in_a_stream(vision: Vision) -> None:
 
 def test_a_stream_without_frames_is_no_error(vision: Vision) -> None:
     assert list(vision.stub.StreamHolisticTracking(iter([]))) == []
-
-
-@pytest.mark.parametrize("end", ["half-close", "cancel"])
-def test_the_end_of_a_stream_frees_all(vision: Vision, end: str) -> None:
-    wait_for("an idle service", lambda: idle(vision))
-    (message,) = rgb_frames(person(1))
-    stop = threading.Event()
-    calls = [vision.stub.StreamFaceMesh(endless(message, stop)) for _ in range(3)]
-    for call in calls:
-        for _ in range(3):
-            next(call)
-    assert vision.metric("vision_open_streams") == 3
-    assert vision.metric("vision_instances", task="face-mesh") == 3
-    stop.set()
-    for call in calls:
-        if end == "cancel":
-            call.cancel()
-        else:
-            list(call)
-    wait_for("all freed", lambda: idle(vision))
-
-
-def test_a_client_that_is_killed_frees_all(vision: Vision) -> None:
-    wait_for("an idle service", lambda: idle(vision))
-    client = subprocess.Popen(
-        [sys.executable, "-m", "tests.integration.vision.endless_client", vision.address],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
-        assert client.stdout
-        assert client.stdout.readline()
-        assert vision.metric("vision_open_streams") == 1
-    finally:
-        os.killpg(client.pid, signal.SIGKILL)
-        client.communicate()
-    wait_for("all freed", lambda: idle(vision))
-
-
-def test_a_thousand_streams_opened_and_dropped(vision: Vision) -> None:
-    wait_for("an idle service", lambda: idle(vision))
-    (message,) = rgb_frames(person(1))
-    list(vision.stub.StreamFaceMesh(iter([message] * 3)))
-    wait_for("an idle service", lambda: idle(vision))
-    threads, rss = vision.threads(), vision.rss()
-    for number in range(1000):
-        stop = threading.Event()
-        call = vision.stub.StreamFaceMesh(endless(message, stop) if number % 10 == 0 else iter([]))
-        call.cancel()
-        stop.set()
-    wait_for("all freed", lambda: idle(vision), 120)
-    assert vision.threads() <= threads + 16
-    assert vision.rss() - rss < 100 << 20
-    assert next(vision.stub.StreamFaceMesh(iter([message]))).faces
-
-
-def test_streams_are_capped(start_vision: StartVision) -> None:
-    vision = start_vision(max_streams="2")
-    (message,) = rgb_frames(person(1))
-    stop = threading.Event()
-    calls = [vision.stub.StreamFaceMesh(endless(message, stop)) for _ in range(2)]
-    for call in calls:
-        next(call)
-    error = error_of(vision.stub.StreamFaceMesh(iter([message])))
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "2 streams" in error.details()
-    # Single pictures do not wait behind streams, which are both still running here.
-    data, _ = encode_still(person(1)[0], "jpeg")
-    assert vision.stub.DetectFaces(pb.ImageRequest(image_data=data, format="jpeg")).faces
-    assert all(call.is_active() for call in calls)
-    stop.set()
-    for call in calls:
-        list(call)
-    wait_for("free places", lambda: vision.metric("vision_open_streams") == 0)
-    assert list(vision.stub.StreamFaceMesh(iter([message])))
-
-
-def test_instances_have_a_memory_budget(start_vision: StartVision) -> None:
-    vision = start_vision(instance_memory_mb="64")
-    (message,) = rgb_frames(person(1))
-    error = error_of(vision.stub.StreamHolisticTracking(iter([message])))
-    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert "64 MiB" in error.details()
-    # What is warm makes room for what is needed.
-    data, _ = encode_still(person(1)[0], "jpeg")
-    request = pb.ImageRequest(image_data=data, format="jpeg")
-    for _ in range(2):
-        assert vision.stub.DetectPose(request).poses
-        assert vision.stub.DetectFaces(request).faces
 
 
 def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
