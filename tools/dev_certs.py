@@ -76,6 +76,7 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
             serialization.NoEncryption(),
         )
     )
+    path.chmod(0o644)
 
 
 if __name__ == "__main__":
