@@ -11,10 +11,10 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision bench-text lint format proto models lock docs clean
+.PHONY: help setup up down demo test bench bench-vision bench-text lint format proto models lock docs clean images test-containers sbom
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## make the environment in .venv
 
@@ -39,6 +39,16 @@ demo: models ## load models, embed, chat and detect a face through Envoy
 
 test: models ## run all tests
 	@$(PY) -m pytest
+
+images: ## build the container images, one after the other
+	@set -e; for name in envoy model_mgmt text vision provider; do \
+	  echo "building the image of $$name"; docker compose --profile demo build -q $$name; done
+
+test-containers: models ## test the images and the compose files; needs a container engine
+	@$(PY) -m pytest tests/containers --timeout 1200
+
+sbom: setup ## write what each image has installed into out/sbom/ (CycloneDX)
+	@$(PY) -m tools.containers.sbom
 
 bench: bench-vision bench-text ## run all benchmarks
 
