@@ -1,4 +1,4 @@
-"""Makes certificates for tries and tests: `python -m tools.dev_certs DIR`.
+"""Makes certificates for tries and tests: `python -m tools.dev_certs DIR`; needs OpenSSL 3.
 
 `ca.pem` is the authority; `server.pem` is for localhost, 127.0.0.1 and the names of the compose
 file, `client.pem` for a client of the mTLS port. Keys are beside them, readable by all, since the
@@ -7,76 +7,63 @@ user of a container is another; the authority's is not kept. Not for production.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 DAYS = 90
-SERVER_NAMES = ("localhost", "envoy", "envoy-tls")
+_EXTENSIONS = """
+[req]
+distinguished_name = name
+[name]
+[authority]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign
+subjectKeyIdentifier = hash
+[member]
+basicConstraints = critical, CA:FALSE
+authorityKeyIdentifier = keyid
+extendedKeyUsage = serverAuth, clientAuth
+subjectAltName = DNS:localhost, DNS:envoy, DNS:envoy-tls, IP:127.0.0.1
+"""
 
 
 def make_certificates(folder: Path) -> None:
-    """Writes `ca.pem`, and `server` and `client` as .pem and .key, over older ones."""
+    """Writes `ca.pem`, and `server` and `client` as .pem and .key, over older ones.
+
+    Raises:
+        SystemExit: there is no OpenSSL 3, or it refuses.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _sign("ML services test authority", authority_key, None, authority_key)
-    _write_certificate(folder / "ca.pem", authority)
-    for name in ("server", "client"):
-        key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(f"ml-{name}", key, authority, authority_key)
-        _write_certificate(folder / f"{name}.pem", certificate)
-        _write_key(folder / f"{name}.key", key)
+    with tempfile.TemporaryDirectory() as temporary:
+        extensions, authority_key = Path(temporary, "openssl.cnf"), Path(temporary, "ca.key")
+        extensions.write_text(_EXTENSIONS)
+        authority = folder / "ca.pem"
+        common = ("-config", extensions, "-days", str(DAYS))
+        name = "/CN=ML services test authority"
+        _request(authority, authority_key, name, *common, "-extensions", "authority")
+        for name in ("server", "client"):
+            signer = ("-CA", authority, "-CAkey", authority_key, "-extensions", "member")
+            key = folder / f"{name}.key"
+            _request(folder / f"{name}.pem", key, f"/CN=ml-{name}", *common, *signer)
+            key.chmod(0o644)
 
 
-def _sign(
-    name: str,
-    key: ec.EllipticCurvePrivateKey,
-    authority: x509.Certificate | None,
-    authority_key: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    """A certificate of `name`; without an authority its own."""
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(authority.subject if authority else subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=DAYS))
-        .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
-    )
-    if authority:
-        names = [
-            *map(x509.DNSName, SERVER_NAMES),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-        ]
-        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
-    return builder.sign(authority_key, hashes.SHA256())
-
-
-def _write_certificate(path: Path, certificate: x509.Certificate) -> None:
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+def _request(certificate: Path, key: Path, name: str, *options: str | Path) -> None:
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    command = ("openssl", "req", "-x509", *kind, "-subj", name, *options)
+    try:
+        done = subprocess.run(
+            [*command, "-keyout", key, "-out", certificate],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-    )
-    path.chmod(0o644)
+    except FileNotFoundError:
+        sys.exit("openssl is not installed")
+    if done.returncode:
+        sys.exit(f"openssl made no certificate:\n{done.stderr}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+import pytest
+
+try:
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+except ImportError:
+    pytest.skip(
+        "OpenTelemetry is not installed: pip install 'ml-services[otel]'", allow_module_level=True
+    )
 
 
 @dataclass(frozen=True)
