@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -220,6 +221,35 @@ def test_connections_over_the_limit_are_closed(
                 return answer(client).startswith(b"HTTP/1.1 404")
 
         wait_for("room for another connection", served_again)
+
+
+def test_without_memory_calls_are_refused_and_connections_are_not(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    (heap,) = (
+        monitor["typed_config"]
+        for monitor in config["overload_manager"]["resource_monitors"]
+        if "max_heap_size_bytes" in monitor["typed_config"]
+    )
+    heap["max_heap_size_bytes"] = 1
+    start(config)
+    with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+
+        def refusal() -> str:
+            try:
+                stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=30)
+            except grpc.RpcError as error:
+                return f"{error.code().name} {error.details()}"
+            return ""
+
+        wait_for("a refusal for want of memory", lambda: refusal().startswith("UNAVAILABLE env"))
+    page = urllib.request.urlopen(
+        f"http://127.0.0.1:{envoy_ports.envoy_metrics}/stats/prometheus", timeout=30
+    )
+    with page:
+        assert b"stop_accepting_requests_active{} 1" in page.read()
 
 
 def test_the_descriptor_set_has_the_public_services_alone() -> None:
