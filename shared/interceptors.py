@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from shared.errors import ERROR_DOMAIN, ServiceError
+from shared.errors import ERROR_DOMAIN, InvalidArgumentError, ServiceError
 from shared.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -47,9 +48,42 @@ def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
     make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
     return make(
         call,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=_tolerant(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
+
+
+class _Undecodable:
+    """In place of a request whose bytes are not its message, such as text that is not UTF-8."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserialiser that does not raise: what it raises would be UNKNOWN with a class name."""
+    if deserialize is None or isinstance(deserialize, _Tolerant):
+        return deserialize
+    return _Tolerant(deserialize)
+
+
+class _Tolerant:
+    def __init__(self, deserialize: Callable[[bytes], Any]) -> None:
+        self._deserialize = deserialize
+
+    def __call__(self, data: bytes) -> Any:
+        try:
+            return self._deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidArgumentError("the request cannot be decoded: it must be protobuf with UTF-8")
+    return request
+
+
+async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)
 
 
 def status_of(error: ServiceError) -> status_pb2.Status:
@@ -116,16 +150,17 @@ class ErrorInterceptor(WrappingInterceptor):
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         inner = behaviour(handler)
+        decoded = _all_decoded if handler.request_streaming else _decoded
 
         async def unary(request: Any, context: Context) -> Any:
             try:
-                return await inner(request, context)
+                return await inner(decoded(request), context)
             except Exception as error:  # noqa: BLE001
                 await abort(context, error)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                async with aclosing(inner(request, context)) as responses:
+                async with aclosing(inner(decoded(request), context)) as responses:
                     async for response in responses:
                         yield response
             except Exception as error:  # noqa: BLE001

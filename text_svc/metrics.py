@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter as Counts
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ml import transformers_pb2 as pb
@@ -67,6 +69,7 @@ class ModelCollector(Collector):
             "text_memory_budget_bytes", "Memory that models may use.", self._registry.budget_bytes
         )
         yield GaugeMetricFamily("text_memory_reserved_bytes", "Of it, taken by models.", reserved)
+        yield from _of_engines(self._registry.sockets)
         yield from self._processes()
 
     def _processes(self) -> Iterable[Metric]:
@@ -87,6 +90,21 @@ class ModelCollector(Collector):
                 open_fds.add_metric(label, figures.open_fds)
                 cpu.add_metric(label, figures.cpu_seconds)
         yield from (calls, memory, threads, open_fds, cpu)
+
+
+def _of_engines(folder: Path) -> Iterable[Metric]:
+    """What the engines have written, see `text_svc.worker.engine_metrics`."""
+    for _ in range(2):
+        try:
+            # Their figures of gRPC calls are left out: the front has its own of the same calls.
+            return [
+                metric
+                for metric in MultiProcessCollector(None, str(folder)).collect()
+                if metric.name.startswith("text_")
+            ]
+        except FileNotFoundError:  # a process ended meanwhile
+            continue
+    return []
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -69,7 +69,8 @@ class ModelProcess:
                 *(sys.executable, "-m", "text_svc.worker", launch.model_dump_json()),
                 pass_fds=(write_fd,),
                 stdin=asyncio.subprocess.DEVNULL,
-                env=worker_environment(launch.threads),
+                env=worker_environment(launch.threads)
+                | {"PROMETHEUS_MULTIPROC_DIR": str(launch.socket.parent)},
             )
         except BaseException:
             os.close(read_fd)
@@ -119,6 +120,8 @@ class ModelProcess:
         """Ends the process and the channel to it."""
         await self._channel.close()
         await end_process(self._process)
+        for figures in self.launch.socket.parent.glob(f"*_{self.pid}.db"):
+            figures.unlink(missing_ok=True)
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
         return getattr(self._stub, method)(request, timeout=timeout, metadata=outgoing_metadata())

@@ -59,6 +59,11 @@ class Registry:
         """Memory that all models together may use."""
         return self._loader.budget_bytes
 
+    @property
+    def sockets(self) -> Path:
+        """Folder of the sockets of the models' processes, and of the figures of their engines."""
+        return self._loader.sockets
+
     def models(self) -> list[Model]:
         """All models that are known here, in whatever state."""
         return list(self._models.values())

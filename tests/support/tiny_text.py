@@ -10,7 +10,7 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-CONTEXT = 256
+CONTEXT = 4096
 
 
 def save_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> int:
@@ -43,7 +43,7 @@ def save_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> i
 
 
 def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
-    """A Llama of two layers."""
+    """A Llama of two layers whose greedy answers end where they must."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -61,7 +61,10 @@ def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
         eos_token_id=1,
         **({"initializer_range": 0.5} | changes),
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # greedy answers never end by themselves
+        model.lm_head.weight[config.eos_token_id] = 0
+    model.save_pretrained(folder)
     return folder
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from shared.errors import InvalidArgumentError, QueueFullError
 from text_svc.worker.detokenize import Detokenizer
 from text_svc.worker.engine import Answer, FinishReason, GenerationEngine, Step
+from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.sampling import Sampling, SamplingDefaults
 from text_svc.worker.stops import StopFilter
 from text_svc.worker.template import ChatTemplate
@@ -48,9 +49,11 @@ class TextGenerator:
         engine: GenerationEngine,
         tokenizer: TextTokenizer,
         defaults: SamplingDefaults,
+        metrics: EngineMetrics,
         max_prompt_characters: int,
     ) -> None:
         self.defaults = defaults
+        self._metrics = metrics
         self._engine = engine
         self._tokenizer = tokenizer
         self._template = ChatTemplate(
@@ -81,7 +84,7 @@ class TextGenerator:
         answer = Answer(prompt, self._within_limits(prompt, sampling))
         begun = time.perf_counter()
         text = _AnswerText(self._tokenizer, answer)
-        first = 0.0
+        first = last = 0.0
         self._active += 1
         self._engine.submit(answer)
         try:
@@ -89,7 +92,10 @@ class TextGenerator:
                 for step in await answer.take():
                     if step.error:
                         raise step.error
-                    first = first or time.perf_counter()
+                    now = time.perf_counter()
+                    if last:
+                        self._metrics.gap(now - last)
+                    first, last = first or now, now
                     delta = text.add(step)
                     if delta.finish_reason:
                         usage = Usage(

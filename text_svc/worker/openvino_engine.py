@@ -19,7 +19,9 @@ from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.export.manifest import Manifest
 from text_svc.launch import Launch, Report
 from text_svc.worker.engine import Answer, Limits, Step
+from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.lines import Lines
+from text_svc.worker.text_tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +33,8 @@ NUMBER_BYTES = {"f32": 4, "bf16": 2}
 CLOSE_SECONDS = 5.0
 
 
-def load(launch: Launch) -> tuple[OpenVinoEngine, Report]:
-    """The engine of a launch command, and what its model costs. Blocks.
+def load(launch: Launch, metrics: EngineMetrics) -> tuple[OpenVinoEngine, TextTokenizer, Report]:
+    """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
         ServiceError: why it cannot be loaded.
@@ -60,8 +62,10 @@ def load(launch: Launch) -> tuple[OpenVinoEngine, Report]:
         cache_blocks=blocks,
         precision=precision,
         threads=launch.threads,
+        metrics=metrics,
     )
-    return engine, Report(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
+    report = Report(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
+    return engine, TextTokenizer(folder), report
 
 
 def blocks_of(tokens: int) -> int:
@@ -82,6 +86,7 @@ class OpenVinoEngine:
         cache_blocks: blocks of BLOCK_TOKENS that the key-value cache has.
         precision: of the computation, "f32" or "bf16".
         threads: of the computation.
+        metrics: of the model.
         on_death: called when the process ends unasked; no answer ends after that.
 
     Raises:
@@ -97,6 +102,7 @@ class OpenVinoEngine:
         cache_blocks: int,
         precision: str,
         threads: int,
+        metrics: EngineMetrics,
         on_death: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
         self.limits = limits
@@ -106,6 +112,7 @@ class OpenVinoEngine:
         self._waiting: deque[Answer] = deque()
         self._running: dict[Answer, int] = {}
         self._answers: dict[int, Answer] = {}
+        self._metrics = metrics
         self._on_death = on_death
         self._lines: Lines | None = None
         self._process = subprocess.Popen(  # noqa: S603  # its own module
@@ -152,6 +159,7 @@ class OpenVinoEngine:
             self._admit()
         elif answer in self._waiting:
             self._waiting.remove(answer)
+            self._admit()
 
     async def close(self) -> None:
         if self._lines:
@@ -171,9 +179,10 @@ class OpenVinoEngine:
         while self._waiting and len(self._running) < self.limits.running:
             answer = self._waiting[0]
             if _blocks(answer) > self._free_blocks:
-                return
+                break
             self._waiting.popleft()
             self._begin(answer)
+        self._metrics.answers(len(self._running), len(self._waiting))
 
     def _begin(self, answer: Answer) -> None:
         assert self._lines is not None, "made by the first submit"
@@ -214,6 +223,8 @@ class OpenVinoEngine:
             log.error("an answer was refused", extra={"error": message["error"]})
             self._forget(answer)
             answer.put(Step((), 0, error=InternalError("the engine refused this request")))
+        if "steps" in message:
+            self._metrics.step(len(message["steps"]))
         for number, tokens, reason in message.get("steps", ()):
             if answer := self._answers.get(number):
                 if reason:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from text_svc.launch import Launch, Report
 from text_svc.worker.engine import Answer, FinishReason, Limits, Step
+from text_svc.worker.engine_metrics import EngineMetrics
+from text_svc.worker.text_tokenizer import TextTokenizer
 from text_svc.worker.torch_model import (
     choose_device,
     choose_dtype,
@@ -80,8 +84,10 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
 
 
-def load(launch: Launch) -> tuple[TransformersEngine, Report]:
-    """The engine of a launch command, and what its model costs. Blocks.
+def load(
+    launch: Launch, metrics: EngineMetrics
+) -> tuple[TransformersEngine, TextTokenizer, Report]:
+    """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
         ServiceError: why it cannot be loaded.
@@ -92,13 +98,24 @@ def load(launch: Launch) -> tuple[TransformersEngine, Report]:
         tokenizer = AutoTokenizer.from_pretrained(
             launch.folder, local_files_only=True, trust_remote_code=False
         )
+        text_tokenizer = _text_tokenizer(launch.folder, tokenizer)
     own = context_of(model.config)
     limits = Limits(
         context=min(own, launch.options.max_length or own),
         running=MAX_GENERATE,
         waiting=launch.max_waiting,
     )
-    return TransformersEngine(model, limits, end_tokens_of(model, tokenizer)), measure(model)
+    engine = TransformersEngine(model, limits, end_tokens_of(model, tokenizer), metrics)
+    return engine, text_tokenizer, measure(model)
+
+
+def _text_tokenizer(folder: Path, tokenizer: Any) -> TextTokenizer:
+    """What transformers makes of older tokenizer files where there is no tokenizer.json."""
+    if (folder / "tokenizer.json").exists():
+        return TextTokenizer(folder)
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        return TextTokenizer(Path(saved))
 
 
 class TransformersEngine:
@@ -108,12 +125,16 @@ class TransformersEngine:
         model: ready for inference.
         limits: answers at once share the processor's threads.
         end_tokens: ids that end an answer.
+        metrics: of the model.
     """
 
-    def __init__(self, model: Any, limits: Limits, end_tokens: Sequence[int]) -> None:
+    def __init__(
+        self, model: Any, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
+    ) -> None:
         self.model = model
         self.limits = limits
         self.end_tokens = tuple(end_tokens)
+        self._metrics = metrics
         self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
         self._active: dict[Answer, tuple[_Sink, asyncio.Future[None]]] = {}
 
@@ -122,17 +143,23 @@ class TransformersEngine:
         sink = _Sink(answer, self.end_tokens, loop)
         future = loop.run_in_executor(self._threads, self._run, answer, sink)
         self._active[answer] = sink, future
+        self._count()
 
     def cancel(self, answer: Answer) -> None:
         if active := self._active.pop(answer, None):
             sink, future = active
             sink.cancelled.set()
             future.cancel()  # one that waits leaves the queue at once
+            self._count()
 
     async def close(self) -> None:
         for answer in list(self._active):
             self.cancel(answer)
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _count(self) -> None:
+        running = min(len(self._active), self.limits.running)
+        self._metrics.answers(running, len(self._active) - running)
 
     def _run(self, answer: Answer, sink: _Sink) -> None:
         """Runs in a thread: one `generate` call."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from importlib import import_module
 
 from text_svc.launch import Engine, Launch
+from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
 from text_svc.worker.generation import TextGenerator
 from text_svc.worker.generation_service import GenerationServicer
 from text_svc.worker.sampling import SamplingDefaults
-from text_svc.worker.text_tokenizer import TextTokenizer
 
 ENGINES: dict[Engine, str] = {
     "openvino": "text_svc.worker.openvino_engine",
@@ -19,11 +19,13 @@ ENGINES: dict[Engine, str] = {
 
 def load(launch: Launch) -> Loaded:
     """See `families.load`. Engines are named as text: each imports what the other does not need."""
-    engine, report = import_module(ENGINES[launch.engine]).load(launch)
+    metrics = EngineMetrics(launch.model_id)
+    engine, tokenizer, report = import_module(ENGINES[launch.engine]).load(launch, metrics)
     generator = TextGenerator(
         engine,
-        TextTokenizer(launch.converted or launch.folder),
+        tokenizer,
         SamplingDefaults.read(launch.folder),
+        metrics,
         launch.max_prompt_bytes,
     )
     return Loaded(GenerationServicer(generator, launch), report)
