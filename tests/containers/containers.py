@@ -6,8 +6,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from docker.models.containers import Container
@@ -38,16 +37,21 @@ def free_port() -> int:
 
 
 class ContainerSet:
-    """Containers of one project, with the demo's file provider."""
+    """Containers of one project.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: for the file of variables.
+        profiles: of the compose file; "demo" has a file provider.
+        variables: more of those that the compose file names.
+    """
+
+    def __init__(self, folder: Path, profiles: Sequence[str] = ("demo",), **variables: str) -> None:
         self.project = f"ml-test-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
-        variables = folder / "compose.env"
-        variables.write_text(f"COMPOSE_PROJECT_NAME={self.project}\nML_PORT={self.port}\n")
-        self.compose = DockerCompose(
-            ROOT, env_file=str(variables), profiles=["demo"], wait=False, build=False
-        )
+        variables |= {"COMPOSE_PROJECT_NAME": self.project, "ML_PORT": str(self.port)}
+        file = folder / "compose.env"
+        file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+        self.compose = DockerCompose(ROOT, env_file=str(file), profiles=list(profiles))
         self.client = DockerClient().client
 
     @property
@@ -126,16 +130,3 @@ def started_at(container: Container) -> str:
     """When the container was last started."""
     container.reload()
     return str(container.attrs["State"]["StartedAt"])
-
-
-@contextmanager
-def stopped(containers: Iterable[Container]) -> Iterator[None]:
-    """SIGTERM to containers, one after the other; they are started again at the end."""
-    containers = list(containers)
-    try:
-        for container in containers:
-            container.stop(timeout=STOP_SECONDS)
-        yield
-    finally:
-        for container in containers:
-            container.start()
