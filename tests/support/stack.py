@@ -19,6 +19,8 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ml import common_pb2, model_management_pb2_grpc
+
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
 # Conversions are keyed by content, so all stacks of all runs share one folder of them.
@@ -214,6 +216,16 @@ def is_healthy(channel: grpc.Channel, service: str) -> bool:
     except grpc.RpcError:
         return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def list_models(channel: grpc.Channel) -> grpc.StatusCode:
+    """The status of a GetLoadedModels."""
+    stub = model_management_pb2_grpc.ModelManagementServiceStub(channel)
+    try:
+        stub.GetLoadedModels(common_pb2.EmptyRequest(), timeout=30)
+    except grpc.RpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
 
 
 def start_stack(
