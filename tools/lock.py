@@ -13,10 +13,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = {
-    "model_mgmt": ("model-mgmt",),
-    "text": ("text",),
-    "vision": ("vision",),
-    "dev": ("model-mgmt", "text", "vision", "tools", "dev"),
+    "model_mgmt": ("model-mgmt", "otel"),
+    "text": ("text", "otel"),
+    "vision": ("vision", "otel"),
+    "dev": ("model-mgmt", "text", "vision", "otel", "tools", "dev"),
 }
 # What torch needs beside itself, and what must not come in by another package's wish.
 TORCH_NEEDS = "filelock\nfsspec\njinja2\nnetworkx\nsetuptools\nsympy\ntyping-extensions\n"
