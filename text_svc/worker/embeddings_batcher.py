@@ -40,15 +40,11 @@ class _Call:
         self.waiting = deque(sorted(range(len(encoded)), key=lambda index: len(encoded[index])))
         self.missing = len(encoded)
         self.rows = np.empty((len(encoded), dimensions), np.float32)
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Vectors] = self.loop.create_future()
+        self.future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
         self.gone = False
 
     def settle(self, error: BaseException | None) -> None:
-        """Answers the caller; from any thread."""
-        self.loop.call_soon_threadsafe(self._settle, error)
-
-    def _settle(self, error: BaseException | None) -> None:
+        """Answers the caller; on the event loop."""
         if self.future.done():
             return
         if error is None:
@@ -86,6 +82,7 @@ class MicroBatcher:
         self._waiting = 0
         self._round: deque[list[_Item]] = deque()
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="embed", daemon=True)
         self._thread.start()
 
@@ -98,6 +95,7 @@ class MicroBatcher:
             QueueFullError: too many texts wait already.
         """
         call = _Call(encoded, self.dimensions)
+        self._loop = asyncio.get_running_loop()
         with self._changed:
             if self._closed:
                 raise ShuttingDownError("the model is being unloaded")
@@ -122,8 +120,7 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join()
         self._encoder.close()
-        for call in self._calls:
-            call.settle(ShuttingDownError("the model is being unloaded"))
+        self._settle(list(self._calls), ShuttingDownError("the model is being unloaded"))
 
     def _run(self) -> None:
         while True:
@@ -194,8 +191,17 @@ class MicroBatcher:
                 if error or not call.missing:
                     call.gone = True
                     finished.append(call)
-        for call in finished:
-            call.settle(error)
+        self._settle(finished, error)
+
+    def _settle(self, calls: list[_Call], error: BaseException | None) -> None:
+        """Wakes the event loop once for all of them; from any thread."""
+
+        def settle() -> None:
+            for call in calls:
+                call.settle(error)
+
+        if calls and self._loop:
+            self._loop.call_soon_threadsafe(settle)
 
 
 def cut(lengths: Sequence[int], streams: int) -> list[list[int]]:

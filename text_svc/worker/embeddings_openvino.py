@@ -37,7 +37,8 @@ class OpenVinoEncoder:
         compiled = ov.Core().compile_model(path, "CPU", config)
         self.dimensions = compiled.output(0).partial_shape[1].get_length()
         self.streams = threads
-        self._queue = ov.AsyncInferQueue(compiled, threads)
+        # One more than run: a stream that ends a batch finds the next without waiting for Python.
+        self._queue = ov.AsyncInferQueue(compiled, threads + 1)
         self._queue.set_callback(_finished)
 
     def wait_idle(self) -> None:
