@@ -6,16 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from shared.errors import InvalidArgumentError, QueueFullError
-from text_svc.worker.detokenize import Detokenizer
 from text_svc.worker.engine import Answer, FinishReason, GenerationEngine, Step
 from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.sampling import Sampling, SamplingDefaults
 from text_svc.worker.stops import StopFilter
 from text_svc.worker.template import ChatTemplate
-from text_svc.worker.text_tokenizer import TextTokenizer
 
 # Longer texts are tokenized in a thread, so that others do not wait for it.
 INLINE_CHARACTERS = 4096
@@ -41,13 +39,41 @@ class Delta:
     usage: Usage | None = None
 
 
+class AnswerDecoder(Protocol):
+    """Token ids of one answer to text, while they come."""
+
+    def add(self, token: int) -> str:
+        """The text that a token completes."""
+
+    def rest(self) -> str:
+        """What was held back."""
+
+
+class AnswerTokenizer(Protocol):
+    """What a generator needs of a tokenizer."""
+
+    @property
+    def chat_template(self) -> str | None:
+        """Its source; None where the model has none."""
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """As chat templates use them."""
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids; `special` adds what the model wants around a plain prompt."""
+
+    def detokenizer(self) -> AnswerDecoder:
+        """For one answer."""
+
+
 class TextGenerator:
     """One model: its tokenizer, its chat template and its engine."""
 
     def __init__(
         self,
         engine: GenerationEngine,
-        tokenizer: TextTokenizer,
+        tokenizer: AnswerTokenizer,
         defaults: SamplingDefaults,
         metrics: EngineMetrics,
         max_prompt_characters: int,
@@ -143,8 +169,8 @@ class TextGenerator:
 class _AnswerText:
     """The text of one answer, step by step."""
 
-    def __init__(self, tokenizer: TextTokenizer, answer: Answer) -> None:
-        self._detokenizer = Detokenizer(tokenizer.backend, tokenizer.byte_tokens)
+    def __init__(self, tokenizer: AnswerTokenizer, answer: Answer) -> None:
+        self._detokenizer = tokenizer.detokenizer()
         self._stops = StopFilter(answer.sampling.stop)
         self._tokens = 0
 

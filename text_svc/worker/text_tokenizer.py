@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
-from text_svc.worker.detokenize import byte_tokens
+from text_svc.worker.detokenize import Detokenizer, byte_tokens
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -53,6 +53,10 @@ class TextTokenizer:
             if name.endswith("_token") and (text := _token_text(value))
         }
         self.chat_template = _chat_template(folder, config)
+
+    def detokenizer(self) -> Detokenizer:
+        """For one answer."""
+        return Detokenizer(self.backend, self.byte_tokens)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids; `special` adds what the model wants around a plain prompt."""

@@ -181,6 +181,22 @@ async def test_sequence_to_sequence(tiny: Tiny, name: str, pipeline: str, beams:
     assert expected
 
 
+@pytest.mark.parametrize(("name", "pipeline"), [("t5", "text2text"), ("marian", "translation")])
+async def test_sequence_to_sequence_streams_by_generate_text(
+    tiny: Tiny, name: str, pipeline: str
+) -> None:
+    folder, text = tiny(name), "hello world"
+    whole = await infer(folder, pipeline, text=text, options={"max_new_tokens": 12})
+    async with serve(launch_of(folder, pipeline)) as stub:
+        request = pb.TextRequest(prompt=text, max_length=12)
+        answers = [answer async for answer in stub.GenerateText(request)]
+    assert "".join(answer.text for answer in answers).strip() == whole.text
+    assert len(answers) > 2, "it came in pieces"
+    assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1].tokens_generated <= 12
+    assert answers[-1].finish_reason in ("stop", "length")
+
+
 async def test_an_answer_ends_where_the_decoder_does(tiny: Tiny) -> None:
     response = await infer(tiny("marian"), "translation", text="a" * 30)
     assert response.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -11,9 +12,16 @@ from transformers import AutoModelForSeq2SeqLM
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.launch import Launch
+from text_svc.worker.engine import Limits
+from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
-from text_svc.worker.infer_service import load_family
+from text_svc.worker.generation import TextGenerator
 from text_svc.worker.inference import Family, GenerateOptions, Pretrained
+from text_svc.worker.sampling import SamplingDefaults
+from text_svc.worker.seq2seq_service import Seq2SeqServicer
+from text_svc.worker.torch_model import end_tokens_of, loading_errors
+from text_svc.worker.transformers_engine import MAX_GENERATE, TransformersEngine
+from text_svc.worker.whole_tokenizer import WholeTokenizer
 
 
 class Seq2SeqOptions(GenerateOptions):
@@ -72,6 +80,20 @@ class Seq2Seq(Family[Seq2SeqOptions]):
         return int(token)
 
 
+def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
+    """Greedy where neither the caller nor the model asks for chance: a translation wants none."""
+    metrics = EngineMetrics(launch.model_id)
+    limits = Limits(family.tokenizer.model_max_length, MAX_GENERATE, launch.max_waiting)
+    end_tokens = end_tokens_of(family.model, family.tokenizer)
+    engine = TransformersEngine(family.model, limits, end_tokens, metrics)
+    defaults = SamplingDefaults.read(launch.folder)
+    defaults = replace(defaults, temperature=defaults.temperature or 0.0)
+    tokenizer = WholeTokenizer(family.tokenizer)
+    return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
+
+
 def load(launch: Launch) -> Loaded:
     """See `families.load`."""
-    return load_family(launch, Seq2Seq)
+    with loading_errors(launch):
+        family = Seq2Seq(launch)
+    return Loaded(Seq2SeqServicer(family, _generator(family, launch), launch), family.report())

@@ -1,0 +1,47 @@
+"""Tokenizers of any kind for answers that stream; Marian's is none of `tokenizers`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WholeTokenizer:
+    """One of transformers' tokenizers, as `AnswerTokenizer`."""
+
+    chat_template = None
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.special_tokens: dict[str, str] = {}
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        return ids
+
+    def detokenizer(self) -> WholeDetokenizer:
+        return WholeDetokenizer(self._tokenizer)
+
+
+class WholeDetokenizer:
+    """Decodes an answer anew with each token, and gives what is new: answers are short here."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._sent = ""
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._text()
+        # Half a character, or a decoder that changes what it has said: wait.
+        if text.endswith("\ufffd") or not text.startswith(self._sent):
+            return ""
+        piece, self._sent = text[len(self._sent) :], text
+        return piece
+
+    def rest(self) -> str:
+        return self._text()[len(self._sent) :]
+
+    def _text(self) -> str:
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text
