@@ -155,12 +155,13 @@ def _raw_frame(audio: pb.AudioData) -> av.AudioFrame:
 def _resampled(
     frames: Iterator[av.AudioFrame] | list[av.AudioFrame], rate: int, max_seconds: float
 ) -> Samples:
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+    resampler = av.AudioResampler(format="fltp", rate=rate)
     parts: list[Samples] = []
     left = int(max_seconds * rate)
     for frame in (*frames, None) if isinstance(frames, list) else _then_none(frames):
         for part in resampler.resample(frame):
-            parts.append(part.to_ndarray()[0])
+            # FFmpeg itself would add two channels up to more than 1.
+            parts.append(part.to_ndarray().mean(0))
             left -= len(parts[-1])
             if left < 0:
                 raise InputTooLargeError(
