@@ -16,6 +16,7 @@ import grpc
 
 from ml import model_management_pb2, model_management_pb2_grpc
 from ml import transformers_pb2 as pb
+from shared.model_ids import folder_name
 from tests.bench.text_types import MODEL, Stretch, as_chat
 from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
 from text_svc.children import worker_environment
@@ -79,6 +80,19 @@ class Ours:
         self._folder.cleanup()
 
 
+def converted_folder(dtype: str) -> Path:
+    """The conversion that text_svc has made for a dtype.
+
+    Raises:
+        FileNotFoundError: it has made none.
+    """
+    kind = "int8" if dtype == "int8" else "float"
+    found = list((CONVERTED / folder_name(MODEL)).glob(f"text-generation-{kind}-*"))
+    if not found:
+        raise FileNotFoundError(f"no conversion of {MODEL} for {dtype}: let ours run first")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
 class Child:
     """A library called in a process of its own."""
 
@@ -91,17 +105,12 @@ class Child:
             self._tokenizer.chat_template, self._tokenizer.special_tokens, 1 << 20
         )
 
-    def _model(self) -> Path:
-        if self._engine == "generate":
-            return MODEL_FOLDER
-        kind = "int8" if self._dtype == "int8" else "float"
-        found = (CONVERTED / MODEL.replace("/", "--")).glob(f"text-generation-{kind}-*")
-        return max(found, key=lambda path: path.stat().st_mtime)
-
     async def start(self) -> None:
+        own = self._engine == "generate"
+        folder = MODEL_FOLDER if own else converted_folder(self._dtype)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.bench.text_child"),
-            *(self._engine, str(self._model()), self._dtype),
+            *(self._engine, str(folder), self._dtype),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -18,7 +18,7 @@ def table(report: dict[str, Any]) -> str:
     callers = list(next(iter(peers.values()), {}))
     lines = [
         (
-            f"{report['tokens']} new tokens an answer, greedy, median of {report['rounds']} rounds; "
+            f"{report['tokens']} new tokens an answer, greedy, {report['rounds']} rounds; "
             f"effective cores {report['effective_cores']} before, "
             f"{report['effective_cores_after']} after"
         ),

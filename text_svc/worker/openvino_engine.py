@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Tokens of one block of the key-value cache; fixed for CPUs.
 BLOCK_TOKENS = 32
 # What computes, by the option dtype, and the bytes of a number in the key-value cache.
-PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 NUMBER_BYTES = {"f32": 4, "bf16": 2}
 CLOSE_SECONDS = 5.0
 
