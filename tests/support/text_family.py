@@ -34,8 +34,12 @@ def launch_of(
     return Launch(
         **{
             **settings,
-            "parent_pid": os.getpid(), "report_fd": 0, "socket": Path("unused.sock"),
-            "model_id": folder.name, "folder": folder, "threads": 2,
+            "parent_pid": os.getpid(),
+            "report_fd": 0,
+            "socket": Path("unused.sock"),
+            "model_id": folder.name,
+            "folder": folder,
+            "threads": 2,
             "pipeline": find_pipeline(pipeline).name,
             "options": parse_options(options or {}),
             **fields,

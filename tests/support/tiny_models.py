@@ -27,13 +27,20 @@ SMALL = {
     "intermediate_size": 64,
 }
 SMALL_SEQ2SEQ = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
 }
 BERT_TOKENS = {
-    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]",
-    "sep_token": "[SEP]", "mask_token": "[MASK]",
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
 }
 _BUILDERS: dict[str, Callable[[Path], None]] = {}
 
@@ -156,8 +163,14 @@ def _(folder: Path) -> None:
     tokenizer = fast_tokenizer(tokens)
     config = t.T5Config(
         vocab_size=len(tokenizer),
-        d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
     )
     model = t.T5ForConditionalGeneration(config)
     _widen(model)
@@ -195,8 +208,11 @@ def _(folder: Path) -> None:
     config = t.MarianConfig(
         vocab_size=len(vocabulary),
         **SMALL_SEQ2SEQ,
-        pad_token_id=pad, decoder_start_token_id=pad, eos_token_id=0,
-        forced_eos_token_id=0, max_position_embeddings=64,
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        eos_token_id=0,
+        forced_eos_token_id=0,
+        max_position_embeddings=64,
     )
     model = t.MarianMTModel(config)
     _widen(model)
@@ -219,8 +235,12 @@ def _(folder: Path) -> None:
     tokenizer.model_max_length = 77
     config = t.CLIPConfig(
         text_config={
-            **SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 77,
-            "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
+            **SMALL,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 77,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
         },
         vision_config=_CLIP_VISION,
         projection_dim=16,
@@ -234,20 +254,35 @@ def _(folder: Path) -> None:
 @_builder("clap")
 def _(folder: Path) -> None:
     tokens = {
-        "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
-        "unk_token": "<unk>", "mask_token": "<mask>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
     }
     tokenizer = fast_tokenizer(tokens, around=("<s>", "</s>"))
     tokenizer.model_max_length = 77
     config = t.ClapConfig(
         text_config={
-            **SMALL, "vocab_size": len(tokenizer), "max_position_embeddings": 80,
-            "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "projection_dim": 16,
+            **SMALL,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 80,
+            "bos_token_id": 0,
+            "pad_token_id": 1,
+            "eos_token_id": 2,
+            "projection_dim": 16,
         },
         audio_config={
-            "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
-            "hidden_size": 32, "projection_dim": 16, "num_mel_bins": 64, "spec_size": 256,
-            "window_size": 8, "patch_size": 4, "patch_stride": [4, 4],
+            "patch_embeds_hidden_size": 16,
+            "depths": [1, 1],
+            "num_attention_heads": [2, 2],
+            "hidden_size": 32,
+            "projection_dim": 16,
+            "num_mel_bins": 64,
+            "spec_size": 256,
+            "window_size": 8,
+            "patch_size": 4,
+            "patch_stride": [4, 4],
         },
         projection_dim=16,
     )
@@ -281,13 +316,18 @@ def _(folder: Path) -> None:
     config = t.WhisperConfig(
         vocab_size=len(tokenizer),
         **SMALL_SEQ2SEQ,
-        num_mel_bins=80, max_target_positions=64, decoder_start_token_id=start,
-        begin_suppress_tokens=None, suppress_tokens=None,
+        num_mel_bins=80,
+        max_target_positions=64,
+        decoder_start_token_id=start,
+        begin_suppress_tokens=None,
+        suppress_tokens=None,
         **ends,
     )
     model = t.WhisperForConditionalGeneration(config)
     model.generation_config = t.GenerationConfig(
-        decoder_start_token_id=start, max_length=32, is_multilingual=True,
+        decoder_start_token_id=start,
+        max_length=32,
+        is_multilingual=True,
         lang_to_id={name: ids[name] for name in ("<|en|>", "<|de|>")},
         task_to_id={name: ids[f"<|{name}|>"] for name in ("translate", "transcribe")},
         no_timestamps_token_id=ids["<|notimestamps|>"],
@@ -306,10 +346,16 @@ def _(folder: Path) -> None:
     tokenizer = fast_tokenizer(tokens)
     config = t.MoonshineConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32, intermediate_size=64,
-        encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
-        encoder_num_attention_heads=4, decoder_num_attention_heads=4,
-        bos_token_id=0, eos_token_id=1, pad_token_id=3, decoder_start_token_id=0,
+        hidden_size=32,
+        intermediate_size=64,
+        encoder_num_hidden_layers=2,
+        decoder_num_hidden_layers=2,
+        encoder_num_attention_heads=4,
+        decoder_num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=3,
+        decoder_start_token_id=0,
     )
     extractor = t.Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=False)
     processor = t.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
@@ -328,10 +374,14 @@ def _(folder: Path) -> None:
     config = t.VitsConfig(
         vocab_size=len(letters),
         **{**SMALL, "ffn_dim": 64, "flow_size": 32, "spectrogram_bins": 33},
-        upsample_initial_channel=32, upsample_rates=[8, 8],
-        upsample_kernel_sizes=[16, 16], resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]], prior_encoder_num_wavenet_layers=2,
-        posterior_encoder_num_wavenet_layers=2, duration_predictor_num_flows=2,
+        upsample_initial_channel=32,
+        upsample_rates=[8, 8],
+        upsample_kernel_sizes=[16, 16],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+        prior_encoder_num_wavenet_layers=2,
+        posterior_encoder_num_wavenet_layers=2,
+        duration_predictor_num_flows=2,
     )
     _save(folder, t.VitsModel(config), tokenizer)
 
@@ -339,20 +389,33 @@ def _(folder: Path) -> None:
 @_builder("florence2")
 def _(folder: Path) -> None:
     tokens = {
-        "bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
-        "mask_token": "<mask>", "cls_token": "<s>", "sep_token": "</s>",
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
     }
     tokenizer = fast_tokenizer(tokens, extra={"image_token": "<image>"})
     tokenizer.add_tokens([f"<loc_{place}>" for place in range(1000)])
     text = t.BartConfig(
         vocab_size=len(tokenizer),
         **SMALL_SEQ2SEQ,
-        max_position_embeddings=256, bos_token_id=0, pad_token_id=1,
-        eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=2,
     )
     vision = {
-        "embed_dim": [8, 16, 24, 32], "num_heads": [1, 2, 3, 4], "num_groups": [1, 2, 3, 4],
-        "depths": [1, 1, 1, 1], "window_size": 4, "projection_dim": 32,
+        "embed_dim": [8, 16, 24, 32],
+        "num_heads": [1, 2, 3, 4],
+        "num_groups": [1, 2, 3, 4],
+        "depths": [1, 1, 1, 1],
+        "window_size": 4,
+        "projection_dim": 32,
     }
     config = t.Florence2Config(
         text_config=text.to_dict(),
@@ -379,7 +442,9 @@ def _(folder: Path) -> None:
     tokenizer = fast_tokenizer(tokens, extra={"image_token": "<image>"})
     config = t.LlavaConfig(
         text_config={
-            **SMALL, "model_type": "llama", "vocab_size": len(tokenizer),
+            **SMALL,
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
             "num_key_value_heads": 4,
         },
         vision_config={**_CLIP_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
@@ -401,8 +466,13 @@ def _(folder: Path) -> None:
     tokenizer = bert_tokenizer()
     config = t.BlipConfig(
         text_config={
-            **SMALL, "vocab_size": len(tokenizer), "encoder_hidden_size": 32,
-            "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0,
+            **SMALL,
+            "vocab_size": len(tokenizer),
+            "encoder_hidden_size": 32,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "sep_token_id": 3,
+            "pad_token_id": 0,
         },
         vision_config=_CLIP_VISION,
         projection_dim=16,
@@ -423,18 +493,31 @@ def _(folder: Path) -> None:
     tokenizer = fast_tokenizer(tokens, extra=extra)
     config = t.JanusConfig(
         text_config={
-            **SMALL, "model_type": "llama", "vocab_size": len(tokenizer),
-            "num_key_value_heads": 4, "pad_token_id": 2,
+            **SMALL,
+            "model_type": "llama",
+            "vocab_size": len(tokenizer),
+            "num_key_value_heads": 4,
+            "pad_token_id": 2,
         },
         vision_config={
             # The processor always makes 576 tokens of an image.
-            **SMALL, "model_type": "janus_vision_model", "projection_dim": 32,
-            "image_size": 48, "patch_size": 2, "num_image_tokens": 576,
+            **SMALL,
+            "model_type": "janus_vision_model",
+            "projection_dim": 32,
+            "image_size": 48,
+            "patch_size": 2,
+            "num_image_tokens": 576,
         },
         vq_config={
-            "embed_dim": 8, "num_embeddings": 64, "base_channels": 32, "latent_channels": 8,
-            "channel_multiplier": [1, 2], "num_res_blocks": 1, "num_patches": 24,
-            "projection_dim": 32, "image_token_embed_dim": 32,
+            "embed_dim": 8,
+            "num_embeddings": 64,
+            "base_channels": 32,
+            "latent_channels": 8,
+            "channel_multiplier": [1, 2],
+            "num_res_blocks": 1,
+            "num_patches": 24,
+            "projection_dim": 32,
+            "image_token_embed_dim": 32,
         },
         image_token_id=tokenizer.image_token_id,
     )
@@ -447,7 +530,10 @@ def _(folder: Path) -> None:
     )
     model = t.JanusForConditionalGeneration(config)
     model.generation_config = t.GenerationConfig(
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, guidance_scale=5,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        guidance_scale=5,
         generation_kwargs={"boi_token_id": tokenizer.boi_token_id},
     )
     _save(folder, model, processor)
