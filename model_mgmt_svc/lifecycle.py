@@ -32,7 +32,8 @@ T = TypeVar("T")
 class LoadedModel:
     """A model in memory, over all replicas that hold it: memory is their sum, in bytes.
 
-    `loaded_at` is the Unix time, in seconds, since when the first of them has it.
+    `loaded_at` is the Unix time, in seconds, since when the first of them has it. `engine` and
+    `note` are the first one's words: what runs it, and a sentence for whoever loads it.
     """
 
     model_id: str
@@ -41,6 +42,8 @@ class LoadedModel:
     vram_bytes: int
     loaded_at: int
     replicas: int
+    engine: str = ""
+    note: str = ""
 
 
 class _Load(SharedWork[LoadedModel]):
@@ -292,4 +295,6 @@ def _sum(models: Sequence[HeldModel]) -> LoadedModel:
         vram_bytes=sum(model.vram_bytes for model in models),
         loaded_at=min(model.loaded_at for model in models),
         replicas=len(models),
+        engine=models[0].engine,
+        note=models[0].note,
     )

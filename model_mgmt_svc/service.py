@@ -105,4 +105,7 @@ def _describe(model: LoadedModel) -> str:
     if model.vram_bytes:
         memory += f" and {_mib(model.vram_bytes)} MiB on the accelerator"
     where = f" on {model.replicas} replicas" if model.replicas > 1 else ""
-    return f"{model.model_id} is loaded as {model.pipeline_type}{where} and takes {memory}"
+    engine = f", is run by {model.engine}" if model.engine else ""
+    note = f". {model.note}" if model.note else ""
+    loaded = f"{model.model_id} is loaded as {model.pipeline_type}{where}"
+    return f"{loaded}{engine} and takes {memory}{note}"

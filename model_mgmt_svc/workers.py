@@ -31,7 +31,10 @@ SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
 
 @dataclass(frozen=True)
 class HeldModel:
-    """A model as a worker has it. Memory in bytes, `loaded_at` in Unix seconds."""
+    """A model as a worker has it. Memory in bytes, `loaded_at` in Unix seconds.
+
+    `engine` runs it; `note` is a sentence for whoever loads it, often empty.
+    """
 
     model_id: str
     pipeline_type: str
@@ -39,6 +42,8 @@ class HeldModel:
     ram_bytes: int = 0
     vram_bytes: int = 0
     loaded_at: int = 0
+    engine: str = ""
+    note: str = ""
 
 
 class Worker:
@@ -138,6 +143,8 @@ def _held(model: worker_pb2.ModelInfo) -> HeldModel:
         ram_bytes=model.ram_bytes,
         vram_bytes=model.vram_bytes,
         loaded_at=model.loaded_at,
+        engine=model.engine,
+        note=model.note,
     )
 
 

@@ -157,6 +157,7 @@ def test_loading_twice_is_success_with_the_same_figures(stubs: Stubs) -> None:
     first, second = stubs.models.LoadModel(request), stubs.models.LoadModel(request)
     assert first.success
     assert second.success
+    assert "openvino" in first.message, "the message says what runs it"
     assert first.ram_allocated_mb == second.ram_allocated_mb > 0
     hinted = stubs.models.LoadModel(LoadModelRequest(model_id=f"models/{EMBEDDER}/config.json"))
     assert hinted.success, "config.json says what the model is for"
