@@ -23,6 +23,9 @@ COVERED = {
     "make up": "test_make_up_and_down",
     "make down": "test_make_up_and_down",
     "curl -s http://127.0.0.1:9902/stats/prometheus": "test_make_up_and_down",
+    "curl -s -X POST -H 'content-type: application/json' -d '{}' "
+    "http://127.0.0.1:50051/ml.ModelManagementService/GetLoadedModels": "test_make_up_and_down",
+    "docker compose --profile demo up": "tests/containers/test_main_job.py",
     "python3 ml_server.py --port 50051": "tests/chaos/test_main_job.py",
     "make lint": "test_make_lint",
     # This test runs inside of it, and it cannot run without the other.
@@ -113,6 +116,8 @@ def test_make_up_and_down(port: int) -> None:
     try:
         page = _read("http://127.0.0.1:9902/stats/prometheus", process)
         assert "envoy_server_live" in page
+        path = "ml.ModelManagementService/GetLoadedModels"
+        assert "models" in json.loads(_read(f"http://127.0.0.1:{port}/{path}", process, b"{}"))
         down = make("down")
         assert down.returncode == 0, down.stdout + down.stderr
         output, _ = process.communicate(timeout=60)
@@ -124,11 +129,13 @@ def test_make_up_and_down(port: int) -> None:
     assert str(port) in output
 
 
-def _read(url: str, process: subprocess.Popen[str]) -> str:
+def _read(url: str, process: subprocess.Popen[str], body: bytes | None = None) -> str:
+    """GETs or POSTs until the service behind the address is up."""
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
     for _ in range(600):
         assert process.poll() is None, process.communicate()[0]
         try:
-            with urllib.request.urlopen(url, timeout=5) as page:
+            with urllib.request.urlopen(request, timeout=5) as page:
                 return page.read().decode()
         except OSError:
             time.sleep(0.1)
