@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.containers.containers import (
 from tests.support.stack import CHAT, wait_for
 
 CALL_SECONDS = 120
+RETRY_SECONDS = 0.1
 LOAD_SECONDS = 240
 # What a caller may see of a process that is gone; both mean "try again".
 TRY_AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
@@ -63,6 +65,7 @@ class Caller(threading.Thread):
                 self.outcomes.append(grpc.StatusCode.OK)
             except grpc.RpcError as error:
                 self.outcomes.append(error.code())
+                time.sleep(RETRY_SECONDS)  # without it, callers soon meet Envoy's rate limits
 
     def wait_for_success(self) -> None:
         """Waits until a call that began after this moment has succeeded."""
