@@ -53,6 +53,8 @@ async def listen(client: TextClient, model: str, started: asyncio.Event) -> tupl
             started.set()
     except grpc.aio.AioRpcError as error:
         return text, error.code()
+    finally:
+        started.set()  # who waits for the start is not to wait for ever
     return text, response
 
 

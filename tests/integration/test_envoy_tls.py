@@ -42,8 +42,8 @@ def test_mtls_refuses_a_client_without_a_certificate(front: Stack, certificates:
     context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
     host, port = front.addresses["envoy_mtls"].split(":")
     connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=30)
-    # TLS 1.3 tells the client after its handshake.
-    with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)certificate|reset"):
+    # TLS 1.3 tells the client after its handshake; the alert may be lost to the close behind it.
+    with pytest.raises((ssl.SSLError, ConnectionError), match=r"(?i)certificate|reset|EOF"):
         connection.request("GET", "/")
         connection.getresponse()
     connection.close()

@@ -209,6 +209,8 @@ async def test_a_load_that_is_cancelled_leaves_nothing(
     request = worker_pb2.LoadRequest(model_id=MODEL, pipeline_type="face-detection")
     call = worker.Load(request)
     await call.read()
+    while provider.behaviours:  # until the provider is at it, nothing is under way
+        await asyncio.sleep(0.02)
     call.cancel()
 
     async def nothing_left() -> None:
