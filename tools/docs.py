@@ -1,4 +1,4 @@
-"""Writes the tables of README.md that come from the code: `python -m tools.docs [--check]`.
+"""Writes the tables of README.md: `python -m tools.docs [--check] [--figures]`.
 
 A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; everything else is left alone.
 """
@@ -62,22 +62,37 @@ def pipelines_table() -> str:
     return "\n".join(lines)
 
 
+# What the benchmarks write, by the name of its place.
+FIGURES = {"vision benchmark": README.parent / "out/bench/vision.md"}
 TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "pipelines": pipelines_table}
 
 
-def render(text: str) -> str:
-    """The text with its tables made anew.
+def place(text: str, name: str, table: str) -> str:
+    """The text with what stands between a table's marks replaced.
 
     Raises:
-        SystemExit: a table has no place in the text.
+        SystemExit: the marks are not there.
     """
+    start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        sys.exit(f"README.md has no place for the table {name}")
+    return f"{before}{start}{table.strip()}\n{end}{after}"
+
+
+def render(text: str) -> str:
+    """The text with the tables that come from the code made anew."""
     for name, table in TABLES.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-        before, found, rest = text.partition(start)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            sys.exit(f"README.md has no place for the table {name}")
-        text = f"{before}{start}{table()}\n{end}{after}"
+        text = place(text, name, table())
+    return text
+
+
+def render_figures(text: str) -> str:
+    """The text with the tables of the benchmarks that have run here since."""
+    for name, path in FIGURES.items():
+        if path.exists():
+            text = place(text, name, path.read_text())
     return text
 
 
@@ -85,9 +100,11 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail when it would")
+    parser.add_argument("--figures", action="store_true", help="take in the benchmarks' tables")
+    options = parser.parse_args()
     before = README.read_text()
-    after = render(before)
-    if parser.parse_args().check:
+    after = render(render_figures(before) if options.figures else before)
+    if options.check:
         if before != after:
             sys.exit("README.md is not up to date: run `make docs`")
     else:
