@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import grpc
 import numpy as np
 import pytest
@@ -19,10 +20,35 @@ from tests.integration.vision.helpers import error_of, person
 from tests.integration.vision.reference import REFERENCES
 from tools import vision_clips
 
+PORTRAIT = "portrait_hair.jpg"
+
+
+def mirrored(frames: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.ascontiguousarray(image[:, ::-1]) for image in frames]
+
+
+def somebody_else(picture: Path, count: int) -> list[np.ndarray]:
+    """A clip of 640 by 480 in which another person's portrait moves."""
+    portrait = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB)
+    scale = min(480 / portrait.shape[0], 640 / portrait.shape[1])
+    small = cv2.resize(portrait, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    frame = np.full((480, 640, 3), 90, np.uint8)
+    frame[: small.shape[0], : small.shape[1]] = small[:480, :640]
+    return [np.roll(frame, 2 * step, axis=1) for step in range(count)]
+
+
+def test_two_different_people_at_once(vision: Vision, vision_models: Path, test_data: Path) -> None:
+    get_their_own(vision, vision_models, person(20), somebody_else(test_data / PORTRAIT, 20))
+
 
 def test_two_people_at_once_get_their_own_results(vision: Vision, vision_models: Path) -> None:
-    left = person(20)
-    right = [np.ascontiguousarray(image[:, ::-1]) for image in left]
+    get_their_own(vision, vision_models, person(20), mirrored(person(20)))
+
+
+def get_their_own(
+    vision: Vision, vision_models: Path, left: list[np.ndarray], right: list[np.ndarray]
+) -> None:
+    """Streams two people, nobody, and the first one again, all at once."""
     empty = [np.full_like(image, 90) for image in left]
     clips = (left, right, empty, left)
     reference = REFERENCES["mesh"]
@@ -40,7 +66,7 @@ def test_two_people_at_once_get_their_own_results(vision: Vision, vision_models:
 @pytest.mark.parametrize("rpc", ["StreamFaceDetection", "StreamSelfieSegmentation"])
 def test_what_is_kept_warm_remembers_nothing(vision: Vision, rpc: str) -> None:
     """These two keep instances for the next stream: it must see nothing of the one before."""
-    here, there = person(4), [np.ascontiguousarray(image[:, ::-1]) for image in person(4)]
+    here, there = person(4), mirrored(person(4))
     nobody = [np.full_like(here[0], 120)] * 4
 
     def run(clip: list[np.ndarray]) -> list[bytes]:
