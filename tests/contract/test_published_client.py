@@ -65,7 +65,7 @@ def check_main_job(seen: dict) -> None:
     assert "Ġ" not in seen["chat"]
     assert seen["chat messages"] >= 4  # a stream, not one lump
     assert seen["chat end"] == ["", "stop"]
-    assert seen["generated tokens"] == 8
+    assert 1 <= seen["generated tokens"] <= 8  # sampled: it may end by itself
     assert seen["generate ends"] is True
     assert seen["generate last text"] == ""
     (face,) = seen["faces"]
