@@ -111,7 +111,7 @@ SPEECH_RECOGNITION = _infer(
 )
 TEXT_TO_SPEECH = _infer(
     *("text-to-speech", "text-to-audio", "tts"),
-    architectures=("VitsModel", "SpeechT5ForTextToSpeech"),
+    architectures=("VitsModel",),
 )
 TEXT_PIPELINES = (
     *(TEXT_GENERATION, FEATURE_EXTRACTION, TEXT2TEXT, TRANSLATION, SUMMARIZATION),

@@ -16,7 +16,6 @@ from ml import mediapipe_pb2_grpc
 from tests.support.processes import free_port, process, rss_bytes
 from tests.support.stack import open_channel, wait_for
 from tools import vision_clips
-from tools.models import model_dir
 
 
 @dataclass
@@ -60,12 +59,9 @@ StartVision = Callable[..., Vision]
 
 
 @pytest.fixture(scope="session")
-def vision_models() -> Path:
+def vision_models(models: Path) -> Path:
     """The folder of the vision models; without it nothing here can run."""
-    folder = model_dir() / "vision"
-    if not folder.is_dir():
-        pytest.skip(f"there is no {folder}: run `make models`")
-    return folder
+    return models / "vision"
 
 
 def _start(cleanup: ExitStack, **settings: str) -> Vision:
