@@ -155,7 +155,7 @@ class ErrorInterceptor(WrappingInterceptor):
         async def unary(request: Any, context: Context) -> Any:
             try:
                 return await inner(decoded(request), context)
-            except Exception as error:  # noqa: BLE001
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 await abort(context, error)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
@@ -163,15 +163,19 @@ class ErrorInterceptor(WrappingInterceptor):
                 async with aclosing(inner(decoded(request), context)) as responses:
                     async for response in responses:
                         yield response
-            except Exception as error:  # noqa: BLE001
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 await abort(context, error)
 
         return stream if handler.response_streaming else unary
 
 
-async def abort(context: Context, error: Exception) -> None:
-    """Ends the call with the status of `error`."""
-    if isinstance(error, grpc.aio.AbortError):
+async def abort(context: Context, error: BaseException) -> None:
+    """Ends the call with the status of `error`; a call that its caller has cancelled needs none.
+
+    What else is cancelled, such as a call on a channel that was closed meanwhile, must not leave
+    the handler as CancelledError: grpc.aio would send no status, and the caller would wait forever.
+    """
+    if isinstance(error, grpc.aio.AbortError) or _is_cancelled_by_caller(error):
         raise error
     if isinstance(error, grpc.aio.AioRpcError) and (passed := _details_of(error)):
         await context.abort(error.code(), error.details() or "", ((STATUS_DETAILS_KEY, passed),))
@@ -182,6 +186,11 @@ async def abort(context: Context, error: Exception) -> None:
         service_error.message,
         ((STATUS_DETAILS_KEY, status.SerializeToString()),),
     )
+
+
+def _is_cancelled_by_caller(error: BaseException) -> bool:
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _details_of(error: grpc.aio.AioRpcError) -> bytes | None:
@@ -210,9 +219,11 @@ _PASSED_ON = {
 }
 
 
-def _as_service_error(error: Exception) -> ServiceError:
+def _as_service_error(error: BaseException) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
+    if isinstance(error, asyncio.CancelledError):
+        return _RemoteError(grpc.StatusCode.UNAVAILABLE, "a call behind this one was cut off", 1.0)
     if isinstance(error, grpc.aio.AioRpcError) and error.code() in _PASSED_ON:
         message, retry_after = _PASSED_ON[error.code()]
         return _RemoteError(error.code(), message, retry_after)

@@ -90,7 +90,7 @@ class ModelProcess:
         """Forwards a call whose answer is a stream.
 
         Raises:
-            WorkerUnavailableError: the process has ended.
+            WorkerUnavailableError: the process has ended, or was stopped meanwhile.
             grpc.aio.AioRpcError: the worker's own status.
         """
         call = self._call(method, request, timeout)
@@ -99,6 +99,8 @@ class ModelProcess:
                 yield response
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
         finally:
             call.cancel()
 
@@ -109,6 +111,8 @@ class ModelProcess:
             return await call
         except grpc.aio.AioRpcError as error:
             raise self._translated(error) from None
+        except asyncio.CancelledError:
+            raise self._cut_off() from None
         finally:
             call.cancel()
 
@@ -125,6 +129,15 @@ class ModelProcess:
 
     def _call(self, method: str, request: Any, timeout: float | None) -> Any:
         return getattr(self._stub, method)(request, timeout=timeout, metadata=outgoing_metadata())
+
+    def _cut_off(self) -> BaseException:
+        """What a cancelled call means: our caller went away, or `stop` closed the channel."""
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            return asyncio.CancelledError()
+        return WorkerUnavailableError(
+            f"model {self.launch.model_id} was unloaded, or its process ended, during the call"
+        )
 
     def _translated(self, error: grpc.aio.AioRpcError) -> Exception:
         own = any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import grpc
 import psutil
@@ -93,6 +94,22 @@ async def test_a_dead_process_ends_its_own_callers_and_no_others(
     assert model.state == READY
     _, last = await client.generate(model=FIRST, prompt="the sea", max_length=3)
     assert last.done
+
+
+async def test_an_unload_that_waits_no_longer_ends_the_calls_that_run(
+    tmp_path: Path, service: TextService
+) -> None:
+    impatient = {"TEXT_UNLOAD_GRACE_SECONDS": "0"}
+    with text_service(service.models, tmp_path, impatient) as other:
+        async with other.client() as client:
+            await client.load(FIRST)
+            begun = [asyncio.Event() for _ in range(3)]
+            answers = [asyncio.ensure_future(listen(client, FIRST, each)) for each in begun]
+            await asyncio.gather(*(each.wait() for each in begun))
+            await client.unload(FIRST)
+            for _, end in await asyncio.gather(*answers):
+                assert end is grpc.StatusCode.UNAVAILABLE
+            assert FIRST not in await client.models()
 
 
 async def test_a_killed_conversion_is_said_and_the_next_one_works(

@@ -35,10 +35,10 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def Load(self, request, context):
         self.loads.append(request)
-        yield pb.LoadResponse(state=pb.MODEL_STATE_FETCHING, bytes_fetched=1, bytes_total=2)
         try:
+            yield pb.LoadResponse(state=pb.MODEL_STATE_FETCHING, bytes_fetched=1, bytes_total=2)
             await self.go_on.wait()
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # the latter while the response is sent
             self.cancelled += 1
             raise
         if self.failures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator
 
@@ -41,6 +42,8 @@ def _raise(name: bytes) -> None:
         )
     if text == "timeout":
         raise TimeoutError
+    if text == "cut-off":  # what a call on a channel raises when the channel is closed
+        raise asyncio.CancelledError
     raise getattr(errors, text)(TEXT, field="prompt", retry_after=2.5, metadata={"limit": "7"})
 
 
@@ -157,6 +160,15 @@ async def test_a_service_behind_keeps_its_code_and_loses_its_address(
     assert _details(error, error_details_pb2.RetryInfo)
     error = await _call(channel, "unary_unary", "timeout")
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_behind_that_is_cut_off_leaves_no_caller_waiting(
+    channel: grpc.aio.Channel, kind: str
+) -> None:
+    error = await _call(channel, kind, "cut-off")
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert _details(error, error_details_pb2.RetryInfo)
 
 
 def test_reasons_are_unique_and_stable_names() -> None:
