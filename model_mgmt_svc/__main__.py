@@ -57,7 +57,7 @@ async def run(settings: ModelMgmtSettings) -> None:
 
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:
-            watch = HealthWatch(workers, BEHIND, health)
+            watch = HealthWatch(workers, BEHIND, health, on_waiting=reconciler.wake)
             tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch)]
             try:
                 yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -28,12 +28,20 @@ class HealthWatch:
         workers: the replicas.
         names: the full name of each service, as health calls name it.
         health: where the answers go.
+        on_waiting: called while a replica is up and does not serve: it may wait to be let in.
     """
 
-    def __init__(self, workers: Workers, names: Mapping[ServiceName, str], health: Health) -> None:
+    def __init__(
+        self,
+        workers: Workers,
+        names: Mapping[ServiceName, str],
+        health: Health,
+        on_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
         self._workers = workers
         self._names = names
         self._health = health
+        self._on_waiting = on_waiting
         self._serving: dict[Worker, bool] = {}
         self._watches: dict[Worker, asyncio.Task[None]] = {}
 
@@ -67,12 +75,13 @@ class HealthWatch:
         )
         request = health_pb2.HealthCheckRequest(service=self._names[worker.service])
         while True:
-            call = watch(request)
+            call = watch(request, wait_for_ready=True)
             try:
                 async for answer in call:
                     serving = answer.status == _SERVING
                     await self._set(worker, serving)
                     if not serving:
+                        self._on_waiting()
                         break
             except grpc.aio.AioRpcError:
                 await self._set(worker, serving=False)

@@ -130,17 +130,17 @@ class Lifecycle:
                     by_id[model.model_id].append(model)
         return [_sum(by_id[model_id]) for model_id in sorted(by_id)]
 
-    async def missing(self, wishes: Iterable[Wish]) -> list[Wish]:
-        """The wishes for models that a replica which is up lacks."""
-        held = await self._held(self._workers.all())
-        return [
-            wish
-            for wish in wishes
-            if any(
-                _serves(worker, wish) and _ready(models, wish.model_id) is None
-                for worker, models in held.items()
-            )
-        ]
+    async def lacking(self, wishes: Iterable[Wish]) -> dict[Worker, list[Wish]]:
+        """For each replica that is up, the wishes for models that it should hold and does not."""
+        wishes = list(wishes)
+        return {
+            worker: [
+                wish
+                for wish in wishes
+                if _serves(worker, wish) and _ready(models, wish.model_id) is None
+            ]
+            for worker, models in (await self._held(self._workers.all())).items()
+        }
 
     def _start(self, wish: Wish) -> _Load:
         load = _Load(wish)

@@ -1,15 +1,19 @@
-"""Keeps wanted models loaded: workers that restarted, and new ones, get them without a call."""
+"""Keeps wanted models loaded: workers that restarted, and new ones, get them without a call.
+
+A new replica beside others takes no calls before it has the models that are wanted there.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.wish import Wish, WishStore
-from model_mgmt_svc.workers import Workers
+from model_mgmt_svc.workers import Worker, Workers
 from shared.errors import (
     ModelNotLoadedError,
     ServiceError,
@@ -28,7 +32,7 @@ class Trouble:
     """How restoring a model fails.
 
     Attributes:
-        tries: in a row without success, for the back-off.
+        tries: in a row without success, for the back-off and the patience with a new replica.
         failures: those of them that the model or its worker was to blame for.
         reason: of the last one.
         next_try: on the reconciler's clock.
@@ -70,6 +74,7 @@ class Reconciler:
         self._clock = clock
         self._troubles: dict[str, Trouble] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._woken = asyncio.Event()
 
     async def run(self) -> None:
         """Rounds without end, until it is cancelled."""
@@ -79,19 +84,31 @@ class Reconciler:
                     await self.round()
                 except Exception:
                     log.exception("a round of reconciling failed")
-                await asyncio.sleep(self._interval)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), self._interval)
+                self._woken.clear()
         finally:
             for task in self._running.values():
                 task.cancel()
 
+    def wake(self) -> None:
+        """The next round begins at once: a replica may wait for it."""
+        self._woken.set()
+
     async def round(self) -> None:
-        """Begins to load what is missing and due. A slow load does not hold up the others."""
+        """Begins to load what is missing and due, and lets new replicas in that are to take calls.
+
+        A slow load does not hold up the others.
+        """
         await self._workers.refresh()
         wishes = await self._wishes.all()
         self._forget(wishes)
-        for wish in await self._lifecycle.missing(filter(self._due, wishes)):
-            if wish.model_id not in self._running:
+        lacking = await self._lifecycle.lacking(wishes)
+        missing = {wish.model_id for lacks in lacking.values() for wish in lacks}
+        for wish in filter(self._due, wishes):
+            if wish.model_id in missing:
                 self._running[wish.model_id] = asyncio.create_task(self._restore(wish))
+        await self._admit(lacking)
 
     def failed(self) -> dict[str, str]:
         """The models that are left alone after too many failures, and why."""
@@ -113,6 +130,26 @@ class Reconciler:
             trouble.failures < self._max_failures and self._clock() >= trouble.next_try
         )
 
+    async def _admit(self, lacking: Mapping[Worker, Sequence[Wish]]) -> None:
+        """Lets in the new replicas that have all that is wanted of them.
+
+        Where nobody else answers, one is better than none: it has some of the models, and says of
+        the others that they are being loaded.
+        """
+        for worker in sorted(lacking, key=lambda each: len(lacking[each])):
+            waits = any(not self._hopeless(wish) for wish in lacking[worker])
+            if worker.admitted or (waits and _has_peers(worker, lacking)):
+                continue
+            try:
+                await worker.admit()
+            except ServiceError as error:
+                log.warning("replica not admitted", extra={"error": error.message})
+
+    def _hopeless(self, wish: Wish) -> bool:
+        """Whether so many tries failed, for whatever reason, that nobody waits for the model."""
+        trouble = self._troubles.get(wish.model_id)
+        return trouble is not None and trouble.tries >= self._max_failures
+
     async def _restore(self, wish: Wish) -> None:
         try:
             model = await self._lifecycle.restore(wish)
@@ -128,6 +165,7 @@ class Reconciler:
             )
         finally:
             del self._running[wish.model_id]
+            self.wake()
 
     def _note(self, wish: Wish, error: ServiceError) -> None:
         trouble = self._troubles.setdefault(wish.model_id, Trouble())
@@ -153,3 +191,12 @@ class Reconciler:
         wanted = {wish.model_id for wish in wishes}
         for model_id in set(self._troubles) - wanted:
             del self._troubles[model_id]
+
+
+def _has_peers(worker: Worker, replicas: Iterable[Worker]) -> bool:
+    """Whether another replica of its service takes calls."""
+    return any(
+        other.admitted and other.service == worker.service
+        for other in replicas
+        if other is not worker
+    )

@@ -47,11 +47,16 @@ class HeldModel:
 
 
 class Worker:
-    """One replica of a service that holds models."""
+    """One replica of a service that holds models.
+
+    Attributes:
+        admitted: whether it takes calls, as of the last listing.
+    """
 
     def __init__(self, service: ServiceName, address: str) -> None:
         self.service = service
         self.address = address
+        self.admitted = True
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
 
@@ -120,7 +125,21 @@ class Worker:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise self._down() from error
             raise self._error(error) from error
+        self.admitted = answer.admitted
         return [_held(model) for model in answer.models]
+
+    async def admit(self) -> None:
+        """Lets calls in.
+
+        Raises:
+            WorkerUnavailableError: it is down.
+        """
+        try:
+            await self._stub.Admit(worker_pb2.AdmitRequest(), timeout=LIST_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+        self.admitted = True
+        log.info("replica admitted", extra={"worker": self.service, "address": self.address})
 
     def _error(self, error: grpc.aio.AioRpcError) -> ServiceError:
         if ours := from_details(error):

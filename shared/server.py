@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shared import logs, tracing
+from shared.admission import Admission
 from shared.channels import client_options
 from shared.interceptors import ErrorInterceptor
 from shared.metrics import CallInterceptor, serve_metrics
@@ -41,6 +42,14 @@ class Health:
     async def set_all(self, serving: bool) -> None:
         for name in self.names:
             await self.set(name, serving)
+
+    async def open(self, admission: Admission | None = None) -> None:
+        """SERVING: the process now, and its services once calls are let in."""
+        await self.set("", True)
+        if admission:
+            await admission.wait()
+        await self.set_all(True)
+        log.info("serving")
 
     async def stop(self) -> None:
         """NOT_SERVING for good."""
@@ -90,6 +99,7 @@ async def serve(
     *,
     internal_names: Sequence[str] = (),
     lifespan: Callable[[Health], AbstractAsyncContextManager[Any]] | None = None,
+    admission: Admission | None = None,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
@@ -103,6 +113,8 @@ async def serve(
         register: adds the servicers to the server.
         internal_names: services that are served and reflected, and have no health name.
         lifespan: what must be open while calls are served, such as pools and child processes.
+        admission: what the health of the public services waits for besides; the proxy asks for
+            that one. The process as a whole serves meanwhile.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -118,10 +130,9 @@ async def serve(
     await server.start()
     log.info("listening", extra={"host": settings.host, "port": port})
     async with lifespan(state) if lifespan else nullcontext():
-        if not stop.is_set():
-            await state.set_all(True)
-            log.info("serving")
+        opening = asyncio.create_task(state.open(admission))
         await stop.wait()
+        opening.cancel()
         log.info("draining", extra={"seconds": settings.drain_seconds})
         await state.stop()
         await asyncio.sleep(settings.drain_seconds)

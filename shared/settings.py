@@ -42,6 +42,17 @@ class ServerSettings(BaseSettings):
     )
 
 
+class WorkerSettings(ServerSettings):
+    """What a service that holds models has besides."""
+
+    admission_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="Time without a word of model_mgmt_svc after which a new replica takes calls "
+        "as it is. Until then it has to be let in.",
+    )
+
+
 def log_settings(settings: BaseSettings) -> None:
     """Logs the settings once, secrets masked (`pydantic.SecretStr` prints as stars)."""
     log.info("settings", extra={"settings": json.loads(settings.model_dump_json())})

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
+from shared.admission import Admission
 from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
 from text_svc.metrics import ModelCollector
@@ -22,20 +23,30 @@ async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
     provider = FileProvider(settings.file_provider_addr, settings.cache_dir)
     registry = Registry(settings, provider)
+    admission = Admission(settings.admission_seconds)
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
         transformers_pb2_grpc.add_TransformersServiceServicer_to_server(
             TransformersServicer(registry), server
         )
-        worker_pb2_grpc.add_ModelWorkerServicer_to_server(ModelWorkerServicer(registry), server)
+        worker_pb2_grpc.add_ModelWorkerServicer_to_server(
+            ModelWorkerServicer(registry, admission), server
+        )
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
         async with provider, registry:
             yield
 
-    await serve(settings, [NAME], register, internal_names=[WORKER_NAME], lifespan=lifespan)
+    await serve(
+        settings,
+        [NAME],
+        register,
+        internal_names=[WORKER_NAME],
+        lifespan=lifespan,
+        admission=admission,
+    )
 
 
 if __name__ == "__main__":

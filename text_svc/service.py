@@ -9,6 +9,7 @@ from typing import Any
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
+from shared.admission import Admission
 from shared.errors import MissingFieldError
 from text_svc.metrics import observe
 from text_svc.model import Model
@@ -84,8 +85,9 @@ async def _chain(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
 class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     """Loads, unloads and lists the models of this service."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, admission: Admission) -> None:
         self._registry = registry
+        self._admission = admission
 
     async def Load(
         self, request: worker_pb2.LoadRequest, context: Any
@@ -104,7 +106,16 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         return worker_pb2.UnloadResponse()
 
     async def List(self, request: worker_pb2.ListRequest, context: Any) -> worker_pb2.ListResponse:
-        return worker_pb2.ListResponse(models=map(_model_info, self._registry.models()))
+        self._admission.hear()
+        return worker_pb2.ListResponse(
+            models=map(_model_info, self._registry.models()), admitted=self._admission.admitted
+        )
+
+    async def Admit(
+        self, request: worker_pb2.AdmitRequest, context: Any
+    ) -> worker_pb2.AdmitResponse:
+        self._admission.admit()
+        return worker_pb2.AdmitResponse()
 
 
 def _state(model: Model) -> worker_pb2.ModelState:

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import ServerSettings
+from shared.settings import WorkerSettings
 
 
-class TextSettings(ServerSettings):
+class TextSettings(WorkerSettings):
     """Environment variables `TEXT_*`; see the fields."""
 
     model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)

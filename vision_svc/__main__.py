@@ -12,6 +12,7 @@ import grpc
 
 from ml import mediapipe_pb2_grpc
 from ml.internal import worker_pb2_grpc
+from shared.admission import Admission
 from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
 from vision_svc.memory import keep_large_blocks
@@ -38,7 +39,8 @@ def _make_engine(
 
 async def run(settings: VisionSettings) -> None:
     """Serves until it is told to stop."""
-    vision, worker = MediapipeServicer(), ModelWorkerServicer()
+    admission = Admission(settings.admission_seconds)
+    vision, worker = MediapipeServicer(), ModelWorkerServicer(admission)
 
     def register(server: grpc.aio.Server, _: Health) -> None:
         mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(vision, server)
@@ -63,7 +65,14 @@ async def run(settings: VisionSettings) -> None:
             finally:
                 await asyncio.to_thread(engine.close)
 
-    await serve(settings, [NAME], register, internal_names=[WORKER_NAME], lifespan=lifespan)
+    await serve(
+        settings,
+        [NAME],
+        register,
+        internal_names=[WORKER_NAME],
+        lifespan=lifespan,
+        admission=admission,
+    )
 
 
 if __name__ == "__main__":

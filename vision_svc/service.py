@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
+from shared.admission import Admission
 from shared.errors import NotImplementedRpcError, UnavailableError
 from shared.frames.types import EncodedFrame
 from shared.interceptors import Context
@@ -103,8 +104,9 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
 class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     """Answers as soon as `models` is set; until then calls are UNAVAILABLE."""
 
-    def __init__(self) -> None:
+    def __init__(self, admission: Admission) -> None:
         self.models: Models | None = None
+        self._admission = admission
 
     async def Load(self, request: worker_pb2.LoadRequest, context: Context) -> AsyncIterator[Any]:
         async for model in self._ready().load(
@@ -128,7 +130,16 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     async def List(
         self, request: worker_pb2.ListRequest, context: Context
     ) -> worker_pb2.ListResponse:
-        return worker_pb2.ListResponse(models=map(_model_info, self._ready().list()))
+        self._admission.hear()
+        return worker_pb2.ListResponse(
+            models=map(_model_info, self._ready().list()), admitted=self._admission.admitted
+        )
+
+    async def Admit(
+        self, request: worker_pb2.AdmitRequest, context: Context
+    ) -> worker_pb2.AdmitResponse:
+        self._admission.admit()
+        return worker_pb2.AdmitResponse()
 
     def _ready(self) -> Models:
         if self.models is None:

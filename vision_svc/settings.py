@@ -8,10 +8,10 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.frames.types import MAX_PIXELS, MAX_SIDE
-from shared.settings import ServerSettings
+from shared.settings import WorkerSettings
 
 
-class VisionSettings(ServerSettings):
+class VisionSettings(WorkerSettings):
     """Environment variables `VISION_*`; see the fields."""
 
     model_config = SettingsConfigDict(env_prefix="VISION_", extra="ignore", frozen=True)

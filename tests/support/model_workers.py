@@ -30,6 +30,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
         self.cancelled = 0
+        self.admitted = False
         self.health = health.aio.HealthServicer()
         self.address = ""
 
@@ -63,7 +64,11 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def List(self, request, context):
         await self.answers_lists.wait()
-        return pb.ListResponse(models=self.models.values())
+        return pb.ListResponse(models=self.models.values(), admitted=self.admitted)
+
+    async def Admit(self, request, context):
+        self.admitted = True
+        return pb.AdmitResponse()
 
     async def say(self, name: str, serving: bool) -> None:
         """Sets its health."""
@@ -84,6 +89,12 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             yield self
         finally:
             await self.stop()
+
+    def restart(self) -> None:
+        """Forgets everything, as a new process would."""
+        self.models.clear()
+        self.loads.clear()
+        self.admitted = False
 
     async def stop(self) -> None:
         """Breaks off all calls and closes the port."""

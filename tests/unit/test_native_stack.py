@@ -39,7 +39,9 @@ def test_the_native_config_differs_in_addresses_alone() -> None:
     }
     text = next(one for one in resources["clusters"] if one["name"] == "text")
     assert text["type"] == "STATIC"
-    assert text["health_checks"][0]["grpc_health_check"] == {"service_name": ""}
+    assert text["health_checks"][0]["grpc_health_check"] == {
+        "service_name": "ml.TransformersService"
+    }
     (host,) = text["load_assignment"]["endpoints"][0]["lb_endpoints"]
     assert host["endpoint"]["address"]["socket_address"]["port_value"] == chosen.text
 

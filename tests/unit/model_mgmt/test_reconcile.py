@@ -8,7 +8,12 @@ import pytest
 
 from model_mgmt_svc.reconcile import Reconciler
 from model_mgmt_svc.wish import Wish
-from shared.errors import InvalidModelError, ProviderUnavailableError
+from shared.errors import (
+    InvalidModelError,
+    OutOfMemoryError,
+    ProviderUnavailableError,
+    ServiceError,
+)
 from tests.support.waiting import until
 from tests.unit.model_mgmt.conftest import Plane
 
@@ -163,5 +168,86 @@ async def test_the_loop_goes_on_after_a_round_that_failed(
     loop = asyncio.create_task(rounds.reconciler.run())
     await failed.wait()
     await until(lambda: WISH.model_id in plane.first.models)
+    loop.cancel()
+    await asyncio.wait((loop,))
+
+
+async def test_with_nothing_wanted_all_are_let_in_at_once(plane: Plane, rounds: Rounds) -> None:
+    await rounds.reconciler.round()
+    assert [replica.admitted for replica in plane.replicas] == [True, True]
+
+
+async def test_a_replica_beside_another_is_let_in_with_its_models(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.lifecycle.load(WISH)
+    await rounds.round()
+    plane.second.restart()
+    plane.second.go_on.clear()
+    for _ in range(3):
+        await rounds.reconciler.round()
+        await until(lambda: bool(plane.second.loads))
+        assert not plane.second.admitted
+    plane.second.go_on.set()
+    await rounds.round()
+    await rounds.round()
+    assert set(plane.second.models) == {WISH.model_id}
+    assert plane.second.admitted
+
+
+async def test_one_is_let_in_before_its_models_where_nobody_else_answers(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.wishes.put(WISH)
+    for replica in plane.replicas:
+        replica.go_on.clear()
+    await rounds.reconciler.round()
+    assert sorted(replica.admitted for replica in plane.replicas) == [False, True]
+    await (plane.first if plane.first.admitted else plane.second).stop()
+    await rounds.reconciler.round()
+    assert plane.first.admitted
+    assert plane.second.admitted
+
+
+async def test_the_most_complete_replica_is_the_one_that_is_let_in(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.lifecycle.load(WISH)
+    plane.first.restart()
+    plane.first.go_on.clear()
+    await rounds.reconciler.round()
+    assert [replica.admitted for replica in plane.replicas] == [False, True]
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("9 GiB"), ProviderUnavailableError("down")])
+async def test_a_model_that_cannot_be_loaded_keeps_no_replica_out(
+    plane: Plane, rounds: Rounds, error: ServiceError
+) -> None:
+    await plane.lifecycle.load(WISH)
+    await rounds.round()
+    plane.second.restart()
+    plane.second.failures = [error for _ in range(9)]
+    for tried in range(1, 4):
+        await rounds.round()
+        assert (len(plane.second.loads), plane.second.admitted) == (tried, False)
+        rounds.clock.now += 60
+    await rounds.reconciler.round()
+    assert plane.second.admitted
+
+
+async def test_the_loop_is_woken(plane: Plane) -> None:
+    reconciler = Reconciler(
+        plane.workers,
+        plane.wishes,
+        plane.lifecycle,
+        interval=600,
+        max_failures=3,
+        clock=Clock(),
+    )
+    loop = asyncio.create_task(reconciler.run())
+    await until(lambda: plane.first.admitted and plane.second.admitted)
+    plane.first.admitted = False
+    reconciler.wake()
+    await until(lambda: plane.first.admitted)
     loop.cancel()
     await asyncio.wait((loop,))

@@ -17,9 +17,12 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from tests.support.stack import wait_for
+
 PROGRAM = """
-import asyncio, sys
+import asyncio, os, sys
 from pydantic import SecretStr
+from shared.admission import Admission
 from shared.server import main, serve
 from shared.settings import ServerSettings
 from ml import transformers_pb2, transformers_pb2_grpc as rpc
@@ -36,7 +39,10 @@ class Text(rpc.TransformersServiceServicer):
 
 settings = Settings(port=int(sys.argv[1]), drain_seconds=0.5, grace_seconds=20)
 register = lambda server, _: rpc.add_TransformersServiceServicer_to_server(Text(), server)
-main("test", settings, lambda: serve(settings, ["ml.TransformersService"], register))
+wait = os.environ.get("ADMISSION_SECONDS")
+admission = Admission(float(wait)) if wait else None
+run = lambda: serve(settings, ["ml.TransformersService"], register, admission=admission)
+main("test", settings, run)
 """
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -46,7 +52,7 @@ ROOT = Path(__file__).resolve().parents[3]
 class Server:
     """A process that serves `PROGRAM` on a free port."""
 
-    def __init__(self) -> None:
+    def __init__(self, **env: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -56,14 +62,17 @@ class Server:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
+            env=os.environ | env,
         )
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
-    def wait(self) -> None:
-        request = health_pb2.HealthCheckRequest(service="ml.TransformersService")
-        answer = self.health.Check(request, wait_for_ready=True, timeout=30)
-        assert answer.status == SERVING
+    def status(self, name: str = "ml.TransformersService") -> int:
+        request = health_pb2.HealthCheckRequest(service=name)
+        return int(self.health.Check(request, wait_for_ready=True, timeout=30).status)
+
+    def wait(self, name: str = "ml.TransformersService") -> None:
+        wait_for("SERVING", lambda: self.status(name) == SERVING)
 
     def lines(self) -> list[dict]:
         output, _ = self.process.communicate(timeout=30)
@@ -103,6 +112,31 @@ def test_sigterm_drains_and_exits_with_0(server: Server) -> None:
     ended = [line for line in lines if line["message"] == "call ended"]
     assert [line["grpc_code"] for line in ended] == ["OK", "OK"]
     assert all(line["request_id"] for line in ended)
+
+
+def test_the_process_serves_while_its_service_waits_to_be_let_in() -> None:
+    server = Server(ADMISSION_SECONDS="600")
+    try:
+        server.wait(name="")
+        assert server.status() == NOT_SERVING
+        os.kill(server.process.pid, signal.SIGTERM)
+        messages = [line["message"] for line in server.lines()]
+        assert server.process.returncode == 0
+        assert "serving" not in messages
+        assert messages[-1] == "stopped"
+    finally:
+        server.channel.close()
+        server.process.kill()
+
+
+def test_nobody_lets_a_service_in() -> None:
+    server = Server(ADMISSION_SECONDS="0.2")
+    try:
+        server.wait()
+    finally:
+        server.channel.close()
+        server.process.kill()
+        server.process.communicate()
 
 
 def test_a_taken_port_is_one_sentence() -> None:

@@ -1,0 +1,40 @@
+"""A replica takes calls when it is let in, or when nobody is there to let it in."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shared.admission import Admission
+
+
+async def test_it_waits_to_be_let_in() -> None:
+    admission = Admission(patience_seconds=600)
+    waiting = asyncio.create_task(admission.wait())
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    assert not admission.admitted
+    admission.admit()
+    await asyncio.wait_for(waiting, 10)
+    assert admission.admitted
+
+
+async def test_it_was_let_in_before_it_waits() -> None:
+    admission = Admission(patience_seconds=600)
+    admission.admit()
+    await asyncio.wait_for(admission.wait(), 10)
+
+
+async def test_nobody_is_there() -> None:
+    admission = Admission(patience_seconds=0.05)
+    await asyncio.wait_for(admission.wait(), 10)
+    assert admission.admitted
+
+
+async def test_whoever_is_there_is_waited_for() -> None:
+    admission = Admission(patience_seconds=0.5)
+    waiting = asyncio.create_task(admission.wait())
+    for _ in range(50):
+        admission.hear()
+        await asyncio.sleep(0.02)
+    assert not waiting.done()
+    await asyncio.wait_for(waiting, 10)
