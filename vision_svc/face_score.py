@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from shared.frames.types import Rgb
+    from vision_svc.landmarks import Points
 
 _BUNDLE_MEMBER = "face_detector.tflite"
-# Points of the mesh: outer corners of the right and left eye; top of the forehead, chin and
+# Points of the mesh: outer corners of the right and left eye; then top of the forehead, chin and
 # the cheeks at the ears, which are the edges of an upright face.
-_RIGHT_CORNER, _LEFT_CORNER = 33, 263
-_EDGES = (10, 152, 234, 454)
+_USED = [33, 263, 10, 152, 234, 454]
 # Side of the crop in sizes of the face: BlazeFace wants some room around it.
 _CROP_SCALE = 2.0
 # Scores are clipped before the sigmoid as the detector's own graph does
@@ -52,12 +52,11 @@ class _Place:
     angle: float
 
     @classmethod
-    def of(cls, face: Sequence[Any], width: int, height: int) -> _Place:
-        xs = [face[index].x for index in _EDGES]
-        ys = [face[index].y for index in _EDGES]
-        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
-        across = (face[_LEFT_CORNER].x - face[_RIGHT_CORNER].x) * width
-        down = (face[_LEFT_CORNER].y - face[_RIGHT_CORNER].y) * height
+    def of(cls, face: Points, width: int, height: int) -> _Place:
+        xs, ys = (face[axis][_USED].tolist() for axis in ("x", "y"))
+        left, right, top, bottom = min(xs[2:]), max(xs[2:]), min(ys[2:]), max(ys[2:])
+        across = (xs[1] - xs[0]) * width
+        down = (ys[1] - ys[0]) * height
         return cls(
             (left + right) / 2 * width,
             (top + bottom) / 2 * height,
@@ -109,7 +108,7 @@ class FaceScorer:
         self._side = int(self._input["shape"][1])
         self._looks: list[_Look] = []
 
-    def scores(self, image: Rgb, faces: Sequence[Sequence[Any]]) -> list[float]:
+    def scores(self, image: Rgb, faces: Sequence[Points]) -> list[float]:
         """The detector's best score, 0 to 1, at each face of 468 or more normalised points."""
         height, width = image.shape[:2]
         fresh = [look for look in self._looks if look.frames < LOOK_EVERY]

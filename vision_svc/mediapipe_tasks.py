@@ -7,21 +7,28 @@ network that fails quietly and costs nothing. Give the service no route out if t
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mediapipe as mp
-import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
+from mediapipe.tasks.python.components.containers.detections_c import MpDetectionResultC
+from mediapipe.tasks.python.vision.face_landmarker import MpFaceLandmarkerResultC
+from mediapipe.tasks.python.vision.gesture_recognizer_result_c import MpGestureRecognizerResultC
+from mediapipe.tasks.python.vision.holistic_landmarker import MpHolisticLandmarkerResultC
+from mediapipe.tasks.python.vision.pose_landmarker import MpPoseLandmarkerResultC
 
 from vision_svc import results
 from vision_svc.detector import Mode, Response
 from vision_svc.face_score import FaceScorer
+from vision_svc.landmarks import view
+from vision_svc.mediapipe_c import TaskCall
 
 if TYPE_CHECKING:
     from shared.frames.types import Rgb
+    from vision_svc.landmarks import Points
     from vision_svc.options import Options
 
 log = logging.getLogger(__name__)
@@ -52,26 +59,28 @@ class TaskDetector:
     Args:
         task: the object, made for `mode`.
         mode: whether pictures follow each other.
-        method: what the task's call is named for single pictures.
-        respond: makes the message of the task's result and the picture.
+        result_type: the C structure of its results.
+        respond: makes the message of such a result and the picture.
+        verb: what the task's calls begin with.
     """
 
     def __init__(
         self,
         task: Any,
         mode: Mode,
-        method: str,
+        result_type: type[ctypes.Structure],
         respond: Callable[[Any, Rgb], Response],
+        *,
+        verb: str = "Detect",
     ) -> None:
         self._task = task
         self._video = mode is Mode.VIDEO
-        self._run = getattr(task, f"{method}_for_video" if self._video else method)
+        self._call = TaskCall(task, verb + ("ForVideo" if self._video else "Image"), result_type)
         self._respond = respond
 
     def detect(self, image: Rgb, time_ms: int) -> Response:
-        picture = mp.Image(mp.ImageFormat.SRGB, np.ascontiguousarray(image))
-        result = self._run(picture, time_ms) if self._video else self._run(picture)
-        return self._respond(result, image)
+        clock = (time_ms,) if self._video else ()
+        return self._call.run(image, lambda result: self._respond(result, image), *clock)
 
     def close(self) -> None:
         close_task(self._task)
@@ -91,7 +100,10 @@ def face_detector(path: Path, options: Options, mode: Mode) -> TaskDetector:
     )
     most = int(options["max_faces"])
     return TaskDetector(
-        task, mode, "detect", lambda result, image: results.face_detections(result, image, most)
+        task,
+        mode,
+        MpDetectionResultC,
+        lambda result, image: results.face_detections(result, image, most),
     )
 
 
@@ -106,7 +118,13 @@ def gesture_recognizer(path: Path, options: Options, mode: Mode) -> TaskDetector
             min_tracking_confidence=options["min_tracking_confidence"],
         )
     )
-    return TaskDetector(task, mode, "recognize", lambda result, _: results.hands(result))
+    return TaskDetector(
+        task,
+        mode,
+        MpGestureRecognizerResultC,
+        lambda result, _: results.hands(result),
+        verb="Recognize",
+    )
 
 
 def pose_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetector:
@@ -120,14 +138,16 @@ def pose_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetector:
             min_tracking_confidence=options["min_tracking_confidence"],
         )
     )
-    return TaskDetector(task, mode, "detect", lambda result, _: results.poses(result))
+    return TaskDetector(
+        task, mode, MpPoseLandmarkerResultC, lambda result, _: results.poses(result)
+    )
 
 
 def _face_landmarker(
     path: Path,
     options: Options,
     mode: Mode,
-    respond: Callable[[list[Any], list[float]], Response],
+    respond: Callable[[Sequence[Points], Sequence[float]], Response],
 ) -> TaskDetector:
     scorer = FaceScorer(path)
     task = vision.FaceLandmarker.create_from_options(
@@ -141,10 +161,10 @@ def _face_landmarker(
     )
 
     def scored(result: Any, image: Rgb) -> Response:
-        faces = result.face_landmarks
+        faces = [view(result.face_landmarks[i]) for i in range(result.face_landmarks_count)]
         return respond(faces, scorer.scores(image, faces))
 
-    return TaskDetector(task, mode, "detect", scored)
+    return TaskDetector(task, mode, MpFaceLandmarkerResultC, scored)
 
 
 def face_mesh(path: Path, options: Options, mode: Mode) -> TaskDetector:
@@ -172,7 +192,7 @@ def holistic_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetecto
     )
 
     def scored(result: Any, image: Rgb) -> Response:
-        faces = [result.face_landmarks] if result.face_landmarks else []
-        return results.holistic(result, scorer.scores(image, faces))
+        face = view(result.face_landmarks)
+        return results.holistic(result, scorer.scores(image, [face] if len(face) else []))
 
-    return TaskDetector(task, mode, "detect", scored)
+    return TaskDetector(task, mode, MpHolisticLandmarkerResultC, scored)

@@ -1,19 +1,24 @@
-"""From what MediaPipe and LiteRT answer to the messages of the wire.
+"""From the results of MediaPipe's C library to the messages of the wire.
 
 Coordinates are normalised: x and y from 0 to 1 over the picture's width and height.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mediapipe.tasks.python.vision import FaceLandmarksConnections
 
 from ml import mediapipe_pb2 as pb
+from vision_svc.landmarks import LandmarkField, view
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from shared.frames.types import Rgb
+    from vision_svc.landmarks import Points
 
 # BlazeFace's key points in the order of its output; right and left are the person's own.
 # Source: mediapipe/modules/face_detection, FaceKeyPoint.
@@ -49,59 +54,64 @@ POSE_LEFT_HAND = (15, 17, 19, 21)
 POSE_RIGHT_HAND = (16, 18, 20, 22)
 
 # What the gesture recogniser calls a hand that shows none of its gestures.
-_NO_GESTURE = "None"
+_NO_GESTURE = b"None"
 
 
-def _landmarks(points: Iterable[Any]) -> list[pb.Landmark]:
-    """Points of any MediaPipe landmark type; visibility and presence are unset where not given."""
-    return [
-        pb.Landmark(x=p.x, y=p.y, z=p.z, visibility=p.visibility, presence=p.presence)
-        for p in points
-    ]
+_MESH_POINTS = LandmarkField(pb.FaceMesh, "landmarks", optional=False)
+_IRIS_POINTS = LandmarkField(pb.IrisTracking, "iris_landmarks", optional=False)
+_EYE_POINTS = LandmarkField(pb.IrisTracking, "eye_landmarks", optional=False)
+_HAND_POINTS = LandmarkField(pb.HandDetection, "landmarks")
+_HAND_WORLD_POINTS = LandmarkField(pb.HandDetection, "world_landmarks")
+_POSE_POINTS = LandmarkField(pb.PoseDetection, "landmarks")
+_POSE_WORLD_POINTS = LandmarkField(pb.PoseDetection, "world_landmarks")
 
 
-def _fill_mesh(mesh: pb.FaceMesh, points: Sequence[Any], confidence: float) -> None:
-    """Written in place, as copies of 478 messages would be half of the work."""
-    add = mesh.landmarks.add
-    for p in points:
-        add(x=p.x, y=p.y, z=p.z)
+def _fill_mesh(mesh: pb.FaceMesh, points: Points, confidence: float) -> None:
+    _MESH_POINTS.add(mesh, points)
     mesh.contours.extend(FACE_CONTOURS)
     mesh.confidence = confidence
 
 
-def _fill_pose(pose: pb.PoseDetection, points: Sequence[Any], world: Sequence[Any]) -> None:
-    pose.landmarks.extend(_landmarks(points))
-    pose.world_landmarks.extend(_landmarks(world))
-    pose.confidence = _mean([p.presence for p in points])
+def _fill_pose(pose: pb.PoseDetection, points: Points, world: Points) -> None:
+    _POSE_POINTS.add(pose, points)
+    _POSE_WORLD_POINTS.add(pose, world)
+    pose.confidence = _mean(points["presence"])
 
 
-def _mean(scores: Sequence[float]) -> float:
-    return sum(scores) / len(scores) if scores else 0.0
+def _fill_hand(hand: pb.HandDetection, points: Points, world: Points) -> None:
+    _HAND_POINTS.add(hand, points)
+    _HAND_WORLD_POINTS.add(hand, world)
+
+
+def _mean(scores: npt.NDArray[np.float32]) -> float:
+    return float(scores.mean()) if len(scores) else 0.0
 
 
 def face_detections(result: Any, image: Rgb, most: int) -> pb.FaceDetectionResponse:
-    """The best `most` faces of a FaceDetectorResult; its boxes are in pixels."""
+    """The best `most` faces of an MpDetectionResult; its boxes are in pixels."""
     height, width = image.shape[:2]
-    found = sorted(result.detections, key=lambda d: d.categories[0].score, reverse=True)[:most]
-    return pb.FaceDetectionResponse(
-        faces=[
-            pb.FaceDetection(
-                x=d.bounding_box.origin_x / width,
-                y=d.bounding_box.origin_y / height,
-                width=d.bounding_box.width / width,
-                height=d.bounding_box.height / height,
-                confidence=d.categories[0].score,
-                keypoints=[
-                    pb.KeyPoint(x=p.x, y=p.y, confidence=p.score, name=name)
-                    for p, name in zip(d.keypoints, FACE_KEYPOINTS, strict=True)
-                ],
-            )
-            for d in found
-        ]
+    found = sorted(
+        (result.detections[i] for i in range(result.detections_count)),
+        key=lambda detection: float(detection.categories[0].score),
+        reverse=True,
     )
+    response = pb.FaceDetectionResponse()
+    for detection in found[:most]:
+        box = detection.bounding_box
+        face = response.faces.add(
+            x=box.left / width,
+            y=box.top / height,
+            width=(box.right - box.left) / width,
+            height=(box.bottom - box.top) / height,
+            confidence=detection.categories[0].score,
+        )
+        for i in range(detection.keypoints_count):
+            p = detection.keypoints[i]
+            face.keypoints.add(x=p.x, y=p.y, confidence=p.score, name=FACE_KEYPOINTS[i])
+    return response
 
 
-def face_meshes(faces: Sequence[Any], scores: Sequence[float]) -> pb.FaceMeshResponse:
+def face_meshes(faces: Sequence[Points], scores: Sequence[float]) -> pb.FaceMeshResponse:
     """The 478 points of each face, with the score that the face detector gives it."""
     response = pb.FaceMeshResponse()
     for points, score in zip(faces, scores, strict=True):
@@ -109,75 +119,55 @@ def face_meshes(faces: Sequence[Any], scores: Sequence[float]) -> pb.FaceMeshRes
     return response
 
 
-def irises(faces: Sequence[Any], scores: Sequence[float]) -> pb.IrisTrackingResponse:
+def irises(faces: Sequence[Points], scores: Sequence[float]) -> pb.IrisTrackingResponse:
     """Both eyes of each face, the left one first."""
-    eyes = (("left", LEFT_IRIS, LEFT_EYE), ("right", RIGHT_IRIS, RIGHT_EYE))
-    return pb.IrisTrackingResponse(
-        eyes=[
-            pb.IrisTracking(
-                iris_landmarks=_landmarks(points[i] for i in iris),
-                eye_landmarks=_landmarks(points[i] for i in ring),
-                eye=side,
-                confidence=score,
-            )
-            for points, score in zip(faces, scores, strict=True)
-            for side, iris, ring in eyes
-        ]
-    )
+    response = pb.IrisTrackingResponse()
+    for points, score in zip(faces, scores, strict=True):
+        for side, iris, ring in (("left", LEFT_IRIS, LEFT_EYE), ("right", RIGHT_IRIS, RIGHT_EYE)):
+            eye = response.eyes.add(eye=side, confidence=score)
+            _IRIS_POINTS.add(eye, points[list(iris)])
+            _EYE_POINTS.add(eye, points[list(ring)])
+    return response
 
 
 def hands(result: Any) -> pb.HandDetectionResponse:
-    """The hands of a GestureRecognizerResult."""
-    return pb.HandDetectionResponse(
-        hands=[
-            pb.HandDetection(
-                landmarks=_landmarks(points),
-                handedness=handedness[0].category_name,
-                confidence=handedness[0].score,
-                gestures=[
-                    pb.Gesture(name=g.category_name, confidence=g.score)
-                    for g in gestures
-                    if g.category_name != _NO_GESTURE
-                ],
-                world_landmarks=_landmarks(world),
-            )
-            for points, handedness, gestures, world in zip(
-                result.hand_landmarks,
-                result.handedness,
-                result.gestures,
-                result.hand_world_landmarks,
-                strict=True,
-            )
-        ]
-    )
+    """The hands of an MpGestureRecognizerResult."""
+    response = pb.HandDetectionResponse()
+    for i in range(result.hand_landmarks_count):
+        side, gestures = result.handedness[i].categories[0], result.gestures[i]
+        hand = response.hands.add(handedness=side.category_name, confidence=side.score)
+        _fill_hand(hand, view(result.hand_landmarks[i]), view(result.hand_world_landmarks[i]))
+        for j in range(gestures.categories_count):
+            gesture = gestures.categories[j]
+            if gesture.category_name != _NO_GESTURE:
+                hand.gestures.add(name=gesture.category_name, confidence=gesture.score)
+    return response
 
 
 def poses(result: Any) -> pb.PoseDetectionResponse:
-    """The poses of a PoseLandmarkerResult."""
+    """The poses of an MpPoseLandmarkerResult."""
     response = pb.PoseDetectionResponse()
-    for points, world in zip(result.pose_landmarks, result.pose_world_landmarks, strict=True):
+    for i in range(result.pose_landmarks_count):
+        points, world = view(result.pose_landmarks[i]), view(result.pose_world_landmarks[i])
         _fill_pose(response.poses.add(), points, world)
     return response
 
 
 def holistic(result: Any, face_scores: Sequence[float]) -> pb.HolisticTrackingResponse:
-    """One person of a HolisticLandmarkerResult; what was not found stays unset."""
+    """One person of an MpHolisticLandmarkerResult; what was not found stays unset."""
     response = pb.HolisticTrackingResponse()
-    if result.face_landmarks:
-        _fill_mesh(response.face, result.face_landmarks, face_scores[0])
-    if result.pose_landmarks:
-        _fill_pose(response.pose, result.pose_landmarks, result.pose_world_landmarks)
+    face, pose = view(result.face_landmarks), view(result.pose_landmarks)
+    if len(face):
+        _fill_mesh(response.face, face, face_scores[0])
+    if len(pose):
+        _fill_pose(response.pose, pose, view(result.pose_world_landmarks))
     sides = (
         ("Left", POSE_LEFT_HAND, result.left_hand_landmarks, result.left_hand_world_landmarks),
         ("Right", POSE_RIGHT_HAND, result.right_hand_landmarks, result.right_hand_world_landmarks),
     )
     for side, at_hand, points, world in sides:
-        if points:
-            seen = [result.pose_landmarks[i].visibility for i in at_hand if result.pose_landmarks]
-            response.hands.add(
-                landmarks=_landmarks(points),
-                handedness=side,
-                confidence=_mean(seen),
-                world_landmarks=_landmarks(world),
-            )
+        if points.landmarks_count:
+            seen = pose["visibility"][list(at_hand)] if len(pose) else pose["visibility"]
+            hand = response.hands.add(handedness=side, confidence=_mean(seen))
+            _fill_hand(hand, view(points), view(world))
     return response

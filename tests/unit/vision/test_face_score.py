@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,19 +10,20 @@ import pytest
 from tools import vision_clips
 from tools.models import model_dir
 from vision_svc.face_score import LOOK_EVERY, FaceScorer
+from vision_svc.landmarks import POINT, Points
 
 # Where the face of the astronaut is, in parts of the picture: left, top, right, bottom.
 FACE = (0.36, 0.13, 0.52, 0.36)
 
 
-def points(left: float, top: float, right: float, bottom: float) -> list[SimpleNamespace]:
+def points(left: float, top: float, right: float, bottom: float) -> Points:
     """A mesh of 478 points that fills a box, with its eyes level."""
     middle = (top + bottom) / 2
-    mesh = [SimpleNamespace(x=(left + right) / 2, y=middle) for _ in range(478)]
-    mesh[10] = SimpleNamespace(x=(left + right) / 2, y=top)
-    mesh[152] = SimpleNamespace(x=(left + right) / 2, y=bottom)
-    mesh[33] = mesh[234] = SimpleNamespace(x=left, y=middle)
-    mesh[263] = mesh[454] = SimpleNamespace(x=right, y=middle)
+    mesh = np.zeros(478, POINT)
+    mesh["x"], mesh["y"] = (left + right) / 2, middle
+    mesh["y"][10], mesh["y"][152] = top, bottom
+    mesh["x"][[33, 234]] = left
+    mesh["x"][[263, 454]] = right
     return mesh
 
 
@@ -53,8 +53,8 @@ def test_a_leaning_face_is_turned_upright(scorer: FaceScorer) -> None:
     left, top, right, bottom = FACE
     mesh = points(top, 1 - right, bottom, 1 - left)  # the box after a quarter turn to the left
     middle = (top + bottom) / 2
-    mesh[33] = SimpleNamespace(x=middle, y=1 - left)
-    mesh[263] = SimpleNamespace(x=middle, y=1 - right)
+    mesh["x"][[33, 263]] = middle
+    mesh["y"][33], mesh["y"][263] = 1 - left, 1 - right
     assert scorer.scores(picture, [mesh])[0] > 0.8
 
 
