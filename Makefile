@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision bench-text lint format proto models lock docs clean images test-containers sbom
+.PHONY: help setup up down demo test bench bench-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,14 +50,19 @@ test-containers: models ## test the images and the compose files; needs a contai
 sbom: setup ## write what each image has installed into out/sbom/ (CycloneDX)
 	@$(PY) -m tools.containers.sbom
 
-bench: bench-vision bench-text ## run all benchmarks
+bench: bench-vision bench-text bench-embeddings bench-perplexity ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
 
-bench-text: models ## time generation and embeddings against the libraries and other servers
+bench-text: models ## time generation against the libraries and other servers
 	@$(PY) -m tests.bench.bench_text $(BENCH)
+
+bench-embeddings: models ## time embeddings against sentence-transformers and infinity
 	@$(PY) -m tests.bench.bench_embeddings $(BENCH)
+
+bench-perplexity: models ## what each dtype costs a model's answers
+	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
 
 lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff format --check -q .

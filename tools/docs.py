@@ -63,7 +63,10 @@ def pipelines_table() -> str:
 
 
 # What the benchmarks write, by the name of its place.
-FIGURES = {"vision benchmark": README.parent / "out/bench/vision.md"}
+FIGURES = {
+    f"{name} benchmark": README.parent / f"out/bench/{name}.md"
+    for name in ("vision", "text", "embeddings", "perplexity")
+}
 TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "pipelines": pipelines_table}
 
 

@@ -1,7 +1,7 @@
 """Embeddings: sentence-transformers in process, infinity, and ours through Envoy, in one run.
 
-`python -m tests.bench.bench_embeddings` prints a table and writes out/bench/embeddings.json and
-.png. All run interleaved, a stretch each in turn, since this machine may not be alone.
+`python -m tests.bench.bench_embeddings` prints a table and writes out/bench/embeddings.json,
+.md and .png. All run interleaved, a stretch each in turn, since this machine may not be alone.
 """
 
 from __future__ import annotations
@@ -136,7 +136,13 @@ def table(report: dict[str, Any]) -> str:
     """The results as Markdown, rates beside those of `encode` of all sentences at once."""
     results = {(each["name"], each["callers"]): each for each in report["results"]}
     base = results[SentenceTransformers.name, BULK]["rate"]
+    before, after = report["effective_cores"]
     lines = [
+        (
+            f"{report['rounds']} rounds of {report['seconds']:g} s; "
+            f"effective cores {before:.2f} before, {after:.2f} after."
+        ),
+        "",
         "| | callers | sentences/s | of encode | p50 ms | p99 ms | cosine |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -195,8 +201,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "embeddings.json").write_text(json.dumps(report, indent=2))
     plot(report, options.out / "embeddings.png")
+    (options.out / "embeddings.md").write_text(table(report) + "\n")
     print(table(report))
-    print(f"\neffective cores before and after: {report['effective_cores']}")
 
 
 if __name__ == "__main__":

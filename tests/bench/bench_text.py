@@ -1,6 +1,6 @@
 """Generation: ours through Envoy, the libraries in process, and other servers, in one run.
 
-`python -m tests.bench.bench_text` prints a table and writes out/bench/text.json and .png. Same
+`python -m tests.bench.bench_text` prints a table and writes out/bench/text.json, .md and .png. Same
 weights, same machine, same questions; a stretch is some callers with one question each, and the
 peers take turns, since this machine may not be alone. A peer that cannot be started is left out,
 and the reason is printed.
@@ -20,7 +20,7 @@ from tests.bench.cores import effective_cores
 from tests.bench.text_peers import Child, Ours
 from tests.bench.text_report import plot, table
 from tests.bench.text_servers import LlamaCpp, TransformersServe
-from tests.bench.text_types import Peer, Stretch, questions, summary
+from tests.bench.text_types import Peer, Stretch, questions, ratio, summary
 from tests.support.stack import ROOT
 
 OUT = ROOT / "out" / "bench"
@@ -39,11 +39,21 @@ PEERS: dict[str, Callable[[], Peer]] = {
     "serve": TransformersServe,
     "llama.cpp": LlamaCpp,
 }
+# What is compared with what; the figure of the first by that of the second.
+RATIOS = (
+    ("ours", "openvino"),
+    ("ours-int8", "openvino-int8"),
+    ("ours-bfloat16", "openvino-bfloat16"),
+    ("ours-transformers", "generate"),
+    ("ours", "serve"),
+    ("ours", "llama.cpp"),
+    ("ours-int8", "llama.cpp"),
+)
 
 
-async def started(names: list[str]) -> list[Peer]:
+async def started(names: list[str]) -> dict[str, Peer]:
     """The peers that start, each after a first answer."""
-    peers = []
+    peers = {}
     for name in names:
         peer = PEERS[name]()
         try:
@@ -54,7 +64,7 @@ async def started(names: list[str]) -> list[Peer]:
             print(f"left out: {peer.name}: {type(error).__name__}: {error}", flush=True)
             await _stopped(peer)
         else:
-            peers.append(peer)
+            peers[name] = peer
     return peers
 
 
@@ -65,19 +75,30 @@ async def _stopped(peer: Peer) -> None:
         print(f"{peer.name} was not stopped: {error}")
 
 
-async def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
-    """Figures by peer and number of callers."""
-    stretches: dict[str, dict[str, list[Stretch]]] = {peer.name: {} for peer in peers}
+async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[str, Any]:
+    """Figures by peer and number of callers, and ratios of peers."""
+    stretches: dict[str, dict[str, list[Stretch]]] = {name: {} for name in peers}
     number = 0
     for round_ in range(options.rounds):
         for callers in options.callers:
-            for peer in peers if round_ % 2 else peers[::-1]:
+            for name in peers if round_ % 2 else reversed(peers):
                 number += 1
-                stretch = await peer.stretch(questions(callers, number), options.tokens)
-                stretches[peer.name].setdefault(str(callers), []).append(stretch)
+                asked = questions(callers, number)
+                stretch = await peers[name].stretch(asked, options.tokens)
+                stretches[name].setdefault(str(callers), []).append(stretch)
     return {
-        name: {callers: summary(each) for callers, each in by_callers.items()}
-        for name, by_callers in stretches.items()
+        "peers": {
+            peers[name].name: {callers: summary(each) for callers, each in by_callers.items()}
+            for name, by_callers in stretches.items()
+        },
+        "ratios": {
+            f"{peers[ours].name} by {peers[theirs].name}": {
+                callers: ratio(each, stretches[theirs][callers])
+                for callers, each in stretches[ours].items()
+            }
+            for ours, theirs in RATIOS
+            if ours in peers and theirs in peers
+        },
     }
 
 
@@ -97,7 +118,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     try:
         figures = await measure(peers, options)
     finally:
-        for peer in peers:
+        for peer in peers.values():
             await _stopped(peer)
     return {
         "machine": platform.processor() or platform.machine(),
@@ -105,7 +126,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         "effective_cores_after": round(effective_cores(), 2),
         "tokens": options.tokens,
         "rounds": options.rounds,
-        "peers": figures,
+        **figures,
     }
 
 
@@ -116,6 +137,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "text.json").write_text(json.dumps(report, indent=2) + "\n")
     plot(report, options.out / "text.png")
+    (options.out / "text.md").write_text(table(report) + "\n")
     print(table(report))
 
 

@@ -13,31 +13,41 @@ from matplotlib import pyplot as plt
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: tokens a second for each number of callers, then latencies."""
+    """Markdown: tokens a second for each number of callers, latencies, ratios of peers."""
     peers = report["peers"]
     callers = list(next(iter(peers.values()), {}))
-    lines = [
-        (
-            f"{report['tokens']} new tokens an answer, greedy, {report['rounds']} rounds; "
-            f"effective cores {report['effective_cores']} before, "
-            f"{report['effective_cores_after']} after"
-        ),
-        "",
-        f"| tokens/s for … callers | {' | '.join(callers)} |",
-        "|---|" + "---:|" * len(callers),
-        *(
-            f"| {name} | " + " | ".join(f"{f[n]['tokens_per_s']:.0f}" for n in callers) + " |"
-            for name, f in peers.items()
-        ),
-        "",
-        f"| first token p50 / p99, between tokens p99, ms | {' | '.join(callers)} |",
-        "|---|" + "---:|" * len(callers),
-        *(
-            f"| {name} | " + " | ".join(_latencies(f[n]) for n in callers) + " |"
-            for name, f in peers.items()
-        ),
-    ]
-    return "\n".join(lines)
+    return "\n\n".join(
+        [
+            (
+                f"{report['tokens']} new tokens an answer, greedy, {report['rounds']} rounds; "
+                f"effective cores {report['effective_cores']} before, "
+                f"{report['effective_cores_after']} after."
+            ),
+            _table(
+                "tokens/s for … callers",
+                callers,
+                {n: [f"{f[c]['tokens_per_s']:.0f}" for c in callers] for n, f in peers.items()},
+            ),
+            _table(
+                "first token p50 / p99, between tokens p99, ms",
+                callers,
+                {n: [_latencies(f[c]) for c in callers] for n, f in peers.items()},
+            ),
+            _table(
+                "ratio of tokens/s, of first token p50",
+                callers,
+                {
+                    name: [f"{r[c]['tokens_per_s']:.2f}, {r[c]['first_p50']:.2f}" for c in callers]
+                    for name, r in report["ratios"].items()
+                },
+            ),
+        ]
+    )
+
+
+def _table(title: str, columns: list[str], rows: dict[str, list[str]]) -> str:
+    lines = [f"| {title} | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()])
 
 
 def _latencies(figures: dict[str, float]) -> str:

@@ -71,6 +71,19 @@ def summary(stretches: Sequence[Stretch]) -> dict[str, float]:
     }
 
 
+def ratio(ours: Sequence[Stretch], theirs: Sequence[Stretch]) -> dict[str, float]:
+    """Medians, over the rounds, of our figure by theirs of the same round."""
+    return {
+        "tokens_per_s": statistics.median(
+            mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)
+        ),
+        "first_p50": statistics.median(
+            statistics.median(mine.first) / statistics.median(other.first)
+            for mine, other in zip(ours, theirs, strict=True)
+        ),
+    }
+
+
 class Peer(Protocol):
     """Something that generates."""
 

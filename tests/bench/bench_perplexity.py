@@ -1,12 +1,15 @@
 """What a precision costs in quality: perplexity of one text for every dtype that is offered.
 
-`python -m tests.bench.text_perplexity` reads the conversions that the benchmark of generation has
-made, and writes out/bench/text_perplexity.json.
+`python -m tests.bench.bench_perplexity` reads the conversions that the benchmark of generation has
+made (`make bench-text`), and writes out/bench/perplexity.json and .md.
 """
 
 from __future__ import annotations
 
 import json
+import platform
+from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +23,8 @@ from text_svc.worker.text_tokenizer import TextTokenizer
 DTYPES = ("float32", "bfloat16", "int8")
 # More than this over float32 is not offered.
 LARGEST_LOSS = 0.01
-# Text that the model has not been trained on for certain: this project's own.
-TEXTS = ("README.md", "CONTRIBUTING.md")
+# English prose of the same words on every machine: Python's language reference.
+TEXT = "\n".join(text for _, text in sorted(topics.items()))
 WINDOW = 512
 MAX_TOKENS = 8192
 
@@ -56,20 +59,40 @@ def perplexity(dtype: str, ids: npt.NDArray[np.int64]) -> float:
     return float(np.exp(sum(each for each, _ in sums) / sum(count for _, count in sums)))
 
 
-def main() -> None:
-    """Entry point."""
-    text = "\n".join((ROOT / name).read_text() for name in TEXTS)
-    ids = np.array(TextTokenizer(MODEL_FOLDER).encode(text, special=True)[:MAX_TOKENS])
-    found = {dtype: perplexity(dtype, ids) for dtype in DTYPES}
-    report = {"tokens": len(ids), "window": WINDOW, "perplexity": found}
-    out = ROOT / "out" / "bench" / "text_perplexity.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    print("| dtype | perplexity | loss |\n|---|---:|---:|")
+def table(report: dict[str, Any]) -> str:
+    """Markdown, each dtype's loss beside its perplexity."""
+    found = report["perplexity"]
+    lines = [
+        (
+            f"{report['tokens']} tokens of Python {report['python']}'s language reference, "
+            f"{report['window']} at a time."
+        ),
+        "",
+        "| dtype | perplexity | loss |",
+        "|---|---:|---:|",
+    ]
     for dtype, value in found.items():
         loss = value / found["float32"] - 1
         verdict = "" if loss <= LARGEST_LOSS else ", over the limit"
-        print(f"| {dtype} | {value:.3f} | {loss:+.2%}{verdict} |")
+        lines.append(f"| {dtype} | {value:.3f} | {loss:+.2%}{verdict} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Entry point."""
+    ids = np.array(TextTokenizer(MODEL_FOLDER).encode(TEXT, special=True)[:MAX_TOKENS])
+    found = {dtype: perplexity(dtype, ids) for dtype in DTYPES}
+    report = {
+        "tokens": len(ids),
+        "window": WINDOW,
+        "python": platform.python_version(),
+        "perplexity": found,
+    }
+    out = ROOT / "out" / "bench"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "perplexity.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "perplexity.md").write_text(table(report) + "\n")
+    print(table(report))
 
 
 if __name__ == "__main__":
