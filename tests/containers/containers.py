@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from docker.errors import APIError
 from docker.models.containers import Container
 from testcontainers.compose import DockerCompose
 from testcontainers.core.docker_client import DockerClient
@@ -19,8 +21,16 @@ SERVICES = ("model_mgmt", "text", "vision")
 IMAGES = ("envoy", *SERVICES, "provider")
 # Limits for things that must happen; they end a test that hangs and measure nothing.
 HEALTHY_SECONDS = 180.0
+ROUTED_SECONDS = 300.0
 STOP_SECONDS = 40
 
+# How many replicas of a service Envoy sends calls to, asked beside it.
+_ROUTED = """
+import re, sys, urllib.request
+page = urllib.request.urlopen("http://envoy:9902/stats/prometheus", timeout=10).read().decode()
+name = f'envoy_cluster_membership_healthy{{envoy_cluster_name="{sys.argv[1]}"}}'
+print(*(line.split()[-1] for line in page.splitlines() if line.startswith(name)))
+"""
 _CHILDREN = "/proc/1/task/1/children"
 
 
@@ -97,6 +107,23 @@ class ContainerSet:
                 lambda service=service: all(map(is_healthy, self.of(service))),
                 HEALTHY_SECONDS,
             )
+
+    def wait_routed(self, service: str, replicas: int) -> None:
+        """Waits until so many replicas of a service take calls."""
+        wait_for(
+            f"{replicas} of {service} behind Envoy",
+            lambda: self._beside_envoy(_ROUTED, service) == str(replicas),
+            ROUTED_SECONDS,
+        )
+
+    def _beside_envoy(self, code: str, *arguments: str) -> str:
+        """What Python code prints in a container of the services' network."""
+        for container in (*self.of("text"), *self.of("vision")):
+            with contextlib.suppress(APIError):  # one that does not run
+                status, output = python(container, code, *arguments)
+                if status == 0:
+                    return output.strip()
+        return ""
 
     def logs(self, lines: int = 25) -> str:
         """The end of every container's log."""

@@ -77,6 +77,15 @@ def test_a_stop_leaves_time_to_drain(services: dict[str, dict[str, Any]]) -> Non
     assert services["envoy"]["stop_grace_period"] == "35s"
 
 
+def test_traces_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = "http://collector:4317"
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    services = config("--profile", "tls")["services"]
+    told = {name: s["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for name, s in services.items()}
+    tracing = ("envoy", "envoy-tls", "model_mgmt", "text", "vision")
+    assert told == dict.fromkeys(tracing, endpoint)
+
+
 def test_the_cuda_file_asks_for_a_device_and_a_cuda_torch() -> None:
     text = config("-f", "docker-compose.yml", "-f", "docker-compose.gpu.yml")["services"]["text"]
     (device,) = text["deploy"]["resources"]["reservations"]["devices"]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -22,17 +19,16 @@ from ml import (
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_rpc
 from tests.containers.containers import (
+    SERVICES,
     STOP_SECONDS,
     ContainerSet,
-    is_healthy,
     kill_process,
     python,
     started_at,
 )
+from tests.containers.traffic import CALL_SECONDS, Caller, traffic
 from tests.support.stack import CHAT, wait_for
 
-CALL_SECONDS = 120
-RETRY_SECONDS = 0.1
 LOAD_SECONDS = 240
 # What a caller may see of a process that is gone; both mean "try again".
 TRY_AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
@@ -47,47 +43,6 @@ with grpc.insecure_channel("127.0.0.1:50062") as channel:
         if model.state == pb.MODEL_STATE_READY:
             print(model.model_id)
 """
-
-
-class Caller(threading.Thread):
-    """Makes one call after the other until it is told to stop, and keeps their outcomes."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
-        self.call = call
-        self.outcomes: list[grpc.StatusCode] = []
-        self.finished = threading.Event()
-
-    def run(self) -> None:
-        while not self.finished.is_set():
-            try:
-                self.call()
-                self.outcomes.append(grpc.StatusCode.OK)
-            except grpc.RpcError as error:
-                self.outcomes.append(error.code())
-                time.sleep(RETRY_SECONDS)  # without it, callers soon meet Envoy's rate limits
-
-    def wait_for_success(self) -> None:
-        """Waits until a call that began after this moment has succeeded."""
-        seen = len(self.outcomes) + 1  # the one under way began before
-        wait_for("a call that succeeds", lambda: grpc.StatusCode.OK in self.outcomes[seen:], 60)
-
-
-@contextmanager
-def traffic(*calls: Callable[[], None], each: int = 2) -> Iterator[list[Caller]]:
-    """Callers that are all under way; at the end each finishes its call."""
-    callers = [Caller(call) for call in calls for _ in range(each)]
-    for caller in callers:
-        caller.start()
-    try:
-        for caller in callers:
-            caller.wait_for_success()
-        yield callers
-    finally:
-        for caller in callers:
-            caller.finished.set()
-        for caller in callers:
-            caller.join(CALL_SECONDS)
 
 
 @pytest.fixture
@@ -140,7 +95,8 @@ def watch_faces(channel: grpc.Channel, models: Path) -> Callable[[], None]:
 @pytest.fixture
 def two_replicas(containers: ContainerSet) -> Iterator[None]:
     containers.up(scale={"text": 2, "vision": 2})
-    containers.wait_healthy("text", "vision")
+    for service in ("text", "vision"):
+        containers.wait_routed(service, 2)
     yield
     containers.up(scale={"text": 1, "vision": 1})
 
@@ -200,37 +156,62 @@ def succeeds(call: Callable[[], None]) -> bool:
     return True
 
 
-def test_a_new_replica_gets_the_models(
-    containers: ContainerSet, chat: Callable[[], None], two_replicas: None
+def check_no_call_is_lost(callers: Sequence[Caller]) -> None:
+    for caller in callers:
+        caller.wait_for_success()
+    assert {outcome for caller in callers for outcome in caller.outcomes} == {grpc.StatusCode.OK}
+
+
+def test_replicas_come_and_go_under_load(
+    containers: ContainerSet, chat: Callable[[], None], watch_faces: Callable[[], None]
 ) -> None:
-    for replica in range(2):
-        wait_for_model(containers, replica)
-    chat()
+    with traffic(chat, watch_faces) as callers:
+        for replicas in (2, 1):
+            containers.up(scale={"text": replicas, "vision": replicas})
+            for service in ("text", "vision"):
+                containers.wait_routed(service, replicas)
+            if replicas == 2:
+                assert CHAT in ready_models(containers, 1)
+            check_no_call_is_lost(callers)
 
 
-@pytest.mark.parametrize("service", ["text", "vision"])
-def test_sigterm_of_one_of_two_replicas_loses_no_call(
+@pytest.mark.parametrize("service", SERVICES)
+def test_sigterm_loses_no_call(
     containers: ContainerSet,
     chat: Callable[[], None],
     watch_faces: Callable[[], None],
     two_replicas: None,
     service: str,
 ) -> None:
-    for replica in range(2):
-        wait_for_model(containers, replica)
-    for container in containers.of(service):
+    replicas = containers.of(service)
+    for container in replicas:
         with traffic(chat, watch_faces) as callers:
             container.stop(timeout=STOP_SECONDS)
             container.reload()
-            for caller in callers:
-                caller.wait_for_success()
-        outcomes = [outcome for caller in callers for outcome in caller.outcomes]
-        assert set(outcomes) == {grpc.StatusCode.OK}
-        assert container.attrs["State"]["ExitCode"] == 0  # it was not killed
-        container.start()
-        wait_for(f"health of {container.name}", lambda c=container: is_healthy(c))
-        for replica in range(2):
-            wait_for_model(containers, replica)
+            containers.wait_routed(service, len(replicas) - 1)
+            check_no_call_is_lost(callers)
+            assert container.attrs["State"]["ExitCode"] == 0  # it was not killed
+            container.start()
+            containers.wait_routed(service, len(replicas))
+            check_no_call_is_lost(callers)
+
+
+def test_sigterm_of_envoy_lets_calls_end(
+    containers: ContainerSet, chat: Callable[[], None], watch_faces: Callable[[], None]
+) -> None:
+    envoy = containers.one("envoy")
+    with traffic(chat, watch_faces) as callers:
+        for caller in callers:
+            caller.finished.set()  # the call under way is the last one
+        envoy.stop(timeout=STOP_SECONDS)
+        for caller in callers:
+            caller.join(CALL_SECONDS)
+    envoy.reload()
+    exit_code = envoy.attrs["State"]["ExitCode"]
+    envoy.start()
+    containers.wait_routed("text", 1)
+    assert exit_code == 0
+    assert {outcome for caller in callers for outcome in caller.outcomes} == {grpc.StatusCode.OK}
 
 
 def test_envoy_restarts_under_load(
