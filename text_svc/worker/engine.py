@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from text_svc.worker.sampling import Sampling
 
@@ -52,11 +52,13 @@ class Answer:
     Attributes:
         prompt: token ids.
         sampling: `max_new_tokens` is already within the limits.
+        inputs: all that the model reads, where that is more than the prompt: tensors on its device.
         started: `time.perf_counter()` when the engine took it out of its queue; 0 before.
     """
 
     prompt: list[int]
     sampling: Sampling
+    inputs: Mapping[str, Any] | None = None
     started: float = 0.0
     steps: list[Step] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
