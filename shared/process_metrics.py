@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -25,6 +26,28 @@ class ProcessFigures:
     cpu_seconds: float
     threads: int
     open_fds: int
+
+
+def tree_figures(pid: int) -> ProcessFigures | None:
+    """The figures of a process and of all that it has started, together; None when it is gone."""
+    total = process_figures(pid)
+    if total is None:
+        return None
+    for child in _children(pid):
+        if figures := tree_figures(child):
+            total = ProcessFigures(
+                *(mine + its for mine, its in zip(astuple(total), astuple(figures), strict=True))
+            )
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    """Each thread has those that it has started."""
+    found: list[int] = []
+    for thread in Path("/proc", str(pid), "task").glob("*/children"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, thread.read_text().split())
+    return found
 
 
 def process_figures(pid: int | None = None) -> ProcessFigures | None:

@@ -30,6 +30,7 @@ OPTIONAL_FILES = (
     # Tokenizers of all kinds.
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
+    *("chat_template.json", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
     *("source.spm", "target.spm", "target_vocab.json"),  # Marian
     *("preprocessor_config.json", "processor_config.json", "normalizer.json"),
     # sentence-transformers; the folders of its modules are read from modules.json.

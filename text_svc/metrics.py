@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ml import transformers_pb2 as pb
-from shared.process_metrics import process_figures
+from shared.process_metrics import tree_figures
 from text_svc.model import State
 from text_svc.registry import Registry
 
@@ -74,16 +74,16 @@ class ModelCollector(Collector):
 
     def _processes(self) -> Iterable[Metric]:
         calls = _gauge("running_calls", "Calls that a model answers now.")
-        memory = _gauge("resident_memory_bytes", "Resident memory of a model's process.")
-        threads = _gauge("threads", "Threads of a model's process.")
-        open_fds = _gauge("open_fds", "File descriptors open in a model's process.")
+        memory = _gauge("resident_memory_bytes", "Resident memory of a model's processes.")
+        threads = _gauge("threads", "Threads of a model's processes.")
+        open_fds = _gauge("open_fds", "File descriptors open in a model's processes.")
         cpu = CounterMetricFamily(
-            "text_model_cpu_seconds", "CPU time of a model's process.", labels=["model"]
+            "text_model_cpu_seconds", "CPU time of a model's processes.", labels=["model"]
         )
         for model in self._registry.models():
             label = [model.model_id]
             calls.add_metric(label, model.calls)
-            figures = process_figures(model.process.pid) if model.process else None
+            figures = tree_figures(model.process.pid) if model.process else None
             if figures:
                 memory.add_metric(label, figures.resident_bytes)
                 threads.add_metric(label, figures.threads)

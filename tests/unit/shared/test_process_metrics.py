@@ -10,7 +10,7 @@ import psutil
 import pytest
 from prometheus_client import REGISTRY
 
-from shared.process_metrics import process_figures
+from shared.process_metrics import process_figures, tree_figures
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
 
@@ -32,6 +32,30 @@ def test_the_figures_are_those_of_the_process() -> None:
         assert figures.cpu_seconds == pytest.approx(sum(known.cpu_times()[:2]))
         process.communicate()
     assert process_figures(process.pid) is None
+
+
+def test_a_tree_has_the_figures_of_all_its_processes() -> None:
+    sleeper = "import sys; print(flush=True); sys.stdin.read()"
+    code = (
+        "import subprocess, sys, threading\n"
+        f"start = lambda: subprocess.Popen((sys.executable, '-c', {sleeper!r}))\n"
+        "start(); thread = threading.Thread(target=lambda: (start(), sys.stdin.read()))\n"
+        "thread.start(); thread.join()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline(), process.stdout.readline()
+        family = [each := psutil.Process(process.pid), *each.children()]
+        assert len(family) == 3
+        figures = tree_figures(process.pid)
+        assert figures is not None
+        assert figures.threads == 4
+        assert figures.open_fds == sum(each.num_fds() for each in family)
+        resident = sum(each.memory_info().rss for each in family)
+        assert figures.resident_bytes == pytest.approx(resident, rel=0.2)
+        process.communicate()
+    assert tree_figures(process.pid) is None
 
 
 def test_a_process_of_its_own_is_the_default() -> None:
