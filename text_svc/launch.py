@@ -28,7 +28,7 @@ class Launch(BaseModel):
     engine: Engine = "transformers"
     # What `text_svc.export` made of the folder, for the engine that needs it.
     converted: Path | None = None
-    # Of the key-value cache, for the engine that allocates it.
+    # Of the key-value cache of a model that generates.
     cache_bytes: int = 0
     threads: int
     max_running: int

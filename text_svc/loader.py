@@ -11,6 +11,7 @@ from pathlib import Path
 
 from shared.errors import InvalidArgumentError, OutOfMemoryError
 from shared.file_provider import FileProvider
+from shared.pipelines import TEXT_GENERATION
 from shared.process import memory_limit_bytes
 from shared.snapshot import snapshot
 from text_svc.conversion import convert, plan
@@ -77,7 +78,7 @@ class Loader:
         engine = _Engine(wanted)
         if wanted == "openvino":
             engine = await self._converted(model, folder, weights)
-        cache_bytes = self._reserve(model, weights, engine.name)
+        cache_bytes = self._reserve(model, weights)
         model.state, model.engine, model.note = State.LOADING, engine.name, engine.note
         model.process = await ModelProcess.start(
             lambda fd: self._launch(model, folder, engine, cache_bytes, fd),
@@ -110,14 +111,14 @@ class Loader:
             )
         return _Engine("transformers", note=f"transformers runs the model, since {why}")
 
-    def _reserve(self, model: Model, weights: int, engine: Engine) -> int:
+    def _reserve(self, model: Model, weights: int) -> int:
         """Takes the model's share of the budget before anything is read into memory.
 
-        Returns the bytes of its key-value cache, for the engine that allocates it.
+        Returns the bytes of its key-value cache, if it generates.
         """
         needed = weights + PROCESS_BYTES
         cache_bytes = 0
-        if engine == "openvino":
+        if model.pipeline.name == TEXT_GENERATION.name:
             if model.options.cache_size_mb:
                 cache_bytes = model.options.cache_size_mb * MIB
             else:

@@ -16,6 +16,8 @@ from text_svc.options import LoadOptions
 
 # Where a config names no context length.
 DEFAULT_CONTEXT = 2048
+# Of the free memory of a card that a key-value cache of unsaid size takes at most.
+CUDA_CACHE_SHARE = 0.5
 
 
 def choose_device(options: LoadOptions) -> str:
@@ -94,10 +96,30 @@ def end_tokens_of(model: Any, tokenizer: Any) -> list[int]:
     return list(end) if isinstance(end, list | tuple) else [int(end)]
 
 
-def measure(model: torch.nn.Module) -> Report:
-    """Bytes on the host and on accelerators: parameters and buffers, shared ones once."""
+def cache_budget(launch: Launch, device: torch.device) -> int:
+    """Bytes that a key-value cache may take beside a loaded model."""
+    if device.type == "cpu":
+        return launch.cache_bytes
+    if launch.options.cache_size_mb:
+        return launch.options.cache_size_mb << 20
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * CUDA_CACHE_SHARE)
+
+
+def measure(model: torch.nn.Module, beside: int = 0) -> Report:
+    """Bytes on the host and on accelerators: parameters and buffers, shared ones once.
+
+    Args:
+        model: all on one kind of device, if there is anything beside it.
+        beside: bytes that it has there in other forms.
+    """
     seen: dict[tuple[str, int], int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         seen[tensor.device.type, tensor.data_ptr()] = tensor.numel() * tensor.element_size()
     ram = sum(size for (kind, _), size in seen.items() if kind == "cpu")
-    return Report(ram_bytes=ram, vram_bytes=sum(seen.values()) - ram)
+    vram = sum(seen.values()) - ram
+    if vram:
+        vram += beside
+    else:
+        ram += beside
+    return Report(ram_bytes=ram, vram_bytes=vram)

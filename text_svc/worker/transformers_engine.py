@@ -1,12 +1,14 @@
-"""Generation with transformers' own `generate`, a thread an answer."""
+"""Generation on torch: in one batch where the model can, else `generate`, a thread an answer."""
 
 from __future__ import annotations
 
 import asyncio
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,24 @@ import torch
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
 
+from shared.errors import OutOfMemoryError
 from text_svc.launch import Launch, Report
-from text_svc.worker.engine import Answer, FinishReason, Limits, Step
+from text_svc.worker.batch_engine import BatchEngine
+from text_svc.worker.batch_model import BatchModel, layer_shapes, packed
+from text_svc.worker.engine import Answer, FinishReason, GenerationEngine, Limits, Step
 from text_svc.worker.engine_metrics import EngineMetrics
+from text_svc.worker.next_token import Chooser, sampled
+from text_svc.worker.row_cache import ALIGNMENT, LayerShape, aligned
 from text_svc.worker.text_tokenizer import TextTokenizer
 from text_svc.worker.torch_model import (
+    cache_budget,
     choose_device,
     choose_dtype,
     context_of,
@@ -74,6 +84,17 @@ class _Sink(BaseStreamer):
             self._loop.call_soon_threadsafe(self._answer.put, step)
 
 
+class _Chance(LogitsProcessor):
+    """Chooses a token with the answer's own seed, and leaves `generate` no other."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = sampled(scores, [self._chooser])
+        return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
+
+
 class _Cancelled(StoppingCriteria):
     """Stops `generate` after the token during which the answer was cancelled."""
 
@@ -84,17 +105,17 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
 
 
-def load(
-    launch: Launch, metrics: EngineMetrics
-) -> tuple[TransformersEngine, TextTokenizer, Report]:
+def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, TextTokenizer, Report]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
         ServiceError: why it cannot be loaded.
     """
     device = choose_device(launch.options)
+    dtype = choose_dtype(launch.options, device)
+    load_model = partial(load_causal_lm, launch.folder, dtype, device)
     with loading_errors(launch):
-        model = load_causal_lm(launch.folder, choose_dtype(launch.options, device), device)
+        model = load_model()
         tokenizer = AutoTokenizer.from_pretrained(
             launch.folder, local_files_only=True, trust_remote_code=False
         )
@@ -105,8 +126,41 @@ def load(
         running=MAX_GENERATE,
         waiting=launch.max_waiting,
     )
-    engine = TransformersEngine(model, limits, end_tokens_of(model, tokenizer), metrics)
+    end_tokens = end_tokens_of(model, tokenizer)
+    if shapes := layer_shapes(model):
+        model, packed_bytes = packed(model, load_model)
+        batch = _batch_model(model, shapes, launch, limits.context)
+        limits = replace(
+            limits,
+            context=min(limits.context, batch.cache.tokens),
+            running=launch.max_running,
+        )
+        report = measure(model, packed_bytes + batch.cache.num_bytes)
+        return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
+    engine = TransformersEngine(model, limits, end_tokens, metrics)
     return engine, text_tokenizer, measure(model)
+
+
+def _batch_model(
+    model: Any, shapes: Sequence[LayerShape], launch: Launch, context: int
+) -> BatchModel:
+    """With a cache of what the launch command or the device grants.
+
+    Raises:
+        OutOfMemoryError: it has no room for anything.
+    """
+    token_bytes = model.dtype.itemsize * sum(
+        shape.heads * (shape.key_size + shape.value_size) for shape in shapes
+    )
+    cache_bytes = cache_budget(launch, model.device)
+    tokens = min(cache_bytes // token_bytes, launch.max_running * aligned(context))
+    tokens = tokens // ALIGNMENT * ALIGNMENT
+    if not tokens:
+        raise OutOfMemoryError(
+            f"a key-value cache of {cache_bytes} bytes has no room for {ALIGNMENT} tokens of "
+            f"{token_bytes} bytes"
+        )
+    return BatchModel(model, shapes, tokens)
 
 
 def _text_tokenizer(folder: Path, tokenizer: Any) -> TextTokenizer:
@@ -165,28 +219,27 @@ class TransformersEngine:
         """Runs in a thread: one `generate` call."""
         answer.start()
         try:
-            ids = torch.tensor([answer.prompt], device=self.model.device)
+            chooser = Chooser.of(answer.sampling, (), self.model.device)
+            chance = [_Chance(chooser)] if chooser.chance else []
             with torch.inference_mode():
                 self.model.generate(
-                    input_ids=ids,
-                    attention_mask=torch.ones_like(ids),
+                    **self._inputs(answer),
                     generation_config=self._generation_config(answer),
                     streamer=sink,
+                    logits_processor=LogitsProcessorList(chance),
                     stopping_criteria=StoppingCriteriaList([_Cancelled(sink.cancelled)]),
                 )
         except Exception as error:  # noqa: BLE001  # the answer's task raises it
             sink.fail(error)
 
+    def _inputs(self, answer: Answer) -> Mapping[str, Any]:
+        if answer.inputs is not None:
+            return answer.inputs
+        ids = torch.tensor([answer.prompt], device=self.model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def _generation_config(self, answer: Answer) -> GenerationConfig:
         sampling, own = answer.sampling, self.model.generation_config
-        chosen: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature:
-            chosen = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
         end = list(self.end_tokens)
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,
@@ -194,5 +247,6 @@ class TransformersEngine:
             bos_token_id=own.bos_token_id,
             eos_token_id=end or None,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
-            **chosen,
+            do_sample=False,  # `_Chance` samples
+            num_beams=1,  # whatever the model's own config says: several do not stream
         )

@@ -1,4 +1,4 @@
-"""The OpenVINO engine with a tiny model: what it generates, whom it lets in, how it ends."""
+"""Each engine with a tiny model: what it generates, whom it lets in, how it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,12 +11,16 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import InvalidArgumentError, QueueFullError
-from text_svc.worker.engine import Limits
+from text_svc.worker.batch_engine import BatchEngine
+from text_svc.worker.batch_model import BatchModel, layer_shapes
+from text_svc.worker.engine import GenerationEngine, Limits
 from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.generation import Delta, TextGenerator
 from text_svc.worker.openvino_engine import BLOCK_TOKENS, OpenVinoEngine
 from text_svc.worker.sampling import Sampling, SamplingDefaults
 from text_svc.worker.text_tokenizer import TextTokenizer
+from text_svc.worker.torch_model import load_causal_lm
+from text_svc.worker.transformers_engine import TransformersEngine
 
 PROMPTS = [f"{number} the sea and the sky" for number in range(16)]
 CONTEXT = 128
@@ -24,25 +28,53 @@ CONTEXT = 128
 Make = Callable[..., TextGenerator]
 
 
-@pytest.fixture
-async def make(converted_llama: Path) -> AsyncIterator[Make]:
+def openvino_engine(
+    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
+) -> GenerationEngine:
+    return OpenVinoEngine(
+        folder.parent / "converted" / "text-generation-float-1",
+        limits=limits,
+        end_tokens=end,
+        cache_blocks=blocks,
+        precision="f32",
+        threads=1,
+        metrics=EngineMetrics("tiny"),
+    )
+
+
+def batch_engine(
+    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
+) -> GenerationEngine:
+    model = load_causal_lm(folder, torch.float32)
+    batch = BatchModel(model, layer_shapes(model), blocks * BLOCK_TOKENS)
+    return BatchEngine(batch, limits, end, EngineMetrics("tiny"))
+
+
+def generate_engine(
+    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
+) -> GenerationEngine:
+    model = load_causal_lm(folder, torch.float32)
+    return TransformersEngine(model, limits, end, EngineMetrics("tiny"))
+
+
+ENGINES = (openvino_engine, batch_engine, generate_engine)
+
+
+@pytest.fixture(params=ENGINES)
+async def make(
+    request: pytest.FixtureRequest, llama: Path, converted_llama: Path
+) -> AsyncIterator[Make]:
     made: list[TextGenerator] = []
 
     def make_generator(
         running: int = 16, waiting: int = 16, blocks: int = 128, end: tuple[int, ...] = ()
     ) -> TextGenerator:
-        engine = OpenVinoEngine(
-            converted_llama,
-            limits=Limits(min(CONTEXT, blocks * BLOCK_TOKENS), running, waiting),
-            end_tokens=end,
-            cache_blocks=blocks,
-            precision="f32",
-            threads=1,
-            metrics=EngineMetrics("tiny"),
-        )
-        tokenizer = TextTokenizer(converted_llama)
+        limits = Limits(min(CONTEXT, blocks * BLOCK_TOKENS), running, waiting)
+        engine = request.param(llama, limits, blocks, end)
         made.append(
-            TextGenerator(engine, tokenizer, SamplingDefaults(), EngineMetrics("tiny"), 1 << 20)
+            TextGenerator(
+                engine, TextTokenizer(llama), SamplingDefaults(), EngineMetrics("tiny"), 1 << 20
+            )
         )
         return made[-1]
 
@@ -215,6 +247,6 @@ async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> 
     assert [last.tokens_generated for _, last in texts] == [9] * 16
     engine: Any = generator._engine
     await generator.close()
-    assert not engine._running
-    assert not engine._waiting
-    assert engine._free_blocks == 8
+    for work in ("_running", "_waiting", "_active"):
+        assert not getattr(engine, work, None)
+    assert getattr(engine, "_free_blocks", 8) == 8
