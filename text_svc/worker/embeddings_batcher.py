@@ -20,6 +20,7 @@ import numpy as np
 
 from shared.errors import QueueFullError, ShuttingDownError
 from text_svc.worker.embeddings_encoder import Encoder, Vectors
+from text_svc.worker.engine_metrics import EmbeddingMetrics
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,17 @@ class MicroBatcher:
         pad_token: the token that fills short texts up.
         max_waiting: texts that wait at most, all callers together; more are refused. A call is
             always taken when nothing waits.
+        metrics: of the model.
     """
 
-    def __init__(self, encoder: Encoder, *, pad_token: int, max_waiting: int) -> None:
+    def __init__(
+        self, encoder: Encoder, *, pad_token: int, max_waiting: int, metrics: EmbeddingMetrics
+    ) -> None:
         self.dimensions = encoder.dimensions
         self._encoder = encoder
         self._pad_token = pad_token
         self._max_waiting = max_waiting
+        self._metrics = metrics
         self._changed = threading.Condition()
         self._calls: deque[_Call] = deque()
         self._waiting = 0
@@ -106,6 +111,7 @@ class MicroBatcher:
                     metadata={"limit": str(self._max_waiting)},
                 )
             self._waiting += len(encoded)
+            self._metrics.waiting(self._waiting)
             self._calls.append(call)
             self._changed.notify()
         try:
@@ -147,6 +153,7 @@ class MicroBatcher:
                     self._round.extend([drawn[index] for index in batch] for batch in batches)
                 batch = self._round.popleft() if self._round else []
             if batch := [item for item in batch if not item[0].gone]:
+                self._metrics.batch(len(batch), self._waiting)
                 return batch
 
     def _draw(self) -> list[_Item]:

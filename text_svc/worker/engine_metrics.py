@@ -34,6 +34,15 @@ _GAP = Histogram(
     ["model"],
     buckets=_GAP_BUCKETS,
 )
+_WAITING_TEXTS = Gauge(
+    "text_waiting_texts", "Texts that wait to be embedded.", ["model"], multiprocess_mode="livesum"
+)
+_BATCH_TEXTS = Histogram(
+    "text_batch_texts",
+    "Texts that were embedded in one batch.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
 
 
 class EngineMetrics:
@@ -57,3 +66,20 @@ class EngineMetrics:
     def gap(self, seconds: float) -> None:
         """An answer's next piece came so long after the last."""
         self._gap.observe(seconds)
+
+
+class EmbeddingMetrics:
+    """The figures of one encoder."""
+
+    def __init__(self, model: str) -> None:
+        self._waiting = _WAITING_TEXTS.labels(model)
+        self._batch = _BATCH_TEXTS.labels(model)
+
+    def batch(self, texts: int, waiting: int) -> None:
+        """A batch of so many texts begins, and so many wait."""
+        self._batch.observe(texts)
+        self._waiting.set(waiting)
+
+    def waiting(self, texts: int) -> None:
+        """So many texts wait."""
+        self._waiting.set(texts)

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from shared.errors import QueueFullError, ShuttingDownError
 from tests.support.waiting import until
 from text_svc.worker.embeddings_batcher import BATCH_TOKENS, PADDING_TOKENS, MicroBatcher, cut
 from text_svc.worker.embeddings_encoder import Done, Ids
+from text_svc.worker.engine_metrics import EmbeddingMetrics
 
 
 class HeldEncoder:
@@ -48,6 +50,9 @@ class HeldEncoder:
         """Nothing runs."""
 
 
+MODEL = "tiny/encoder"
+
+
 @pytest.fixture
 def encoder() -> HeldEncoder:
     return HeldEncoder()
@@ -55,10 +60,14 @@ def encoder() -> HeldEncoder:
 
 @pytest.fixture
 def batcher(encoder: HeldEncoder) -> Iterator[MicroBatcher]:
-    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50)
+    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50, metrics=EmbeddingMetrics(MODEL))
     yield batcher
     encoder.release(1000)
     batcher.close()
+
+
+def metric(name: str) -> float:
+    return REGISTRY.get_sample_value(name, {"model": MODEL}) or 0
 
 
 def texts(first: int, *lengths: int) -> list[list[int]]:
@@ -79,6 +88,7 @@ async def test_every_caller_gets_its_own_in_order(
 async def test_what_came_meanwhile_makes_one_batch(
     encoder: HeldEncoder, batcher: MicroBatcher
 ) -> None:
+    before = metric("text_batch_texts_sum"), metric("text_batch_texts_count")
     first = asyncio.create_task(batcher.embed(texts(1, 5)))
     await until(lambda: len(encoder.batches) == 1)
     others = [asyncio.create_task(batcher.embed(texts(10 * n, 5))) for n in range(1, 7)]
@@ -86,6 +96,8 @@ async def test_what_came_meanwhile_makes_one_batch(
     encoder.release(2)
     await asyncio.gather(first, *others)
     assert [len(batch) for batch in encoder.batches] == [1, 6]
+    assert metric("text_batch_texts_sum") - before[0] == 1 + 6
+    assert metric("text_batch_texts_count") - before[1] == 2
 
 
 async def test_a_caller_of_one_text_overtakes_one_of_many(
@@ -125,6 +137,7 @@ async def test_the_queue_is_bounded(encoder: HeldEncoder, batcher: MicroBatcher)
     await until(lambda: len(encoder.batches) == 1)
     waiting = asyncio.create_task(batcher.embed(texts(100, *[5] * 48)))
     await asyncio.sleep(0)
+    assert metric("text_waiting_texts") == 48
     with pytest.raises(QueueFullError, match="limit of 50"):
         await batcher.embed(texts(200, 5, 5, 5))
     encoder.release(1000)
@@ -148,7 +161,7 @@ async def test_a_failed_batch_fails_its_callers_alone(
 
 async def test_closing_fails_those_who_wait() -> None:
     encoder = HeldEncoder()
-    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50)
+    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50, metrics=EmbeddingMetrics(MODEL))
     running = asyncio.create_task(batcher.embed(texts(1, 5)))
     await until(lambda: len(encoder.batches) == 1)
     waiting = asyncio.create_task(batcher.embed(texts(10, 5)))

@@ -11,6 +11,7 @@ from text_svc.worker.embeddings_encoder import LoadedEncoder
 from text_svc.worker.embeddings_recipe import read_recipe
 from text_svc.worker.embeddings_service import EmbeddingsServicer
 from text_svc.worker.embeddings_tokenizer import SentenceTokenizer
+from text_svc.worker.engine_metrics import EmbeddingMetrics
 from text_svc.worker.families import Loaded
 
 ENGINES: dict[Engine, str] = {
@@ -27,7 +28,10 @@ def load(launch: Launch) -> Loaded:
     embedder = Embedder(
         SentenceTokenizer(loaded.tokenizer, recipe, max_tokens),
         MicroBatcher(
-            loaded.encoder, pad_token=loaded.pad_token, max_waiting=launch.max_waiting_texts
+            loaded.encoder,
+            pad_token=loaded.pad_token,
+            max_waiting=launch.max_waiting_texts,
+            metrics=EmbeddingMetrics(launch.model_id),
         ),
         normalized=recipe.normalize,
         max_texts=launch.max_texts,
