@@ -9,9 +9,9 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING
 
 import cv2
 
@@ -22,15 +22,13 @@ from vision_svc import metrics
 from vision_svc.assets import Assets
 from vision_svc.detector import Mode, Response
 from vision_svc.instances import Instances
+from vision_svc.lanes import name_thread
 from vision_svc.options import frame_policy_of_call, options_of_call, parse_options
 from vision_svc.session import Incoming, Metadata, Session
 from vision_svc.tasks import TASKS, VisionTask
 
 if TYPE_CHECKING:
     from vision_svc.settings import VisionSettings
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Engine:
@@ -61,9 +59,9 @@ class Engine:
         self._streams = 0
         self._calls = 0
         self._threads = settings.workers or len(os.sched_getaffinity(0))
-        self._decoders = ThreadPoolExecutor(self._threads, "decode")
-        self._workers = ThreadPoolExecutor(self._threads, "frame")
-        self._callers = ThreadPoolExecutor(self._threads, "picture")
+        self.decoders = _pool(self._threads, "decode")
+        self.workers = _pool(self._threads, "frame")
+        self._callers = _pool(self._threads, "picture")
 
     async def detect(self, task_name: str, frame: EncodedFrame, call: Metadata) -> Response:
         """What a task finds in one picture.
@@ -121,19 +119,6 @@ class Engine:
     def close_stream(self) -> None:
         self._streams -= 1
 
-    async def in_decoder(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs something in a decoding thread."""
-        return await asyncio.wrap_future(self._decoders.submit(function, *args, **kwargs))
-
-    async def in_worker(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Runs something in a thread that is there for frames."""
-        return await asyncio.wrap_future(self.submit_to_worker(function, *args, **kwargs))
-
-    def submit_to_worker(
-        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> Future[T]:
-        return self._workers.submit(function, *args, **kwargs)
-
     async def try_model(self, task: VisionTask, path: Path) -> None:
         """Opens a model file once, with default options, and closes it.
 
@@ -150,7 +135,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the threads and frees the models; waits for frames that run."""
-        for pool in (self._decoders, self._workers, self._callers):
+        for pool in (self.decoders, self.workers, self._callers):
             pool.shutdown(wait=True, cancel_futures=True)
         self.instances.shut_down()
 
@@ -158,3 +143,7 @@ class Engine:
         self._failures += 1
         if self._failures == self._settings.max_failed_graphs:
             self._on_failures()
+
+
+def _pool(threads: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, name, initializer=name_thread, initargs=(name,))

@@ -49,6 +49,7 @@ class Instance:
         self.failed = False
         self._detector = detector
         self._on_failure = on_failure
+        self._inference_seconds = metrics.of_task(task.name).inference_seconds
         self._closed = False
         self._time_ms = 0
         self._lock = threading.Lock()
@@ -79,7 +80,7 @@ class Instance:
                 metrics.FAILED_GRAPHS.labels(self.task.name).inc()
                 self._on_failure()
                 raise InternalError(f"{self.task.name} failed on a frame") from error
-            metrics.INFERENCE_SECONDS.labels(self.task.name).observe(time.perf_counter() - start)
+            self._inference_seconds.observe(time.perf_counter() - start)
             return response
 
     def close(self) -> None:

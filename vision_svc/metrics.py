@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 from prometheus_client import Counter, Gauge, Histogram
 
 # 0.1 ms, a raw frame's decoding, to 1 s, a heavy task on a busy machine.
@@ -21,3 +24,28 @@ INFERENCE_SECONDS = Histogram(
 OPEN_STREAMS = Gauge("vision_open_streams", "Streams that have sent a frame.", ["task"])
 INSTANCES = Gauge("vision_instances", "Task instances in memory, idle ones included.", ["task"])
 FAILED_GRAPHS = Counter("vision_failed_graphs", "MediaPipe graphs that failed.", ["task"])
+
+
+@dataclass(frozen=True)
+class TaskMetrics:
+    """The metrics of one task, found once instead of by its name for each frame."""
+
+    received: Counter
+    answered: Counter
+    dropped: Counter
+    decode_seconds: Histogram
+    inference_seconds: Histogram
+    open_streams: Gauge
+
+
+@functools.cache
+def of_task(name: str) -> TaskMetrics:
+    """The metrics of a task by its name."""
+    return TaskMetrics(
+        received=FRAMES_RECEIVED.labels(name),
+        answered=FRAMES_ANSWERED.labels(name),
+        dropped=FRAMES_DROPPED.labels(name),
+        decode_seconds=DECODE_SECONDS.labels(name),
+        inference_seconds=INFERENCE_SECONDS.labels(name),
+        open_streams=OPEN_STREAMS.labels(name),
+    )

@@ -1,22 +1,22 @@
-"""One stream's life: frames in, decoded, run, answered, each step one frame ahead of the next."""
+"""One stream's life: frames in, decoded, run, answered, each step ahead of the next."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from concurrent.futures import Future
-from contextlib import aclosing
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from shared.errors import InvalidArgumentError
+from shared.errors import CallCancelledError, InvalidArgumentError
 from shared.frames.decoder import FrameDecoder, is_video
 from shared.frames.types import DecodedFrame, EncodedFrame
 from vision_svc import metrics
 from vision_svc.detector import Mode, Response
-from vision_svc.flow import ahead
 from vision_svc.instances import DEFAULT_STEP_MS, Instance
+from vision_svc.lanes import Lane
 from vision_svc.options import FramePolicy, Options, options_of_call, parse_options
 
 if TYPE_CHECKING:
@@ -24,9 +24,23 @@ if TYPE_CHECKING:
     from vision_svc.tasks import VisionTask
 
 Metadata: TypeAlias = Mapping[str, str]
+T = TypeVar("T")
 # A frame with the options that came with it.
 Incoming: TypeAlias = AsyncIterator[tuple[EncodedFrame, Metadata]]
-_Waiting: TypeAlias = EncodedFrame | DecodedFrame
+
+# Frames between the reader and the client under "every": decoding, waiting, running, answered.
+_MOST_FRAMES = 4
+# Under "latest", video frames that are not decoded yet, and answers that the client has not taken
+# while the task goes on.
+_MOST_UNDECODED = 2
+_MOST_ANSWERS = 2
+
+
+@dataclass(frozen=True)
+class _End:
+    """What comes after the last frame."""
+
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,16 @@ class _Answer:
     inference_seconds: float
 
 
+_Step: TypeAlias = EncodedFrame | DecodedFrame | _End
+
+
 class Session:
     """Answers the frames of one stream of one task.
 
-    At most four frames are in memory: read, decoding, waiting, running. What a session holds is
-    free as soon as `answers` is closed, but for a frame that runs at that moment.
+    The event loop reads frames and hands out answers. In between they pass through two lanes, one
+    that decodes and one that runs the task, so that a frame is decoded while the one before it
+    runs. What a session holds is free as soon as `answers` is closed, but for a frame that runs at
+    that moment.
     """
 
     def __init__(
@@ -48,14 +67,29 @@ class Session:
     ) -> None:
         self._engine = engine
         self._task = task
+        self._metrics = metrics.of_task(task.name)
         self._call = options_of_call(call)
         self._keep_all = policy == "every"
         self._decoder = FrameDecoder(engine.limits)
+        self._decoding: Lane[_Step] = Lane(engine.decoders, self._decode)
+        self._running: Lane[_Step] = Lane(engine.workers, self._detect)
         self._options: Options | None = None
         self._first_metadata: Metadata = {}
-        self._instance: Instance | None = None
-        self._last_timestamp: int | None = None
+        self._closed = False
+        # The event loop's: what is under way, and what it does not wait for at the moment.
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Event()
+        self._answered = asyncio.Event()
+        self._undecoded = 0
+        self._unanswered = 0
+        self._waiting: deque[_Step] = deque()
+        self._answers: deque[_Answer | _End] = deque()
         self._dropped = 0
+        self._has_video = False
+        # The running lane's.
+        self._last_timestamp: int | None = None
+        self._instance: Instance | None = None
+        self._instance_lock = threading.Lock()
 
     async def answers(self, incoming: Incoming) -> AsyncIterator[Response]:
         """One answer a frame, in order.
@@ -63,93 +97,170 @@ class Session:
         Raises:
             ServiceError: a frame or an option was refused, or a limit was reached.
         """
-        decoded = ahead(
-            self._prepare(self._read(incoming)),
-            on_drop=None if self._keep_all else self._count_drop,
-        )
+        reader = asyncio.create_task(self._read(incoming))
         try:
-            async with aclosing(ahead(self._run(decoded))) as answers:
-                async for answer in answers:
-                    yield self._stamp(answer)
+            while isinstance(answer := await self._next_answer(), _Answer):
+                yield self._stamp(answer)
+            if answer.error:
+                raise answer.error
         finally:
             self._end()
+            reader.cancel()
+            await asyncio.wait([reader])
 
-    async def _read(self, incoming: Incoming) -> AsyncGenerator[EncodedFrame]:
-        async for frame, metadata in incoming:
-            if self._options is None:
-                self._begin(metadata)
-            elif metadata and metadata != self._first_metadata:
-                raise InvalidArgumentError(
-                    f"frame {frame.position}: options cannot change within a stream",
-                    field="metadata",
-                )
-            metrics.FRAMES_RECEIVED.labels(self._task.name).inc()
-            yield frame
+    async def _next_answer(self) -> _Answer | _End:
+        while not self._answers:
+            self._answered.clear()
+            await self._answered.wait()
+        answer = self._answers.popleft()
+        self._go_on()
+        return answer
 
-    def _begin(self, metadata: Metadata) -> None:
-        """The first frame: reads its options and takes one of the places for streams."""
-        options = parse_options(self._task.options, self._call, metadata)
-        self._engine.open_stream()
-        metrics.OPEN_STREAMS.labels(self._task.name).inc()
-        self._options, self._first_metadata = options, dict(metadata)
+    async def _read(self, incoming: Incoming) -> None:
+        end = _End()
+        try:
+            async for frame, metadata in incoming:
+                self._check_options(frame, metadata)
+                self._metrics.received.inc()
+                await self._take(frame)
+        except Exception as error:  # noqa: BLE001
+            end = _End(error)
+        await self._take(end)
 
-    async def _prepare(self, frames: AsyncGenerator[EncodedFrame]) -> AsyncGenerator[_Waiting]:
-        """Decodes what must not be skipped; under "latest" other frames wait as they came."""
-        async with aclosing(frames):
-            async for frame in frames:
-                if self._keep_all or is_video(frame.format):
-                    for decoded in await self._decode(frame):
-                        yield decoded
-                else:
-                    yield frame
-        for decoded in await self._engine.in_decoder(self._decoder.flush):
-            yield decoded
+    def _check_options(self, frame: EncodedFrame, metadata: Metadata) -> None:
+        if self._options is None:
+            options = parse_options(self._task.options, self._call, metadata)
+            self._engine.open_stream()
+            self._metrics.open_streams.inc()
+            self._options, self._first_metadata = options, dict(metadata)
+        elif metadata and metadata != self._first_metadata:
+            raise InvalidArgumentError(
+                f"frame {frame.position}: options cannot change within a stream", field="metadata"
+            )
 
-    async def _decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
-        if self._decoder.is_free(frame):  # not worth a thread
-            decoded = self._decoder.decode(frame)
+    async def _take(self, step: EncodedFrame | _End) -> None:
+        """Starts a frame's way, as soon as there is room for it."""
+        while not self._has_room():
+            self._room.clear()
+            await self._room.wait()
+        if self._goes_to_decoder(step):
+            if self._keep_all:
+                self._unanswered += 1
+            else:
+                self._undecoded += 1
+            self._decoding.put(step)
+        elif self._keep_all:
+            self._start(step)
         else:
-            decoded = await self._engine.in_decoder(self._decoder.decode, frame)
-        for each in decoded:
-            metrics.DECODE_SECONDS.labels(self._task.name).observe(each.decode_seconds)
-        return decoded
+            self._offer(step)
 
-    async def _run(self, frames: AsyncGenerator[_Waiting]) -> AsyncGenerator[_Answer]:
-        async with aclosing(frames):
-            async for waiting in frames:
-                if isinstance(waiting, DecodedFrame):
-                    yield await self._detect(waiting)
-                    continue
-                for frame in await self._decode(waiting):
-                    yield await self._detect(frame)
+    def _has_room(self) -> bool:
+        if self._keep_all:
+            return self._unanswered + len(self._answers) < _MOST_FRAMES
+        return self._undecoded < _MOST_UNDECODED
 
-    async def _detect(self, frame: DecodedFrame) -> _Answer:
-        if self._instance is None:
-            self._instance = await self._open()
-        step = self._step(frame.source.timestamp_ms)
-        response, seconds = await self._engine.in_worker(_timed_detect, self._instance, frame, step)
-        return _Answer(response, frame, seconds)
+    def _goes_to_decoder(self, step: EncodedFrame | _End) -> bool:
+        """Whether it is decoded in a step of its own: under "latest" only what must not be skipped.
 
-    def _step(self, timestamp_ms: int) -> int:
+        Once a stream has had frames that go there, what follows must not overtake them.
+        """
+        if self._keep_all:
+            if isinstance(step, _End) or not self._decoding.idle:
+                return True
+            return not self._decoder.is_free(step)
+        self._has_video |= isinstance(step, EncodedFrame) and is_video(step.format)
+        return self._has_video
+
+    def _decode(self, step: _Step) -> None:
+        """The decoding lane."""
+        steps: list[_Step] = []
+        try:
+            if isinstance(step, EncodedFrame):
+                steps += self._decoder.decode(step)
+            elif isinstance(step, _End):
+                steps += [*([] if step.error else self._decoder.flush()), step]
+        except Exception as error:  # noqa: BLE001
+            steps.append(_End(error))
+        if not self._keep_all:
+            self._call_loop(self._decoded, steps)
+            return
+        for each in steps:
+            self._running.put(each)
+        if len(steps) != 1:
+            self._call_loop(self._expect, len(steps) - 1)
+
+    def _expect(self, more: int) -> None:
+        self._unanswered += more
+        self._go_on()
+
+    def _decoded(self, steps: list[_Step]) -> None:
+        self._undecoded -= 1
+        for step in steps:
+            self._offer(step)
+        self._go_on()
+
+    def _offer(self, step: _Step) -> None:
+        """Under "latest": a frame that still waits is replaced by this one."""
+        if self._waiting and not isinstance(step, _End):
+            self._waiting.pop()
+            self._dropped += 1
+            self._metrics.dropped.inc()
+        self._waiting.append(step)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Uses the room that has come free."""
+        if self._waiting and not self._unanswered and len(self._answers) < _MOST_ANSWERS:
+            self._start(self._waiting.popleft())
+        if self._has_room():
+            self._room.set()
+
+    def _start(self, step: _Step) -> None:
+        self._unanswered += 1
+        self._running.put(step)
+
+    def _detect(self, step: _Step) -> None:
+        """The running lane. What is not decoded yet costs nothing to decode, or may be skipped."""
+        try:
+            if isinstance(step, EncodedFrame):
+                step = self._decoder.decode_still(step)
+            answer = step if isinstance(step, _End) else self._answer(step)
+        except Exception as error:  # noqa: BLE001
+            answer = _End(error)
+        self._call_loop(self._deliver, answer)
+
+    def _answer(self, frame: DecodedFrame) -> _Answer:
+        self._metrics.decode_seconds.observe(frame.decode_seconds)
+        instance = self._instance or self._open()
+        step = self._clock_step(frame.source.timestamp_ms)
+        start = time.perf_counter()
+        response = instance.detect(frame.image, step)
+        return _Answer(response, frame, time.perf_counter() - start)
+
+    def _clock_step(self, timestamp_ms: int) -> int:
         """How far the stream's own clock goes on for a frame of the caller's clock."""
         last, self._last_timestamp = self._last_timestamp, timestamp_ms
         return DEFAULT_STEP_MS if last is None else timestamp_ms - last
 
-    async def _open(self) -> Instance:
+    def _open(self) -> Instance:
         instances = self._engine.instances
-        future = self._engine.submit_to_worker(
-            instances.acquire, self._task, self._options or {}, Mode.VIDEO
-        )
-        try:
-            return await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            # The thread may be half-way through: what it makes belongs to nobody any more.
-            def release(done: Future[Instance]) -> None:
-                if not done.cancelled() and not done.exception():
-                    instances.release(done.result())
+        instance = instances.acquire(self._task, self._options or {}, Mode.VIDEO)
+        with self._instance_lock:
+            if not self._closed:
+                self._instance = instance
+                return instance
+        instances.release(instance)
+        raise CallCancelledError("the stream has ended")
 
-            future.add_done_callback(release)
-            raise
+    def _deliver(self, answer: _Answer | _End) -> None:
+        self._unanswered -= 1
+        self._answers.append(answer)
+        self._answered.set()
+        self._go_on()
+
+    def _call_loop(self, function: Callable[[T], None], argument: T) -> None:
+        if not self._closed:
+            self._loop.call_soon_threadsafe(function, argument)
 
     def _stamp(self, answer: _Answer) -> Response:
         """The answer with the marks of its frame and where the time went."""
@@ -162,22 +273,16 @@ class Session:
         response.timing.decode_ms = frame.decode_seconds * 1000
         response.timing.inference_ms = answer.inference_seconds * 1000
         response.timing.waiting_ms = max(0.0, in_service - busy) * 1000
-        metrics.FRAMES_ANSWERED.labels(self._task.name).inc()
+        self._metrics.answered.inc()
         return response
 
-    def _count_drop(self, _: _Waiting) -> None:
-        self._dropped += 1
-        metrics.FRAMES_DROPPED.labels(self._task.name).inc()
-
     def _end(self) -> None:
+        with self._instance_lock:
+            self._closed = True
+        for lane in (self._decoding, self._running):
+            lane.close()
         if self._options is not None:
             self._engine.close_stream()
-            metrics.OPEN_STREAMS.labels(self._task.name).dec()
+            self._metrics.open_streams.dec()
         if self._instance is not None:
             self._engine.instances.release(self._instance)
-
-
-def _timed_detect(instance: Instance, frame: DecodedFrame, step: int) -> tuple[Response, float]:
-    start = time.perf_counter()
-    response = instance.detect(frame.image, step)
-    return response, time.perf_counter() - start

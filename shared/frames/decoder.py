@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
 from shared.errors import MissingFieldError, ServiceError, UnknownFormatError
 from shared.frames.pictures import PICTURE_FORMATS, decode_compressed
@@ -52,6 +54,20 @@ def _decode_still(frame: EncodedFrame, name: str, limits: Limits) -> DecodedFram
     return DecodedFrame(image, frame, time.perf_counter() - start)
 
 
+@contextlib.contextmanager
+def _named(frame: EncodedFrame) -> Iterator[None]:
+    """Lets the message of an error say which frame of the stream it is about."""
+    try:
+        yield
+    except ServiceError as error:
+        place = f"frame {frame.position} of the stream (frame_number {frame.number})"
+        error.message = f"{place}: {error.message}"
+        error.args = (error.message,)
+        error.metadata["frame_number"] = str(frame.number)
+        error.metadata["frame_position"] = str(frame.position)
+        raise
+
+
 class FrameDecoder:
     """Decodes the frames of one stream in order; threads wait for each other.
 
@@ -69,16 +85,18 @@ class FrameDecoder:
         Raises:
             ServiceError: as `decode_picture` does; the message names the frame.
         """
-        with self._lock:
-            try:
-                return self._decode(frame)
-            except ServiceError as error:
-                place = f"frame {frame.position} of the stream (frame_number {frame.number})"
-                error.message = f"{place}: {error.message}"
-                error.args = (error.message,)
-                error.metadata["frame_number"] = str(frame.number)
-                error.metadata["frame_position"] = str(frame.position)
-                raise
+        with self._lock, _named(frame):
+            return self._decode(frame)
+
+    def decode_still(self, frame: EncodedFrame) -> DecodedFrame:
+        """A frame that is a picture by itself; it waits for no other frame.
+
+        Raises:
+            ServiceError: as `decode_picture` does; the message names the frame.
+        """
+        with _named(frame):
+            name = _format_name(frame, _STREAM_FORMATS)
+            return _decode_still(frame, name, self._limits)
 
     def is_free(self, frame: EncodedFrame) -> bool:
         """Whether `decode` has nothing to do for this frame, as its bytes are its pixels."""

@@ -5,6 +5,7 @@ YUV is read as OpenCV does: BT.601, video range, chroma at half the size in both
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -58,7 +59,7 @@ def decode_raw(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
         )
     layout = _LAYOUTS[format_name]
     shape = layout.shape(width, height)
-    expected = int(np.prod(shape, dtype=np.int64))
+    expected = math.prod(shape)
     if len(frame.data) != expected:
         raise FrameSizeError(
             f"{width} x {height} in {format_name} is {expected} bytes, not {len(frame.data)}",
