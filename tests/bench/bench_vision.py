@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from tests.bench.cores import effective_cores
-from tests.bench.vision_arms import FORMATS, Clip, Run, Wire, run_library
+from tests.bench.vision_arms import FORMATS, IN_FLIGHT, Clip, Run, Wire, run_library
 from tests.bench.vision_report import plot, table
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
@@ -57,17 +57,17 @@ def measure(
             folder, task, clip, name, decode=decode, threads=threads, seconds=options.seconds
         )
 
-    def streams(count: int, lock_step: bool) -> Run:
+    def streams(count: int, in_flight: int = IN_FLIGHT) -> Run:
         return wire.run(
-            task, clip, name, streams=count, seconds=options.seconds, lock_step=lock_step
+            task, clip, name, streams=count, seconds=options.seconds, in_flight=in_flight
         )
 
     for _ in range(options.rounds):
         runs.setdefault("a1", []).append(library(False, 1))
         for count in STREAMS:
             runs.setdefault(f"b{count}", []).append(library(True, count))
-            runs.setdefault(f"c{count}", []).append(streams(count, False))
-        runs.setdefault("c1 lock step", []).append(streams(1, True))
+            runs.setdefault(f"c{count}", []).append(streams(count))
+        runs.setdefault("c1 lock step", []).append(streams(1, in_flight=1))
     return {arm: summary(each) for arm, each in runs.items()}
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 import numpy as np
-import psutil
 import simplejpeg
 
 from ml import mediapipe_pb2 as pb
@@ -21,6 +22,8 @@ from tests.support.stack import Stack
 from tools import vision_clips
 
 WARM_UP_FRAMES = 5
+# Frames that a client of (c) keeps on their way: sent and not answered yet.
+IN_FLIGHT = 8
 FORMATS = ("jpeg", "rgb")
 SERVICE = "/ml.MediapipeService/"
 
@@ -34,12 +37,14 @@ class Run:
         seconds: how long it took.
         cpu_seconds: of the processes that did the work, without the benchmark's own client.
         latencies: of single frames, in seconds.
+        threads: CPU seconds of each group of threads of all processes, the client's too.
     """
 
     frames: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    threads: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
     def fps(self) -> float:
@@ -129,24 +134,31 @@ class Wire:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._processes = [psutil.Process(stack.pids[name]) for name in ("vision_svc", "envoy")]
+        self._processes = {name: stack.pids[name] for name in ("vision_svc", "envoy")}
+        self._processes["client"] = os.getpid()
 
     def run(
-        self, task: str, clip: Clip, name: str, *, streams: int, seconds: float, lock_step: bool
+        self,
+        task: str,
+        clip: Clip,
+        name: str,
+        *,
+        streams: int,
+        seconds: float,
+        in_flight: int = IN_FLIGHT,
     ) -> Run:
-        """Frames as fast as they are taken or, in lock step, one after the other's answer."""
+        """Frames as fast as they are answered, with at most `in_flight` of them on their way."""
         ready = threading.Barrier(streams + 1)
         stop = threading.Event()
         runs = [Run() for _ in range(streams)]
 
         def work(run: Run) -> None:
             sent: list[float] = []
-            free = threading.Semaphore(1)
+            free = threading.Semaphore(in_flight)
 
             def frames() -> Iterator[bytes]:
                 for message in itertools.cycle(clip.messages[name]):
-                    if lock_step:
-                        free.acquire()
+                    free.acquire()
                     if stop.is_set():
                         return
                     sent.append(time.perf_counter())
@@ -164,14 +176,19 @@ class Wire:
         for worker in workers:
             worker.start()
         ready.wait()
-        begin, cpu = time.perf_counter(), self._cpu()
+        begin, before = time.perf_counter(), thread_times(self._processes)
         time.sleep(seconds)
         stop.set()
-        taken, cpu = time.perf_counter() - begin, self._cpu() - cpu
+        taken, after = time.perf_counter() - begin, thread_times(self._processes)
         for worker in workers:
             worker.join()
+        threads: dict[tuple[str, str], float] = {}
+        for thread, (group, spent) in after.items():
+            _, spent_before = before.get(thread, (group, 0.0))
+            threads[group] = threads.get(group, 0.0) + spent - spent_before
+        cpu = sum(spent for (process, _), spent in threads.items() if process != "client")
         latencies = [latency for run in runs for latency in run.latencies]
-        return Run(len(latencies), taken, cpu, latencies)
+        return Run(len(latencies), taken, cpu, latencies, threads)
 
     def ages(self, task: str, clip: Clip, *, fps: float, seconds: float) -> list[float]:
         """Ages of frames when their answers come, under the policy "latest", in seconds."""
@@ -194,9 +211,18 @@ class Wire:
                 ages.append(time.perf_counter() - sent[number])
         return ages[WARM_UP_FRAMES:]
 
-    def _cpu(self) -> float:
-        times = [process.cpu_times() for process in self._processes]
-        return sum(each.user + each.system for each in times)
+
+def thread_times(processes: Mapping[str, int]) -> dict[int, tuple[tuple[str, str], float]]:
+    """By thread: its process and group, and the CPU seconds it has had (Linux, nanoseconds)."""
+    times = {}
+    for process, pid in processes.items():
+        for folder in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                name = (folder / "comm").read_text().strip()
+                spent = int((folder / "schedstat").read_text().split()[0]) / 1e9
+                group = "main" if int(folder.name) == pid else name
+                times[int(folder.name)] = ((process, group), spent)
+    return times
 
 
 _RESPONSES = {
