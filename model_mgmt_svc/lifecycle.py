@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from model_mgmt_svc.loaded_model import LoadedModel
 from model_mgmt_svc.wish import Wish, WishStore
 from model_mgmt_svc.workers import CONNECT_SECONDS, HeldModel, Worker, Workers
 from shared.errors import (
@@ -26,24 +27,6 @@ from shared.single_flight import SharedWork, SingleFlight
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model in memory, over all replicas that hold it: memory is their sum, in bytes.
-
-    `loaded_at` is the Unix time, in seconds, since when the first of them has it. `engine` and
-    `note` are the first one's words: what runs it, and a sentence for whoever loads it.
-    """
-
-    model_id: str
-    pipeline_type: str
-    ram_bytes: int
-    vram_bytes: int
-    loaded_at: int
-    replicas: int
-    engine: str = ""
-    note: str = ""
 
 
 class _Load(SharedWork[LoadedModel]):
@@ -128,7 +111,7 @@ class Lifecycle:
             for model in held:
                 if model.ready:
                     by_id[model.model_id].append(model)
-        return [_sum(by_id[model_id]) for model_id in sorted(by_id)]
+        return [LoadedModel.over(by_id[model_id]) for model_id in sorted(by_id)]
 
     async def lacking(self, wishes: Iterable[Wish]) -> dict[Worker, list[Wish]]:
         """For each replica that is up, the wishes for models that it should hold and does not."""
@@ -155,6 +138,10 @@ class Lifecycle:
                 raise ModelNotLoadedError(f"model {wish.model_id!r} is not wanted any more")
             replicas = await self._replicas(wish)
             lacking = [worker for worker, model in replicas.items() if model is None]
+            note = ""
+            if before and len(lacking) < len(replicas):  # a loaded model keeps its options
+                note = _kept_options(before, wish)
+                wish = before
             if lacking or before is None:
                 await self._wishes.put(wish)
             try:
@@ -162,7 +149,8 @@ class Lifecycle:
             except BaseException:
                 await self._undo(wish, before, lacking)
                 raise
-            return _sum([*loaded, *(model for model in replicas.values() if model)])
+            model = LoadedModel.over([*loaded, *(model for model in replicas.values() if model)])
+            return replace(model, note=note or model.note)
 
     async def _replicas(self, wish: Wish) -> dict[Worker, HeldModel | None]:
         """The replicas that are up, with the model where they hold it already."""
@@ -278,23 +266,17 @@ def _check_type(loaded: str, wish: Wish) -> None:
         )
 
 
+def _kept_options(before: Wish, asked: Wish) -> str:
+    """What whoever asks for other options of a loaded model is told."""
+    if not asked.options or asked.options == before.options:
+        return ""
+    kept = ", ".join(f"{name}={value}" for name, value in sorted(before.options.items()))
+    return f"It keeps the options of its first load ({kept or 'none'}); unload it to change them"
+
+
 def _ids(models: Iterable[HeldModel]) -> set[str]:
     return {model.model_id for model in models}
 
 
 def _ready(models: Iterable[HeldModel], model_id: str) -> HeldModel | None:
     return next((each for each in models if each.model_id == model_id and each.ready), None)
-
-
-def _sum(models: Sequence[HeldModel]) -> LoadedModel:
-    """One model on some replicas as one."""
-    return LoadedModel(
-        model_id=models[0].model_id,
-        pipeline_type=models[0].pipeline_type,
-        ram_bytes=sum(model.ram_bytes for model in models),
-        vram_bytes=sum(model.vram_bytes for model in models),
-        loaded_at=min(model.loaded_at for model in models),
-        replicas=len(models),
-        engine=models[0].engine,
-        note=models[0].note,
-    )

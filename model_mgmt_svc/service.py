@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from model_mgmt_svc.files import stream_file
-from model_mgmt_svc.lifecycle import Lifecycle, LoadedModel
+from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.loaded_model import LoadedModel
 from model_mgmt_svc.reconcile import Reconciler
 from model_mgmt_svc.resolve import resolve_pipeline
 from model_mgmt_svc.wish import Wish

@@ -60,6 +60,10 @@ async def test_the_life_of_a_model(service: ModelMgmt, worker: ModelWorker) -> N
     assert dict(worker.loads[0].options) == {"dtype": "float32"}
     again = await service.load(MODEL, kind="chat")
     assert (again.success, again.ram_allocated_mb) == (True, 91)
+    assert "keeps the options" not in again.message
+    other = await service.load(MODEL, options={"dtype": "int8"})
+    assert other.success
+    assert "It keeps the options of its first load (dtype=float32)" in other.message
     assert len(worker.loads) == 1
     (model,) = await service.models()
     assert (model.model_id, model.pipeline_type) == (MODEL, "text-generation")
