@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from text_svc.worker.batch_model import BatchModel
 from text_svc.worker.engine import Answer, Step
 from text_svc.worker.next_token import Chooser, choose
 from text_svc.worker.row_cache import ALIGNMENT, aligned
+
+log = logging.getLogger(__name__)
 
 # Tokens of prompts between two steps of answers: a long prompt is cut, so that they do not wait
 # for it, nor it for its own cancelling.
@@ -93,13 +96,23 @@ class BatchDecoder:
         reading = self._rows[-1] if self._rows and self._rows[-1].prompt_left else None
         others = len(self._rows) - (reading is not None)
         if (reading or self._waiting) and (self._prompt_budget > 0 or not others):
-            return self._read(reading or self._join())
+            return self._read_or_fail(reading or self._join())
         self._prompt_budget = PROMPT_TOKENS
         rows = self._rows[:others]
         logits = self._model.step([row.last for row in rows], [row.length for row in rows])
         for row in rows:
             row.length += 1
         return self._chosen(rows, logits)
+
+    def _read_or_fail(self, row: _Row) -> list[Result]:
+        """A prompt that cannot be read, with a token that the model does not know, fails alone."""
+        try:
+            return self._read(row)
+        except Exception:
+            log.exception("a prompt cannot be read")
+            self._leave(row)
+            error = InternalError("the engine failed at this prompt")
+            return [(row.answer, Step((), 0, error=error))]
 
     def _read(self, row: _Row) -> list[Result]:
         piece = row.prompt_left[:PROMPT_TOKENS]

@@ -110,7 +110,7 @@ def _attention_of(model: Any) -> str:
 def _structural_obstacle(model: Any) -> str:
     if model.config.is_encoder_decoder:
         return "an encoder-decoder architecture"
-    if (attention := _attention_of(model)) != "sdpa":
+    if (attention := _attention_of(model)) not in ("sdpa", ATTENTION):
         return f"its attention is {attention}"
     cache = DynamicCache(config=model.config)
     kinds = {type(layer).__name__ for layer in cache.layers} - {DynamicLayer.__name__}
