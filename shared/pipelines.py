@@ -83,20 +83,29 @@ TOKEN_CLASSIFICATION = _infer(
 )
 TOKENIZER = _infer("tokenizer", "tokenize", "tokenization")
 FLORENCE2 = _infer(
-    *("florence2", "florence-2", "florence"), architectures=("Florence2ForConditionalGeneration",)
+    *("florence2", "florence-2", "florence"),
+    architectures=("Florence2ForConditionalGeneration",),
+    calls=("GenerateText",),
 )
 IMAGE_TO_TEXT = _infer(
     *("image-to-text", "image-captioning"),
     architectures=("BlipForConditionalGeneration", "VisionEncoderDecoderModel"),
 )
 VISUAL_LANGUAGE = _infer(
-    *("visual-language", "vision-language", "vlm", "image-text-to-text"),
+    *("visual-language", "vision-language", "vlm", "image-text-to-text", "audio-text-to-text"),
     architectures=(
-        *("LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration"),
+        *("LlavaForConditionalGeneration", "LlavaNextForConditionalGeneration"),
+        *("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"),
         *("SmolVLMForConditionalGeneration", "Idefics3ForConditionalGeneration"),
+        *("Gemma3ForConditionalGeneration", "Qwen2AudioForConditionalGeneration"),
     ),
+    calls=("GenerateText", "ChatCompletion"),
 )
-JANUS = _infer("janus", "any-to-any", architectures=("JanusForConditionalGeneration",))
+JANUS = _infer(
+    *("janus", "any-to-any"),
+    architectures=("JanusForConditionalGeneration",),
+    calls=("GenerateText", "ChatCompletion"),
+)
 CLIP = _infer(
     *("clip", "siglip", "zero-shot-image-classification"),
     architectures=("CLIPModel", "SiglipModel"),
@@ -108,6 +117,7 @@ SPEECH_RECOGNITION = _infer(
     architectures=(
         *("WhisperForConditionalGeneration", "MoonshineForConditionalGeneration", "ForCTC"),
     ),
+    calls=("TranscribeStream",),
 )
 TEXT_TO_SPEECH = _infer(
     *("text-to-speech", "text-to-audio", "tts"),

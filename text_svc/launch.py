@@ -38,6 +38,7 @@ class Launch(BaseModel):
     max_waiting_texts: int
     max_image_pixels: int
     max_audio_seconds: float
+    max_media: int
     max_prompt_bytes: int
     max_message_bytes: int
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]

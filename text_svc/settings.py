@@ -45,10 +45,13 @@ class TextSettings(WorkerSettings):
         262_144, ge=1, description="Tokens of the texts of one GenerateEmbeddings call."
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Pixels of the image of an Infer call."
+        50_000_000, ge=1, description="Pixels of the images of a call, together."
     )
     max_audio_seconds: float = Field(
-        1800, gt=0, description="Seconds of the audio of an Infer call."
+        1800, gt=0, description="Seconds of the sounds of a call, together."
+    )
+    max_media: int = Field(
+        16, ge=1, description="Images and sounds in one GenerateText or ChatCompletion call."
     )
     max_waiting_texts: int = Field(
         8192, ge=1, description="Texts that wait for their vectors, a model."

@@ -53,7 +53,7 @@ def build(name: str, folder: Path) -> Path:
     return folder
 
 
-def _builder(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+def builder(name: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     def register(make: Callable[[Path], None]) -> Callable[[Path], None]:
         _BUILDERS[name] = make
         return make
@@ -109,7 +109,7 @@ def bert_tokenizer() -> Any:
     return tokenizer
 
 
-def _save(folder: Path, *parts: Any) -> None:
+def save(folder: Path, *parts: Any) -> None:
     for part in parts:
         part.save_pretrained(folder)
 
@@ -117,11 +117,11 @@ def _save(folder: Path, *parts: Any) -> None:
 def _bert(folder: Path, kind: Any, **config: Any) -> None:
     tokenizer = bert_tokenizer()
     model = kind(t.BertConfig(vocab_size=len(tokenizer), **SMALL, **config))
-    _widen(model)
-    _save(folder, model, tokenizer)
+    widen(model)
+    save(folder, model, tokenizer)
 
 
-def _widen(model: Any) -> None:
+def widen(model: Any) -> None:
     """Larger weights: random ones of the usual size give answers that are all alike."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -129,23 +129,23 @@ def _widen(model: Any) -> None:
                 parameter.mul_(8)
 
 
-@_builder("bert")
+@builder("bert")
 def _(folder: Path) -> None:
     _bert(folder, t.BertModel)
 
 
-@_builder("bert-nli")
+@builder("bert-nli")
 def _(folder: Path) -> None:
     names = ["contradiction", "neutral", "entailment"]
     _bert(folder, t.BertForSequenceClassification, **_labels(names))
 
 
-@_builder("bert-rank")
+@builder("bert-rank")
 def _(folder: Path) -> None:
     _bert(folder, t.BertForSequenceClassification, num_labels=1)
 
 
-@_builder("bert-ner")
+@builder("bert-ner")
 def _(folder: Path) -> None:
     _bert(folder, t.BertForTokenClassification, **_labels(["O", "B-PER", "I-PER", "B-LOC"]))
 
@@ -157,7 +157,7 @@ def _labels(names: list[str]) -> dict[str, Any]:
     }
 
 
-@_builder("t5")
+@builder("t5")
 def _(folder: Path) -> None:
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer = fast_tokenizer(tokens)
@@ -173,11 +173,11 @@ def _(folder: Path) -> None:
         eos_token_id=1,
     )
     model = t.T5ForConditionalGeneration(config)
-    _widen(model)
-    _save(folder, model, tokenizer)
+    widen(model)
+    save(folder, model, tokenizer)
 
 
-@_builder("marian")
+@builder("marian")
 def _(folder: Path) -> None:
     import sentencepiece
 
@@ -215,19 +215,19 @@ def _(folder: Path) -> None:
         max_position_embeddings=64,
     )
     model = t.MarianMTModel(config)
-    _widen(model)
-    _save(folder, model, tokenizer)
+    widen(model)
+    save(folder, model, tokenizer)
 
 
-def _clip_images(side: int, **options: Any) -> Any:
+def clip_images(side: int, **options: Any) -> Any:
     square = {"height": side, "width": side}
     return t.CLIPImageProcessorPil(crop_size=square, **options)
 
 
-_CLIP_VISION = {**SMALL, "image_size": 32, "patch_size": 8}
+CLIP_VISION = {**SMALL, "image_size": 32, "patch_size": 8}
 
 
-@_builder("clip")
+@builder("clip")
 def _(folder: Path) -> None:
     end = "<|endoftext|>"
     tokens = {"bos_token": "<|startoftext|>", "eos_token": end, "pad_token": end, "unk_token": end}
@@ -242,16 +242,16 @@ def _(folder: Path) -> None:
             "eos_token_id": 1,
             "pad_token_id": 1,
         },
-        vision_config=_CLIP_VISION,
+        vision_config=CLIP_VISION,
         projection_dim=16,
     )
     processor = t.CLIPProcessor(
-        image_processor=_clip_images(32, size={"shortest_edge": 32}), tokenizer=tokenizer
+        image_processor=clip_images(32, size={"shortest_edge": 32}), tokenizer=tokenizer
     )
-    _save(folder, t.CLIPModel(config), processor)
+    save(folder, t.CLIPModel(config), processor)
 
 
-@_builder("clap")
+@builder("clap")
 def _(folder: Path) -> None:
     tokens = {
         "bos_token": "<s>",
@@ -288,17 +288,17 @@ def _(folder: Path) -> None:
     )
     extractor = t.ClapFeatureExtractor(truncation="rand_trunc", max_length_s=1)
     processor = t.ClapProcessor(feature_extractor=extractor, tokenizer=tokenizer)
-    _save(folder, t.ClapModel(config), processor)
+    save(folder, t.ClapModel(config), processor)
 
 
-@_builder("vit")
+@builder("vit")
 def _(folder: Path) -> None:
-    config = t.ViTConfig(**_CLIP_VISION, num_labels=3)
+    config = t.ViTConfig(**CLIP_VISION, num_labels=3)
     images = t.ViTImageProcessorPil(size={"height": 32, "width": 32})
-    _save(folder, t.ViTForImageClassification(config), images)
+    save(folder, t.ViTForImageClassification(config), images)
 
 
-@_builder("whisper")
+@builder("whisper")
 def _(folder: Path) -> None:
     special = [
         *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|translate|>"),
@@ -337,10 +337,10 @@ def _(folder: Path) -> None:
     processor = t.WhisperProcessor(
         feature_extractor=t.WhisperFeatureExtractor(), tokenizer=tokenizer
     )
-    _save(folder, model, processor, model.generation_config)
+    save(folder, model, processor, model.generation_config)
 
 
-@_builder("moonshine")
+@builder("moonshine")
 def _(folder: Path) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
     tokenizer = fast_tokenizer(tokens)
@@ -360,11 +360,11 @@ def _(folder: Path) -> None:
     extractor = t.Wav2Vec2FeatureExtractor(return_attention_mask=True, do_normalize=False)
     processor = t.Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer)
     model = t.MoonshineForConditionalGeneration(config)
-    _widen(model)
-    _save(folder, model, processor)
+    widen(model)
+    save(folder, model, processor)
 
 
-@_builder("vits")
+@builder("vits")
 def _(folder: Path) -> None:
     letters = {letter: index for index, letter in enumerate("_ abcdefghijklmnopqrstuvwxyz'-")}
     (folder / "vocab.json").write_text(json.dumps(letters))
@@ -383,10 +383,10 @@ def _(folder: Path) -> None:
         posterior_encoder_num_wavenet_layers=2,
         duration_predictor_num_flows=2,
     )
-    _save(folder, t.VitsModel(config), tokenizer)
+    save(folder, t.VitsModel(config), tokenizer)
 
 
-@_builder("florence2")
+@builder("florence2")
 def _(folder: Path) -> None:
     tokens = {
         "bos_token": "<s>",
@@ -422,7 +422,7 @@ def _(folder: Path) -> None:
         vision_config=vision,
         image_token_id=tokenizer.image_token_id,
     )
-    images = _clip_images(64, size={"height": 64, "width": 64}, do_center_crop=False)
+    images = clip_images(64, size={"height": 64, "width": 64}, do_center_crop=False)
     images.image_seq_length = 5
     kinds = (
         *("pure_text", "ocr", "phrase_grounding", "description_with_bboxes", "bboxes"),
@@ -432,11 +432,11 @@ def _(folder: Path) -> None:
         image_processor=images, tokenizer=tokenizer, post_processor_config={k: {} for k in kinds}
     )
     model = t.Florence2ForConditionalGeneration(config)
-    _widen(model)
-    _save(folder, model, processor)
+    widen(model)
+    save(folder, model, processor)
 
 
-@_builder("llava")
+@builder("llava")
 def _(folder: Path) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = fast_tokenizer(tokens, extra={"image_token": "<image>"})
@@ -447,21 +447,21 @@ def _(folder: Path) -> None:
             "vocab_size": len(tokenizer),
             "num_key_value_heads": 4,
         },
-        vision_config={**_CLIP_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
+        vision_config={**CLIP_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-1,
     )
     processor = t.LlavaProcessor(
-        image_processor=_clip_images(32, size={"shortest_edge": 32}),
+        image_processor=clip_images(32, size={"shortest_edge": 32}),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    _save(folder, t.LlavaForConditionalGeneration(config), processor)
+    save(folder, t.LlavaForConditionalGeneration(config), processor)
 
 
-@_builder("blip")
+@builder("blip")
 def _(folder: Path) -> None:
     tokenizer = bert_tokenizer()
     config = t.BlipConfig(
@@ -474,15 +474,15 @@ def _(folder: Path) -> None:
             "sep_token_id": 3,
             "pad_token_id": 0,
         },
-        vision_config=_CLIP_VISION,
+        vision_config=CLIP_VISION,
         projection_dim=16,
     )
     images = t.BlipImageProcessorPil(size={"height": 32, "width": 32})
     processor = t.BlipProcessor(image_processor=images, tokenizer=tokenizer)
-    _save(folder, t.BlipForConditionalGeneration(config), processor)
+    save(folder, t.BlipForConditionalGeneration(config), processor)
 
 
-@_builder("janus")
+@builder("janus")
 def _(folder: Path) -> None:
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     extra = {
@@ -536,4 +536,4 @@ def _(folder: Path) -> None:
         guidance_scale=5,
         generation_kwargs={"boi_token_id": tokenizer.boi_token_id},
     )
-    _save(folder, model, processor)
+    save(folder, model, processor)

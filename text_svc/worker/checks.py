@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.errors import InputTooLargeError, MissingFieldError
+from ml import transformers_pb2 as pb
+from shared.errors import InputTooLargeError, InvalidArgumentError, MissingFieldError
 
 
 def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = False) -> None:
@@ -20,3 +21,18 @@ def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = F
         raise InputTooLargeError(
             f"{field} has {size} bytes, the limit is {limit}", metadata={"limit": str(limit)}
         )
+
+
+def refuse_media(owner: pb.TextRequest | pb.ChatMessage, pipeline: str, prefix: str = "") -> None:
+    """For models that read text alone.
+
+    Raises:
+        InvalidArgumentError: there are images or sounds.
+    """
+    for name, given in (("images", owner.images), ("audio", owner.audio)):
+        if given:
+            raise InvalidArgumentError(
+                f"{prefix}{name} is set, and a {pipeline} model reads text alone; load one that "
+                "sees or hears, as visual-language",
+                field=f"{prefix}{name}",
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,6 +17,14 @@ from text_svc.worker.template import ChatTemplate
 
 # Longer texts are tokenized in a thread, so that others do not wait for it.
 INLINE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an answer goes on from: token ids, and all the model reads where that is more."""
+
+    ids: list[int]
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,13 +60,10 @@ class AnswerDecoder(Protocol):
 class AnswerTokenizer(Protocol):
     """What a generator needs of a tokenizer."""
 
-    @property
-    def chat_template(self) -> str | None:
-        """Its source; None where the model has none."""
-
-    @property
-    def special_tokens(self) -> dict[str, str]:
-        """As chat templates use them."""
+    # Its source; None where the model has none.
+    chat_template: str | None
+    # As chat templates use them.
+    special_tokens: dict[str, str]
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids; `special` adds what the model wants around a plain prompt."""
@@ -98,16 +103,27 @@ class TextGenerator:
             As `ChatTemplate.render`.
         """
         # The template writes the special tokens itself.
-        return await self._encode(await self._template.render(messages), special=False)
+        return await self._encode(await self.render(messages), special=False)
 
-    async def generate(self, prompt: list[int], sampling: Sampling) -> AsyncGenerator[Delta, None]:
+    async def render(self, messages: list[dict[str, Any]]) -> str:
+        """A conversation in the model's chat template. Raises what `ChatTemplate.render` does."""
+        return await self._template.render(messages)
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, inputs: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """Streams one answer. Closing the generator stops the work within one step.
+
+        Args:
+            prompt: token ids.
+            sampling: how the next token is chosen.
+            inputs: see `Prompt`.
 
         Raises:
             InvalidArgumentError: the prompt is empty or does not fit.
             QueueFullError: too many answers wait already.
         """
-        answer = Answer(prompt, self._within_limits(prompt, sampling))
+        answer = Answer(prompt, self._within_limits(prompt, sampling), inputs)
         begun = time.perf_counter()
         text = _AnswerText(self._tokenizer, answer)
         first = last = 0.0

@@ -10,8 +10,8 @@ from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from text_svc.launch import Launch
 from text_svc.worker.chat import check_messages
-from text_svc.worker.checks import check_sizes
-from text_svc.worker.generation import TextGenerator, Usage
+from text_svc.worker.checks import check_sizes, refuse_media
+from text_svc.worker.generation import Prompt, TextGenerator, Usage
 from text_svc.worker.sampling import SamplingRequest
 
 
@@ -21,14 +21,16 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
     def __init__(self, generator: TextGenerator, launch: Launch) -> None:
         self._generator = generator
         self._max_bytes = launch.max_prompt_bytes
+        self._pipeline = launch.pipeline
 
     async def GenerateText(
         self, request: pb.TextRequest, context: Any
     ) -> AsyncIterator[pb.TextResponse]:
         check_sizes([request.prompt], "prompt", self._max_bytes)
         sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
-        prompt = await self._generator.encode(request.prompt)
-        async with aclosing(self._generator.generate(prompt, sampling)) as deltas:
+        prompt = await self.read_text(request)
+        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(answer) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.TextResponse(text=delta.text, tokens_generated=delta.tokens_generated)
@@ -42,17 +44,31 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
     async def ChatCompletion(
         self, request: pb.ChatRequest, context: Any
     ) -> AsyncIterator[pb.ChatResponse]:
-        messages = check_messages([(m.role, m.content) for m in request.messages])
-        check_sizes([m["content"] for m in messages], "messages", self._max_bytes, empty=True)
+        check_messages([message.role for message in request.messages])
+        contents = [message.content for message in request.messages]
+        check_sizes(contents, "messages", self._max_bytes, empty=True)
         sampling = self._generator.defaults.complete(_wanted(request, "max_tokens"))
-        prompt = await self._generator.encode_chat(messages)
-        async with aclosing(self._generator.generate(prompt, sampling)) as deltas:
+        prompt = await self.read_chat(request)
+        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(answer) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.ChatResponse(content=delta.text)
         yield pb.ChatResponse(
             done=True, finish_reason=delta.finish_reason, usage=_usage(delta.usage)
         )
+
+    async def read_text(self, request: pb.TextRequest) -> Prompt:
+        """The prompt of a request that is within the limits of its text."""
+        refuse_media(request, self._pipeline)
+        return Prompt(await self._generator.encode(request.prompt))
+
+    async def read_chat(self, request: pb.ChatRequest) -> Prompt:
+        """The same of a conversation."""
+        for index, message in enumerate(request.messages):
+            refuse_media(message, self._pipeline, f"messages[{index}].")
+        messages = [{"role": one.role, "content": one.content} for one in request.messages]
+        return Prompt(await self._generator.encode_chat(messages))
 
 
 def _wanted(request: pb.TextRequest | pb.ChatRequest, new_tokens_field: str) -> SamplingRequest:

@@ -150,7 +150,7 @@ class Family(abc.ABC, Generic[Options]):
         model: on torch, or None.
     """
 
-    takes: ClassVar[tuple[str, ...]]
+    takes: tuple[str, ...]
     options: ClassVar[type[NoOptions]] = NoOptions
 
     def __init__(self, launch: Launch) -> None:

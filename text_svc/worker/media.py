@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import av
 import numpy as np
@@ -43,8 +43,13 @@ _CONTAINERS = (
 )
 
 
-def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+def decode_image(data: bytes, max_pixels: int, field: str = "image") -> Image.Image:
     """An upright RGB picture.
+
+    Args:
+        data: a file of one of IMAGE_FORMATS.
+        max_pixels: what the header may tell.
+        field: what the caller calls the `ImageData`.
 
     Raises:
         MissingFieldError: there are no bytes.
@@ -52,7 +57,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         InputTooLargeError: the header tells more pixels than `max_pixels`.
     """
     if not data:
-        raise MissingFieldError("image.data is empty", field="image.data")
+        raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
@@ -60,20 +65,20 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         width, height = picture.size
         if width * height > max_pixels:
             raise InputTooLargeError(
-                f"the image has {width} x {height} pixels, the limit is {max_pixels}",
+                f"{field} has {width} x {height} pixels, the limit is {max_pixels}",
                 metadata={"limit": str(max_pixels)},
             )
         return ImageOps.exif_transpose(picture).convert("RGB")
     except Image.DecompressionBombError:
         raise InputTooLargeError(
-            f"the image has more pixels than the limit of {max_pixels}",
+            f"{field} has more pixels than the limit of {max_pixels}",
             metadata={"limit": str(max_pixels)},
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise
         raise UndecodableImageError(
-            f"the {len(data)} bytes of image.data are not a whole {', '.join(IMAGE_FORMATS)} "
+            f"the {len(data)} bytes of {field}.data are not a whole {', '.join(IMAGE_FORMATS)} "
             "picture",
-            field="image.data",
+            field=f"{field}.data",
         ) from error
 
 
@@ -84,96 +89,135 @@ def encode_png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def decode_audio(audio: pb.AudioData, rate: int, max_seconds: float) -> Samples:
+def decode_audio(
+    audio: pb.AudioData, rate: int, max_seconds: float, field: str = "audio"
+) -> Samples:
     """One channel of samples from -1 to 1 at `rate`, shape (samples,).
+
+    Args:
+        audio: as it came.
+        rate: samples a second.
+        max_seconds: what it may last.
+        field: what the caller calls the `AudioData`.
 
     Raises:
         MissingFieldError, UnknownFormatError, OutOfRangeError: a field is wrong.
         InvalidArgumentError: the bytes are no sound of a known format.
         InputTooLargeError: it is longer than `max_seconds`.
     """
-    if not audio.data:
-        raise MissingFieldError("audio.data is empty", field="audio.data")
-    if audio.format:
-        return _resampled([_raw_frame(audio)], rate, max_seconds)
-    try:
-        with av.open(io.BytesIO(audio.data), "r", format=_container(audio.data)) as file:
-            if not file.streams.audio:
-                raise _undecodable(audio)
-            return _resampled(file.decode(file.streams.audio[0]), rate, max_seconds)
-    except (av.FFmpegError, ValueError) as error:
-        raise _undecodable(audio) from error
+    reader = SoundReader(rate, field)
+    samples = np.concatenate([reader.add(audio, max_seconds), reader.rest()])
+    if not len(samples):
+        raise InvalidArgumentError(f"{field}.data has no samples", field=f"{field}.data")
+    return samples
 
 
-def _container(data: bytes) -> str:
+class SoundReader:
+    """The pieces of one sound, resampled as if they had come at once.
+
+    Args:
+        rate: of the samples that it gives.
+        field: what the caller calls an `AudioData`.
+    """
+
+    def __init__(self, rate: int, field: str = "audio") -> None:
+        self._rate = rate
+        self._field = field
+        self._resampler = av.AudioResampler(format="fltp", rate=rate)
+
+    def add(self, audio: pb.AudioData, max_seconds: float) -> Samples:
+        """Samples as of `decode_audio`, but for the last few, which wait for the next piece.
+
+        Raises:
+            As `decode_audio`; and InvalidArgumentError when the piece differs in kind.
+        """
+        data, field = audio.data, self._field
+        if not data:
+            raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
+        try:
+            if audio.format:
+                return self._resampled([_raw_frame(audio, field)], max_seconds)
+            with av.open(io.BytesIO(data), "r", format=_container(data, field)) as file:
+                if not file.streams.audio:
+                    raise _undecodable(len(data), field)
+                return self._resampled(file.decode(file.streams.audio[0]), max_seconds)
+        except (av.FFmpegError, ValueError) as error:
+            raise _undecodable(len(data), field) from error
+
+    def rest(self) -> Samples:
+        """The last samples."""
+        return _joined([_mixed(part) for part in self._resampler.resample(None)])
+
+    def _resampled(self, frames: Iterable[av.AudioFrame], max_seconds: float) -> Samples:
+        parts: list[Samples] = []
+        left = int(max_seconds * self._rate)
+        for frame in frames:
+            for part in self._resampler.resample(frame):
+                parts.append(_mixed(part))
+                left -= len(parts[-1])
+                if left < 0:
+                    raise InputTooLargeError(
+                        f"{self._field} is longer than the limit of {max_seconds:g} s",
+                        metadata={"limit_seconds": f"{max_seconds:g}"},
+                    )
+        return _joined(parts)
+
+
+def _mixed(frame: av.AudioFrame) -> Samples:
+    """One channel. FFmpeg itself would add two up to more than 1."""
+    mixed: Samples = frame.to_ndarray().mean(0, dtype=np.float32)
+    return mixed
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    return np.concatenate([np.empty(0, np.float32), *parts])
+
+
+def _container(data: bytes, field: str) -> str:
     for offset, magic, name in _CONTAINERS:
         if data.startswith(magic, offset):
             return name
     raise InvalidArgumentError(
-        "audio.data is no WAV, FLAC, Ogg, MP3, MP4 or Matroska file; set audio.format for samples "
-        f"as they are: {', '.join(RAW_FORMATS)}",
-        field="audio.data",
+        f"{field}.data is no WAV, FLAC, Ogg, MP3, MP4 or Matroska file; set {field}.format for "
+        f"samples as they are: {', '.join(RAW_FORMATS)}",
+        field=f"{field}.data",
     )
 
 
-def _undecodable(audio: pb.AudioData) -> InvalidArgumentError:
+def _undecodable(size: int, field: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"the {len(audio.data)} bytes of audio.data hold no sound that can be decoded",
-        field="audio.data",
+        f"the {size} bytes of {field}.data hold no sound that can be decoded", field=f"{field}.data"
     )
 
 
-def _raw_frame(audio: pb.AudioData) -> av.AudioFrame:
+def _raw_frame(audio: pb.AudioData, field: str) -> av.AudioFrame:
     if audio.format not in RAW_FORMATS:
         raise UnknownFormatError(
-            f"audio.format {audio.format[:40]!r} is not known; accepted are "
+            f"{field}.format {audio.format[:40]!r} is not known; accepted are "
             f"{', '.join(RAW_FORMATS)}, or empty for a file",
-            field="audio.format",
+            field=f"{field}.format",
         )
     if audio.rate not in RATES:
         raise OutOfRangeError(
-            f"audio.rate is {audio.rate}; accepted is {RATES[0]} to {RATES[-1]}", field="audio.rate"
+            f"{field}.rate is {audio.rate}; accepted is {RATES[0]} to {RATES[-1]}",
+            field=f"{field}.rate",
         )
     channels = audio.channels or 1
     if channels not in LAYOUTS:
         raise OutOfRangeError(
-            f"audio.channels is {channels}; accepted is 1 or 2", field="audio.channels"
+            f"{field}.channels is {channels}; accepted is 1 or 2", field=f"{field}.channels"
         )
     dtype, layout = RAW_FORMATS[audio.format]
     if len(audio.data) % (np.dtype(dtype).itemsize * channels):
         raise InvalidArgumentError(
-            f"the {len(audio.data)} bytes of audio.data are no whole samples", field="audio.data"
+            f"the {len(audio.data)} bytes of {field}.data are no whole samples",
+            field=f"{field}.data",
         )
     samples = np.frombuffer(audio.data, dtype).reshape(1, -1)
     if dtype == "<f4" and not np.isfinite(samples).all():
-        raise InvalidArgumentError("audio.data has samples that are no numbers", field="audio.data")
+        raise InvalidArgumentError(
+            f"{field}.data has samples that are no numbers", field=f"{field}.data"
+        )
     frame = av.AudioFrame.from_ndarray(samples, format=layout, layout=LAYOUTS[channels])
     frame.sample_rate = audio.rate
     return frame
-
-
-def _resampled(
-    frames: Iterator[av.AudioFrame] | list[av.AudioFrame], rate: int, max_seconds: float
-) -> Samples:
-    resampler = av.AudioResampler(format="fltp", rate=rate)
-    parts: list[Samples] = []
-    left = int(max_seconds * rate)
-    for frame in (*frames, None) if isinstance(frames, list) else _then_none(frames):
-        for part in resampler.resample(frame):
-            # FFmpeg itself would add two channels up to more than 1.
-            parts.append(part.to_ndarray().mean(0))
-            left -= len(parts[-1])
-            if left < 0:
-                raise InputTooLargeError(
-                    f"the audio is longer than the limit of {max_seconds:g} s",
-                    metadata={"limit_seconds": f"{max_seconds:g}"},
-                )
-    if not parts:
-        raise InvalidArgumentError("audio.data has no samples", field="audio.data")
-    return np.concatenate(parts).astype(np.float32, copy=False)
-
-
-def _then_none(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame | None]:
-    """The frames, and the sign that makes the resampler give out its last samples."""
-    yield from frames
-    yield None

@@ -8,9 +8,8 @@ from typing import Any
 class WholeTokenizer:
     """One of transformers' tokenizers, as `AnswerTokenizer`."""
 
-    chat_template = None
-
     def __init__(self, tokenizer: Any) -> None:
+        self.chat_template: str | None = None
         self.special_tokens: dict[str, str] = {}
         self._tokenizer = tokenizer
 

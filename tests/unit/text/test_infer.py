@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from PIL import Image
 from ml import transformers_pb2 as pb
 from shared.errors import QueueFullError, ServiceError
 from tests.support import tiny_models
+from tests.support.pictures import png_header
 from tests.support.speech import speak, wav
 from tests.support.stack import MODELS
 from tests.support.text_family import launch_of, serve
@@ -27,16 +26,6 @@ from text_svc.worker.infer_service import ModelThread
 from text_svc.worker.media import decode_audio, decode_image
 
 WHISPER = MODELS / "text" / "openai" / "whisper-tiny.en"
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises more pixels than it has bytes."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = b"IDAT" + zlib.compress(b"\0" * 100)
-    parts = [
-        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (chunk, body)
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def picture(kind: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,10 +14,10 @@ from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
-from text_svc.worker.families.visual_language import VisualLanguageModel
-from text_svc.worker.infer_service import load_family
+from text_svc.worker.families.visual_language import VisualLanguageModel, servicer_of
 from text_svc.worker.inference import GenerateOptions
 from text_svc.worker.media import encode_png
+from text_svc.worker.torch_model import loading_errors
 
 
 class JanusOptions(GenerateOptions):
@@ -29,8 +29,11 @@ class JanusOptions(GenerateOptions):
 class Janus(VisualLanguageModel):
     """An image is understood, a text is drawn."""
 
-    takes: ClassVar[tuple[str, ...]] = ("image", "text")
     options = JanusOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self.takes = ("image", "text")
 
     def infer(
         self, request: pb.InferRequest, options: GenerateOptions, cancelled: threading.Event
@@ -38,8 +41,7 @@ class Janus(VisualLanguageModel):
         if not request.text:
             return super().infer(request, options, cancelled)
         assert isinstance(options, JanusOptions), "the class of this family's options"
-        text = self.rendered([{"type": "text", "text": request.text}]) or request.text
-        inputs = self.processor(text=text, generation_mode="image", return_tensors="pt")
+        inputs = self.processor(text=request.text, generation_mode="image", return_tensors="pt")
         torch.manual_seed(options.seed)  # no other work runs in this process
         sampling = {"temperature": options.temperature, "top_p": options.top_p}
         with torch.inference_mode():
@@ -78,4 +80,6 @@ class _CancelledStep(LogitsProcessor):
 
 def load(launch: Launch) -> Loaded:
     """See `families.load`."""
-    return load_family(launch, Janus)
+    with loading_errors(launch):
+        family = Janus(launch)
+        return Loaded(servicer_of(family, launch), family.report())

@@ -1,62 +1,147 @@
-"""Language models that see: an image and a question to an answer. LLaVA, SmolVLM, Qwen2-VL."""
+"""Language models that see or hear: LLaVA, SmolVLM, Qwen2-VL, Qwen2-Audio and the like."""
 
 from __future__ import annotations
 
+import math
 import threading
-from typing import ClassVar
+from pathlib import Path
+from typing import Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoModelForMultimodalLM, Gemma3Processor
 
 from ml import transformers_pb2 as pb
-from shared.errors import MissingFieldError
+from shared.errors import InvalidArgumentError
 from text_svc.launch import Launch
+from text_svc.worker.engine import Limits
+from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
-from text_svc.worker.infer_service import load_family
-from text_svc.worker.inference import Family, GenerateOptions, Pretrained
+from text_svc.worker.generation import AnswerTokenizer, TextGenerator
+from text_svc.worker.inference import Family, GenerateOptions, Pretrained, positions
+from text_svc.worker.media import Samples
+from text_svc.worker.media_prompt import Marks, MediaPrompts
+from text_svc.worker.multimodal_service import MultimodalServicer
+from text_svc.worker.processors import read_processor
+from text_svc.worker.sampling import SamplingDefaults
+from text_svc.worker.text_tokenizer import TextTokenizer
+from text_svc.worker.torch_model import DEFAULT_CONTEXT, end_tokens_of, loading_errors
+from text_svc.worker.transformers_engine import MAX_GENERATE, TransformersEngine
+from text_svc.worker.whole_tokenizer import WholeTokenizer
 
 
 class VisualLanguageModel(Family[GenerateOptions]):
-    """The prompt is put into the model's own chat template, if it has one."""
+    """Implements `media_prompt.MediaModel`. A request's prompt comes with its marks."""
 
-    takes: ClassVar[tuple[str, ...]] = ("image",)
     options = GenerateOptions
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
         source = Pretrained(launch)
-        self.model = source.model(AutoModelForImageTextToText)
-        self.processor = source.read(AutoProcessor)
-        self._image_token = str(getattr(self.processor, "image_token", "<image>"))
+        self.model = source.model(AutoModelForMultimodalLM)
+        self.processor = read_processor(source)
+        self.marks = _marks(self.processor)
+        self.sees = hasattr(self.processor, "image_processor")
+        self._ears = getattr(self.processor, "feature_extractor", None)
+        self.takes = tuple(
+            name for name, able in (("image", self.sees), ("audio", self._ears)) if able
+        )
+        # Infer and the other calls have a thread each, and the processor is made for one.
+        self._turn = threading.Lock()
+
+    @property
+    def audio_rate(self) -> int:
+        return int(self._ears.sampling_rate) if self._ears else 0
+
+    @property
+    def audio_seconds(self) -> float:
+        """Whisper's way into a model cuts off, without a word, what comes after its window."""
+        return float(getattr(self._ears, "chunk_length", math.inf))
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer together."""
+        own = positions(self.model.config.get_text_config(decoder=True)) or DEFAULT_CONTEXT
+        return min(own, self.launch.options.max_length or own)
+
+    def prepared(
+        self, text: str, images: list[Image.Image], sounds: list[Samples]
+    ) -> dict[str, Any]:
+        """See `media_prompt.MediaModel`.
+
+        Raises:
+            InvalidArgumentError: the processor refuses them.
+        """
+        media: dict[str, Any] = {"images": [images]} if images else {}
+        if sounds:
+            media |= {"audio": sounds, "sampling_rate": self.audio_rate}
+        start = self.processor.tokenizer.bos_token
+        if start and text.startswith(start):  # as transformers does where a template has written it
+            media["add_special_tokens"] = False
+        try:
+            with self._turn:
+                inputs = self.processor(text=[text], **media, return_tensors="pt")
+        except (ValueError, IndexError) as error:
+            raise InvalidArgumentError(
+                f"the model's processor refuses the prompt: {str(error)[:300]}", field="prompt"
+            ) from None
+        return self.to_model(inputs)
 
     def infer(
         self, request: pb.InferRequest, options: GenerateOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        if not request.prompt:
-            raise MissingFieldError("prompt is empty", field="prompt")
-        inputs = self.processor(
-            text=self._text(request.prompt), images=self.image(request), return_tensors="pt"
-        )
+        heard = request.WhichOneof("input") == "audio"
+        images = [] if heard else [self.image(request)]
+        sounds = [self.audio(request, self.audio_rate)] if heard else []
+        inputs = self.prepared(request.prompt, images, sounds)
         prompt_tokens = inputs["input_ids"].shape[1]
         ids = self.generate(inputs, options, cancelled, prompt_tokens=prompt_tokens)
         text = self.processor.decode(ids[prompt_tokens:], skip_special_tokens=True)
         return pb.InferResponse(text=text.strip())
 
-    def rendered(self, content: list[dict[str, str]]) -> str:
-        """What a user says, in the model's chat template; empty where it has none."""
-        if not getattr(self.processor, "chat_template", None):
-            return ""
-        text: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return text
 
-    def _text(self, prompt: str) -> str:
-        text = self.rendered([{"type": "image"}, {"type": "text", "text": prompt}])
-        if text or self._image_token in prompt:
-            return text or prompt
-        return f"{self._image_token}\n{prompt}"
+def _marks(processor: Any) -> Marks:
+    image = getattr(processor, "image_token", None)
+    if isinstance(processor, Gemma3Processor):  # the only one that looks for another than it says
+        image = processor.boi_token
+    return Marks(str(image or ""), str(getattr(processor, "audio_token", None) or ""))
+
+
+def _tokenizer(folder: Path, processor: Any) -> AnswerTokenizer:
+    """The model's, with the processor's chat template."""
+    own = processor.tokenizer
+    tokenizer: AnswerTokenizer
+    if (folder / "tokenizer.json").exists():
+        tokenizer = TextTokenizer(folder)
+    else:
+        tokenizer = WholeTokenizer(own)
+    template = processor.chat_template or own.chat_template
+    tokenizer.chat_template = template.get("default") if isinstance(template, dict) else template
+    tokenizer.special_tokens = {
+        name: text for name, text in own.special_tokens_map.items() if isinstance(text, str)
+    }
+    return tokenizer
+
+
+def servicer_of(family: VisualLanguageModel, launch: Launch) -> MultimodalServicer:
+    """All calls of a loaded model."""
+    metrics = EngineMetrics(launch.model_id)
+    tokenizer = _tokenizer(launch.folder, family.processor)
+    limits = Limits(family.context, MAX_GENERATE, launch.max_waiting)
+    end_tokens = end_tokens_of(family.model, family.processor.tokenizer)
+    generator = TextGenerator(
+        TransformersEngine(family.model, limits, end_tokens, metrics),
+        tokenizer,
+        SamplingDefaults.read(launch.folder),
+        metrics,
+        launch.max_prompt_bytes,
+    )
+    templated = tokenizer.chat_template is not None
+    prompts = MediaPrompts(family, generator.render, templated, launch)
+    return MultimodalServicer(family, generator, prompts, launch)
 
 
 def load(launch: Launch) -> Loaded:
     """See `families.load`."""
-    return load_family(launch, VisualLanguageModel)
+    with loading_errors(launch):
+        family = VisualLanguageModel(launch)
+        return Loaded(servicer_of(family, launch), family.report())

@@ -1,0 +1,261 @@
+"""GenerateText and ChatCompletion with images and sounds, held against transformers itself."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+from ml import transformers_pb2 as pb
+from tests.support import tiny_models, tiny_multimodal, tiny_text
+from tests.support.pictures import png_header
+from tests.support.text_family import launch_of, serve
+from tests.support.waiting import until
+from text_svc.worker.inference import Pretrained
+from text_svc.worker.processors import read_processor
+
+RATE, NEW = 16_000, 8
+SEEING = ("llava-chat", "smolvlm", "qwen2-vl", "gemma3")
+Tiny = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Builds a tiny model once, and returns its folder."""
+    root, made = tmp_path_factory.mktemp("tiny-multimodal"), {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny_models.build(name, root / name)
+        return made[name]
+
+    return folder
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 70, 3), np.uint8))
+
+
+def png(image: Image.Image) -> pb.ImageData:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return pb.ImageData(data=file.getvalue())
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    size = int(RATE * seconds)
+    return np.random.default_rng(seed).normal(0, 0.2, size).clip(-1, 1).astype(np.float32)
+
+
+def sound(samples: np.ndarray) -> pb.AudioData:
+    return pb.AudioData(data=samples.astype("<f4").tobytes(), format="pcm_f32le", rate=RATE)
+
+
+def part(kind: str, text: str = "") -> dict[str, str]:
+    return {"type": kind, "text": text} if text else {"type": kind}
+
+
+def reference(
+    folder: Path, *turns: tuple[str, list[dict[str, str]]], **media: Any
+) -> tuple[str, int]:
+    """Greedy tokens of transformers called directly, as text, and the length of the prompt."""
+    processor = read_processor(Pretrained(launch_of(folder, "vlm")))
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(folder).eval()
+    conversation = [{"role": role, "content": parts} for role, parts in turns]
+    # SmolVLM's own looks at videos first, which want torchvision.
+    apply = transformers.ProcessorMixin.apply_chat_template
+    prompt = apply(processor, conversation, add_generation_prompt=True)
+    inputs = processor(text=prompt, **media, return_tensors="pt", add_special_tokens=False)
+    size = inputs["input_ids"].shape[1]
+    ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, size:]
+    return processor.decode(ids, skip_special_tokens=True), size
+
+
+async def chat(stub: Any, *messages: pb.ChatMessage) -> tuple[str, list[pb.ChatResponse]]:
+    request = pb.ChatRequest(messages=messages, temperature=0, max_tokens=NEW)
+    answers = [answer async for answer in stub.ChatCompletion(request)]
+    return "".join(answer.content for answer in answers), answers
+
+
+async def generate(stub: Any, **request: Any) -> tuple[str, pb.TextResponse]:
+    request = {"temperature": 0, "max_length": NEW, **request}
+    answers = [answer async for answer in stub.GenerateText(pb.TextRequest(**request))]
+    return "".join(answer.text for answer in answers), answers[-1]
+
+
+@pytest.mark.parametrize("name", SEEING)
+async def test_a_chat_with_images_is_that_of_transformers(tiny: Tiny, name: str) -> None:
+    folder, image = tiny(name), part("image")
+    first, second, third = map(picture, range(3))
+    wanted, prompt_tokens = reference(
+        folder,
+        ("system", [part("text", "be brief")]),
+        ("user", [image, image, part("text", "what ?")]),
+        ("assistant", [part("text", "a cat")]),
+        ("user", [part("text", "and "), image, part("text", " ?")]),
+        images=[[first, second, third]],
+    )
+    inline = {"gemma3": "<start_of_image>", "qwen2-vl": "<|image_pad|>"}.get(name, "<image>")
+    async with serve(launch_of(folder, "image-text-to-text")) as stub:
+        text, answers = await chat(
+            stub,
+            pb.ChatMessage(role="system", content="be brief"),
+            pb.ChatMessage(role="user", content="what ?", images=[png(first), png(second)]),
+            pb.ChatMessage(role="assistant", content="a cat"),
+            pb.ChatMessage(role="user", content=f"and {inline} ?", images=[png(third)]),
+        )
+        other, _ = await chat(
+            stub, pb.ChatMessage(role="user", content="what ?", images=[png(second)])
+        )
+    assert text == wanted
+    assert text != other, "the images matter"
+    assert len(answers) > 2, "it streams"
+    assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1].usage.prompt_tokens == prompt_tokens
+    assert answers[-1].usage.generated_tokens == NEW
+    assert answers[-1].finish_reason == "length"
+
+
+async def test_a_chat_with_sounds_is_that_of_transformers(tiny: Tiny) -> None:
+    folder, first, second = tiny("qwen2-audio"), noise(1), noise(0.5, seed=1)
+    wanted, prompt_tokens = reference(
+        folder,
+        ("user", [part("audio"), part("audio"), part("text", "which is louder ?")]),
+        audio=[first, second],
+        sampling_rate=RATE,
+    )
+    async with serve(launch_of(folder, "audio-text-to-text")) as stub:
+        message = pb.ChatMessage(
+            role="user", content="which is louder ?", audio=[sound(first), sound(second)]
+        )
+        text, answers = await chat(stub, message)
+        infer = pb.InferRequest(
+            prompt="what ?", audio=sound(first), options={"max_new_tokens": "8"}
+        )
+        heard = await stub.Infer(infer)
+        streamed, _ = await generate(stub, prompt="what ?", audio=[sound(first)])
+        long = pb.ChatMessage(role="user", audio=[sound(noise(31))])
+        with pytest.raises(grpc.aio.AioRpcError, match="longer than the limit of 30 s"):
+            await chat(stub, long)
+    assert text == wanted
+    assert answers[-1].usage.prompt_tokens == prompt_tokens
+    assert heard.text == streamed.strip()
+
+
+@pytest.mark.parametrize("name", SEEING)
+async def test_generate_text_with_images(tiny: Tiny, name: str) -> None:
+    folder, image, mark = tiny(name), picture(0), tiny_multimodal.MARKS[name]
+    wanted, _ = reference(folder, ("user", [part("image"), part("text", "what ?")]), images=[image])
+    prompt = f"<s>[user] {mark}what ?\n[assistant] "
+    async with serve(launch_of(folder, "vlm")) as stub:
+        templated, last = await generate(stub, prompt="what ?", images=[png(image)])
+        marked, _ = await generate(stub, prompt=prompt, images=[png(image)])
+        infer = pb.InferRequest(prompt="what ?", image=png(image), options={"max_new_tokens": "8"})
+        inferred = await stub.Infer(infer)
+        alone, _ = await generate(stub, prompt="what ?")
+        stop = templated[2:5]
+        stopped, ended = await generate(stub, prompt="what ?", images=[png(image)], stop=[stop])
+    assert templated == marked == wanted
+    assert inferred.text == wanted.strip()
+    assert last.tokens_generated == NEW
+    assert alone
+    assert stopped == wanted[: wanted.index(stop)]
+    assert ended.finish_reason == "stop"
+
+
+async def test_llava_without_a_chat_template_completes(tiny: Tiny) -> None:
+    folder, image = tiny("llava"), picture(0)
+    async with serve(launch_of(folder, "vlm")) as stub:
+        before, _ = await generate(stub, prompt="what ?", images=[png(image)])
+        marked, _ = await generate(stub, prompt="<image>\nwhat ?", images=[png(image)])
+        with pytest.raises(grpc.aio.AioRpcError, match="no chat template") as caught:
+            await chat(stub, pb.ChatMessage(role="user", content="what ?", images=[png(image)]))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert before == marked
+
+
+async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
+    image, invalid = png(picture(0)), grpc.StatusCode.INVALID_ARGUMENT
+    exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+    bomb = pb.ImageData(data=png_header(40_000, 40_000))
+    user = {"role": "user", "content": "what ?"}
+    cases: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
+        (
+            {"images": [image, pb.ImageData(data=b"no picture")]},
+            invalid,
+            r"images\[1\].data are not",
+        ),
+        ({"images": [pb.ImageData()]}, invalid, r"messages\[0\].images\[0\].data is empty"),
+        ({"images": [bomb]}, exhausted, "pixels than the limit of 1000000"),
+        ({"images": [image] * 5}, exhausted, "5 images and sounds are over the limit of 4"),
+        ({"audio": [sound(noise(1))]}, invalid, "takes no audio"),
+        ({"content": "<image> or <image> ?", "images": [image]}, invalid, "<image> 2 times"),
+        ({"content": "<image> ?", "images": [image] * 2}, invalid, r"images has 2"),
+        ({"content": "a <image>"}, invalid, r"messages\[0\].images has 0"),
+        ({"images": [big()] * 3}, exhausted, "pixels"),
+        ({"images": [big()] * 2, "content": "x" * 9000}, invalid, "may have 2048"),
+    ]
+    launch = launch_of(tiny("llava-chat"), "vlm", max_media=4, max_image_pixels=1_000_000)
+    async with serve(launch) as stub:
+        for fields, code, words in cases:
+            with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+                await chat(stub, pb.ChatMessage(**{**user, **fields}))
+            assert caught.value.code() is code, fields
+        with pytest.raises(grpc.aio.AioRpcError, match="<image> 2 times, and images has 1"):
+            await generate(stub, prompt="<image><image>", images=[image])
+        text, _ = await chat(stub, pb.ChatMessage(**user, images=[image]))
+        assert text, "it serves on"
+
+
+def big() -> pb.ImageData:
+    return png(Image.new("RGB", (700, 700)))
+
+
+async def test_a_model_that_reads_text_alone_says_so(tmp_path: Path, tiny: Tiny) -> None:
+    image = png(picture(0))
+    llama = launch_of(tiny_text.save_llama(tmp_path), "text-generation", cache_bytes=32 << 20)
+    async with serve(llama) as stub:
+        with pytest.raises(grpc.aio.AioRpcError, match="text-generation model reads text alone"):
+            await generate(stub, prompt="what ?", images=[image])
+        message = pb.ChatMessage(role="user", content="what ?", audio=[sound(noise(1))])
+        with pytest.raises(grpc.aio.AioRpcError, match=r"messages\[0\].audio is set") as caught:
+            await chat(stub, message)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    async with serve(launch_of(tiny("t5"), "text2text-generation")) as stub:
+        with pytest.raises(grpc.aio.AioRpcError, match="reads text alone"):
+            await generate(stub, prompt="what ?", images=[image])
+
+
+async def test_a_chat_that_is_cancelled_stops_and_leaves_room(tiny: Tiny) -> None:
+    launch = launch_of(tiny("llava-chat"), "vlm", max_waiting=0)
+    message = pb.ChatMessage(role="user", content="what ?", images=[png(picture(0))])
+    long = pb.ChatRequest(messages=[message], temperature=0, max_tokens=1500)
+    async with serve(launch) as stub:
+        for _ in range(6):  # three times as many as run at once
+            call = stub.ChatCompletion(long)
+            await call.read()
+            call.cancel()
+            await until(lambda: not generating())
+        text, _ = await chat(stub, message)
+    assert text
+
+
+def generating() -> bool:
+    """Whether a thread of the engine is inside `generate`."""
+    frames = sys._current_frames()
+    return any(
+        "transformers_engine" in each.filename
+        for thread in threading.enumerate()
+        if thread.name.startswith("generate") and thread.ident in frames
+        for each in traceback.extract_stack(frames[thread.ident])
+    )
