@@ -209,7 +209,8 @@ def test_sigterm_of_envoy_lets_calls_end(
     envoy.reload()
     exit_code = envoy.attrs["State"]["ExitCode"]
     envoy.start()
-    containers.wait_routed("text", 1)
+    for service in SERVICES:
+        containers.wait_routed(service, 1)
     assert exit_code == 0
     assert {outcome for caller in callers for outcome in caller.outcomes} == {grpc.StatusCode.OK}
 
