@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from ml import mediapipe_pb2_grpc
 from ml.internal import worker_pb2_grpc
 from shared.admission import Admission
 from shared.file_provider import FileProvider
@@ -18,6 +17,7 @@ from shared.server import Health, main, serve
 from vision_svc.memory import keep_large_blocks
 from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
 from vision_svc.settings import VisionSettings
+from vision_svc.wire import add_servicer
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
@@ -43,7 +43,7 @@ async def run(settings: VisionSettings) -> None:
     vision, worker = MediapipeServicer(), ModelWorkerServicer(admission)
 
     def register(server: grpc.aio.Server, _: Health) -> None:
-        mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(vision, server)
+        add_servicer(vision, NAME, server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(worker, server)
 
     @asynccontextmanager

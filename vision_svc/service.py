@@ -17,6 +17,7 @@ from shared.interceptors import Context
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
     from vision_svc.models import LoadedModel, Models
+    from vision_svc.wire import ReceivedFrame
 
 NAME = "ml.MediapipeService"
 WORKER_NAME = "ml.internal.ModelWorker"
@@ -91,7 +92,7 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         return await self._ready().detect(task, frame, _metadata(context))
 
     def _stream(
-        self, task: str, requests: AsyncIterator[pb.VideoFrame], context: Context
+        self, task: str, requests: AsyncIterator[ReceivedFrame], context: Context
     ) -> AsyncIterator[Any]:
         return self._ready().stream(task, _frames(requests), _metadata(context))
 
@@ -148,22 +149,22 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
 
 
 async def _frames(
-    requests: AsyncIterator[pb.VideoFrame],
+    requests: AsyncIterator[ReceivedFrame],
 ) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
     position = 0
-    async for request in requests:
+    async for fields, data in requests:
         position += 1
         frame = EncodedFrame(
-            request.frame_data,
-            request.format,
-            request.width,
-            request.height,
-            request.timestamp_ms,
-            request.frame_number,
+            data,
+            fields.format,
+            fields.width,
+            fields.height,
+            fields.timestamp_ms,
+            fields.frame_number,
             position,
             received_at=time.perf_counter(),
         )
-        yield frame, dict(request.metadata)
+        yield frame, dict(fields.metadata)
 
 
 def _metadata(context: Context) -> dict[str, str]:

@@ -87,7 +87,7 @@ def decode_compressed(frame: EncodedFrame, format_name: str, limits: Limits) -> 
         InputTooLargeError: the header tells a size over a limit.
     """
     try:
-        return _DECODERS[format_name](frame.data, limits)
+        return _DECODERS[format_name](bytes(frame.data), limits)
     except (ValueError, HeaderError, cv2.error) as error:
         raise UndecodableImageError(
             f"the {len(frame.data)} bytes are not a whole {format_name} picture",

@@ -65,7 +65,7 @@ class EncodedFrame:
     """A picture or a frame of video as the caller sent it.
 
     Attributes:
-        data: the bytes, in `format`.
+        data: the bytes, in `format`; a view where they are part of a larger message.
         format: one of the accepted names, in any case.
         width, height: in pixels; only raw formats need them.
         timestamp_ms, number: the caller's own marks; they are carried along and never read.
@@ -74,7 +74,7 @@ class EncodedFrame:
         data_field: the request's name for `data`, for messages.
     """
 
-    data: bytes
+    data: bytes | memoryview
     format: str
     width: int = 0
     height: int = 0

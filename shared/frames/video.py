@@ -96,14 +96,15 @@ class VideoDecoder:
             InputTooLargeError: the video is over a limit.
         """
         self._count += 1
+        data = bytes(frame.data)
         try:
-            holds = self._inspect(frame.data, self._limits)
+            holds = self._inspect(data, self._limits)
             if holds is _Holds.HEADERS:
-                self._keep_headers(frame.data)
+                self._keep_headers(data)
                 return []
             if holds is _Holds.PICTURE:
                 self._held[self._count] = frame
-            decoded = list(self._pictures(self._packet(frame.data)))
+            decoded = list(self._pictures(self._packet(data)))
         except (av.FFmpegError, ValueError) as error:
             # A picture over max_pixels fails in the decoder, which then knows its size.
             if self._codec.width and self._codec.height:
