@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -25,7 +25,7 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
 
     async def GenerateText(
         self, request: pb.TextRequest, context: Any
-    ) -> AsyncIterator[pb.TextResponse]:
+    ) -> AsyncGenerator[pb.TextResponse, None]:
         check_sizes([request.prompt], "prompt", self._max_bytes)
         sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
         prompt = await self.read_text(request)
@@ -43,7 +43,7 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
 
     async def ChatCompletion(
         self, request: pb.ChatRequest, context: Any
-    ) -> AsyncIterator[pb.ChatResponse]:
+    ) -> AsyncGenerator[pb.ChatResponse, None]:
         check_messages([message.role for message in request.messages])
         contents = [message.content for message in request.messages]
         check_sizes(contents, "messages", self._max_bytes, empty=True)

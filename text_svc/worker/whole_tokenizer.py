@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 
 class WholeTokenizer:
-    """One of transformers' tokenizers, as `AnswerTokenizer`."""
+    """One of transformers' tokenizers, as `AnswerTokenizer`.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: the tokenizer.
+        dropped: ids that are left out of an answer; the special ones when not given.
+    """
+
+    def __init__(self, tokenizer: Any, dropped: Collection[int] | None = None) -> None:
         self.chat_template: str | None = None
         self.special_tokens: dict[str, str] = {}
         self._tokenizer = tokenizer
+        self._dropped = dropped
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
     def detokenizer(self) -> WholeDetokenizer:
-        return WholeDetokenizer(self._tokenizer)
+        return WholeDetokenizer(self._tokenizer, self._dropped)
 
 
 class WholeDetokenizer:
     """Decodes an answer anew with each token, and gives what is new: answers are short here."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, dropped: Collection[int] | None) -> None:
         self._tokenizer = tokenizer
+        self._skip_special = dropped is None
+        self._dropped = dropped or ()
         self._ids: list[int] = []
         self._sent = ""
 
     def add(self, token: int) -> str:
+        if token in self._dropped:
+            return ""
         self._ids.append(token)
         text = self._text()
         # Half a character, or a decoder that changes what it has said: wait.
@@ -42,5 +53,5 @@ class WholeDetokenizer:
         return self._text()[len(self._sent) :]
 
     def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        text: str = self._tokenizer.decode(self._ids, skip_special_tokens=self._skip_special)
         return text

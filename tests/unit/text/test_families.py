@@ -347,7 +347,8 @@ async def test_florence2(tiny: Tiny, picture: Image.Image, task: str) -> None:
     assert [region.label for region in response.regions] == answer["labels"][: len(boxes)]
     for region, box in zip(response.regions, boxes, strict=True):
         sides = [picture.size[place % 2] for place in range(len(box))]
-        assert [p * s for p, s in zip(region.points, sides, strict=True)] == pytest.approx(box)
+        pixels = [point * side for point, side in zip(region.points, sides, strict=True)]
+        assert pixels == pytest.approx(box, abs=1), "transformers gives whole pixels"
 
 
 async def test_janus_sees(tiny: Tiny, picture: Image.Image) -> None:

@@ -184,6 +184,44 @@ async def test_llava_without_a_chat_template_completes(tiny: Tiny) -> None:
     assert before == marked
 
 
+FLORENCE_TASKS = ("<CAPTION>", "<OCR>", "<OD>", "<OCR_WITH_REGION>", "<REGION_PROPOSAL>")
+FLORENCE_INPUTS = ("<CAPTION_TO_PHRASE_GROUNDING>a cat", "<REFERRING_EXPRESSION_SEGMENTATION>a cat")
+
+
+@pytest.mark.parametrize("task", FLORENCE_TASKS + FLORENCE_INPUTS)
+async def test_florence2_answers_generate_text_as_it_does_infer(tiny: Tiny, task: str) -> None:
+    image = png(picture(0))
+    async with serve(launch_of(tiny("florence2"), "florence2")) as stub:
+        infer = pb.InferRequest(prompt=task, image=image, options={"max_new_tokens": "30"})
+        wanted = await stub.Infer(infer)
+        request = pb.TextRequest(prompt=task, images=[image], max_length=30)
+        answers = [answer async for answer in stub.GenerateText(request)]
+    assert "".join(answer.text for answer in answers).strip() == wanted.text
+    assert list(answers[-1].regions) == list(wanted.regions)
+    assert [answer.done for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert len(answers) > 2 or task not in ("<CAPTION>", "<OCR>"), "words stream"
+    assert answers[-1].usage.generated_tokens > 1
+
+
+async def test_florence2_says_what_it_wants(tiny: Tiny) -> None:
+    image = png(picture(0))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"prompt": "<OCR>"}, "takes one image; the request has 0"),
+        ({"prompt": "<OCR>", "images": [image] * 2}, "the request has 2"),
+        ({"prompt": "what ?", "images": [image]}, "begins with no task; known are <OCR>"),
+        ({"prompt": "<OCR> and more", "images": [image]}, "only content"),
+        ({"prompt": "<REGION_TO_OCR><image>", "images": [image]}, "without it"),
+        ({"prompt": "<OCR>", "images": [pb.ImageData(data=b"x")]}, r"images\[0\].data are not"),
+    ]
+    async with serve(launch_of(tiny("florence2"), "florence2")) as stub:
+        for fields, words in cases:
+            with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
+                await generate(stub, **fields)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, fields
+        with pytest.raises(grpc.aio.AioRpcError, match="only content"):
+            await stub.Infer(pb.InferRequest(prompt="<OCR> and more", image=image))
+
+
 async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
     image, invalid = png(picture(0)), grpc.StatusCode.INVALID_ARGUMENT
     exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
