@@ -22,9 +22,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tools.docs import README, place
+
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-MARKS = "<!-- containers -->\n", "<!-- end containers -->"
 
 COMPOSE = ("docker", "compose", "--profile", "demo")
 # Each container, and what it is called in the health service that Envoy routes to.
@@ -130,19 +130,6 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(text: str) -> None:
-    """Puts the table into its place in README.md.
-
-    Raises:
-        SystemExit: there is no such place.
-    """
-    before, start, rest = README.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not (start and end):
-        sys.exit("README.md has no place for the table: " + "... ".join(MARKS).replace("\n", " "))
-    README.write_text(before + start + text + end + after)
-
-
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tools.containers.report", description=__doc__)
@@ -151,7 +138,7 @@ def main() -> None:
     text = table()
     sys.stdout.write(text)
     if options.write:
-        write(text)
+        README.write_text(place(README.read_text(), "containers", text))
 
 
 if __name__ == "__main__":
