@@ -44,13 +44,14 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
     async def StreamEmbeddings(
         self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
     ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
-        first = await anext(request_iterator, None)
-        if first is None:
-            return
-        requests = _chain(first, request_iterator)
-        async with aclosing(
-            self._stream("StreamEmbeddings", requests, first.model, context)
-        ) as responses:
+        async with aclosing(self._both("StreamEmbeddings", request_iterator, context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def TranscribeStream(
+        self, request_iterator: AsyncIterator[pb.TranscribeRequest], context: Any
+    ) -> AsyncIterator[pb.TranscribeResponse]:
+        async with aclosing(self._both("TranscribeStream", request_iterator, context)) as responses:
             async for response in responses:
                 yield response
 
@@ -73,6 +74,18 @@ class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
         ):
             async for response in responses:
                 observe(model, response)
+                yield response
+
+    async def _both(
+        self, call: str, requests: AsyncIterator[Any], context: Any
+    ) -> AsyncGenerator[Any, None]:
+        """A call with streams both ways; its first request names the model."""
+        first = await anext(requests, None)
+        if first is None:
+            return
+        chained = _chain(first, requests)
+        async with aclosing(self._stream(call, chained, first.model, context)) as responses:
+            async for response in responses:
                 yield response
 
 

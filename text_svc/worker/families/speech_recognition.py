@@ -14,12 +14,15 @@ from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError, InvalidArgumentError
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
-from text_svc.worker.infer_service import load_family
 from text_svc.worker.inference import Family, NoOptions, Pretrained, stop_when
 from text_svc.worker.media import Samples
+from text_svc.worker.speech_service import SpeechServicer
+from text_svc.worker.torch_model import loading_errors
 
 # Moonshine's authors: more tokens a second than this are hallucinated.
 _MOONSHINE_TOKENS_A_SECOND = 6.5
+# What Whisper hears at once; the others can do with as much.
+_WINDOW_SECONDS = 30.0
 
 
 class SpeechOptions(NoOptions):
@@ -35,6 +38,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
 
     takes = ("audio",)
     options = SpeechOptions
+    window_seconds = _WINDOW_SECONDS
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
@@ -43,30 +47,39 @@ class SpeechRecognizer(Family[SpeechOptions]):
         ctc = kind in MODEL_FOR_CTC_MAPPING_NAMES
         self.model = source.model(AutoModelForCTC if ctc else AutoModelForSpeechSeq2Seq)
         self._processor = source.read(AutoProcessor)
-        self._rate: int = self._processor.feature_extractor.sampling_rate
+        self.rate: int = self._processor.feature_extractor.sampling_rate
         self._run = self._ctc if ctc else self._whisper if kind == "whisper" else self._seq2seq
 
     def infer(
         self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        samples = self.audio(request, self._rate)
+        segments = self._segments(self.audio(request, self.rate), options, cancelled)
+        text = "".join(segment.text for segment in segments).strip()
+        return pb.InferResponse(text=text, segments=_stripped(segments))
+
+    def transcribe(
+        self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
+    ) -> list[pb.TranscriptSegment]:
+        """The segments of a sound, shape (samples,), at `rate`. Raises what `infer` does."""
+        return _stripped(self._segments(samples, options, cancelled))
+
+    def _segments(
+        self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
+    ) -> list[pb.TranscriptSegment]:
         with torch.inference_mode():
             segments = self._run(samples, options, cancelled)
         if cancelled.is_set():
             raise CallCancelledError("the call was cancelled")
-        text = "".join(segment.text for segment in segments).strip()
-        for segment in segments:
-            segment.text = segment.text.strip()
-        return pb.InferResponse(text=text, segments=segments)
+        return segments
 
     def _whisper(
         self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
     ) -> list[pb.TranscriptSegment]:
-        seconds = len(samples) / self._rate
+        seconds = len(samples) / self.rate
         long = len(samples) > self._processor.feature_extractor.n_samples
         inputs = self._processor(
             samples,
-            sampling_rate=self._rate,
+            sampling_rate=self.rate,
             return_tensors="pt",
             return_attention_mask=True,
             **({"truncation": False, "padding": "longest"} if long else {}),
@@ -96,7 +109,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
     def _seq2seq(
         self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
     ) -> list[pb.TranscriptSegment]:
-        seconds = len(samples) / self._rate
+        seconds = len(samples) / self.rate
         ids = self.model.generate(
             **self._inputs(samples),
             max_new_tokens=max(int(seconds * _MOONSHINE_TOKENS_A_SECOND), 1),
@@ -109,18 +122,24 @@ class SpeechRecognizer(Family[SpeechOptions]):
         self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
     ) -> list[pb.TranscriptSegment]:
         logits = self.model(**self._inputs(samples)).logits
-        return self._whole(logits[0].argmax(-1), len(samples) / self._rate)
+        return self._whole(logits[0].argmax(-1), len(samples) / self.rate)
 
     def _inputs(self, samples: Samples) -> dict[str, Any]:
-        return self.to_model(
-            self._processor(samples, sampling_rate=self._rate, return_tensors="pt")
-        )
+        return self.to_model(self._processor(samples, sampling_rate=self.rate, return_tensors="pt"))
 
     def _whole(self, ids: torch.Tensor, seconds: float) -> list[pb.TranscriptSegment]:
         text = self._processor.tokenizer.decode(ids, skip_special_tokens=True)
         return [pb.TranscriptSegment(text=text, end=seconds)]
 
 
+def _stripped(segments: list[pb.TranscriptSegment]) -> list[pb.TranscriptSegment]:
+    for segment in segments:
+        segment.text = segment.text.strip()
+    return segments
+
+
 def load(launch: Launch) -> Loaded:
     """See `families.load`."""
-    return load_family(launch, SpeechRecognizer)
+    with loading_errors(launch):
+        family = SpeechRecognizer(launch)
+        return Loaded(SpeechServicer(family, launch), family.report())
