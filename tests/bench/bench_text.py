@@ -76,7 +76,7 @@ async def _stopped(peer: Peer) -> None:
 
 
 async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[str, Any]:
-    """Figures by peer and number of callers, and ratios of peers."""
+    """Figures by peer and number of callers, ratios of peers, and gains from more callers."""
     stretches: dict[str, dict[str, list[Stretch]]] = {name: {} for name in peers}
     number = 0
     for round_ in range(options.rounds):
@@ -98,6 +98,13 @@ async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[s
             }
             for ours, theirs in RATIOS
             if ours in peers and theirs in peers
+        },
+        "gains": {
+            peers[name].name: {
+                callers: ratio(each, next(iter(by_callers.values())))
+                for callers, each in by_callers.items()
+            }
+            for name, by_callers in stretches.items()
         },
     }
 

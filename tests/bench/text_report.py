@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: tokens a second for each number of callers, latencies, ratios of peers."""
-    peers = report["peers"]
+    """Markdown: tokens a second for each number of callers, latencies, ratios of peers, gains."""
+    peers, gains = report["peers"], report["gains"]
     callers = list(next(iter(peers.values()), {}))
     return "\n\n".join(
         [
@@ -40,6 +40,11 @@ def table(report: dict[str, Any]) -> str:
                     name: [f"{r[c]['tokens_per_s']:.2f}, {r[c]['first_p50']:.2f}" for c in callers]
                     for name, r in report["ratios"].items()
                 },
+            ),
+            _table(
+                "tokens/s by those of the fewest callers",
+                callers,
+                {n: [f"{g[c]['tokens_per_s']:.2f}" for c in callers] for n, g in gains.items()},
             ),
         ]
     )

@@ -1,0 +1,140 @@
+"""The transformers engine over the wire: many callers in one batch, cancelled and expired ones."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import pytest
+
+from ml import transformers_pb2 as pb
+from tests.support import tiny_text
+from tests.support.stack import wait_for
+from tests.support.text_service import TextClient, TextService, text_service
+
+LLAMA = "tiny/llama"
+LONG = 3000
+# Of the cache: keys and values of two layers with two heads of 16 numbers.
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 4
+ENGINE = {"engine": "transformers", "max_sequences": "16", "cache_size_mb": "128"}
+PROMPTS = [f"{number} the sea and the sky, " * (1 + number) for number in range(16)]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
+    models = tmp_path_factory.mktemp("models")
+    tiny_text.save_llama(models / LLAMA)
+    with text_service(models, tmp_path_factory.mktemp("service")) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(service: TextService) -> AsyncIterator[TextClient]:
+    async with service.client() as connected:
+        if LLAMA not in await connected.models():
+            _, model = await connected.load(LLAMA, **ENGINE)
+            assert model.engine == "transformers"
+            # The cache is among what the model is said to cost: 16 answers of all the context.
+            assert model.ram_bytes > 16 * tiny_text.CONTEXT * TOKEN_BYTES
+        yield connected
+
+
+def wanted(index: int) -> dict[str, object]:
+    """A caller's own parameters."""
+    varied: list[dict[str, object]] = [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 0.8, "top_p": 0.9, "seed": index},
+        {"temperature": 1.2, "top_k": 20, "seed": index},
+    ]
+    prompt = PROMPTS[index]
+    return {"model": LLAMA, "prompt": prompt, "max_length": 20 + index, **varied[index % 4]}
+
+
+async def idle(service: TextService) -> None:
+    def nothing_runs() -> bool:
+        return service.metric("text_running_answers", LLAMA) == 0
+
+    await asyncio.to_thread(wait_for, "idleness", nothing_runs)
+    assert service.metric("text_waiting_answers", LLAMA) == 0
+
+
+async def leave(client: TextClient, index: int, messages: int) -> None:
+    """Begins a long answer and goes away after so many messages."""
+    request = pb.TextRequest(model=LLAMA, prompt=PROMPTS[index % 16], max_length=LONG)
+    call = client.text.GenerateText(request)
+    for _ in range(messages):
+        await call.read()
+    call.cancel()
+
+
+async def test_texts_are_the_same_alone_and_among_others_who_leave(
+    client: TextClient, service: TextService
+) -> None:
+    alone = [(await client.generate(**wanted(index)))[0] for index in range(16)]
+    assert all(alone)
+    steps = service.metric("text_batch_answers_count", LLAMA)
+    answers = service.metric("text_batch_answers_sum", LLAMA)
+    results = await asyncio.gather(
+        *(client.generate(**wanted(index)) for index in range(16)),
+        *(leave(client, index, index % 4) for index in range(12)),
+    )
+    among = [result[0] for result in results[:16]]
+    assert among == alone
+    assert [result[1].tokens_generated for result in results[:16]] == [20 + i for i in range(16)]
+    await idle(service)
+    steps = service.metric("text_batch_answers_count", LLAMA) - steps
+    assert (service.metric("text_batch_answers_sum", LLAMA) - answers) / steps > 2
+
+
+async def test_a_stop_string_ends_one_answer_of_a_batch(client: TextClient) -> None:
+    request = {"model": LLAMA, "prompt": "the sea", "max_length": 40, "temperature": 0.0}
+    whole, _ = await client.generate(**request)
+    stop = whole[len(whole) // 2 :][:5]
+    (cut, last), (text, _) = await asyncio.gather(
+        client.generate(**request, stop=[stop]), client.generate(**request)
+    )
+    assert cut == whole[: whole.index(stop)]
+    assert last.finish_reason == "stop"
+    assert text == whole
+
+
+async def test_a_deadline_frees_the_place(client: TextClient, service: TextService) -> None:
+    request = pb.TextRequest(model=LLAMA, prompt="the sea", max_length=LONG, temperature=0)
+
+    async def expire() -> grpc.StatusCode:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in client.text.GenerateText(request, timeout=0.3):
+                pass
+        return caught.value.code()
+
+    codes = await asyncio.gather(*(expire() for _ in range(16)))
+    assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    await idle(service)
+
+
+async def test_cancelled_streams_leave_no_work_and_no_memory(
+    client: TextClient, service: TextService
+) -> None:
+    async def memory_after(streams: int) -> int:
+        for start in range(0, streams, 20):
+            await asyncio.gather(*(leave(client, start + each, each % 3) for each in range(20)))
+        await idle(service)
+        return sum(child.memory_info().rss for child in service.children("text_svc.worker"))
+
+    before = await memory_after(200)
+    after = await memory_after(800)
+    assert after - before < 24 << 20
+    text, last = await client.generate(**wanted(0))
+    assert (bool(text), last.tokens_generated) == (True, 20)
+
+
+async def test_a_prompt_over_the_cache_is_refused_with_the_limit(client: TextClient) -> None:
+    model = "tiny/llama"
+    await client.unload(model)
+    await client.load(model, engine="transformers", cache_size_mb="1")
+    with pytest.raises(grpc.aio.AioRpcError, match=r"together may have \d+") as caught:
+        await client.generate(model=model, prompt="é" * 3900, max_length=1)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    _, last = await client.generate(model=model, prompt="the sea", max_length=5, temperature=0)
+    assert last.tokens_generated == 5
+    await client.unload(model)
