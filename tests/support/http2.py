@@ -1,0 +1,106 @@
+"""Frames of HTTP/2 written by hand, for what client libraries refuse to send (RFC 9113)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+END_STREAM, END_HEADERS = 0x1, 0x4
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), type, flags, stream
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame that the server sent."""
+
+    kind: int
+    flags: int
+    stream: int
+    payload: bytes
+
+    @property
+    def ends_stream(self) -> bool:
+        """Whether nothing more comes of its stream."""
+        if self.kind == RST_STREAM:
+            return True
+        return self.kind in (DATA, HEADERS) and bool(self.flags & END_STREAM)
+
+
+class RawConnection:
+    """A client's connection that sends what it is told, at once.
+
+    Args:
+        address: host:port.
+        seconds: how long a read may take; a server that says nothing fails the test.
+    """
+
+    def __init__(self, address: str, seconds: float = 20.0) -> None:
+        host, _, port = address.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), timeout=seconds)
+        self._socket.sendall(_PREFACE)
+        self.send(SETTINGS, 0, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
+        """Sends a frame of any kind."""
+        length = len(payload)
+        self._socket.sendall(
+            _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
+        )
+
+    def open_call(self, stream: int, path: str, authority: str = "localhost") -> None:
+        """Sends the headers of a gRPC call."""
+        headers = {
+            ":method": "POST",
+            ":scheme": "http",
+            ":path": path,
+            ":authority": authority,
+            "content-type": "application/grpc",
+            "te": "trailers",
+        }
+        self.send(HEADERS, END_HEADERS, stream, b"".join(map(_literal, headers.items())))
+
+    def send_message(self, stream: int, message: bytes, *, flags: int = 0) -> None:
+        """Sends a gRPC message in a frame of its own."""
+        self.send(DATA, flags, stream, struct.pack(">BI", 0, len(message)) + message)
+
+    def frames(self) -> Iterator[Frame]:
+        """What the server sends until it ends the connection. Nothing is acknowledged."""
+        with contextlib.suppress(ConnectionError):
+            while header := self._read(_HEADER.size):
+                high, low, kind, flags, stream = _HEADER.unpack(header)
+                yield Frame(kind, flags, stream & 0x7FFF_FFFF, self._read(high << 8 | low))
+
+    def _read(self, size: int) -> bytes:
+        """As many bytes, or none at the end."""
+        data = b""
+        while len(data) < size:
+            more = self._socket.recv(size - len(data))
+            if not more:
+                return b""
+            data += more
+        return data
+
+
+def _literal(header: tuple[str, str]) -> bytes:
+    """A header field that no table is needed for (RFC 7541, 6.2.2)."""
+    name, value = (text.encode() for text in header)
+    assert max(len(name), len(value)) < 127
+    return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
