@@ -9,7 +9,10 @@ from typing import Any
 import transformers as t
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from tests.support.text_family import launch_of
 from tests.support.tiny_models import SMALL, builder, clip_images, fast_tokenizer, save, widen
+from text_svc.worker.inference import Pretrained
+from text_svc.worker.processors import read_processor
 
 # What stands for an image or a sound in a prompt of each model.
 MARKS = {
@@ -19,6 +22,8 @@ MARKS = {
     "gemma3": "<start_of_image>",
     "qwen2-audio": "<|audio_bos|><|AUDIO|><|audio_eos|>",
 }
+# Tokens of the answers that are compared.
+NEW = 8
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 _TEXT = {**SMALL, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 _VISION = {**SMALL, "image_size": 32, "patch_size": 8}
@@ -162,3 +167,24 @@ def _(folder: Path) -> None:
     extractor = t.WhisperFeatureExtractor(feature_size=16)
     model = t.Qwen2AudioForConditionalGeneration(config)
     _save("qwen2-audio", folder, model, t.Qwen2AudioProcessor(extractor, tokenizer))
+
+
+def part(kind: str, text: str = "") -> dict[str, str]:
+    """A part of a message, as chat templates take them."""
+    return {"type": kind, "text": text} if text else {"type": kind}
+
+
+def reference(
+    folder: Path, *turns: tuple[str, list[dict[str, str]]], **media: Any
+) -> tuple[str, int]:
+    """Greedy tokens of transformers called directly, as text, and the length of the prompt."""
+    processor = read_processor(Pretrained(launch_of(folder, "vlm")))
+    model = t.AutoModelForMultimodalLM.from_pretrained(folder).eval()
+    conversation = [{"role": role, "content": parts} for role, parts in turns]
+    # SmolVLM's own looks at videos first, which want torchvision.
+    apply = t.ProcessorMixin.apply_chat_template
+    prompt = apply(processor, conversation, add_generation_prompt=True)
+    inputs = processor(text=prompt, **media, return_tensors="pt", add_special_tokens=False)
+    size = inputs["input_ids"].shape[1]
+    ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, size:]
+    return processor.decode(ids, skip_special_tokens=True), size

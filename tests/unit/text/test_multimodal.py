@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import threading
 import traceback
@@ -13,18 +12,16 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import transformers
 from PIL import Image
 
 from ml import transformers_pb2 as pb
 from tests.support import tiny_models, tiny_multimodal, tiny_text
-from tests.support.pictures import png_header
+from tests.support.pictures import picture, png, png_header
 from tests.support.text_family import launch_of, serve
+from tests.support.tiny_multimodal import NEW, part, reference
 from tests.support.waiting import until
-from text_svc.worker.inference import Pretrained
-from text_svc.worker.processors import read_processor
 
-RATE, NEW = 16_000, 8
+RATE = 16_000
 SEEING = ("llava-chat", "smolvlm", "qwen2-vl", "gemma3")
 Tiny = Callable[[str], Path]
 
@@ -42,16 +39,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return folder
 
 
-def picture(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (60, 70, 3), np.uint8))
-
-
-def png(image: Image.Image) -> pb.ImageData:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return pb.ImageData(data=file.getvalue())
-
-
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
     size = int(RATE * seconds)
     return np.random.default_rng(seed).normal(0, 0.2, size).clip(-1, 1).astype(np.float32)
@@ -59,26 +46,6 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 
 def sound(samples: np.ndarray) -> pb.AudioData:
     return pb.AudioData(data=samples.astype("<f4").tobytes(), format="pcm_f32le", rate=RATE)
-
-
-def part(kind: str, text: str = "") -> dict[str, str]:
-    return {"type": kind, "text": text} if text else {"type": kind}
-
-
-def reference(
-    folder: Path, *turns: tuple[str, list[dict[str, str]]], **media: Any
-) -> tuple[str, int]:
-    """Greedy tokens of transformers called directly, as text, and the length of the prompt."""
-    processor = read_processor(Pretrained(launch_of(folder, "vlm")))
-    model = transformers.AutoModelForMultimodalLM.from_pretrained(folder).eval()
-    conversation = [{"role": role, "content": parts} for role, parts in turns]
-    # SmolVLM's own looks at videos first, which want torchvision.
-    apply = transformers.ProcessorMixin.apply_chat_template
-    prompt = apply(processor, conversation, add_generation_prompt=True)
-    inputs = processor(text=prompt, **media, return_tensors="pt", add_special_tokens=False)
-    size = inputs["input_ids"].shape[1]
-    ids = model.generate(**inputs, max_new_tokens=NEW, do_sample=False)[0, size:]
-    return processor.decode(ids, skip_special_tokens=True), size
 
 
 async def chat(stub: Any, *messages: pb.ChatMessage) -> tuple[str, list[pb.ChatResponse]]:

@@ -1,0 +1,131 @@
+"""Sounds and images through Envoy: Infer, TranscribeStream, and a chat about a picture."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from ml import model_management_pb2 as mm
+from ml import model_management_pb2_grpc as mm_grpc
+from ml import transformers_pb2 as pb
+from ml import transformers_pb2_grpc as pb_grpc
+from tests.support import tiny_models
+from tests.support.http_calls import post
+from tests.support.pictures import picture, png
+from tests.support.speech import speak, wav
+from tests.support.stack import CHAT, TEXT, Stack, stack_in
+from tests.support.tiny_multimodal import NEW, part, reference
+
+WHISPER = "openai/whisper-tiny.en"
+LLAVA = "tiny/llava"
+SENTENCES = "The dog is in the house. She is on the sea shore."
+
+
+def load(channel: grpc.Channel, model_id: str, pipeline_type: str = "") -> None:
+    mm_grpc.ModelManagementServiceStub(channel).LoadModel(
+        mm.LoadModelRequest(model_id=model_id, pipeline_type=pipeline_type)
+    )
+
+
+def unload(channel: grpc.Channel, model_id: str) -> None:
+    mm_grpc.ModelManagementServiceStub(channel).UnloadModel(
+        mm.UnloadModelRequest(model_id=model_id)
+    )
+
+
+def understood(text: str) -> bool:
+    """Whether most words are right: the voice is a machine's."""
+    heard, said = (set(each.lower().replace(".", "").split()) for each in (text, SENTENCES))
+    return len(heard & said) >= 0.7 * len(said)
+
+
+def test_speech_is_written_at_once_and_while_it_comes(stack: Stack) -> None:
+    spoken, rate = speak(SENTENCES)
+    pause = np.zeros(rate * 2, np.int16)
+    samples = np.concatenate([spoken, pause, spoken]).astype("<i2")
+
+    def requests() -> Iterator[pb.TranscribeRequest]:
+        yield pb.TranscribeRequest(model=WHISPER)
+        for at in range(0, len(samples), rate // 2):
+            data = samples[at : at + rate // 2].tobytes()
+            audio = pb.AudioData(data=data, format="pcm_s16le", rate=rate)
+            yield pb.TranscribeRequest(audio=audio)
+
+    with stack.channel() as channel:
+        load(channel, WHISPER)
+        stub = pb_grpc.TransformersServiceStub(channel)
+        whole = stub.Infer(pb.InferRequest(model=WHISPER, audio={"data": wav(spoken, rate)}))
+        segments = [one for each in stub.TranscribeStream(requests()) for one in each.segments]
+        unload(channel, WHISPER)
+    assert understood(whole.text), whole.text
+    second = len(spoken) / rate + 1
+    for begin, end in ((0, second), (second, np.inf)):
+        said = " ".join(one.text for one in segments if begin <= one.start < end)
+        assert understood(said), segments
+
+
+def test_a_language_model_refuses_pictures(stack: Stack) -> None:
+    message = pb.ChatMessage(role="user", content="what is it?", images=[png(picture(0))])
+    with stack.channel() as channel:
+        load(channel, CHAT)
+        stub = pb_grpc.TransformersServiceStub(channel)
+        with pytest.raises(grpc.RpcError, match="reads text alone") as caught:
+            list(stub.ChatCompletion(pb.ChatRequest(model=CHAT, messages=[message])))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.fixture(scope="module")
+def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose only text model is tiny and sees."""
+    folder = tmp_path_factory.mktemp("small")
+    tiny_models.build("llava-chat", folder / "models" / "text" / LLAVA)
+    (folder / "models" / "vision").symlink_to(models / "vision")
+    with stack_in(folder / "run", "--models", str(folder / "models")) as running:
+        running.wait_serving()
+        with running.channel() as channel:
+            load(channel, LLAVA)  # its architecture tells what it is
+        yield running
+
+
+def test_a_chat_about_a_picture_is_that_of_transformers(small: Stack, tmp_path: Path) -> None:
+    image = picture(0)
+    wanted, prompt_tokens = reference(
+        tiny_models.build("llava-chat", tmp_path / "llava"),
+        ("user", [part("image"), part("text", "what ?")]),
+        images=[image],
+    )
+    message = pb.ChatMessage(role="user", content="what ?", images=[png(image)])
+    request = pb.ChatRequest(model=LLAVA, messages=[message], temperature=0, max_tokens=NEW)
+    with small.channel() as channel:
+        stub = pb_grpc.TransformersServiceStub(channel)
+        answers = list(stub.ChatCompletion(request))
+        asked = pb.InferRequest(model=LLAVA, prompt="what ?", image=png(image))
+        asked.options["max_new_tokens"] = str(NEW)
+        inferred = stub.Infer(asked)
+    assert "".join(answer.content for answer in answers) == wanted
+    assert len(answers) > 2
+    assert answers[-1].usage.prompt_tokens == prompt_tokens
+    assert inferred.text == wanted.strip()
+
+
+def test_a_picture_in_json(small: Stack) -> None:
+    broken = {"data": base64.b64encode(b"no picture").decode()}
+    good = {"data": base64.b64encode(png(picture(0)).data).decode()}
+
+    def ask(image: dict[str, str]) -> tuple[int, str]:
+        message = {"role": "user", "content": "what ?", "images": [image]}
+        body = json.dumps({"model": LLAVA, "messages": [message], "max_tokens": NEW})
+        answer, text = post(small.addresses["envoy"], f"{TEXT}/ChatCompletion", body.encode())
+        return answer.status, text.decode()
+
+    status, lines = ask(good)
+    assert status == 200
+    assert json.loads(lines.splitlines()[-1])["done"] is True
+    _, text = ask(broken)
+    assert "messages[0].images[0].data" in text
