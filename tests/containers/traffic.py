@@ -1,4 +1,4 @@
-"""Callers that call without a pause while something happens."""
+"""Callers that call all the time while something happens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import grpc
 from tests.support.stack import wait_for
 
 CALL_SECONDS = 120
-RETRY_SECONDS = 0.1
+# Between two calls: callers that leave no core to the containers make every start slow, and without
+# any pause after a failure they soon meet Envoy's rate limits.
+PAUSE_SECONDS = 0.3
+SUCCESS_SECONDS = 180
 
 
 class Caller(threading.Thread):
@@ -31,12 +34,16 @@ class Caller(threading.Thread):
                 self.outcomes.append(grpc.StatusCode.OK)
             except grpc.RpcError as error:
                 self.outcomes.append(error.code())
-                time.sleep(RETRY_SECONDS)  # without it, callers soon meet Envoy's rate limits
+            time.sleep(PAUSE_SECONDS)
 
     def wait_for_success(self) -> None:
         """Waits until a call that began after this moment has succeeded."""
         seen = len(self.outcomes) + 1  # the one under way began before
-        wait_for("a call that succeeds", lambda: grpc.StatusCode.OK in self.outcomes[seen:], 60)
+        wait_for(
+            "a call that succeeds",
+            lambda: grpc.StatusCode.OK in self.outcomes[seen:],
+            SUCCESS_SECONDS,
+        )
 
 
 @contextmanager
