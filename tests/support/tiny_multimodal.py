@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers as t
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.support.text_family import launch_of
@@ -18,6 +19,7 @@ from text_svc.worker.processors import read_processor
 MARKS = {
     "llava-chat": "<image>",
     "smolvlm": "<image>",
+    "idefics3": "<image>",
     "qwen2-vl": "<|vision_start|><|image_pad|><|vision_end|>",
     "gemma3": "<start_of_image>",
     "qwen2-audio": "<|audio_bos|><|AUDIO|><|audio_eos|>",
@@ -66,8 +68,8 @@ def _(folder: Path) -> None:
     _save("llava-chat", folder, t.LlavaForConditionalGeneration(config), processor)
 
 
-@builder("smolvlm")
-def _(folder: Path) -> None:
+def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
+    """SmolVLM's first models are Idefics3, its second ones have a class of their own."""
     extra = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
@@ -76,19 +78,27 @@ def _(folder: Path) -> None:
     }
     tokenizer = fast_tokenizer(_TOKENS, extra=extra)
     tokenizer.add_tokens([f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)])
-    config = t.SmolVLMConfig(
+    config = getattr(t, f"{kind}Config")(
         text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        vision_config={**_VISION, "model_type": "smolvlm_vision"},
+        vision_config=_VISION,
         scale_factor=2,
         image_token_id=tokenizer.image_token_id,
         pad_token_id=2,
     )
-    images = SmolVLMImageProcessorPil(
-        size={"longest_edge": 64}, max_image_size={"longest_edge": 32}
-    )
-    model = t.SmolVLMForConditionalGeneration(config)
-    kind = {"processor_class": "SmolVLMProcessor", "image_seq_len": 4}
-    _save("smolvlm", folder, model, tokenizer, images, **kind)
+    processor = images(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    settings = {"processor_class": f"{kind}Processor", "image_seq_len": 4}
+    model = getattr(t, f"{kind}ForConditionalGeneration")(config)
+    _save(name, folder, model, tokenizer, processor, **settings)
+
+
+@builder("smolvlm")
+def _(folder: Path) -> None:
+    _smol("smolvlm", folder, "SmolVLM", SmolVLMImageProcessorPil)
+
+
+@builder("idefics3")
+def _(folder: Path) -> None:
+    _smol("idefics3", folder, "Idefics3", Idefics3ImageProcessorPil)
 
 
 @builder("qwen2-vl")

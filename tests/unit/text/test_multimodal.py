@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import traceback
@@ -22,7 +23,7 @@ from tests.support.tiny_multimodal import NEW, part, reference
 from tests.support.waiting import until
 
 RATE = 16_000
-SEEING = ("llava-chat", "smolvlm", "qwen2-vl", "gemma3")
+SEEING = ("llava-chat", "smolvlm", "idefics3", "qwen2-vl", "gemma3")
 Tiny = Callable[[str], Path]
 
 
@@ -220,6 +221,29 @@ async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
             await generate(stub, prompt="<image><image>", images=[image])
         text, _ = await chat(stub, pb.ChatMessage(**user, images=[image]))
         assert text, "it serves on"
+
+
+async def test_a_template_that_loops_is_ended_in_every_call(tiny: Tiny, tmp_path: Path) -> None:
+    folder, image = tmp_path / "loops", png(picture(0))
+    shutil.copytree(tiny("llava-chat"), folder)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(loop)
+    async with serve(launch_of(folder, "vlm", max_prompt_bytes=10_000)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError, match="writes more than 10000 characters"):
+            await chat(stub, pb.ChatMessage(role="user", content="what ?", images=[image]))
+        with pytest.raises(grpc.aio.AioRpcError, match="writes more than 10000 characters"):
+            await generate(stub, prompt="what ?", images=[image])
+        with pytest.raises(grpc.aio.AioRpcError, match="writes more than 10000 characters"):
+            await stub.Infer(pb.InferRequest(prompt="what ?", image=image))
+
+
+async def test_janus_chats_about_a_picture(tiny: Tiny) -> None:
+    image = png(picture(0))
+    async with serve(launch_of(tiny("janus"), "janus")) as stub:
+        infer = pb.InferRequest(prompt="what ?", image=image, options={"max_new_tokens": "8"})
+        inferred = await stub.Infer(infer)
+        streamed, _ = await generate(stub, prompt="what ?", images=[image])
+    assert streamed.strip() == inferred.text
 
 
 def big() -> pb.ImageData:
