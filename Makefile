@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs clean images test-containers sbom
+.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: bench-vision bench-text bench-embeddings bench-perplexity ## run all benc
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
+
+profile-vision: models ## show where the time of each vision task goes
+	@$(PY) -m tests.bench.profile_vision $(BENCH)
 
 bench-text: models ## time generation against the libraries and other servers
 	@$(PY) -m tests.bench.bench_text $(BENCH)

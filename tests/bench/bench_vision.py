@@ -2,7 +2,8 @@
 
 `python -m tests.bench.bench_vision` prints a table and writes out/bench/vision.json and .png. It
 starts the stack that it measures. (a) is MediaPipe's call on decoded frames, (b) decodes first, (c)
-is a stream through Envoy. All run interleaved, since this machine may not be alone.
+is a stream through Envoy, with eight frames on their way, or one where latency is measured. All run
+interleaved, since this machine may not be alone. The whole takes about eight minutes.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     return parser.parse_args()
 

@@ -190,6 +190,22 @@ class Wire:
         latencies = [latency for run in runs for latency in run.latencies]
         return Run(len(latencies), taken, cpu, latencies, threads)
 
+    def clocks(self, task: str, clip: Clip, name: str, frames: int = 30) -> list[pb.FrameTiming]:
+        """What the service says of frames that come one at a time."""
+        free = threading.Semaphore(1)
+
+        def one_by_one() -> Iterator[bytes]:
+            for message in itertools.islice(itertools.cycle(clip.messages[name]), frames):
+                free.acquire()
+                yield message
+
+        timings = []
+        with self._stack.channel() as channel:
+            for answer in _stream(channel, task, one_by_one()):
+                timings.append(_RESPONSES[task].FromString(answer).timing)
+                free.release()
+        return timings[WARM_UP_FRAMES:]
+
     def ages(self, task: str, clip: Clip, *, fps: float, seconds: float) -> list[float]:
         """Ages of frames when their answers come, under the policy "latest", in seconds."""
         sent: dict[int, float] = {}
