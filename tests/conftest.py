@@ -11,6 +11,10 @@ import pytest
 from tests.support import stack as stacks
 from tests.support.stack import Stack
 
+# As the services' own processes have it, and before anything imports torch: threads that spin on
+# shared cores make its tests up to sixty times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def models() -> Path:

@@ -18,8 +18,9 @@ from text_svc.worker.row_cache import ALIGNMENT, aligned
 log = logging.getLogger(__name__)
 
 # Tokens of prompts between two steps of answers: a long prompt is cut, so that they do not wait
-# for it, nor it for its own cancelling.
-PROMPT_TOKENS = 256
+# for it, nor it for its own cancelling. A card needs more of them at once to be busy.
+PROMPT_TOKENS = 128
+CUDA_PROMPT_TOKENS = 1024
 
 Result = tuple[Answer, Step]
 
@@ -63,7 +64,8 @@ class BatchDecoder:
         self._waiting: deque[Answer] = deque()
         # A row of the cache each. The last one may still be at its prompt; the others are not.
         self._rows: list[_Row] = []
-        self._prompt_budget = PROMPT_TOKENS
+        self._piece = PROMPT_TOKENS if model.device.type == "cpu" else CUDA_PROMPT_TOKENS
+        self._prompt_budget = self._piece
 
     @property
     def idle(self) -> bool:
@@ -97,7 +99,7 @@ class BatchDecoder:
         others = len(self._rows) - (reading is not None)
         if (reading or self._waiting) and (self._prompt_budget > 0 or not others):
             return self._read_or_fail(reading or self._join())
-        self._prompt_budget = PROMPT_TOKENS
+        self._prompt_budget = self._piece
         rows = self._rows[:others]
         logits = self._model.step([row.last for row in rows], [row.length for row in rows])
         for row in rows:
@@ -115,7 +117,7 @@ class BatchDecoder:
             return [(row.answer, Step((), 0, error=error))]
 
     def _read(self, row: _Row) -> list[Result]:
-        piece = row.prompt_left[:PROMPT_TOKENS]
+        piece = row.prompt_left[: self._piece]
         logits = self._model.prompt(self._rows.index(row), piece, row.length)
         row.length += len(piece)
         self._prompt_budget -= len(piece)

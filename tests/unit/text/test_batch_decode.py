@@ -75,11 +75,11 @@ def test_answers_that_come_go_and_are_cancelled_leave_each_other_alone(
     answers = [
         answer(
             100 * seed + number,
-            source.choice((1, 3, 17, PROMPT_TOKENS, PROMPT_TOKENS + 40, 3 * PROMPT_TOKENS)),
-            source.randint(1, 40),
+            source.choice((1, 3, 17, PROMPT_TOKENS, PROMPT_TOKENS + 40, 2 * PROMPT_TOKENS)),
+            source.randint(1, 30),
             **varied[number % 4],
         )
-        for number in range(24)
+        for number in range(14)
     ]
     # Room for four as long as the longest: whoever asks for more has to wait.
     many = decoder(model, tokens=4 * max(map(needed, answers)), rows=8)
@@ -98,12 +98,12 @@ def test_answers_that_come_go_and_are_cancelled_leave_each_other_alone(
             if result.finish_reason:
                 ends[each] = result.finish_reason
                 running.remove(each)
-        if running and source.random() < 0.05:
+        if running and source.random() < 0.1:
             gone = running.pop(source.randrange(len(running)))
             many.cancel(gone)
             cancelled.append(gone)
     assert cancelled
-    assert len(ends) + len(cancelled) == 24
+    assert len(ends) + len(cancelled) == 14
     for each in answers:
         whole = alone(model, each)
         got = tokens.get(each, [])

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.errors import InvalidArgumentError, QueueFullError
+from tests.support.stack import MODELS
 from text_svc.worker.batch_engine import BatchEngine
-from text_svc.worker.batch_model import BatchModel, layer_shapes
+from text_svc.worker.batch_model import BatchModel, layer_shapes, packed
 from text_svc.worker.engine import GenerationEngine, Limits
 from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.generation import Delta, TextGenerator
@@ -24,6 +25,11 @@ from text_svc.worker.transformers_engine import TransformersEngine
 
 PROMPTS = [f"{number} the sea and the sky" for number in range(16)]
 CONTEXT = 128
+SMOLLM2 = MODELS / "text" / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
+THINGS = (
+    *("sea", "lighthouse", "winter", "train", "desert", "clock", "fox", "moon"),
+    *("garden", "violin", "harbour", "mountain", "library", "storm", "river", "painter"),
+)
 
 Make = Callable[..., TextGenerator]
 
@@ -146,6 +152,27 @@ async def test_a_text_is_the_same_alone_and_among_others(make: Make) -> None:
         alone = [(await answer(generator, prompt, sampling))[0] for prompt in PROMPTS]
         among = await asyncio.gather(*(answer(generator, prompt, sampling) for prompt in PROMPTS))
         assert [text for text, _ in among] == alone
+
+
+@pytest.mark.skipif(not SMOLLM2.is_dir(), reason=f"there is no {SMOLLM2}: run `make models`")
+async def test_text_of_a_real_model_among_sixteen_is_that_of_generate() -> None:
+    model = load_causal_lm(SMOLLM2, torch.float32)
+    shapes = layer_shapes(model)
+    model, size = packed(model, lambda: pytest.fail("Llama needs no layers as they were"))
+    assert size
+    batch = BatchModel(model, shapes, 4096)
+    engine = BatchEngine(batch, Limits(CONTEXT, 16, 0), (2,), EngineMetrics("real"))
+    tokenizer = TextTokenizer(SMOLLM2)
+    generator = TextGenerator(
+        engine, tokenizer, SamplingDefaults(), EngineMetrics("real"), max_prompt_characters=1 << 20
+    )
+    prompts = [f"{number}. A story about the {thing} " for number, thing in enumerate(THINGS)]
+    texts = await asyncio.gather(*(answer(generator, each, greedy(24)) for each in prompts))
+    await generator.close()
+    for prompt, (text, _) in list(zip(prompts, texts, strict=True))[::5]:
+        tokens = reference(SMOLLM2, tokenizer.encode(prompt, special=True), 24)
+        assert len(tokens) > 8
+        assert text.startswith(tokenizer.backend.decode(tokens).rstrip("\ufffd"))
 
 
 async def test_seeds_decide_and_without_one_chance_does(make: Make) -> None:
