@@ -65,7 +65,7 @@ def chat(channel: grpc.Channel, chat_model: None) -> Callable[[], None]:
     """A chat to its end."""
     stub = transformers_pb2_grpc.TransformersServiceStub(channel)
     message = transformers_pb2.ChatMessage(role="user", content=QUESTION)
-    request = transformers_pb2.ChatRequest(model=CHAT, messages=[message], max_tokens=40)
+    request = transformers_pb2.ChatRequest(model=CHAT, messages=[message], max_tokens=16)
 
     def call() -> None:
         assert list(stub.ChatCompletion(request, timeout=CALL_SECONDS))[-1].done
@@ -82,7 +82,7 @@ def watch_faces(channel: grpc.Channel, models: Path) -> Callable[[], None]:
         mediapipe_pb2.VideoFrame(
             frame_data=picture, format="png", timestamp_ms=40 * i, frame_number=i
         )
-        for i in range(10)
+        for i in range(6)
     ]
 
     def call() -> None:
@@ -184,16 +184,16 @@ def test_sigterm_loses_no_call(
     service: str,
 ) -> None:
     replicas = containers.of(service)
-    for container in replicas:
-        with traffic(chat, watch_faces) as callers:
+    with traffic(chat, watch_faces) as callers:
+        for container in replicas:
             container.stop(timeout=STOP_SECONDS)
             container.reload()
+            assert container.attrs["State"]["ExitCode"] == 0  # it was not killed
             containers.wait_routed(service, len(replicas) - 1)
             check_no_call_is_lost(callers)
-            assert container.attrs["State"]["ExitCode"] == 0  # it was not killed
             container.start()
             containers.wait_routed(service, len(replicas))
-            check_no_call_is_lost(callers)
+        check_no_call_is_lost(callers)
 
 
 def test_sigterm_of_envoy_lets_calls_end(
