@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ INFINITY_PINS = (
     *("transformers<5", "sentence-transformers<5.2", "huggingface_hub<1"),
 )
 INFINITY_PORT = 7997
+MAX_CALLERS = 64
 
 
 class Embedding(Protocol):
@@ -146,6 +148,8 @@ class Infinity:
     def __init__(self, environments: Path = REPOSITORY / "run" / "bench-envs") -> None:
         self._python = environments / "infinity" / "bin" / "python"
         self._local = threading.local()
+        # As many as callers, which the event loop's own pool would not have.
+        self._threads = ThreadPoolExecutor(MAX_CALLERS)
 
     async def start(self) -> None:
         if not self._python.exists():
@@ -168,10 +172,10 @@ class Infinity:
         await asyncio.to_thread(wait_for, "the start of infinity", self._ready, 120)
 
     async def embed(self, texts: Sequence[str]) -> None:
-        await asyncio.to_thread(self._post, texts)
+        await self._answer(texts)
 
     async def vectors(self, texts: Sequence[str]) -> np.ndarray:
-        answer = json.loads(await asyncio.to_thread(self._post, texts))
+        answer = json.loads(await self._answer(texts))
         return np.array([each["embedding"] for each in answer["data"]], np.float32)
 
     async def stop(self) -> None:
@@ -184,6 +188,18 @@ class Infinity:
         except (OSError, http.client.HTTPException):
             self._local.connection = None
             return False
+
+    async def _answer(self, texts: Sequence[str]) -> bytes:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._post_again, texts)
+
+    def _post_again(self, texts: Sequence[str]) -> bytes:
+        """Once more on a new connection where the server has closed an idle one."""
+        try:
+            return self._post(texts)
+        except (ConnectionError, http.client.HTTPException):
+            self._local.connection = None
+            return self._post(texts)
 
     def _post(self, texts: Sequence[str]) -> bytes:
         connection = getattr(self._local, "connection", None)
