@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs clean images test-containers sbom
+.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs figures clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ lock: setup ## pin all dependencies anew into requirements/
 
 docs: setup ## write the tables of README.md that come from the code
 	@$(PY) -m tools.docs
+
+figures: setup ## take the benchmarks' tables into README.md
+	@$(PY) -m tools.docs --figures
 
 clean: ## remove what was made: environment, models, output
 	rm -rf $(VENV) ml models out run build dist .mypy_cache .ruff_cache .pytest_cache

@@ -65,7 +65,7 @@ def pipelines_table() -> str:
 # What the benchmarks write, by the name of its place.
 FIGURES = {
     f"{name} benchmark": README.parent / f"out/bench/{name}.md"
-    for name in ("vision", "text", "embeddings", "perplexity")
+    for name in ("vision", "vision_profile", "text", "embeddings", "perplexity")
 }
 TABLES: dict[str, Callable[[], str]] = {"settings": settings_table, "pipelines": pipelines_table}
 
