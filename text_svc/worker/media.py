@@ -43,18 +43,21 @@ _CONTAINERS = (
 )
 
 
-def decode_image(data: bytes, max_pixels: int, field: str = "image") -> Image.Image:
+def decode_image(
+    data: bytes, max_pixels: int, field: str = "image", *, before: int = 0
+) -> Image.Image:
     """An upright RGB picture.
 
     Args:
         data: a file of one of IMAGE_FORMATS.
-        max_pixels: what the header may tell.
+        max_pixels: what the headers of a call's pictures may tell, all together.
         field: what the caller calls the `ImageData`.
+        before: pixels of the call's pictures before this one.
 
     Raises:
         MissingFieldError: there are no bytes.
         UndecodableImageError: they are no whole picture of a known format.
-        InputTooLargeError: the header tells more pixels than `max_pixels`.
+        InputTooLargeError: the headers tell more pixels than `max_pixels`.
     """
     if not data:
         raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
@@ -63,9 +66,10 @@ def decode_image(data: bytes, max_pixels: int, field: str = "image") -> Image.Im
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         width, height = picture.size
-        if width * height > max_pixels:
+        if before + width * height > max_pixels:
+            others = f" and those before it {before}" if before else ""
             raise InputTooLargeError(
-                f"{field} has {width} x {height} pixels, the limit is {max_pixels}",
+                f"{field} has {width} x {height} pixels{others}, the limit is {max_pixels} a call",
                 metadata={"limit": str(max_pixels)},
             )
         return ImageOps.exif_transpose(picture).convert("RGB")

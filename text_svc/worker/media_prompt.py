@@ -218,10 +218,11 @@ class MediaPrompts:
         return Prompt(inputs["input_ids"][0].tolist(), inputs)
 
     def _images(self, media: _Media) -> list[Image.Image]:
-        images, left = [], self._launch.max_image_pixels
+        images: list[Image.Image] = []
+        pixels, limit = 0, self._launch.max_image_pixels
         for name, one in media.images.items():
-            images.append(decode_image(one.data, left, name))
-            left -= images[-1].width * images[-1].height
+            images.append(decode_image(one.data, limit, name, before=pixels))
+            pixels += images[-1].width * images[-1].height
         return images
 
     def _sounds(self, media: _Media) -> list[Samples]:
