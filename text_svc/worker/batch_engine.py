@@ -96,11 +96,11 @@ class BatchEngine:
     def _serve(self) -> None:
         """The thread's work."""
         while not self._closed:
-            while self._decoder.idle or not self._commands.empty():
-                self._commands.get()()
-                if self._closed:
-                    return
             try:
+                while self._decoder.idle or not self._commands.empty():
+                    self._commands.get()()
+                    if self._closed:
+                        return
                 results = self._decoder.step()
             except Exception:
                 log.exception("a step has failed")
