@@ -25,6 +25,11 @@ log = logging.getLogger(__name__)
 
 _Status = health_pb2.HealthCheckResponse
 
+# The name that grpc.aio gives the outermost task of each call.
+_HANDLER_TASK = "rpc_task"
+# How long a handler may go on after its call has ended, at most, when the process stops.
+_HANDLER_SECONDS = 5.0
+
 
 class Health:
     """What the standard health service answers, by service name; "" is the whole process."""
@@ -137,7 +142,19 @@ async def serve(
         await state.stop()
         await asyncio.sleep(settings.drain_seconds)
         await server.stop(settings.grace_seconds)
+        await _handlers_ended()
     log.info("stopped")
+
+
+async def _handlers_ended() -> None:
+    """Waits for what handlers still have to do once their calls have ended on the wire.
+
+    `stop` knows the calls and not the tasks behind them: a task that the loop's end cancels loses
+    its last lines (a release, a line of the log) and prints a trace of grpc.aio's own.
+    """
+    tasks = [task for task in asyncio.all_tasks() if task.get_name() == _HANDLER_TASK]
+    if tasks:
+        await asyncio.wait(tasks, timeout=_HANDLER_SECONDS)
 
 
 def main(

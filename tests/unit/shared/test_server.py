@@ -20,7 +20,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 from tests.support.stack import wait_for
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, logging, os, sys
+import grpc
 from pydantic import SecretStr
 from shared.admission import Admission
 from shared.server import main, serve
@@ -31,6 +32,13 @@ class Settings(ServerSettings):
     token: SecretStr = SecretStr("hunter2")
 
 class Text(rpc.TransformersServiceServicer):
+    async def ChatCompletion(self, request, context):
+        try:
+            await context.abort(grpc.StatusCode.ABORTED, "at once")
+        finally:
+            await asyncio.sleep(1.5)
+            logging.info("released")
+
     async def GenerateText(self, request, context):
         for i in range(int(request.prompt)):
             yield transformers_pb2.TextResponse(text=str(i))
@@ -112,6 +120,18 @@ def test_sigterm_drains_and_exits_with_0(server: Server) -> None:
     ended = [line for line in lines if line["message"] == "call ended"]
     assert [line["grpc_code"] for line in ended] == ["OK", "OK"]
     assert all(line["request_id"] for line in ended)
+
+
+def test_a_handler_finishes_though_its_call_has_ended(server: Server) -> None:
+    from ml import transformers_pb2, transformers_pb2_grpc
+
+    server.wait()
+    stub = transformers_pb2_grpc.TransformersServiceStub(server.channel)
+    with pytest.raises(grpc.RpcError, match="at once"):
+        list(stub.ChatCompletion(transformers_pb2.ChatRequest()))
+    os.kill(server.process.pid, signal.SIGTERM)
+    messages = [line["message"] for line in server.lines()]
+    assert messages[-2:] == ["released", "stopped"]
 
 
 def test_the_process_serves_while_its_service_waits_to_be_let_in() -> None:
