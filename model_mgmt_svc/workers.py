@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self, cast, get_args
 
@@ -25,6 +26,13 @@ LIST_SECONDS = 2.0
 # Longer than a channel waits between its attempts to connect (shared.channels): a worker that came
 # back a moment ago is found.
 CONNECT_SECONDS = 2.5
+
+# How a process that dies in a call shows, and one that does not answer in time.
+_DOWN = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
 
 SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
 
@@ -73,7 +81,7 @@ class Worker:
             model_id=model_id, pipeline_type=pipeline_type, options=options
         )
         model = None
-        try:
+        with self._errors():
             async for progress in self._stub.Load(request, metadata=outgoing_metadata()):
                 log.debug(
                     "load progress",
@@ -85,8 +93,6 @@ class Worker:
                     },
                 )
                 model = progress.model if progress.HasField("model") else None
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
         if model is None or model.state != worker_pb2.MODEL_STATE_READY:
             raise InternalError(f"{self.service}_svc ended a load without saying READY")
         return _held(model)
@@ -97,12 +103,10 @@ class Worker:
         Raises:
             As `load`.
         """
-        try:
+        with self._errors():
             await self._stub.Unload(
                 worker_pb2.UnloadRequest(model_id=model_id), metadata=outgoing_metadata()
             )
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
 
     async def list(self, wait_seconds: float = 0) -> list[HeldModel]:
         """What it holds.
@@ -113,18 +117,17 @@ class Worker:
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
         """
-        try:
-            answer = await self._stub.List(
-                worker_pb2.ListRequest(),
-                timeout=wait_seconds or LIST_SECONDS,
-                wait_for_ready=wait_seconds > 0,
-            )
-        except grpc.aio.AioRpcError as error:
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                return []  # a service that holds its models by itself
-            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise self._down() from error
-            raise self._error(error) from error
+        with self._errors():
+            try:
+                answer = await self._stub.List(
+                    worker_pb2.ListRequest(),
+                    timeout=wait_seconds or LIST_SECONDS,
+                    wait_for_ready=wait_seconds > 0,
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return []  # a service that holds its models by itself
+                raise
         self.admitted = answer.admitted
         return [_held(model) for model in answer.models]
 
@@ -132,20 +135,33 @@ class Worker:
         """Lets calls in.
 
         Raises:
-            WorkerUnavailableError: it is down.
+            WorkerUnavailableError: it is down, or did not answer in time.
         """
-        try:
+        with self._errors():
             await self._stub.Admit(worker_pb2.AdmitRequest(), timeout=LIST_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
         self.admitted = True
         log.info("replica admitted", extra={"worker": self.service, "address": self.address})
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turns what a call raises into errors of this service."""
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from error
+        except grpc.aio.UsageError as error:  # the channel is closed: the replica is given up
+            raise self._down() from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task and task.cancelling():
+                raise
+            # Nobody cancelled this task: the channel was closed during the call.
+            raise self._down() from error
 
     def _error(self, error: grpc.aio.AioRpcError) -> ServiceError:
         if ours := from_details(error):
             return ours
-        # A process that dies in a call shows as any of these.
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        if error.code() in _DOWN:
             return self._down()
         log.error("unexpected status of a worker", exc_info=error)
         return InternalError(f"{self.service}_svc answered {error.code().name}")

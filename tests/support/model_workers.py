@@ -29,6 +29,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.go_on.set()
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
+        self.lists = 0
         self.cancelled = 0
         self.admitted = False
         self.health = health.aio.HealthServicer()
@@ -63,6 +64,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         return pb.UnloadResponse()
 
     async def List(self, request, context):
+        self.lists += 1
         await self.answers_lists.wait()
         return pb.ListResponse(models=self.models.values(), admitted=self.admitted)
 

@@ -95,6 +95,34 @@ async def test_a_worker_that_dies_in_a_load_is_unavailable() -> None:
             await load
 
 
+async def test_a_replica_that_is_given_up_during_a_call_is_unavailable() -> None:
+    """Its channel is closed then, and grpc says that with CancelledError."""
+    async with ModelWorker().running() as served, Workers({"text": served.address}) as workers:
+        (worker,) = workers.of("text")
+        served.go_on.clear()
+        served.answers_lists.clear()
+        calls = [
+            asyncio.create_task(worker.load("a", "text-generation", {})),
+            asyncio.create_task(worker.list(wait_seconds=60)),
+        ]
+        await until(lambda: bool(served.loads and served.lists))
+        await worker.channel.close()
+        for call in (*calls, worker.list(), worker.unload("a"), worker.admit()):
+            with pytest.raises(WorkerUnavailableError):
+                await call
+
+
+async def test_a_call_that_its_caller_cancels_is_cancelled() -> None:
+    async with ModelWorker().running() as served, Workers({"text": served.address}) as workers:
+        served.go_on.clear()
+        call = asyncio.create_task(workers.of("text")[0].load("a", "text-generation", {}))
+        await until(lambda: bool(served.loads))
+        call.cancel()
+        await asyncio.wait((call,))
+        assert call.cancelled()
+        await until(lambda: served.cancelled == 1)
+
+
 async def test_a_service_that_holds_models_by_itself_lists_none() -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
