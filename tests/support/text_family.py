@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from shared.pipelines import find_pipeline
 from shared.server import create_server
@@ -22,6 +23,9 @@ from text_svc.launch import Launch
 from text_svc.options import parse_options
 from text_svc.settings import TextSettings
 from text_svc.worker import families
+
+# Builds a tiny model once, by its name, and returns its folder.
+Tiny = Callable[[str], Path]
 
 
 def launch_of(
@@ -61,3 +65,17 @@ async def serve(
         async with grpc.aio.insecure_channel(f"unix:{folder}/family.sock") as channel:
             yield transformers_pb2_grpc.TransformersServiceStub(channel)
         await server.stop(None)
+
+
+async def infer(folder: Path, pipeline: str, **request: Any) -> pb.InferResponse:
+    """The answer of a model that is loaded for this one call."""
+    options = {name: str(value) for name, value in request.pop("options", {}).items()}
+    async with serve(launch_of(folder, pipeline)) as stub:
+        return await stub.Infer(pb.InferRequest(**request, options=options))
+
+
+def scores(response: pb.InferResponse) -> dict[str, float]:
+    """Scores by label, of an answer whose best one comes first."""
+    values = [label.score for label in response.labels]
+    assert values == sorted(values, reverse=True), "the best comes first"
+    return {label.label: label.score for label in response.labels}

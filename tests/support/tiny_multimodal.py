@@ -11,7 +11,15 @@ from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3I
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.support.text_family import launch_of
-from tests.support.tiny_models import SMALL, builder, clip_images, fast_tokenizer, save, widen
+from tests.support.tiny_parts import (
+    CLIP_VISION,
+    SMALL,
+    builder,
+    clip_images,
+    fast_tokenizer,
+    save,
+    widen,
+)
 from text_svc.worker.inference import Pretrained
 from text_svc.worker.processors import read_processor
 
@@ -28,7 +36,6 @@ MARKS = {
 NEW = 8
 _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 _TEXT = {**SMALL, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-_VISION = {**SMALL, "image_size": 32, "patch_size": 8}
 
 
 def _template(mark: str) -> str:
@@ -49,12 +56,19 @@ def _save(name: str, folder: Path, model: Any, *parts: Any, **processor: Any) ->
         (folder / "processor_config.json").write_text(json.dumps(processor))
 
 
-@builder("llava-chat")
+@builder("llava")
 def _(folder: Path) -> None:
+    """As it was before chat templates."""
+    _llava(folder)
+    (folder / "chat_template.jinja").unlink()
+
+
+@builder("llava-chat")
+def _llava(folder: Path) -> None:
     tokenizer = fast_tokenizer(_TOKENS, around=None, extra={"image_token": "<image>"})
     config = t.LlavaConfig(
         text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        vision_config={**_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
+        vision_config={**CLIP_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-1,
     )
@@ -80,7 +94,7 @@ def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
     tokenizer.add_tokens([f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)])
     config = getattr(t, f"{kind}Config")(
         text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
-        vision_config=_VISION,
+        vision_config=CLIP_VISION,
         scale_factor=2,
         image_token_id=tokenizer.image_token_id,
         pad_token_id=2,
@@ -141,7 +155,7 @@ def _(folder: Path) -> None:
     tokenizer = fast_tokenizer(_TOKENS, extra=extra)
     config = t.Gemma3Config(
         text_config={**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 64},
-        vision_config=_VISION,
+        vision_config=CLIP_VISION,
         mm_tokens_per_image=4,
         image_token_index=tokenizer.image_token_id,
         boi_token_index=tokenizer.boi_token_id,

@@ -1,4 +1,4 @@
-"""One tiny model, made and converted once for all tests of the engines."""
+"""Tiny models, made once for all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import tiny_text
+from tests.support import tiny_models, tiny_text
+from tests.support.text_family import Tiny
 from text_svc.export.__main__ import export
 from text_svc.export.launch import ExportLaunch, Weights
 
@@ -39,3 +40,16 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted_llama(llama: Path) -> Path:
     """The same, converted to OpenVINO."""
     return convert(llama, llama.parent / "converted" / "text-generation-float-1")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Builds a tiny model once, and returns its folder."""
+    root, made = tmp_path_factory.mktemp("tiny"), {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny_models.build(name, root / name)
+        return made[name]
+
+    return folder

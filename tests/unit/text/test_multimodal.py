@@ -6,7 +6,6 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,14 @@ import pytest
 from PIL import Image
 
 from ml import transformers_pb2 as pb
-from tests.support import tiny_models, tiny_multimodal, tiny_text
+from tests.support import tiny_multimodal, tiny_text
 from tests.support.pictures import picture, png, png_header
-from tests.support.text_family import launch_of, serve
+from tests.support.text_family import Tiny, launch_of, serve
 from tests.support.tiny_multimodal import NEW, part, reference
 from tests.support.waiting import until
 
 RATE = 16_000
 SEEING = ("llava-chat", "smolvlm", "idefics3", "qwen2-vl", "gemma3")
-Tiny = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Builds a tiny model once, and returns its folder."""
-    root, made = tmp_path_factory.mktemp("tiny-multimodal"), {}
-
-    def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tiny_models.build(name, root / name)
-        return made[name]
-
-    return folder
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

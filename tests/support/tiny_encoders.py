@@ -1,0 +1,118 @@
+"""Tiny models that read texts: BERT for every task, T5 and Marian."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import transformers as t
+
+from tests.support.tiny_parts import (
+    CORPUS,
+    SMALL,
+    SMALL_SEQ2SEQ,
+    bert_tokenizer,
+    builder,
+    fast_tokenizer,
+    save,
+    widen,
+)
+
+
+def _bert(folder: Path, kind: Any, **config: Any) -> None:
+    tokenizer = bert_tokenizer()
+    model = kind(t.BertConfig(vocab_size=len(tokenizer), **SMALL, **config))
+    widen(model)
+    save(folder, model, tokenizer)
+
+
+@builder("bert")
+def _(folder: Path) -> None:
+    _bert(folder, t.BertModel)
+
+
+@builder("bert-nli")
+def _(folder: Path) -> None:
+    names = ["contradiction", "neutral", "entailment"]
+    _bert(folder, t.BertForSequenceClassification, **_labels(names))
+
+
+@builder("bert-rank")
+def _(folder: Path) -> None:
+    _bert(folder, t.BertForSequenceClassification, num_labels=1)
+
+
+@builder("bert-ner")
+def _(folder: Path) -> None:
+    _bert(folder, t.BertForTokenClassification, **_labels(["O", "B-PER", "I-PER", "B-LOC"]))
+
+
+def _labels(names: list[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: index for index, name in enumerate(names)},
+    }
+
+
+@builder("t5")
+def _(folder: Path) -> None:
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = fast_tokenizer(tokens)
+    config = t.T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    model = t.T5ForConditionalGeneration(config)
+    widen(model)
+    save(folder, model, tokenizer)
+
+
+@builder("marian")
+def _(folder: Path) -> None:
+    import sentencepiece
+
+    corpus, prefix = folder / "corpus.txt", folder / "pieces"
+    corpus.write_text("\n".join(CORPUS * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(prefix),
+        vocab_size=90,
+        minloglevel=2,
+        hard_vocab_limit=False,
+    )
+    shutil.copy(folder / "pieces.model", folder / "source.spm")
+    (folder / "pieces.model").rename(folder / "target.spm")
+    pieces = [line.split("\t")[0] for line in (folder / "pieces.vocab").read_text().splitlines()]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(["</s>", "<unk>", *pieces]))}
+    vocabulary["<pad>"] = pad = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    for left in (corpus, folder / "pieces.vocab"):
+        left.unlink()
+    tokenizer = t.MarianTokenizer(
+        source_spm=str(folder / "source.spm"),
+        target_spm=str(folder / "target.spm"),
+        vocab=str(folder / "vocab.json"),
+        source_lang="en",
+        target_lang="de",
+    )
+    config = t.MarianConfig(
+        vocab_size=len(vocabulary),
+        **SMALL_SEQ2SEQ,
+        pad_token_id=pad,
+        decoder_start_token_id=pad,
+        eos_token_id=0,
+        forced_eos_token_id=0,
+        max_position_embeddings=64,
+    )
+    model = t.MarianMTModel(config)
+    widen(model)
+    save(folder, model, tokenizer)
