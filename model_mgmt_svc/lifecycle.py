@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
+from model_mgmt_svc.calls import settle, to_its_end
 from model_mgmt_svc.loaded_model import LoadedModel
 from model_mgmt_svc.wish import Wish, WishStore
 from model_mgmt_svc.workers import CONNECT_SECONDS, HeldModel, Worker, Workers
@@ -26,7 +26,8 @@ from shared.single_flight import SharedWork, SingleFlight
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+# What has to be freed is waited for so long at most: a worker may hang.
+FREE_SECONDS = 30.0
 
 
 class _Load(SharedWork[LoadedModel]):
@@ -59,8 +60,10 @@ class Lifecycle:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def aclose(self) -> None:
-        """Ends what is under way."""
+        """Cancels the loads that are under way and lets the unloads come to their end."""
         await self._loads.close()
+        if self._unloads:
+            await asyncio.wait(self._unloads, timeout=FREE_SECONDS)
 
     async def load(self, wish: Wish) -> LoadedModel:
         """Makes a model wanted and loads it on every replica of its service that is up.
@@ -147,7 +150,7 @@ class Lifecycle:
             try:
                 loaded = await self._load_on(lacking, wish)
             except BaseException:
-                await self._undo(wish, before, lacking)
+                await to_its_end(self._undo(wish, before, lacking))
                 raise
             model = LoadedModel.over([*loaded, *(model for model in replicas.values() if model)])
             return replace(model, note=note or model.note)
@@ -179,15 +182,19 @@ class Lifecycle:
             await self._wishes.put(before)
             return
         await self._wishes.remove(wish.model_id)
-        _, errors = await _settle(worker.unload(wish.model_id) for worker in workers)
+        try:
+            async with asyncio.timeout(FREE_SECONDS):
+                _, errors = await settle(worker.unload(wish.model_id) for worker in workers)
+        except TimeoutError:
+            errors = [UnavailableError(f"a worker frees nothing for {FREE_SECONDS:g} s")]
         for error in errors:
-            if not isinstance(error, ModelNotLoadedError | UnavailableError):
+            if not isinstance(error, ModelNotLoadedError | WorkerUnavailableError):
                 log.warning("a failed load is not cleaned up", extra={"error": error.message})
 
     async def _load_on(self, workers: Sequence[Worker], wish: Wish) -> list[HeldModel]:
         """Loads on each; replicas that go away meanwhile do not matter while one is left."""
         loads = (worker.load(wish.model_id, wish.pipeline_type, wish.options) for worker in workers)
-        models, errors = await _settle(loads)
+        models, errors = await settle(loads)
         for error in errors:
             if not models or not isinstance(error, UnavailableError):
                 raise error
@@ -203,7 +210,7 @@ class Lifecycle:
             holders = [worker for worker, models in held.items() if model_id in _ids(models)]
             if not (holders or wanted or load):
                 raise ModelNotLoadedError(f"model {model_id!r} is not loaded")
-            _, errors = await _settle(worker.unload(model_id) for worker in holders)
+            _, errors = await settle(worker.unload(model_id) for worker in holders)
             for error in errors:
                 if not isinstance(error, ModelNotLoadedError):
                     raise error
@@ -228,22 +235,6 @@ class Lifecycle:
 
     def _lock(self, model_id: str) -> asyncio.Lock:
         return self._locks.setdefault(model_id, asyncio.Lock())
-
-
-async def _settle(
-    calls: Iterable[Coroutine[Any, Any, T]],
-) -> tuple[list[T], list[ServiceError]]:
-    """Runs calls at once to their ends: what came of them, and how others failed."""
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    results, errors = [], []
-    for outcome in outcomes:
-        if isinstance(outcome, ServiceError):
-            errors.append(outcome)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            results.append(outcome)
-    return results, errors
 
 
 def _service(wish: Wish) -> ServiceName:

@@ -8,7 +8,7 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self, cast, get_args
+from typing import Self, cast
 
 import grpc
 
@@ -33,8 +33,6 @@ _DOWN = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
-
-SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ RAM, VRAM = 90 * (1 << 20) + 1, 0
 
 
 class ModelWorker(pb_grpc.ModelWorkerServicer):
-    """Loads at once, unless told to wait (`go_on`) or to fail (`failures`, used up first)."""
+    """Loads and frees at once, unless told to wait (`go_on`, `frees`) or to fail (`failures`)."""
 
     def __init__(self) -> None:
         self.models: dict[str, pb.ModelInfo] = {}
@@ -30,6 +30,8 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
         self.lists = 0
+        self.frees = asyncio.Event()
+        self.frees.set()
         self.cancelled = 0
         self.admitted = False
         self.health = health.aio.HealthServicer()
@@ -59,6 +61,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def Unload(self, request, context):
         self.unloads.append(request.model_id)
+        await self.frees.wait()
         if self.models.pop(request.model_id, None) is None:
             raise ModelNotLoadedError("not loaded")
         return pb.UnloadResponse()

@@ -123,6 +123,44 @@ async def test_an_error_of_a_worker_arrives_as_it_is_and_leaves_nothing(
     assert await plane.lifecycle.loaded() == []
 
 
+async def test_a_caller_that_leaves_while_a_failed_load_is_cleaned_up_leaves_nothing(
+    plane: Plane,
+) -> None:
+    plane.first.failures = [OutOfMemoryError("too large")]
+    plane.second.frees.clear()
+    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    await until(lambda: bool(plane.second.unloads))
+    load.cancel()
+    await asyncio.wait((load,))
+    again = asyncio.create_task(plane.lifecycle.load(WISH))
+    plane.second.frees.set()
+    assert (await again).replicas == 2
+    assert [set(replica.models) for replica in plane.replicas] == [{MODEL}, {MODEL}]
+    assert plane.second.unloads == [MODEL]
+
+
+async def test_a_worker_that_never_frees_a_failed_load_holds_nobody_up(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_mgmt_svc.lifecycle.FREE_SECONDS", 0.2)
+    plane.first.failures = [OutOfMemoryError("too large")]
+    plane.second.frees.clear()
+    with pytest.raises(OutOfMemoryError):
+        await plane.lifecycle.load(WISH)
+
+
+async def test_an_unload_is_done_before_the_service_ends(plane: Plane) -> None:
+    await plane.lifecycle.load(WISH)
+    plane.first.frees.clear()
+    unload = asyncio.create_task(plane.lifecycle.unload(MODEL))
+    await until(lambda: bool(plane.first.unloads))
+    unload.cancel()
+    end = asyncio.create_task(plane.lifecycle.aclose())
+    plane.first.frees.set()
+    await end
+    assert not plane.first.models
+
+
 async def test_a_load_that_fails_again_does_not_take_an_old_wish_away(plane: Plane) -> None:
     await plane.wishes.put(WISH)
     plane.first.failures = [OutOfMemoryError("too large")]
@@ -146,10 +184,7 @@ async def test_with_all_down_a_load_is_unavailable(plane: Plane) -> None:
     assert await plane.wishes.all() == []
 
 
-async def test_a_worker_that_hangs_is_left_out_of_the_list(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("model_mgmt_svc.workers.LIST_SECONDS", 0.2)
+async def test_a_worker_that_hangs_is_left_out_of_the_list(plane: Plane) -> None:
     await plane.lifecycle.load(WISH)
     plane.first.answers_lists.clear()
     (model,) = await plane.lifecycle.loaded()
@@ -179,7 +214,7 @@ async def test_unloading_while_it_loads_tells_those_who_wait(plane: Plane) -> No
     await plane.lifecycle.unload(MODEL)
     with pytest.raises(CallCancelledError):
         await load
-    assert plane.first.cancelled == 1
+    await until(lambda: plane.first.cancelled == 1)
     assert await plane.wishes.all() == []
     assert await plane.lifecycle.loaded() == []
 
