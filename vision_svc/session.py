@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -17,6 +17,7 @@ from vision_svc import metrics
 from vision_svc.detector import Mode, Response
 from vision_svc.instances import DEFAULT_STEP_MS, Instance
 from vision_svc.lanes import Lane
+from vision_svc.newest import Newest
 from vision_svc.options import FramePolicy, Options, options_of_call, parse_options
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class _Answer:
 
 
 _Step: TypeAlias = EncodedFrame | DecodedFrame | _End
+# Under "latest" the place where the newest frame waits: it is taken when a thread is free.
+_Turn: TypeAlias = _Step | Newest[_Step]
 
 
 class Session:
@@ -72,7 +75,7 @@ class Session:
         self._keep_all = policy == "every"
         self._decoder = FrameDecoder(engine.limits)
         self._decoding: Lane[_Step] = Lane(engine.decoders, self._decode)
-        self._running: Lane[_Step] = Lane(engine.workers, self._detect)
+        self._running: Lane[_Turn] = Lane(engine.workers, self._detect)
         self._options: Options | None = None
         self._first_metadata: Metadata = {}
         self._closed = False
@@ -82,7 +85,7 @@ class Session:
         self._answered = asyncio.Event()
         self._undecoded = 0
         self._unanswered = 0
-        self._waiting: deque[_Step] = deque()
+        self._waiting: Newest[_Step] = Newest()
         self._answers: deque[_Answer | _End] = deque()
         self._dropped = 0
         self._has_video = False
@@ -173,14 +176,7 @@ class Session:
 
     def _decode(self, step: _Step) -> None:
         """The decoding lane."""
-        steps: list[_Step] = []
-        try:
-            if isinstance(step, EncodedFrame):
-                steps += self._decoder.decode(step)
-            elif isinstance(step, _End):
-                steps += [*([] if step.error else self._decoder.flush()), step]
-        except Exception as error:  # noqa: BLE001
-            steps.append(_End(error))
+        steps = list(self._pictures(step))
         if not self._keep_all:
             self._call_loop(self._decoded, steps)
             return
@@ -188,6 +184,20 @@ class Session:
             self._running.put(each)
         if len(steps) != 1:
             self._call_loop(self._expect, len(steps) - 1)
+
+    def _pictures(self, step: _Step) -> Iterator[_Step]:
+        """What comes of a step; an error comes after the pictures before it."""
+        error = step.error if isinstance(step, _End) else None
+        try:
+            if isinstance(step, EncodedFrame):
+                yield from self._decoder.decode(step)
+            else:
+                yield from self._decoder.flush()
+        except Exception as fault:  # noqa: BLE001
+            yield _End(error or fault)
+        else:
+            if isinstance(step, _End):
+                yield step
 
     def _expect(self, more: int) -> None:
         self._unanswered += more
@@ -201,27 +211,28 @@ class Session:
 
     def _offer(self, step: _Step) -> None:
         """Under "latest": a frame that still waits is replaced by this one."""
-        if self._waiting and not isinstance(step, _End):
-            self._waiting.pop()
+        if isinstance(step, _End):
+            self._waiting.put_end(step)
+        elif self._waiting.put(step):
             self._dropped += 1
             self._metrics.dropped.inc()
-        self._waiting.append(step)
         self._go_on()
 
     def _go_on(self) -> None:
         """Uses the room that has come free."""
         if self._waiting and not self._unanswered and len(self._answers) < _MOST_ANSWERS:
-            self._start(self._waiting.popleft())
+            self._start(self._waiting)
         if self._has_room():
             self._room.set()
 
-    def _start(self, step: _Step) -> None:
+    def _start(self, turn: _Turn) -> None:
         self._unanswered += 1
-        self._running.put(step)
+        self._running.put(turn)
 
-    def _detect(self, step: _Step) -> None:
+    def _detect(self, turn: _Turn) -> None:
         """The running lane. What is not decoded yet costs nothing to decode, or may be skipped."""
         try:
+            step = turn.take() if isinstance(turn, Newest) else turn
             if isinstance(step, EncodedFrame):
                 step = self._decoder.decode_still(step)
             answer = step if isinstance(step, _End) else self._answer(step)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from shared.errors import MissingFieldError, ServiceError, UnknownFormatError
 from shared.frames.pictures import PICTURE_FORMATS, decode_compressed
 from shared.frames.raw import RAW_FORMATS, decode_raw
-from shared.frames.types import DecodedFrame, EncodedFrame, Limits
+from shared.frames.types import DecodedFrame, EncodedFrame, Limits, naming
 from shared.frames.video import VIDEO_FORMATS, VideoDecoder
 
 _ALIASES = {"jpg": "jpeg", "raw": "rgb", "i420": "yuv420"}
@@ -54,20 +54,6 @@ def _decode_still(frame: EncodedFrame, name: str, limits: Limits) -> DecodedFram
     return DecodedFrame(image, frame, time.perf_counter() - start)
 
 
-@contextlib.contextmanager
-def _named(frame: EncodedFrame) -> Iterator[None]:
-    """Lets the message of an error say which frame of the stream it is about."""
-    try:
-        yield
-    except ServiceError as error:
-        place = f"frame {frame.position} of the stream (frame_number {frame.number})"
-        error.message = f"{place}: {error.message}"
-        error.args = (error.message,)
-        error.metadata["frame_number"] = str(frame.number)
-        error.metadata["frame_position"] = str(frame.position)
-        raise
-
-
 class FrameDecoder:
     """Decodes the frames of one stream in order; threads wait for each other.
 
@@ -79,14 +65,20 @@ class FrameDecoder:
         self._video: VideoDecoder | None = None
         self._lock = threading.Lock()
 
-    def decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
+    def decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
         """The pictures that this frame completes: one, except for h264 and vp8.
 
         Raises:
-            ServiceError: as `decode_picture` does; the message names the frame.
+            ServiceError: as `decode_picture` does; the message names the frame. The pictures of
+                the frames before it come first.
         """
-        with self._lock, _named(frame):
-            return self._decode(frame)
+        with self._lock:
+            try:
+                yield from self._decode(frame)
+            except ServiceError:
+                with contextlib.suppress(ServiceError):
+                    yield from self._flush()
+                raise
 
     def decode_still(self, frame: EncodedFrame) -> DecodedFrame:
         """A frame that is a picture by itself; it waits for no other frame.
@@ -94,7 +86,7 @@ class FrameDecoder:
         Raises:
             ServiceError: as `decode_picture` does; the message names the frame.
         """
-        with _named(frame):
+        with naming(frame):
             name = _format_name(frame, _STREAM_FORMATS)
             return _decode_still(frame, name, self._limits)
 
@@ -103,26 +95,31 @@ class FrameDecoder:
         name = frame.format.strip().lower()
         return self._video is None and _ALIASES.get(name, name) == "rgb"
 
-    def flush(self) -> list[DecodedFrame]:
+    def flush(self) -> Iterator[DecodedFrame]:
         """The pictures that a video decoder still holds, at the end of the stream.
 
         Raises:
-            UndecodableImageError: frames remain that never became a picture.
+            UndecodableImageError: frames remain that never became a picture; the message names
+                the first one.
         """
         with self._lock:
-            return self._flush()
+            yield from self._flush()
 
-    def _flush(self) -> list[DecodedFrame]:
+    def _flush(self) -> Iterator[DecodedFrame]:
         video, self._video = self._video, None
-        return video.flush() if video else []
+        if video:
+            yield from video.flush()
 
-    def _decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
-        name = _format_name(frame, _STREAM_FORMATS)
-        earlier = self._flush() if self._video and self._video.format_name != name else []
+    def _decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
+        with naming(frame):
+            name = _format_name(frame, _STREAM_FORMATS)
+        if self._video and self._video.format_name != name:
+            yield from self._flush()
         if name in VIDEO_FORMATS:
             self._video = self._video or VideoDecoder(name, self._limits)
-            return [*earlier, *self._video.decode(frame)]
-        return [*earlier, _decode_still(frame, name, self._limits)]
+            yield from self._video.decode(frame)
+        else:
+            yield self.decode_still(frame)
 
 
 def is_video(format_name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -9,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-from shared.errors import FrameSizeError, InputTooLargeError
+from shared.errors import FrameSizeError, InputTooLargeError, ServiceError
 
 # Pixels of one picture: height x width x 3, 8 bits, red first.
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
@@ -98,3 +100,17 @@ class DecodedFrame:
     image: Rgb
     source: EncodedFrame
     decode_seconds: float
+
+
+@contextlib.contextmanager
+def naming(frame: EncodedFrame) -> Iterator[None]:
+    """Lets the message of an error say which frame of the stream it is about."""
+    try:
+        yield
+    except ServiceError as error:
+        place = f"frame {frame.position} of the stream (frame_number {frame.number})"
+        error.message = f"{place}: {error.message}"
+        error.args = (error.message,)
+        error.metadata["frame_number"] = str(frame.number)
+        error.metadata["frame_position"] = str(frame.position)
+        raise

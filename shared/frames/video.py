@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from shared.errors import UndecodableImageError
 from shared.frames.headers import VP8_START_CODE, vp8_key_frame_size
-from shared.frames.types import DecodedFrame, EncodedFrame, Limits, as_rgb
+from shared.frames.types import DecodedFrame, EncodedFrame, Limits, as_rgb, naming
 
 # More frames than any h264 stream may hold back for reordering (16, H.264 A.3.1), with room.
 MAX_HELD_FRAMES = 32
@@ -88,45 +89,62 @@ class VideoDecoder:
         self._headers = b""
         self._count = 0
 
-    def decode(self, frame: EncodedFrame) -> list[DecodedFrame]:
+    def decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
         """The pictures that this frame completes: none, one or several.
 
         Raises:
-            UndecodableImageError: the frame is damaged, or needs one that was never sent.
+            UndecodableImageError: a frame is damaged, or needs one that was never sent.
             InputTooLargeError: the video is over a limit.
         """
         self._count += 1
         data = bytes(frame.data)
-        try:
+        with self._blaming(frame):
             holds = self._inspect(data, self._limits)
             if holds is _Holds.HEADERS:
                 self._keep_headers(data)
-                return []
-            if holds is _Holds.PICTURE:
-                self._held[self._count] = frame
-            decoded = list(self._pictures(self._packet(data)))
-        except (av.FFmpegError, ValueError) as error:
-            # A picture over max_pixels fails in the decoder, which then knows its size.
-            if self._codec.width and self._codec.height:
-                self._limits.check(self._codec.width, self._codec.height)
-            raise self._undecodable(frame) from error
+                return
+            start = time.perf_counter()
+            pictures = self._codec.decode(self._packet(data))
+        if holds is _Holds.PICTURE:
+            self._held[self._count] = frame
+        yield from self._answer(pictures, start)
         if len(self._held) > MAX_HELD_FRAMES:
-            raise UndecodableImageError(
-                f"{MAX_HELD_FRAMES} frames of {self.format_name} brought no picture",
-                field=frame.data_field,
-            )
-        return decoded
+            with naming(frame):
+                raise UndecodableImageError(
+                    f"{MAX_HELD_FRAMES} frames of {self.format_name} brought no picture",
+                    field=frame.data_field,
+                )
 
-    def flush(self) -> list[DecodedFrame]:
+    def flush(self) -> Iterator[DecodedFrame]:
         """The pictures that the decoder held back; call at the end, once.
 
         Raises:
             UndecodableImageError: frames remain that never became a picture.
         """
-        decoded = list(self._pictures(None))
         if self._held:
-            raise self._undecodable(next(iter(self._held.values())))
-        return decoded
+            start = time.perf_counter()
+            with self._blaming(next(iter(self._held.values()))):
+                pictures = self._codec.decode(None)
+            yield from self._answer(pictures, start)
+        for frame in self._held.values():
+            with self._blaming(frame):
+                raise ValueError("no picture came of it")
+
+    @contextlib.contextmanager
+    def _blaming(self, frame: EncodedFrame) -> Iterator[None]:
+        """Turns what the decoder says against a frame into an error that names it."""
+        with naming(frame):
+            try:
+                yield
+            except (av.FFmpegError, ValueError) as error:
+                # A picture over max_pixels fails in the decoder, which then knows its size.
+                if self._codec.width and self._codec.height:
+                    self._limits.check(self._codec.width, self._codec.height)
+                raise UndecodableImageError(
+                    f"the {len(frame.data)} bytes are not a {self.format_name} frame that can be "
+                    "decoded",
+                    field=frame.data_field,
+                ) from error
 
     def _keep_headers(self, data: bytes) -> None:
         if len(self._headers) + len(data) > MAX_HEADER_BYTES:
@@ -140,22 +158,17 @@ class VideoDecoder:
         packet.time_base = Fraction(1, 1000)
         return packet
 
-    def _pictures(self, packet: av.Packet[Any] | None) -> Iterator[DecodedFrame]:
-        start = time.perf_counter()
-        for picture in self._codec.decode(packet):
+    def _answer(self, pictures: Iterable[Any], start: float) -> Iterator[DecodedFrame]:
+        """Pairs pictures, whose decoding began at `start`, with the frames that held them."""
+        for picture in pictures:
             frame = self._held.pop(picture.pts or 0, None)
             if frame is None:  # a second picture of one frame would have nothing to answer
                 continue
-            if picture.is_corrupt:
-                raise self._undecodable(frame)
-            self._limits.check(picture.width, picture.height)
-            image = as_rgb(picture.to_ndarray(format="rgb24"))
+            with self._blaming(frame):
+                if picture.is_corrupt:
+                    raise ValueError("parts of the picture are missing")
+                self._limits.check(picture.width, picture.height)
+                image = as_rgb(picture.to_ndarray(format="rgb24"))
             seconds = time.perf_counter() - start
             yield DecodedFrame(image, frame, seconds)
             start = time.perf_counter()
-
-    def _undecodable(self, frame: EncodedFrame) -> UndecodableImageError:
-        return UndecodableImageError(
-            f"the {len(frame.data)} bytes are not a {self.format_name} frame that can be decoded",
-            field=frame.data_field,
-        )

@@ -104,7 +104,7 @@ def steps(clip: Clip) -> str:
     def decode(name: str) -> object:
         fields, data = read_frame(clip.messages[name][0])
         frame = EncodedFrame(data, fields.format, fields.width, fields.height)
-        return decoder.decode(frame)
+        return list(decoder.decode(frame))
 
     named: dict[str, Callable[[str], object]] = {
         "protobuf's own reading": lambda name: (

@@ -182,7 +182,7 @@ def test_what_is_refused(frame: EncodedFrame, error: type[ServiceError], field: 
 def test_a_stream_names_the_frame() -> None:
     decoder = FrameDecoder(LIMITS)
     with pytest.raises(UndecodableImageError, match=r"frame 3 of the stream \(frame_number 9\): "):
-        decoder.decode(EncodedFrame(b"1", "png", number=9, position=3))
+        list(decoder.decode(EncodedFrame(b"1", "png", number=9, position=3)))
 
 
 def test_what_is_free_to_decode() -> None:

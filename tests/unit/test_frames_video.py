@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shared.errors import InputTooLargeError, UndecodableImageError
+from shared.errors import InputTooLargeError, InvalidArgumentError, UndecodableImageError
 from shared.frames.decoder import FrameDecoder
 from shared.frames.types import DecodedFrame, EncodedFrame, Limits
 from tests.integration.vision.encoding import encode_video
@@ -21,7 +21,7 @@ def decode(packets: list[tuple[int, bytes]], name: str) -> list[DecodedFrame]:
     for position, (shown, data) in enumerate(packets, 1):
         frame = EncodedFrame(data, name, timestamp_ms=shown, number=position, position=position)
         decoded += decoder.decode(frame)
-    return decoded + decoder.flush()
+    return [*decoded, *decoder.flush()]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_without_reordering_nothing_is_held_back() -> None:
     for number, (_, data) in enumerate(packets):
         (decoded,) = decoder.decode(EncodedFrame(data, "h264", number=number))
         assert decoded.source.number == number
-    assert decoder.flush() == []
+    assert list(decoder.flush()) == []
 
 
 @pytest.mark.parametrize("name", ["h264", "vp8"])
@@ -64,7 +64,7 @@ def test_a_video_over_the_limit(name: str) -> None:
     packets, _ = encode_video(CLIP[:2], name)
     decoder = FrameDecoder(Limits(max_pixels=1000))
     with pytest.raises(InputTooLargeError, match="96 x 64 is over the limit of 1000 pixels"):
-        decoder.decode(EncodedFrame(packets[0][1], name))
+        list(decoder.decode(EncodedFrame(packets[0][1], name)))
 
 
 def test_frames_that_never_become_pictures() -> None:
@@ -73,4 +73,32 @@ def test_frames_that_never_become_pictures() -> None:
     decoder = FrameDecoder(Limits())
     with pytest.raises(UndecodableImageError):
         for _, data in packets[3:] * 3:
-            decoder.decode(EncodedFrame(data, "h264"))
+            list(decoder.decode(EncodedFrame(data, "h264")))
+
+
+def sent(name: str, datas: list[bytes]) -> list[EncodedFrame]:
+    return [
+        EncodedFrame(data, name, number=position, position=position)
+        for position, data in enumerate(datas, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        EncodedFrame(b"\0\0\1\x65" + b"1" * 900, "h264", number=77, position=8),
+        EncodedFrame(b"no start code", "h264", number=77, position=8),
+        EncodedFrame(b"half a jpeg", "jpeg", number=77, position=8),
+        EncodedFrame(b"1", "tiff", number=77, position=8),
+    ],
+    ids=["damaged", "no-h264", "another-format", "unknown-format"],
+)
+def test_pictures_held_back_come_before_the_error_of_a_later_frame(bad: EncodedFrame) -> None:
+    packets, _ = encode_video(CLIP[:7], "h264", **{"bf": "3", "b-adapt": "0"})
+    decoder = FrameDecoder(Limits())
+    frames = sent("h264", [data for _, data in packets])
+    decoded = [picture for frame in frames for picture in decoder.decode(frame)]
+    assert len(decoded) < len(CLIP[:7])
+    with pytest.raises(InvalidArgumentError, match=r"frame 8 of the stream \(frame_number 77\)"):
+        decoded.extend(decoder.decode(bad))
+    assert {picture.source.number for picture in decoded} == set(range(1, 8))
