@@ -132,11 +132,9 @@ async def test_a_caller_that_leaves_while_a_failed_load_is_cleaned_up_leaves_not
     await until(lambda: bool(plane.second.unloads))
     load.cancel()
     await asyncio.wait((load,))
-    again = asyncio.create_task(plane.lifecycle.load(WISH))
     plane.second.frees.set()
-    assert (await again).replicas == 2
-    assert [set(replica.models) for replica in plane.replicas] == [{MODEL}, {MODEL}]
-    assert plane.second.unloads == [MODEL]
+    await until(lambda: not plane.second.models)
+    assert await plane.lifecycle.loaded() == []
 
 
 async def test_a_worker_that_never_frees_a_failed_load_holds_nobody_up(
