@@ -132,6 +132,7 @@ async def test_a_caller_that_leaves_while_a_failed_load_is_cleaned_up_leaves_not
     await until(lambda: bool(plane.second.unloads))
     load.cancel()
     await asyncio.wait((load,))
+    await asyncio.sleep(0.1)  # a cancelled unload would reach the worker now
     plane.second.frees.set()
     await until(lambda: not plane.second.models)
     assert await plane.lifecycle.loaded() == []
