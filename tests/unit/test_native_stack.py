@@ -99,6 +99,19 @@ def test_free_ports_are_free_and_differ() -> None:
     assert all(ports.is_free(port) for port in numbers)
 
 
+def test_free_ports_leave_envoy_s_own_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "free_ports", lambda: iter(range(20_000, 21_000)))
+    numbers = list(vars(ports.choose_ports("auto", 20_003)).values())
+    assert numbers[0] == 20_003
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(("base", "port"), [(None, 50052), ("30000", 30_005)])
+def test_a_port_that_the_stack_has_already_is_refused(base: str | None, port: int) -> None:
+    with pytest.raises(ValueError, match=f"port {port} is what .* listens on"):
+        ports.choose_ports(base, port)
+
+
 @pytest.mark.parametrize("base", ["0", "80", "65530", "-1", "x", ""])
 def test_a_bad_base_port_is_refused(base: str) -> None:
     with pytest.raises(ValueError, match="--base-port"):

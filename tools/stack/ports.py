@@ -43,24 +43,31 @@ def choose_ports(base: str | None, envoy: int | None) -> Ports:
     """The ports for `--base-port` (None, a number or "auto") and `--port` (None, a number, 0).
 
     Raises:
-        ValueError: the base is neither a number in range nor "auto".
+        ValueError: the base is neither a number in range nor "auto", or `--port` is a port that
+            something else of the stack has.
     """
     count = len(fields(Ports))
     if base is None:
         numbers = list(astuple(Ports()))
     elif base == "auto":
-        free = _free_ports()
+        free = (port for port in free_ports() if port != envoy)
         numbers = [next(free) for _ in range(count)]
     elif base.isdecimal() and 1024 <= int(base) <= 65535 - count:
         numbers = list(range(int(base), int(base) + count))
     else:
         raise ValueError(f"--base-port is {base!r}; it takes a number from 1024 or auto")
     if envoy is not None:
-        numbers[0] = envoy or next(port for port in _free_ports() if port not in numbers)
+        numbers[0] = envoy or next(port for port in free_ports() if port not in numbers)
+    for field, number in zip(fields(Ports)[1:], numbers[1:], strict=True):
+        if number == numbers[0]:
+            raise ValueError(
+                f"port {number} is what {field.name} listens on: take another --port, or other "
+                "ports for the rest with --base-port"
+            )
     return Ports(*numbers)
 
 
-def _free_ports() -> Iterator[int]:
+def free_ports() -> Iterator[int]:
     """Free ports from a random place on, so that stacks started together rarely meet."""
     start = int.from_bytes(os.urandom(4), "big") % len(_FREE_RANGE)
     for step in range(len(_FREE_RANGE)):
