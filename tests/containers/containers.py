@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from docker.models.containers import Container
 from testcontainers.compose import DockerCompose
 from testcontainers.core.docker_client import DockerClient
 
+from tests.support.processes import free_port
 from tests.support.stack import ROOT, wait_for
 
 SERVICES = ("model_mgmt", "text", "vision")
@@ -37,13 +37,6 @@ _CHILDREN = "/proc/1/task/1/children"
 def image_name(service: str) -> str:
     """The image of a service, as the compose file names it by default."""
     return f"ml-services/{service}:{os.environ.get('TAG', 'latest')}"
-
-
-def free_port() -> int:
-    """A port of the loopback address that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class ContainerSet:

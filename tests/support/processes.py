@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -14,14 +13,20 @@ from pathlib import Path
 
 import grpc
 
+from tools.stack.ports import free_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# Given to a test before: who asked for it may not listen on it yet.
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, that no outgoing connection gets, and no other test has."""
+    port = next(port for port in free_ports() if port not in _given)
+    _given.add(port)
+    return port
 
 
 @contextlib.contextmanager
@@ -39,7 +44,7 @@ def process(*args: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]
 
 
 @contextlib.asynccontextmanager
-async def ready_channel(address: str, seconds: float = 20.0) -> AsyncIterator[grpc.aio.Channel]:
+async def ready_channel(address: str, seconds: float = 60.0) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server that is starting, once it accepts calls."""
     async with grpc.aio.insecure_channel(
         address,

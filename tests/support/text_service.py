@@ -18,6 +18,7 @@ import psutil
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
+from tests.support.processes import free_port
 from tests.support.stack import ROOT, wait_for
 
 READY = worker_pb2.MODEL_STATE_READY
@@ -101,18 +102,12 @@ class TextClient:
         return text, response
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @contextlib.contextmanager
 def text_service(
     models: Path, folder: Path, settings: Mapping[str, str] | None = None
 ) -> Iterator[TextService]:
     """Starts both; they and all that they started are gone at the end."""
-    provider_port, port, metrics_port = _free_port(), _free_port(), _free_port()
+    provider_port, port, metrics_port = free_port(), free_port(), free_port()
     converted = folder / "converted"
     environment = {
         "TEXT_PORT": str(port),
@@ -145,8 +140,8 @@ def text_service(
         for process in processes[::-1]:
             process.terminate()
         for process in processes[::-1]:
-            process.wait(30)
-        wait_for("the end of all children", lambda: not any(map(_alive, left)), 10)
+            process.wait(90)
+        wait_for("the end of all children", lambda: not any(map(_alive, left)))
 
 
 def _alive(process: psutil.Process) -> bool:

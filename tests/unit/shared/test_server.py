@@ -17,6 +17,7 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
+from tests.support.processes import free_port
 from tests.support.stack import wait_for
 
 PROGRAM = """
@@ -45,7 +46,8 @@ class Text(rpc.TransformersServiceServicer):
             await asyncio.sleep(0.05)
         yield transformers_pb2.TextResponse(done=True)
 
-settings = Settings(port=int(sys.argv[1]), drain_seconds=0.5, grace_seconds=20)
+drain = float(os.environ.get("DRAIN_SECONDS", 0))
+settings = Settings(port=int(sys.argv[1]), drain_seconds=drain, grace_seconds=60)
 register = lambda server, _: rpc.add_TransformersServiceServicer_to_server(Text(), server)
 wait = os.environ.get("ADMISSION_SECONDS")
 admission = Admission(float(wait)) if wait else None
@@ -61,13 +63,10 @@ class Server:
     """A process that serves `PROGRAM` on a free port."""
 
     def __init__(self, **env: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(self.port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,  # the logs alone: gRPC's own lines on stderr are no JSON
             text=True,
             cwd=ROOT,
             env=os.environ | env,
@@ -77,31 +76,42 @@ class Server:
 
     def status(self, name: str = "ml.TransformersService") -> int:
         request = health_pb2.HealthCheckRequest(service=name)
-        return int(self.health.Check(request, wait_for_ready=True, timeout=30).status)
+        return int(self.health.Check(request, wait_for_ready=True, timeout=60).status)
 
     def wait(self, name: str = "ml.TransformersService") -> None:
         wait_for("SERVING", lambda: self.status(name) == SERVING)
 
     def lines(self) -> list[dict]:
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=120)
         return [json.loads(line) for line in output.splitlines()]
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def _serve(**env: str) -> Iterator[Server]:
+    server = Server(**env)
     yield server
     server.channel.close()
     server.process.kill()
     server.process.communicate()
 
 
-def test_sigterm_drains_and_exits_with_0(server: Server) -> None:
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield from _serve()
+
+
+@pytest.fixture
+def draining_server() -> Iterator[Server]:
+    """One that takes calls for so long after the signal that a slow machine gets one through."""
+    yield from _serve(DRAIN_SECONDS="3")
+
+
+def test_sigterm_drains_and_exits_with_0(draining_server: Server) -> None:
     from ml import transformers_pb2, transformers_pb2_grpc
 
+    server = draining_server
     server.wait()
     stub = transformers_pb2_grpc.TransformersServiceStub(server.channel)
-    stream = stub.GenerateText(transformers_pb2.TextRequest(prompt="40"))
+    stream = stub.GenerateText(transformers_pb2.TextRequest(prompt="90"))  # longer than the drain
     assert next(stream).text == "0"
     watch = server.health.Watch(health_pb2.HealthCheckRequest(service=""))
     assert next(watch).status == SERVING
@@ -114,7 +124,7 @@ def test_sigterm_drains_and_exits_with_0(server: Server) -> None:
     lines = server.lines()
     assert server.process.returncode == 0
     (settings,) = [line["settings"] for line in lines if line["message"] == "settings"]
-    assert settings["drain_seconds"] == 0.5
+    assert settings["drain_seconds"] == 3
     assert settings["token"] == "**********"
     assert {"listening", "serving", "draining", "stopped"} <= {line["message"] for line in lines}
     ended = [line for line in lines if line["message"] == "call ended"]
