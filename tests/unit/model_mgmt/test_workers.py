@@ -133,11 +133,12 @@ async def test_a_service_that_holds_models_by_itself_lists_none() -> None:
 
 
 @contextlib.asynccontextmanager
-async def watching(workers: Workers) -> AsyncIterator[Health]:
+async def watching(workers: Workers) -> AsyncIterator[tuple[HealthWatch, Health]]:
     health = Health([])
-    task = asyncio.create_task(HealthWatch(workers, {"text": NAME}, health).run())
+    watch = HealthWatch(workers, {"text": NAME}, health)
+    task = asyncio.create_task(watch.run())
     try:
-        yield health
+        yield watch, health
     finally:
         task.cancel()
         await asyncio.wait((task,))
@@ -174,13 +175,17 @@ async def test_a_service_serves_while_one_of_its_replicas_does(
         workers = await stack.enter_async_context(
             Workers({"text": f"{first.address},{second.address}"})
         )
-        health = await stack.enter_async_context(watching(workers))
+        watch, health = await stack.enter_async_context(watching(workers))
+        of_first, of_second = workers.of("text")
+        if of_first.address != first.address:
+            of_first, of_second = of_second, of_first
         await becomes(not_serving)
         await first.say(NAME, True)
         await becomes(serving)
         await second.say(NAME, True)
+        await until(lambda: watch._serving[of_second])
         await first.say(NAME, False)
-        await asyncio.sleep(0.1)
+        await until(lambda: not watch._serving[of_first])
         assert await status(health) == serving
         await second.stop()
         await becomes(not_serving)
@@ -196,14 +201,14 @@ async def test_a_watch_does_not_hold_up_a_server_that_stops(
     state = Health([NAME])
     await state.set_all(True)
     health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
-    port = server.add_insecure_port(f"127.0.0.1:{free_port()}")
+    port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with Workers({"text": f"127.0.0.1:{port}"}) as workers, watching(workers) as health:
+    async with Workers({"text": f"127.0.0.1:{port}"}) as workers, watching(workers) as (_, health):
 
         async def seen() -> bool:
             return await status(health) == 1
 
         await until(seen)
         await state.stop()
-        async with asyncio.timeout(30):
-            await server.stop(60)
+        async with asyncio.timeout(100):
+            await server.stop(200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from shared.admission import Admission
 
@@ -14,27 +15,31 @@ async def test_it_waits_to_be_let_in() -> None:
     assert not waiting.done()
     assert not admission.admitted
     admission.admit()
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
     assert admission.admitted
 
 
 async def test_it_was_let_in_before_it_waits() -> None:
     admission = Admission(patience_seconds=600)
     admission.admit()
-    await asyncio.wait_for(admission.wait(), 10)
+    await asyncio.wait_for(admission.wait(), 60)
 
 
 async def test_nobody_is_there() -> None:
     admission = Admission(patience_seconds=0.05)
-    await asyncio.wait_for(admission.wait(), 10)
+    await asyncio.wait_for(admission.wait(), 60)
     assert admission.admitted
 
 
 async def test_whoever_is_there_is_waited_for() -> None:
-    admission = Admission(patience_seconds=0.5)
+    admission = Admission(patience_seconds=0.3)
     waiting = asyncio.create_task(admission.wait())
+    await asyncio.sleep(0)
     for _ in range(50):
+        heard_at = time.monotonic()
         admission.hear()
         await asyncio.sleep(0.02)
-    assert not waiting.done()
-    await asyncio.wait_for(waiting, 10)
+        if waiting.done():  # this task itself was silent for too long: the machine is busy
+            break
+    await waiting
+    assert time.monotonic() - heard_at >= 0.3

@@ -16,6 +16,7 @@ from ml import transformers_pb2_grpc as rpc
 from shared.errors import ModelNotLoadedError
 from shared.server import create_server
 from shared.settings import ServerSettings
+from tests.support.waiting import until
 
 
 class _Text(rpc.TransformersServiceServicer):
@@ -29,10 +30,10 @@ class _Text(rpc.TransformersServiceServicer):
             if request.prompt == "fail":
                 raise ModelNotLoadedError("no")
             if request.prompt == "hang":
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             yield pb.TextResponse(done=True)
             if request.prompt == "dropped after done":
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
         finally:
             self.closed.set()
 
@@ -82,12 +83,8 @@ def _figures(kind: str, service: str, method: str, code: str) -> tuple[float, ..
 
 async def _settled(before: tuple[float, ...], at: tuple[str, str, str, str]) -> tuple[float, ...]:
     """The growth of the figures once the call's end was counted."""
-    for _ in range(200):
-        now = _figures(*at)
-        if now[1] > before[1]:
-            return tuple(b - a for a, b in zip(before, now, strict=True))
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"no {at[3]} was counted for {at[2]}")
+    await until(lambda: _figures(*at)[1] > before[1])
+    return tuple(b - a for a, b in zip(before, _figures(*at), strict=True))
 
 
 async def test_four_kinds(served: tuple[_Text, grpc.aio.Channel]) -> None:
@@ -138,7 +135,7 @@ async def test_how_calls_end(
         assert prompt == "fail"
     call.cancel()
     assert (await _settled(before, at))[:3] == (1, 1, 1)
-    await asyncio.wait_for(servicer.closed.wait(), 5)
+    await asyncio.wait_for(servicer.closed.wait(), 60)
 
 
 async def test_unknown_methods_get_no_label(served: tuple[_Text, grpc.aio.Channel]) -> None:

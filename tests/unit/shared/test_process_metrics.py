@@ -5,14 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import psutil
 import pytest
 from prometheus_client import REGISTRY
 
-from shared.process_metrics import process_figures, tree_figures
+from shared.process_metrics import ProcessFigures, process_figures, tree_figures
+from tests.support.stack import wait_for
+
+T = TypeVar("T")
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+
+
+def at_one_moment(
+    ours: Callable[[], ProcessFigures | None], known: Callable[[], T]
+) -> tuple[ProcessFigures, T]:
+    """Our figures and those of psutil, read while nothing moves: ours are the same after them."""
+
+    def agreed() -> tuple[ProcessFigures, T] | None:
+        before, value, after = ours(), known(), ours()
+        return (after, value) if after and before == after else None
+
+    figures = wait_for("a moment without change", agreed)
+    assert figures
+    return figures
 
 
 def test_the_figures_are_those_of_the_process() -> None:
@@ -23,13 +42,16 @@ def test_the_figures_are_those_of_the_process() -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        figures, known = process_figures(process.pid), psutil.Process(process.pid)
-        assert figures is not None
+        known, pid = psutil.Process(process.pid), process.pid
+        figures, (fds, rss, cpu) = at_one_moment(
+            lambda: process_figures(pid),
+            lambda: (known.num_fds(), known.memory_info().rss, sum(known.cpu_times()[:2])),
+        )
         assert figures.threads == 2
-        assert figures.open_fds == known.num_fds()
+        assert figures.open_fds == fds
         # The kernel counts pages in batches, a batch a processor.
-        assert figures.resident_bytes == pytest.approx(known.memory_info().rss, rel=0.2)
-        assert figures.cpu_seconds == pytest.approx(sum(known.cpu_times()[:2]))
+        assert figures.resident_bytes == pytest.approx(rss, rel=0.2)
+        assert figures.cpu_seconds == pytest.approx(cpu)
         process.communicate()
     assert process_figures(process.pid) is None
 
@@ -48,11 +70,16 @@ def test_a_tree_has_the_figures_of_all_its_processes() -> None:
         process.stdout.readline(), process.stdout.readline()
         family = [each := psutil.Process(process.pid), *each.children()]
         assert len(family) == 3
-        figures = tree_figures(process.pid)
-        assert figures is not None
+        pid = process.pid
+        figures, (fds, resident) = at_one_moment(
+            lambda: tree_figures(pid),
+            lambda: (
+                sum(each.num_fds() for each in family),
+                sum(each.memory_info().rss for each in family),
+            ),
+        )
         assert figures.threads == 4
-        assert figures.open_fds == sum(each.num_fds() for each in family)
-        resident = sum(each.memory_info().rss for each in family)
+        assert figures.open_fds == fds
         assert figures.resident_bytes == pytest.approx(resident, rel=0.2)
         process.communicate()
     assert tree_figures(process.pid) is None
