@@ -28,7 +28,7 @@ from text_svc.settings import TextSettings
 log = logging.getLogger(__name__)
 
 # Raised when `text_svc.export` makes something else of the same files.
-FORMAT = 1
+FORMAT = 2
 # Packages whose version changes the result.
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
 _REPORTED: dict[str, type[ServiceError]] = {

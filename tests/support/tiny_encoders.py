@@ -33,6 +33,24 @@ def _(folder: Path) -> None:
     _bert(folder, t.BertModel)
 
 
+@builder("modernbert")
+def _(folder: Path) -> None:
+    """Most of its layers see 64 tokens around each."""
+    tokenizer = bert_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.model_max_length = 512
+    config = t.ModernBertConfig(
+        vocab_size=len(tokenizer),
+        **{**SMALL, "num_hidden_layers": 4},
+        local_attention=64,
+        max_position_embeddings=512,
+        pad_token_id=0,
+    )
+    model = t.ModernBertModel(config)
+    widen(model)
+    save(folder, model, tokenizer)
+
+
 @builder("bert-nli")
 def _(folder: Path) -> None:
     names = ["contradiction", "neutral", "entailment"]

@@ -28,9 +28,11 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 # The cosine of int8 to float32 vectors, on average over texts that calibration has not seen.
 LEAST_COSINE = 0.99
-# Shapes for the check of a float graph, other than those that it was traced with.
+# Shapes for the check of a float graph, other than those that it was traced with. The last one is
+# longer than the windows of attention that encoders have, as far as the model reads that much.
 _TRACED = (2, 7)
 _CHECKED = ((1, 3), (3, 16), (2, 33))
+_LONGEST_CHECKED = 1100
 
 Inputs = dict[str, torch.Tensor]
 
@@ -58,7 +60,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         tokenizer.model_max_length,
     )
     try:
-        graph = _traced(module)
+        graph = _traced(module, limit)
         if weights == "int8":
             graph = _quantised(graph, tokenizer, limit)
     except RefusedError:
@@ -75,13 +77,16 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     )
 
 
-def _traced(module: SentenceEncoder) -> ov.Model:
+def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
     """The graph, traced with whichever way of masking gives the original's numbers."""
     failures = []
-    for kind in ("additive", "own"):
+    kinds: tuple[MaskKind, ...] = ("additive", "own")
+    if "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ()):
+        kinds = ("windowed", "own")
+    for kind in kinds:
         try:
             graph = _trace(module, kind)
-            _check(module, graph)
+            _check(module, graph, limit)
         except Exception as error:
             log.info("tracing failed", extra={"mask": kind}, exc_info=True)
             failures.append(f"{type(error).__name__}: {first_line(error)}")
@@ -104,10 +109,10 @@ def _trace(module: SentenceEncoder, kind: MaskKind) -> ov.Model:
         module.mask_kind = "own"
 
 
-def _check(module: SentenceEncoder, graph: ov.Model) -> None:
+def _check(module: SentenceEncoder, graph: ov.Model, limit: int) -> None:
     """Compares with the original on batches of other shapes, with padding."""
     compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for shape in _CHECKED:
+    for shape in (*_CHECKED, (2, min(limit, _LONGEST_CHECKED))):
         inputs = _random_inputs(module, shape)
         with torch.inference_mode():
             expected = module(**inputs).numpy()

@@ -15,8 +15,9 @@ from text_svc.worker.embeddings_recipe import Dense, Recipe
 
 # How the transformer is told which tokens are padding: its own way (2-D, ones and zeros), or as
 # the 4-D mask that is added to the attention scores. transformers' own code that makes the second
-# of the first cannot be traced, and most encoders take the second as it is.
-MaskKind = Literal["own", "additive"]
+# of the first cannot be traced, and most encoders take the second as it is. Those whose layers see
+# a window of the text alone (ModernBERT) take one for each type of layer.
+MaskKind = Literal["own", "additive", "windowed"]
 
 _MASKED = -1e9
 
@@ -36,15 +37,26 @@ class SentenceEncoder(nn.Module):
         self.mask_kind: MaskKind = "own"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        mask = attention_mask
-        if self.mask_kind == "additive":
-            dtype = self.transformer.dtype
-            mask = (1.0 - attention_mask[:, None, None, :].to(dtype)) * _MASKED
-            mask = mask.expand(-1, 1, attention_mask.shape[1], -1)
+        mask = self._mask(attention_mask)
         output = self.transformer(input_ids=input_ids, attention_mask=mask)
         pooled = pool(output.last_hidden_state.float(), attention_mask, self.recipe.poolings)
         pooled = self.dense(pooled)
         return nn.functional.normalize(pooled, dim=1) if self.recipe.normalize else pooled
+
+    def _mask(self, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
+        if self.mask_kind == "own":
+            return attention_mask
+        hidden = 1.0 - attention_mask[:, None, None, :].to(self.transformer.dtype)
+        hidden = hidden.expand(-1, 1, attention_mask.shape[1], -1)
+        if self.mask_kind == "additive":
+            return hidden * _MASKED
+        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        distance = (places[:, None] - places).abs()
+        far = (distance > self.transformer.config.sliding_window).to(hidden.dtype)
+        return {
+            "full_attention": hidden * _MASKED,
+            "sliding_attention": torch.maximum(hidden, far) * _MASKED,
+        }
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> Tensor:

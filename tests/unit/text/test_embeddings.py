@@ -11,15 +11,17 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError
 from tests.support import tiny_models
-from tests.support.text_family import launch_of, serve
+from tests.support.text_family import Tiny, launch_of, serve
 from text_svc.export import encoder
 from text_svc.export.manifest import Manifest
 from text_svc.export.refused import RefusedError
+from text_svc.worker.embeddings_module import SentenceEncoder
 from text_svc.worker.embeddings_recipe import POOLINGS, read_recipe
 from text_svc.worker.embeddings_service import response
 
@@ -119,6 +121,38 @@ async def test_prompts(tmp_path: Path) -> None:
     assert np.abs(default - expected(folder, TEXTS[:2])).max() < 1e-5
     assert np.abs(document - expected(folder, TEXTS[:2], prompt_name="document")).max() < 1e-5
     assert np.abs(default - document).max() > 1e-3
+
+
+async def test_windows_of_attention_survive_the_conversion(tiny: Tiny, tmp_path: Path) -> None:
+    folder, target = tiny("modernbert"), tmp_path / "converted"
+    target.mkdir()
+    encoder.convert(folder, target, "float").write(target)
+    texts = ["a photo of the sea " * times for times in (1, 5, 40)]
+    launch = launch_of(folder, "embeddings", engine="openvino", converted=target)
+    async with serve(launch) as stub:
+        got = await embed(stub, texts)
+    reference = expected(folder, texts)
+    reference /= np.linalg.norm(reference, axis=1, keepdims=True)
+    assert np.abs(got - reference).max() < 1e-5
+
+
+def test_a_window_that_the_graph_has_lost_is_found(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(module: SentenceEncoder, attention_mask: torch.Tensor) -> torch.Tensor:
+        mask = (1.0 - attention_mask[:, None, None, :].float()) * -1e9
+        return mask.expand(-1, 1, attention_mask.shape[1], -1)
+
+    traced = encoder._trace
+
+    def trace(module: SentenceEncoder, kind: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(SentenceEncoder, "_mask", without)
+            return traced(module, kind)
+
+    monkeypatch.setattr(encoder, "_trace", trace)
+    with pytest.raises(RefusedError, match="differ"):
+        encoder.convert(tiny("modernbert"), tmp_path, "float")
 
 
 async def test_bfloat16_and_int8_stay_near(tmp_path: Path) -> None:
