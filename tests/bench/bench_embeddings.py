@@ -1,19 +1,18 @@
 """Embeddings: sentence-transformers in process, infinity, and ours through Envoy, in one run.
 
 `python -m tests.bench.bench_embeddings` prints a table and writes out/bench/embeddings.json,
-.md and .png. All run interleaved, a stretch each in turn, since this machine may not be alone.
+.md and .png. All run interleaved, a stretch each in turn, since this machine may not be alone. A
+tonic client calls ours; beside another server, a Python client does too, as it calls that one.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import platform
 import random
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,10 @@ import matplotlib as mpl
 import numpy as np
 
 from tests.bench.cores import effective_cores
-from tests.bench.embeddings_peers import Embedding, Infinity, Ours, SentenceTransformers
+from tests.bench.embeddings_ours import Ours
+from tests.bench.embeddings_peers import Infinity, SentenceTransformers
+from tests.bench.embeddings_types import Calls, Embedding
+from tests.bench.rust_client import RustClient, add_option
 from tools.models import REPOSITORY
 
 mpl.use("Agg")
@@ -50,39 +52,42 @@ def sentences(count: int) -> list[str]:
 
 @dataclass
 class Arm:
-    """What one way to embed did with one number of callers."""
+    """What one way to embed did with one number of callers.
+
+    Attributes:
+        rates: sentences a second of each stretch.
+        latencies: of all calls, in seconds.
+        cpu: of the client, seconds a sentence of each stretch.
+    """
 
     rates: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def add(self, calls: Calls, batch: int) -> None:
+        """Takes in a stretch of calls of `batch` sentences."""
+        count = len(calls.latencies) * batch
+        self.rates.append(count / calls.seconds)
+        self.latencies += calls.latencies
+        self.cpu.append(calls.client_cpu_seconds / count)
 
     def summary(self) -> dict[str, float]:
         p50, p99 = np.percentile(self.latencies, (50, 99)) * 1000
-        return {"rate": statistics.median(self.rates), "p50_ms": p50, "p99_ms": p99}
+        return {
+            "rate": statistics.median(self.rates),
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "client_cpu_ms": statistics.median(self.cpu) * 1000,
+        }
 
 
 async def stretch(
-    arm: Arm, embed: Embedding, texts: Sequence[str], callers: int, seconds: float
-) -> None:
-    """Callers of one sentence at a time, each asking again as soon as it has its answer."""
-    supply = itertools.cycle(texts)
-    start = time.perf_counter()
-    end, before = start + seconds, len(arm.latencies)
-
-    async def call() -> None:
-        while (begun := time.perf_counter()) < end:
-            await embed.embed([next(supply)])
-            arm.latencies.append(time.perf_counter() - begun)
-
-    await asyncio.gather(*(call() for _ in range(callers)))
-    arm.rates.append((len(arm.latencies) - before) / (time.perf_counter() - start))
-
-
-async def bulk(arm: Arm, embed: Embedding, texts: Sequence[str]) -> None:
-    """One caller of many sentences."""
-    begun = time.perf_counter()
-    await embed.embed(texts)
-    arm.latencies.append(time.perf_counter() - begun)
-    arm.rates.append(len(texts) / arm.latencies[-1])
+    embed: Embedding, texts: Sequence[str], callers: int, seconds: float
+) -> tuple[Calls, int]:
+    """Callers of one sentence in a closed loop, or one call of all; and sentences of a call."""
+    if callers == BULK:
+        return await embed.calls(texts, callers=1, batch=BULK, seconds=0.0), BULK
+    return await embed.calls(texts, callers=callers, batch=1, seconds=seconds), 1
 
 
 async def check(embeds: Sequence[Embedding], texts: Sequence[str]) -> dict[str, float]:
@@ -98,44 +103,49 @@ async def check(embeds: Sequence[Embedding], texts: Sequence[str]) -> dict[str, 
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All arms, interleaved."""
-    ours = Ours(options.dtypes)
+    """All arms, interleaved: callers of one sentence, and one caller of all."""
+    rust = RustClient.chosen(options.client)
+    ours = Ours(options.dtypes, rust, python=options.infinity)
     peers: list[Embedding] = [SentenceTransformers()]
     if options.infinity:
         peers.append(Infinity())
     texts = sentences(BULK)
+    parts: list[Any] = [ours, *peers]
     started: list[Any] = []
     try:
-        for each in (ours, *peers):
+        for each in parts:
             started.append(each)
             await each.start()
-        embeds = [*peers, *ours.arms]
+        embeds: list[Embedding] = [*peers, *ours.arms]
         cosines = await check(embeds, texts[:128])
-        arms: dict[tuple[str, int], Arm] = {}
+        arms: dict[tuple[str, str, int], Arm] = {}
         for _ in range(options.rounds):
             for embed in embeds:
-                for callers in options.callers:
-                    if embed is peers[0] and callers > 1:
+                for callers in (*options.callers, BULK):
+                    if embed is peers[0] and callers in options.callers[1:]:
                         continue  # a library has one caller at a time
-                    arm = arms.setdefault((embed.name, callers), Arm())
-                    await stretch(arm, embed, texts, callers, options.seconds)
-                await bulk(arms.setdefault((embed.name, BULK), Arm()), embed, texts)
+                    arm = arms.setdefault((embed.name, embed.client, callers), Arm())
+                    arm.add(*await stretch(embed, texts, callers, options.seconds))
     finally:
         for each in reversed(started):
             await each.stop()
     return {
         "cosines": cosines,
         "results": [
-            {"name": name, "callers": callers, **arm.summary()}
-            for (name, callers), arm in arms.items()
+            {"name": name, "client": client, "callers": callers, **arm.summary()}
+            for (name, client, callers), arm in arms.items()
         ],
     }
 
 
 def table(report: dict[str, Any]) -> str:
     """The results as Markdown, rates beside those of `encode` of all sentences at once."""
-    results = {(each["name"], each["callers"]): each for each in report["results"]}
-    base = results[SentenceTransformers.name, BULK]["rate"]
+    results = report["results"]
+    base = next(
+        each["rate"]
+        for each in results
+        if (each["name"], each["callers"]) == (SentenceTransformers.name, BULK)
+    )
     before, after = report["effective_cores"]
     lines = [
         (
@@ -143,28 +153,32 @@ def table(report: dict[str, Any]) -> str:
             f"effective cores {before:.2f} before, {after:.2f} after."
         ),
         "",
-        "| | callers | sentences/s | of encode | p50 ms | p99 ms | cosine |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | client | callers | sentences/s | of encode | p50 ms | p99 ms | cosine |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for (name, callers), each in results.items():
-        who = f"1 of {BULK}" if callers == BULK else str(callers)
+    for each in results:
+        who = f"1 of {BULK}" if each["callers"] == BULK else str(each["callers"])
         lines.append(
-            f"| {name} | {who} | {each['rate']:.0f} | {each['rate'] / base:.2f} | "
-            f"{each['p50_ms']:.1f} | {each['p99_ms']:.1f} | {report['cosines'][name]:.5f} |"
+            f"| {each['name']} | {each['client']} | {who} | "
+            f"{each['rate']:.0f} | {each['rate'] / base:.2f} | "
+            f"{each['p50_ms']:.1f} | {each['p99_ms']:.1f} | {report['cosines'][each['name']]:.5f} |"
         )
     return "\n".join(lines)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Rates by the number of callers."""
-    names = list(dict.fromkeys(each["name"] for each in report["results"]))
+    names = list(dict.fromkeys((each["name"], each["client"]) for each in report["results"]))
     labels = [*map(str, CALLERS), f"1 of {BULK}"]
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for place, name in enumerate(names):
-        rates = {e["callers"]: e["rate"] for e in report["results"] if e["name"] == name}
+    for place, (name, client) in enumerate(names):
+        own = (e for e in report["results"] if (e["name"], e["client"]) == (name, client))
+        rates = {each["callers"]: each["rate"] for each in own}
         width = 0.8 / len(names)
         heights = [rates.get(callers, 0) for callers in (*CALLERS, BULK)]
-        axes.bar([x + place * width for x in range(len(labels))], heights, width, label=name)
+        axes.bar(
+            [x + place * width for x in range(len(labels))], heights, width, label=", ".join(name)
+        )
     axes.set_xticks([x + 0.4 for x in range(len(labels))], labels)
     axes.set_xlabel("callers of one sentence; the last is one caller of many")
     axes.set_ylabel("sentences/s")
@@ -182,6 +196,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--infinity", action="store_true", help="infinity-emb too; needs its packages"
     )
+    add_option(parser)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     return parser.parse_args()
 
