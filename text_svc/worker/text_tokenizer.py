@@ -9,7 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
-from text_svc.worker.detokenize import Detokenizer, byte_tokens
+from text_svc.worker.detokenize import Detokenizer, held_tokens
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -24,7 +24,7 @@ class TextTokenizer:
 
     Attributes:
         backend: the tokenizer itself.
-        byte_tokens: see `detokenize.byte_tokens`.
+        held_tokens: see `detokenize.held_tokens`.
         special_tokens: "bos_token" and the like, as chat templates use them.
         chat_template: its source; None where the model has none.
 
@@ -45,7 +45,7 @@ class TextTokenizer:
             raise InvalidModelError(f"tokenizer.json cannot be used: {error}") from None
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.byte_tokens = byte_tokens(self.backend)
+        self.held_tokens = held_tokens(self.backend)
         config = read_json(folder / CONFIG) | read_json(folder / SPECIAL_TOKENS)
         self.special_tokens = {
             name: text
@@ -56,7 +56,7 @@ class TextTokenizer:
 
     def detokenizer(self) -> Detokenizer:
         """For one answer."""
-        return Detokenizer(self.backend, self.byte_tokens)
+        return Detokenizer(self.backend, self.held_tokens)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids; `special` adds what the model wants around a plain prompt."""

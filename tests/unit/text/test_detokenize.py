@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from tests.support import tiny_text
-from text_svc.worker.detokenize import Detokenizer, byte_tokens
+from text_svc.worker.detokenize import Detokenizer, held_tokens
 
 
 def byte_fallback_tokenizer() -> Tokenizer:
@@ -24,6 +24,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
             decoders.Strip(" ", 1, 0),
         ]
     )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
     return tokenizer
 
 
@@ -44,7 +45,7 @@ def tokenizer(
 
 
 def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, byte_tokens(tokenizer))
+    detokenizer = Detokenizer(tokenizer, held_tokens(tokenizer))
     return [*(detokenizer.add(token) for token in ids), detokenizer.rest()]
 
 
@@ -80,3 +81,10 @@ def test_a_character_that_the_end_cuts_off_is_sent_at_the_end() -> None:
     sea = tokenizer.token_to_id("sea")
     half = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "雪".encode()[:2]]
     assert pieces_of(tokenizer, [sea, *half]) == ["sea", "", "", "\ufffd\ufffd"]
+
+
+def test_a_special_token_does_not_part_a_row_of_bytes() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    first, second = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in (0x41, 0xE9))
+    ids = [first, tokenizer.token_to_id("<s>"), second, tokenizer.token_to_id("sea")]
+    assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids) == "\ufffd\ufffdsea"
