@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Hands are followed by their overlap from frame to frame, and MediaPipe ends the whole process
+# where the least overlap is 0 as a 32-bit float (hand_association_calculator.cc).
+_LEAST_OVERLAP = 1e-6
+
 _RUNNING_MODES = {Mode.IMAGE: vision.RunningMode.IMAGE, Mode.VIDEO: vision.RunningMode.VIDEO}
 
 
@@ -115,7 +119,7 @@ def gesture_recognizer(path: Path, options: Options, mode: Mode) -> TaskDetector
             num_hands=options["max_hands"],
             min_hand_detection_confidence=options["min_detection_confidence"],
             min_hand_presence_confidence=options["min_presence_confidence"],
-            min_tracking_confidence=options["min_tracking_confidence"],
+            min_tracking_confidence=max(_LEAST_OVERLAP, float(options["min_tracking_confidence"])),
         )
     )
     return TaskDetector(

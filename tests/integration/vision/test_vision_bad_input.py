@@ -207,6 +207,26 @@ def test_endless_parameter_sets(vision: Vision) -> None:
     assert raised.value.code() is BAD
 
 
+@pytest.mark.parametrize("score", ["0", "-0", "1e-60", "1"])
+@pytest.mark.parametrize(
+    "rpc",
+    [
+        *("StreamFaceDetection", "StreamFaceMesh", "StreamIrisTracking", "StreamHandTracking"),
+        *("StreamPoseTracking", "StreamHolisticTracking"),
+    ],
+)
+def test_thresholds_at_their_ends(vision: Vision, rpc: str, score: str) -> None:
+    """MediaPipe ends the process where hands need an overlap of 0."""
+    names = ["min_detection_confidence"]
+    if rpc != "StreamFaceDetection":
+        names.append("min_presence_confidence")
+    if rpc not in ("StreamFaceDetection", "StreamHolisticTracking"):
+        names.append("min_tracking_confidence")
+    messages = list(rgb_frames([IMAGE] * 3))
+    messages[0].metadata.update(dict.fromkeys(names, score))
+    assert len(list(getattr(vision.stub, rpc)(iter(messages)))) == 3
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 600), (600, 1), (2, 2), (7, 5000)])
 @pytest.mark.parametrize(
     "rpc",
