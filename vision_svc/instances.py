@@ -158,6 +158,10 @@ class Instances:
         for each in surplus:
             self._closer.submit(self._close, each)
 
+    def close(self, instance: Instance) -> None:
+        """Frees an instance before it returns, so that there is room for another one."""
+        self._close(instance)
+
     @contextmanager
     def borrow(self, task: VisionTask, options: Options, mode: Mode) -> Iterator[Instance]:
         """`acquire` and `release`."""

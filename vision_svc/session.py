@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from shared.errors import CallCancelledError, InvalidArgumentError
+from shared.errors import InvalidArgumentError
 from shared.frames.decoder import FrameDecoder, is_video
 from shared.frames.types import DecodedFrame, EncodedFrame
 from vision_svc import metrics
-from vision_svc.detector import Mode, Response
-from vision_svc.instances import DEFAULT_STEP_MS, Instance
+from vision_svc.detector import Response
 from vision_svc.lanes import Lane
 from vision_svc.newest import Newest
 from vision_svc.options import FramePolicy, Options, options_of_call, parse_options
+from vision_svc.tracker import Tracker
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
@@ -89,10 +88,7 @@ class Session:
         self._answers: deque[_Answer | _End] = deque()
         self._dropped = 0
         self._has_video = False
-        # The running lane's.
-        self._last_timestamp: int | None = None
-        self._instance: Instance | None = None
-        self._instance_lock = threading.Lock()
+        self._tracker = Tracker(engine.instances, task)
 
     async def answers(self, incoming: Incoming) -> AsyncIterator[Response]:
         """One answer a frame, in order.
@@ -242,26 +238,8 @@ class Session:
 
     def _answer(self, frame: DecodedFrame) -> _Answer:
         self._metrics.decode_seconds.observe(frame.decode_seconds)
-        instance = self._instance or self._open()
-        step = self._clock_step(frame.source.timestamp_ms)
-        start = time.perf_counter()
-        response = instance.detect(frame.image, step)
-        return _Answer(response, frame, time.perf_counter() - start)
-
-    def _clock_step(self, timestamp_ms: int) -> int:
-        """How far the stream's own clock goes on for a frame of the caller's clock."""
-        last, self._last_timestamp = self._last_timestamp, timestamp_ms
-        return DEFAULT_STEP_MS if last is None else timestamp_ms - last
-
-    def _open(self) -> Instance:
-        instances = self._engine.instances
-        instance = instances.acquire(self._task, self._options or {}, Mode.VIDEO)
-        with self._instance_lock:
-            if not self._closed:
-                self._instance = instance
-                return instance
-        instances.release(instance)
-        raise CallCancelledError("the stream has ended")
+        response, seconds = self._tracker.detect(frame, self._options or {})
+        return _Answer(response, frame, seconds)
 
     def _deliver(self, answer: _Answer | _End) -> None:
         self._unanswered -= 1
@@ -288,12 +266,10 @@ class Session:
         return response
 
     def _end(self) -> None:
-        with self._instance_lock:
-            self._closed = True
+        self._closed = True
         for lane in (self._decoding, self._running):
             lane.close()
         if self._options is not None:
             self._engine.close_stream()
             self._metrics.open_streams.dec()
-        if self._instance is not None:
-            self._engine.instances.release(self._instance)
+        self._tracker.close()

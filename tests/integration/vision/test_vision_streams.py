@@ -174,6 +174,18 @@ def test_the_format_and_size_may_change(vision: Vision) -> None:
     assert all(answer.faces for answer in answers)
 
 
+@pytest.mark.parametrize("task", [task for task in REFERENCES if task != "hands"])
+def test_the_size_may_change_while_somebody_is_there(vision: Vision, task: str) -> None:
+    """A camera that is turned: MediaPipe's holistic graph fails where it follows a person on."""
+    clip = [image[:, :400].copy() if i % 4 > 1 else image for i, image in enumerate(person(8))]
+    messages = [message for image in clip for message in rgb_frames([image])]
+    answers = list(getattr(vision.stub, REFERENCES[task].rpc)(iter(messages)))
+    assert len(answers) == len(clip)
+    assert vision.metric("vision_failed_graphs_total") == 0
+    if task == "holistic":
+        assert all(answer.HasField("pose") and answer.HasField("face") for answer in answers)
+
+
 def test_parameter_sets_on_their_own(vision: Vision) -> None:
     packets, pixels = encode_video(person(6), "h264", tune="zerolatency")
     first = packets[0][1]
