@@ -42,7 +42,9 @@ class Model:
     engine: Engine | None = None
     note: str = ""
     process: ModelProcess | None = None
+    # Its load, and its end.
     task: asyncio.Task[None] | None = None
+    ending: asyncio.Task[None] | None = None
     waiters: int = 0
     calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)

@@ -97,7 +97,9 @@ class Registry:
             yield model
 
     async def unload(self, model_id: str) -> None:
-        """Takes a model out of memory; a load that runs is cancelled.
+        """Takes a model out of memory; a load that runs is cancelled, running calls have a grace.
+
+        Goes on when the caller is cancelled; who unloads the same model meanwhile waits with it.
 
         Raises:
             ModelNotLoadedError: there is no such model here.
@@ -106,13 +108,7 @@ class Registry:
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
-        if model.state is State.READY:
-            model.state = State.UNLOADING
-            if model.calls:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._settings.unload_grace_seconds):
-                        await model.idle.wait()
-        await self._end(model)
+        await self._end(model, self._settings.unload_grace_seconds)
 
     @asynccontextmanager
     async def use(self, model_id: str, call: str) -> AsyncIterator[ModelProcess]:
@@ -201,15 +197,28 @@ class Registry:
             log.error("model process ended", extra={"model": model.model_id, "how": ended})
             await process.stop()
 
-    async def _end(self, model: Model) -> None:
-        """Cancels what runs for the model, ends its process, forgets it."""
-        if model.state is not State.FAILED:
-            model.state = State.UNLOADING
-        if model.task and not model.task.done():
-            model.task.cancel()
+    async def _end(self, model: Model, grace_seconds: float = 0) -> None:
+        """Ends a model, once, whoever asks and goes away meanwhile."""
+        if model.ending is None:
+            if model.state is not State.FAILED:
+                model.state = State.UNLOADING
+            if model.task:
+                model.task.cancel()
+            model.ending = asyncio.create_task(self._finish(model, grace_seconds))
+        await asyncio.shield(model.ending)
+
+    async def _finish(self, model: Model, grace_seconds: float) -> None:
+        """Waits for what runs for the model, ends its process, forgets it."""
+        if model.task:
             await asyncio.wait({model.task})
-        if model.process:
-            await model.process.stop()
-            model.process.launch.socket.unlink(missing_ok=True)
-        if self._models.get(model.model_id) is model:
-            del self._models[model.model_id]
+        if model.calls:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await model.idle.wait()
+        try:
+            if model.process:
+                await model.process.stop()
+                model.process.launch.socket.unlink(missing_ok=True)
+        finally:
+            if self._models.get(model.model_id) is model:
+                del self._models[model.model_id]

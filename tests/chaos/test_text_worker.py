@@ -10,11 +10,12 @@ import pytest
 
 from ml import transformers_pb2 as pb
 from ml.internal import worker_pb2
-from tests.support import tiny_text
+from tests.support import tiny_models, tiny_text
 from tests.support.stack import wait_for
 from tests.support.text_service import READY, TextClient, TextService, text_service
+from tests.support.waiting import until
 
-FIRST, SECOND = "tiny/first", "tiny/second"
+FIRST, SECOND, EMBEDDER = "tiny/first", "tiny/second", "tiny/bert"
 LONG = 3000
 
 
@@ -23,6 +24,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
     models = tmp_path_factory.mktemp("models")
     for seed, name in enumerate((FIRST, SECOND)):
         tiny_text.save_llama(models / name, seed=seed)
+    tiny_models.build("bert", models / EMBEDDER)
     with text_service(models, tmp_path_factory.mktemp("service")) as running:
         yield running
 
@@ -110,6 +112,38 @@ async def test_an_unload_that_waits_no_longer_ends_the_calls_that_run(
             for _, end in await asyncio.gather(*answers):
                 assert end is grpc.StatusCode.UNAVAILABLE
             assert FIRST not in await client.models()
+
+
+async def test_an_unload_goes_on_without_its_caller_and_with_others(
+    tmp_path: Path, service: TextService
+) -> None:
+    """A call that runs has its grace, whoever unloads, goes away, or unloads again."""
+    patient = {"TEXT_UNLOAD_GRACE_SECONDS": "600"}
+    with text_service(service.models, tmp_path, patient) as other:
+        async with other.client() as client:
+            await client.load(EMBEDDER, "embeddings")
+            stream = client.text.StreamEmbeddings()
+            await stream.write(pb.GenerateEmbeddingsRequest(model=EMBEDDER, texts=["the sea"]))
+            await stream.read()
+
+            async def unloading() -> bool:
+                return (await client.models())[EMBEDDER] == worker_pb2.MODEL_STATE_UNLOADING
+
+            unload = worker_pb2.UnloadRequest(model_id=EMBEDDER)
+            first = client.worker.Unload(unload)
+            await until(unloading)
+            first.cancel()
+            second = asyncio.ensure_future(client.unload(EMBEDDER))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.worker.Unload(unload, timeout=0.5)
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await stream.write(pb.GenerateEmbeddingsRequest(texts=["the sky"]))
+            answer = await stream.read()
+            assert answer.first_text == 1
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+            await second
+            assert EMBEDDER not in await client.models()
 
 
 async def test_a_killed_conversion_is_said_and_the_next_one_works(
