@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -37,6 +39,15 @@ def _make_engine(
     return engine, Models(engine, provider)
 
 
+def _end_process() -> None:
+    """Failed graphs leak threads, so after some only a new process helps: ends this one in order.
+
+    Whoever started it starts it again; no container engine does that for health alone.
+    """
+    log.error("too many MediaPipe graphs have failed: the process ends, to be started again")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 async def run(settings: VisionSettings) -> None:
     """Serves until it is told to stop."""
     admission = Admission(settings.admission_seconds)
@@ -47,18 +58,9 @@ async def run(settings: VisionSettings) -> None:
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(worker, server)
 
     @asynccontextmanager
-    async def lifespan(health: Health) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-
-        def ask_for_restart() -> None:
-            """Failed graphs leak threads: after some, only a new process helps."""
-            log.error("too many graphs have failed: NOT_SERVING until the process is restarted")
-            asyncio.run_coroutine_threadsafe(health.stop(), loop)
-
+    async def lifespan(_: Health) -> AsyncIterator[None]:
         async with FileProvider(settings.file_provider_addr, settings.cache_dir) as provider:
-            engine, models = await asyncio.to_thread(
-                _make_engine, settings, provider, ask_for_restart
-            )
+            engine, models = await asyncio.to_thread(_make_engine, settings, provider, _end_process)
             vision.engine, worker.models = engine, models
             try:
                 yield

@@ -6,6 +6,7 @@ Importing this brings MediaPipe, which takes a second: import it off the event l
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -39,7 +40,7 @@ class Engine:
 
     Args:
         settings: limits and places.
-        on_failures: called in a worker thread once too many graphs have failed.
+        on_failures: called once, in a worker thread, when too many graphs have failed.
     """
 
     def __init__(self, settings: VisionSettings, on_failures: Callable[[], None]) -> None:
@@ -55,7 +56,7 @@ class Engine:
         )
         self._settings = settings
         self._on_failures = on_failures
-        self._failures = 0
+        self._failures = itertools.count(1)  # threads may draw from it
         self._streams = 0
         self._calls = 0
         self._threads = settings.workers or len(os.sched_getaffinity(0))
@@ -140,8 +141,7 @@ class Engine:
         self.instances.shut_down()
 
     def _count_failure(self) -> None:
-        self._failures += 1
-        if self._failures == self._settings.max_failed_graphs:
+        if next(self._failures) == self._settings.max_failed_graphs:
             self._on_failures()
 
 

@@ -42,5 +42,8 @@ class VisionSettings(WorkerSettings):
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="Pixels of one picture.")
     max_side: int = Field(MAX_SIDE, ge=1, le=32_767, description="Width or height of one picture.")
     max_failed_graphs: int = Field(
-        3, ge=1, description="Failed MediaPipe graphs after which health says NOT_SERVING."
+        3,
+        ge=1,
+        description="Failed MediaPipe graphs, which leak threads, after which the process ends to "
+        "be started again.",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,14 +24,14 @@ class Vision:
     """A service that runs.
 
     Attributes:
-        pid: its process.
+        process: of the service.
         address: of its gRPC port.
         metrics_port: of its metrics page.
         channel, stub: of a synchronous client. The asyncio client of grpcio shows INTERNAL in place
             of the status when a server ends a stream while it writes.
     """
 
-    pid: int
+    process: subprocess.Popen[bytes]
     address: str
     metrics_port: int
     channel: grpc.Channel
@@ -49,10 +50,10 @@ class Vision:
         )
 
     def threads(self) -> int:
-        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
 
     def rss(self) -> int:
-        return rss_bytes(self.pid)
+        return rss_bytes(self.process.pid)
 
 
 StartVision = Callable[..., Vision]
@@ -64,7 +65,7 @@ def vision_models(models: Path) -> Path:
     return models / "vision"
 
 
-def _start(cleanup: ExitStack, **settings: str) -> Vision:
+def _start(cleanup: ExitStack, module: str = "vision_svc", **settings: str) -> Vision:
     port, metrics_port = free_port(), free_port()
     env = {
         "VISION_PORT": str(port),
@@ -72,7 +73,7 @@ def _start(cleanup: ExitStack, **settings: str) -> Vision:
         "VISION_LOG_LEVEL": "WARNING",
         **{f"VISION_{name.upper()}": value for name, value in settings.items()},
     }
-    child = cleanup.enter_context(process("-m", "vision_svc", env=env))
+    child = cleanup.enter_context(process("-m", module, env=env))
     address = f"127.0.0.1:{port}"
     channel = cleanup.enter_context(open_channel(address))
     health = health_pb2_grpc.HealthStub(channel)
@@ -87,7 +88,7 @@ def _start(cleanup: ExitStack, **settings: str) -> Vision:
 
     wait_for("vision_svc serving", serving)
     stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
-    return Vision(child.pid, address, metrics_port, channel, stub)
+    return Vision(child, address, metrics_port, channel, stub)
 
 
 @pytest.fixture(scope="session")
@@ -102,8 +103,8 @@ def start_vision(vision_models: Path) -> Iterator[StartVision]:
     """Starts services with settings of their own, which may be broken."""
     with ExitStack() as cleanup:
 
-        def start(**settings: str) -> Vision:
-            return _start(cleanup, **{"model_dir": str(vision_models), **settings})
+        def start(module: str = "vision_svc", **settings: str) -> Vision:
+            return _start(cleanup, module, **{"model_dir": str(vision_models), **settings})
 
         yield start
 

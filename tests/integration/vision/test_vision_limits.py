@@ -122,3 +122,15 @@ def test_instances_have_a_memory_budget(start_vision: StartVision) -> None:
     for _ in range(2):
         assert vision.stub.DetectPose(request).poses
         assert vision.stub.DetectFaces(request).faces
+
+
+def test_after_some_failed_graphs_the_process_ends(start_vision: StartVision) -> None:
+    """In order, and whoever started it starts it again."""
+    module = "tests.integration.vision.failing_service"
+    vision = start_vision(module, max_failed_graphs="2", drain_seconds="0")
+    data, _ = encode_still(person(1)[0], "jpeg")
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as raised:
+            vision.stub.DetectFaces(pb.ImageRequest(image_data=data, format="jpeg"))
+        assert raised.value.code() is grpc.StatusCode.INTERNAL
+    assert vision.process.wait(60) == 0

@@ -33,9 +33,7 @@ def fail(path: Path, options: Options, mode: Mode) -> FailingGraph:
     return FailingGraph()
 
 
-async def test_failed_graphs_ask_for_a_restart_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_failed_graphs_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model").write_bytes(b"1")
     task = VisionTask("failing", fail, {"": Asset("model", 1)}, ())
     monkeypatch.setitem(tasks.TASKS, "failing", task)  # type: ignore[arg-type]
