@@ -18,14 +18,17 @@ class Limits:
     """What one engine can hold.
 
     Attributes:
-        context: tokens of one prompt and its answer together.
+        context: tokens of one prompt and its answer together; of the prompt alone where `answer` is
+            set.
         running: answers generated at once.
         waiting: answers that wait; one more is refused.
+        answer: tokens of one answer, for a decoder that has the prompt from an encoder.
     """
 
     context: int
     running: int
     waiting: int
+    answer: int | None = None
 
 
 @dataclass(frozen=True)

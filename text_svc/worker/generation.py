@@ -167,11 +167,13 @@ class TextGenerator:
         limits = self._engine.limits
         if not prompt:
             raise InvalidArgumentError("the prompt is empty", field="prompt")
-        room = limits.context - len(prompt)
-        if room < 1:
+        if limits.answer is None:
+            room, held = limits.context - len(prompt), "prompt and answer together may have"
+        else:
+            room, held = limits.answer, "the model reads"
+        if room < 1 or len(prompt) > limits.context:
             raise InvalidArgumentError(
-                f"the prompt has {len(prompt)} tokens; prompt and answer together may have "
-                f"{limits.context}",
+                f"the prompt has {len(prompt)} tokens; {held} {limits.context}",
                 field="prompt",
                 metadata={"limit": str(limits.context)},
             )

@@ -66,7 +66,7 @@ class GenerateOptions(NoOptions):
             InvalidArgumentError: the prompt leaves no room for an answer.
         """
         limit = positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
-        room = limit - prompt_tokens - 1
+        room = answer_room(model, prompt_tokens)
         if room < 1:
             raise InvalidArgumentError(
                 f"the prompt and its image have {prompt_tokens} tokens; with the answer the model "
@@ -89,6 +89,12 @@ def positions(config: Any) -> int | None:
         if limit := getattr(config, name, None):
             return int(limit)
     return None
+
+
+def answer_room(model: Any, prompt_tokens: int = 0) -> int:
+    """New tokens that a model's decoder can hold after those that it reads before its first."""
+    limit = positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
+    return limit - prompt_tokens - 1
 
 
 def cut_to(tokenizer: Any, config: Any) -> Any:

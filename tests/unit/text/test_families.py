@@ -135,6 +135,21 @@ async def test_sequence_to_sequence_streams_by_generate_text(
     assert answers[-1].finish_reason in ("stop", "length")
 
 
+async def test_a_long_text_leaves_an_answer_its_room(tiny: Tiny) -> None:
+    folder, text = tiny("marian"), "a" * 40
+    whole = await infer(folder, "translation", text=text, options={"max_new_tokens": 60})
+    async with serve(launch_of(folder, "translation")) as stub:
+        request = pb.TextRequest(prompt=text, max_length=60)
+        answers = [answer async for answer in stub.GenerateText(request)]
+        long = stub.GenerateText(pb.TextRequest(prompt="a" * 500))
+        with pytest.raises(grpc.aio.AioRpcError, match="the model reads 64") as caught:
+            await anext(aiter(long))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "".join(answer.text for answer in answers).strip() == whole.text
+    usage = answers[-1].usage
+    assert usage.prompt_tokens + usage.generated_tokens > 64, "more than the model reads"
+
+
 async def test_an_answer_ends_where_the_decoder_does(tiny: Tiny) -> None:
     response = await infer(tiny("marian"), "translation", text="a" * 30)
     assert response.text

@@ -18,7 +18,7 @@ from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
 from text_svc.worker.florence2_service import Florence2Servicer
 from text_svc.worker.generation import TextGenerator
-from text_svc.worker.inference import Family, GenerateOptions, Pretrained, positions
+from text_svc.worker.inference import Family, GenerateOptions, Pretrained, answer_room, positions
 from text_svc.worker.sampling import SamplingDefaults
 from text_svc.worker.torch_model import DEFAULT_CONTEXT, end_tokens_of, loading_errors
 from text_svc.worker.transformers_engine import MAX_GENERATE, TransformersEngine
@@ -118,7 +118,8 @@ def _generator(family: Florence2, launch: Launch) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance, as Infer is."""
     metrics = EngineMetrics(launch.model_id)
     context = positions(family.model.config.get_text_config()) or DEFAULT_CONTEXT
-    limits = Limits(context, MAX_GENERATE, launch.max_waiting)
+    room = answer_room(family.model)
+    limits = Limits(context, MAX_GENERATE, launch.max_waiting, answer=room)
     own = family.processor.tokenizer
     engine = TransformersEngine(family.model, limits, end_tokens_of(family.model, own), metrics)
     defaults = SamplingDefaults.read(launch.folder)

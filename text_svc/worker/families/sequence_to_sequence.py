@@ -16,7 +16,7 @@ from text_svc.worker.engine import Limits
 from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
 from text_svc.worker.generation import TextGenerator
-from text_svc.worker.inference import Family, GenerateOptions, Pretrained
+from text_svc.worker.inference import Family, GenerateOptions, Pretrained, answer_room
 from text_svc.worker.sampling import SamplingDefaults
 from text_svc.worker.seq2seq_service import Seq2SeqServicer
 from text_svc.worker.torch_model import end_tokens_of, loading_errors
@@ -83,7 +83,12 @@ class Seq2Seq(Family[Seq2SeqOptions]):
 def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance: a translation wants none."""
     metrics = EngineMetrics(launch.model_id)
-    limits = Limits(family.tokenizer.model_max_length, MAX_GENERATE, launch.max_waiting)
+    limits = Limits(
+        family.tokenizer.model_max_length,
+        MAX_GENERATE,
+        launch.max_waiting,
+        answer=answer_room(family.model),
+    )
     end_tokens = end_tokens_of(family.model, family.tokenizer)
     engine = TransformersEngine(family.model, limits, end_tokens, metrics)
     defaults = SamplingDefaults.read(launch.folder)
