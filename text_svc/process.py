@@ -6,14 +6,17 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
-from ml import transformers_pb2_grpc
-from shared.channels import connect
+from ml import transformers_pb2
+from ml.internal.link_pb2 import Ended
 from shared.errors import (
     InternalError,
     InvalidArgumentError,
@@ -27,6 +30,7 @@ from shared.process import exit_text
 from shared.tracing import outgoing_metadata
 from text_svc.children import end_process, read_to_end, worker_environment
 from text_svc.launch import Launch, Report
+from text_svc.link.client import Link, RemoteError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,13 @@ _REPORTED: dict[str, type[ServiceError]] = {
 }
 
 
+_SERVICE = transformers_pb2.DESCRIPTOR.services_by_name["TransformersService"]
+_RESPONSES: Mapping[str, type[Message]] = {
+    method.name: GetMessageClass(method.output_type) for method in _SERVICE.methods
+}
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
 class ModelProcess:
     """A running `python -m text_svc.worker`. Make it with `start`."""
 
@@ -43,8 +54,8 @@ class ModelProcess:
         self.launch = launch
         self.report = report
         self._process = process
-        self._channel = connect(f"unix:{launch.socket}")
-        self._stub = transformers_pb2_grpc.TransformersServiceStub(self._channel)
+        self._stopped = False
+        self._link: Link
 
     @property
     def pid(self) -> int:
@@ -79,74 +90,80 @@ class ModelProcess:
             os.close(write_fd)
         try:
             report = await _read_report(read_fd, process, launch, timeout)
+            started = cls(launch, process, report)
+            started._link = await Link.connect(launch.socket, started._gone)
         except BaseException:
             await end_process(process)
             raise
-        return cls(launch, process, report)
+        return started
 
     async def stream(
-        self, method: str, request: Any, timeout: float | None
+        self, method: str, request: Message | AsyncIterator[Message], timeout: float | None
     ) -> AsyncGenerator[Any, None]:
-        """Forwards a call whose answer is a stream.
+        """Forwards a call; yields its answers.
+
+        Args:
+            method: of TransformersService.
+            request: the one request, or all of them.
+            timeout: seconds that the call has; None is no limit.
 
         Raises:
             WorkerUnavailableError: the process has ended, or was stopped meanwhile.
-            grpc.aio.AioRpcError: the worker's own status.
+            TimeoutError: the call took too long.
+            grpc.aio.AioRpcError: the status that the process has ended the call with.
         """
-        call = self._call(method, request, timeout)
+        requests: bytes | AsyncIterator[bytes]
+        if isinstance(request, Message):
+            requests = request.SerializeToString()
+        else:
+            requests = _serialized(request)
+        metadata = dict(outgoing_metadata())
+        call = self._link.call(method, requests, metadata=metadata, timeout=timeout)
+        decode = _RESPONSES[method].FromString
         try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from None
-        except asyncio.CancelledError:
-            raise self._cut_off() from None
-        finally:
-            call.cancel()
+            async with aclosing(call) as answers:
+                async for answer in answers:
+                    yield decode(answer)
+        except RemoteError as error:
+            raise _status(error.ended) from None
 
-    async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
+    async def unary(self, method: str, request: Message, timeout: float | None) -> Any:
         """Forwards a call with one answer. Raises what `stream` does."""
-        call = self._call(method, request, timeout)
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise self._translated(error) from None
-        except asyncio.CancelledError:
-            raise self._cut_off() from None
-        finally:
-            call.cancel()
+        async with aclosing(self.stream(method, request, timeout)) as answers:
+            return await anext(answers)
 
     async def wait(self) -> str:
         """Waits for the end of the process and says how it ended."""
         return exit_text(await self._process.wait())
 
     async def stop(self) -> None:
-        """Ends the process and the channel to it."""
-        await self._channel.close()
+        """Ends the calls and the process."""
+        self._stopped = True
+        self._link.close()
         await end_process(self._process)
         for figures in self.launch.socket.parent.glob(f"*_{self.pid}.db"):
             figures.unlink(missing_ok=True)
 
-    def _call(self, method: str, request: Any, timeout: float | None) -> Any:
-        return getattr(self._stub, method)(request, timeout=timeout, metadata=outgoing_metadata())
-
-    def _cut_off(self) -> BaseException:
-        """What a cancelled call means: our caller went away, or `stop` closed the channel."""
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            return asyncio.CancelledError()
+    def _gone(self) -> ServiceError:
+        model_id = self.launch.model_id
+        if self._stopped:
+            return WorkerUnavailableError(
+                f"model {model_id} was unloaded, or its process ended, during the call"
+            )
         return WorkerUnavailableError(
-            f"model {self.launch.model_id} was unloaded, or its process ended, during the call"
+            f"the process of model {model_id} has ended; the model is loaded again by LoadModel"
         )
 
-    def _translated(self, error: grpc.aio.AioRpcError) -> Exception:
-        own = any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
-        if error.code() is grpc.StatusCode.UNAVAILABLE and not own:
-            return WorkerUnavailableError(
-                f"the process of model {self.launch.model_id} has ended; the model is loaded "
-                "again by LoadModel"
-            )
-        return error
+
+async def _serialized(requests: AsyncIterator[Message]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        yield request.SerializeToString()
+
+
+def _status(ended: Ended) -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata((STATUS_DETAILS_KEY, ended.details))
+    code = _CODES[ended.code]
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, ended.message)
 
 
 async def _read_report(

@@ -6,14 +6,12 @@ import asyncio
 import os
 import sys
 
-from ml import transformers_pb2_grpc
 from shared import logs, tracing
 from shared.errors import ServiceError
 from shared.process import die_with_parent
-from shared.server import create_server
-from shared.settings import ServerSettings
 from text_svc.launch import Launch, Report
 from text_svc.worker.families import load
+from text_svc.worker.link_server import listen
 
 
 def _report(launch: Launch, report: Report) -> None:
@@ -24,12 +22,11 @@ def _report(launch: Launch, report: Report) -> None:
 async def serve(launch: Launch) -> None:
     """Loads, serves and reports; returns never, the front ends this process."""
     loaded = await asyncio.to_thread(load, launch)
-    server = create_server(ServerSettings(max_message_bytes=launch.max_message_bytes))
-    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(loaded.servicer, server)
-    server.add_insecure_port(f"unix:{launch.socket}")
-    await server.start()
+    server = await listen(
+        loaded.servicer, launch.socket, max_message_bytes=launch.max_message_bytes
+    )
     _report(launch, loaded.report)
-    await server.wait_for_termination()
+    await server.serve_forever()
 
 
 def main() -> None:
