@@ -44,7 +44,11 @@ class Tracer:
         timeout = float(os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT", EXPORT_TIMEOUT_SECONDS))
         provider.add_span_processor(
             BatchSpanProcessor(
-                OTLPSpanExporter(timeout=timeout),
+                # The collector is near, as all peers are: see `channels.client_options`.
+                OTLPSpanExporter(
+                    timeout=timeout,
+                    channel_options=(("grpc.enable_http_proxy", 0),),  # type: ignore[arg-type]
+                ),
                 schedule_delay_millis=EXPORT_DELAY_MILLISECONDS,
             )
         )
