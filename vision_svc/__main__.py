@@ -17,6 +17,7 @@ from shared.admission import Admission
 from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
 from vision_svc.memory import keep_large_blocks
+from vision_svc.reports import refuse_reports
 from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
 from vision_svc.settings import VisionSettings
 from vision_svc.wire import add_servicer
@@ -79,5 +80,6 @@ async def run(settings: VisionSettings) -> None:
 
 if __name__ == "__main__":
     keep_large_blocks()
+    refuse_reports()
     _settings = VisionSettings()
     main("vision_svc", _settings, lambda: run(_settings))

@@ -1,8 +1,4 @@
-"""The tasks that run on MediaPipe's Tasks API.
-
-MediaPipe 1.2.2 reports to a Google host whenever a task closes and has no switch for it; without a
-network that fails quietly and costs nothing. Give the service no route out if that must not be.
-"""
+"""The tasks that run on MediaPipe's Tasks API; see `reports` for what it would tell its makers."""
 
 from __future__ import annotations
 
