@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.bench.embeddings_types import FOLDER, PythonCalls
-from tests.bench.rust_client import IN_PROCESS
+from tests.bench.rust_client import IN_PROCESS, PYTHON_HTTP
 from tests.support.stack import wait_for
 from tools.models import REPOSITORY
 
@@ -56,7 +56,7 @@ class Infinity(PythonCalls):
     """infinity-emb in an environment of its own, over HTTP with connections that stay open."""
 
     name = "infinity"
-    client = "Python, HTTP"
+    client = PYTHON_HTTP
 
     def __init__(self, environments: Path = REPOSITORY / "run" / "bench-envs") -> None:
         self._python = environments / "infinity" / "bin" / "python"

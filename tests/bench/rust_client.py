@@ -13,7 +13,7 @@ from tools.cargo import NoCargoError, build_load_generator
 
 CLIENTS = ("auto", "python", "rust")
 # What the tables call the clients.
-TONIC, PYTHON, IN_PROCESS = "tonic", "Python, gRPC", "in process"
+TONIC, PYTHON, PYTHON_HTTP, IN_PROCESS = "tonic", "Python gRPC", "Python HTTP", "in process"
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:

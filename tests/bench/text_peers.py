@@ -17,6 +17,7 @@ import grpc
 from ml import model_management_pb2, model_management_pb2_grpc
 from ml import transformers_pb2 as pb
 from shared.model_ids import folder_name
+from tests.bench.rust_client import IN_PROCESS, PYTHON, TONIC, RustClient
 from tests.bench.text_types import MODEL, Stretch, as_chat
 from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
 from text_svc.children import worker_environment
@@ -29,11 +30,19 @@ MAX_LINE_BYTES = 64 << 20
 
 
 class Ours:
-    """This project's services: a client's stream through Envoy to text_svc."""
+    """This project's services: a client's stream through Envoy to text_svc.
 
-    def __init__(self, dtype: str, engine: str = "auto") -> None:
+    Args:
+        dtype: of the model.
+        engine: of the model.
+        rust: the tonic client, with a connection a caller; without it Python calls, over one.
+    """
+
+    def __init__(self, dtype: str, engine: str = "auto", rust: RustClient | None = None) -> None:
         self.name = f"ours, {dtype}" + ("" if engine == "auto" else f", {engine}")
+        self.client = TONIC if rust else PYTHON
         self._options = {"dtype": dtype, "engine": engine}
+        self._rust = rust
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
         self._stack: Stack | None = None
 
@@ -52,6 +61,22 @@ class Ours:
         self._chat = self._channel.unary_stream("/ml.TransformersService/ChatCompletion")
 
     async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        if not self._rust:
+            return await self.python_stretch(questions, tokens)
+        assert self._stack
+        outcome = await self._rust.run(
+            "text",
+            endpoint=f"http://{self._stack.addresses['envoy']}",
+            rpc="chat",
+            model=MODEL,
+            questions=list(questions),
+            max_tokens=tokens,
+            temperature=0.0,
+        )
+        return Stretch([arrivals(each["messages"], each["tokens"]) for each in outcome["callers"]])
+
+    async def python_stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        """The same, called by Python whatever the client is."""
         requests = [
             pb.ChatRequest(
                 messages=[pb.ChatMessage(**message) for message in as_chat(question)],
@@ -69,15 +94,37 @@ class Ours:
         while (message := await call.read()) is not grpc.aio.EOF:
             times.append(time.perf_counter() - start)
             last = message
-        usage = pb.ChatResponse.FromString(last).usage
-        # A delta may hold the text of two tokens, and the last message has none.
-        return times[:-1] + [times[-1]] * (usage.generated_tokens - len(times) + 1)
+        return arrivals(times, pb.ChatResponse.FromString(last).usage.generated_tokens)
 
     async def stop(self) -> None:
         if self._stack:
             await self._channel.close()
             await asyncio.to_thread(self._stack.stop)
         self._folder.cleanup()
+
+
+class ByPython:
+    """The same services called by Python, to be compared with servers that Python calls."""
+
+    client = PYTHON
+
+    def __init__(self, ours: Ours) -> None:
+        self.name = ours.name
+        self._ours = ours
+
+    async def start(self) -> None:
+        """The services are those of the other."""
+
+    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+        return await self._ours.python_stretch(questions, tokens)
+
+    async def stop(self) -> None:
+        """The other stops them."""
+
+
+def arrivals(messages: Sequence[float], tokens: int) -> list[float]:
+    """When each token came: a message may hold the text of two tokens, and the last has none."""
+    return [*messages[:-1], *[messages[-1]] * (tokens - len(messages) + 1)]
 
 
 def converted_folder(dtype: str) -> Path:
@@ -96,9 +143,11 @@ def converted_folder(dtype: str) -> Path:
 class Child:
     """A library called in a process of its own."""
 
+    client = IN_PROCESS
+
     def __init__(self, engine: str, dtype: str) -> None:
         self.name = {"openvino": "OpenVINO GenAI", "generate": "transformers generate"}[engine]
-        self.name += f", {dtype}, in process"
+        self.name += f", {dtype}"
         self._engine, self._dtype = engine, dtype
         self._tokenizer = TextTokenizer(MODEL_FOLDER)
         self._template = ChatTemplate(

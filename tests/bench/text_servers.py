@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.bench.rust_client import PYTHON_HTTP
 from tests.bench.text_peers import MODEL_FOLDER
 from tests.bench.text_types import Stretch, as_chat
 from tests.support.stack import ROOT
@@ -73,6 +74,7 @@ class HttpPeer:
     """A server that speaks OpenAI's protocol, started by a command."""
 
     name = ""
+    client = PYTHON_HTTP
 
     def command(self, port: int) -> Sequence[str]:
         """What starts it; may take minutes the first time."""

@@ -85,9 +85,14 @@ def ratio(ours: Sequence[Stretch], theirs: Sequence[Stretch]) -> dict[str, float
 
 
 class Peer(Protocol):
-    """Something that generates."""
+    """Something that generates.
+
+    Attributes:
+        client: what asks it.
+    """
 
     name: str
+    client: str
 
     async def start(self) -> None:
         """Makes it ready; may take minutes the first time."""
@@ -97,6 +102,11 @@ class Peer(Protocol):
 
     async def stop(self) -> None:
         """Ends its processes."""
+
+
+def label(peer: Peer) -> str:
+    """What tables and plots call it."""
+    return f"{peer.name} ({peer.client})"
 
 
 def as_chat(question: str) -> list[dict[str, Any]]:
