@@ -46,6 +46,8 @@ class Engine:
     def __init__(self, settings: VisionSettings, on_failures: Callable[[], None]) -> None:
         # Frames run side by side; threads inside one picture's conversion only get in the way.
         cv2.setNumThreads(1)
+        for name in TASKS:
+            metrics.of_task(name)
         self.limits = Limits(settings.max_pixels, settings.max_side)
         self.assets = Assets(settings.assets_dir)
         self.instances = Instances(
@@ -71,6 +73,7 @@ class Engine:
             ServiceError: the picture or an option was refused, or a limit was reached.
         """
         task = TASKS[task_name]
+        figures = metrics.of_task(task.name)
         options = parse_options(task.options, options_of_call(call))
         limit = self._threads + self._settings.max_waiting_calls
         if self._calls >= limit:
@@ -78,7 +81,7 @@ class Engine:
 
         def run() -> Response:
             picture = decode_picture(frame, self.limits)
-            metrics.DECODE_SECONDS.labels(task.name).observe(picture.decode_seconds)
+            figures.decode_seconds.observe(picture.decode_seconds)
             with self.instances.borrow(task, options, Mode.IMAGE) as instance:
                 start = time.perf_counter()
                 response = instance.detect(picture.image)
@@ -90,13 +93,13 @@ class Engine:
             response.timing.waiting_ms = max(0.0, waited) * 1000
             return response
 
-        metrics.FRAMES_RECEIVED.labels(task.name).inc()
+        figures.received.inc()
         self._calls += 1
         try:
             response = await asyncio.wrap_future(self._callers.submit(run))
         finally:
             self._calls -= 1
-        metrics.FRAMES_ANSWERED.labels(task.name).inc()
+        figures.answered.inc()
         return response
 
     def stream(self, task_name: str, incoming: Incoming, call: Metadata) -> AsyncIterator[Response]:

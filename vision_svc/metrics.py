@@ -36,11 +36,16 @@ class TaskMetrics:
     decode_seconds: Histogram
     inference_seconds: Histogram
     open_streams: Gauge
+    instances: Gauge
+    failed_graphs: Counter
 
 
 @functools.cache
 def of_task(name: str) -> TaskMetrics:
-    """The metrics of a task by its name."""
+    """The metrics of a task by its name; from the first call on they are there, and 0.
+
+    What begins with its first event is 1 when Prometheus first sees it, and no `increase` shows it.
+    """
     return TaskMetrics(
         received=FRAMES_RECEIVED.labels(name),
         answered=FRAMES_ANSWERED.labels(name),
@@ -48,4 +53,6 @@ def of_task(name: str) -> TaskMetrics:
         decode_seconds=DECODE_SECONDS.labels(name),
         inference_seconds=INFERENCE_SECONDS.labels(name),
         open_streams=OPEN_STREAMS.labels(name),
+        instances=INSTANCES.labels(name),
+        failed_graphs=FAILED_GRAPHS.labels(name),
     )
