@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from ml.internal import worker_pb2_grpc
 from shared.admission import Admission
 from shared.file_provider import FileProvider
 from shared.server import Health, main, serve
+from vision_svc import mediapipe_version
 from vision_svc.memory import keep_large_blocks
 from vision_svc.reports import refuse_reports
 from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
@@ -79,6 +81,8 @@ async def run(settings: VisionSettings) -> None:
 
 
 if __name__ == "__main__":
+    if _fault := mediapipe_version.fault():
+        sys.exit(_fault)
     keep_large_blocks()
     refuse_reports()
     _settings = VisionSettings()

@@ -1,0 +1,78 @@
+"""The pinned MediaPipe, and what vision_svc uses of it that is private."""
+
+from __future__ import annotations
+
+import ctypes
+import tomllib
+from pathlib import Path
+
+import pytest
+from mediapipe.tasks.python.core.mediapipe_c_bindings import load_raw_library
+from mediapipe.tasks.python.vision.core import image
+
+from tests.support.processes import ROOT
+from tools.models import model_dir
+from vision_svc import mediapipe_version
+from vision_svc.detector import Mode
+from vision_svc.landmarks import POINT
+from vision_svc.mediapipe_tasks import TaskDetector
+from vision_svc.options import parse_options
+from vision_svc.tasks import TASKS, VisionTask
+
+MEDIAPIPE_TASKS = [task for task in TASKS.values() if "segmentation" not in task.name]
+
+
+def test_the_installed_one_is_the_one_that_the_code_is_written_for() -> None:
+    assert mediapipe_version.fault() == ""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = f"mediapipe=={mediapipe_version.WRITTEN_FOR}"
+    assert pinned in project["optional-dependencies"]["vision"]
+
+
+def test_another_one_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = mediapipe_version.WRITTEN_FOR
+    monkeypatch.setattr(mediapipe_version, "WRITTEN_FOR", "9.8.7")
+    assert mediapipe_version.fault().startswith(f"mediapipe {installed} is installed, and ")
+
+
+def test_the_service_does_not_start_on_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    import runpy
+
+    monkeypatch.setattr(mediapipe_version, "WRITTEN_FOR", "9.8.7")
+    with pytest.raises(SystemExit, match=r"reads the memory of 9\.8\.7 directly"):
+        runpy.run_module("vision_svc", run_name="__main__")
+
+
+@pytest.mark.parametrize("name", ["MpImageCreateFromUint8Data", "MpImageFree", "MpErrorFree"])
+def test_the_library_has_the_functions_for_pictures(name: str) -> None:
+    assert hasattr(load_raw_library(image._CTYPES_SIGNATURES), name)
+
+
+def test_a_landmark_lies_in_memory_as_it_did() -> None:
+    offsets = {name: POINT.fields[name][1] for name in POINT.names or ()}  # type: ignore[index]
+    floats = {name: 4 * i for i, name in enumerate(("x", "y", "z"))}
+    assert offsets == floats | {
+        "has_visibility": 12,
+        "visibility": 16,
+        "has_presence": 20,
+        "presence": 24,
+    }
+    assert POINT.itemsize == 40
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("task", MEDIAPIPE_TASKS, ids=lambda task: task.name)
+def test_each_task_has_what_is_used_of_it(task: VisionTask, mode: Mode) -> None:
+    options = parse_options(task.options)
+    path: Path = model_dir() / "vision" / task.asset(options).file
+    if not path.is_file():
+        pytest.skip(f"there is no {path}: run `make models`")
+    detector = task.open(path, options, mode)
+    try:
+        assert isinstance(detector, TaskDetector)
+        for name in ("_handle", "_dispatcher", "_lib"):
+            assert hasattr(detector._task, name), f"MediaPipe's {task.name} has no {name} any more"
+        assert detector._call._call.argtypes, "the Tasks API no longer sets signatures"
+        assert isinstance(detector._call._result_type(), ctypes.Structure)
+    finally:
+        detector.close()
