@@ -134,3 +134,23 @@ def _(folder: Path) -> None:
     model = t.MarianMTModel(config)
     widen(model)
     save(folder, model, tokenizer)
+
+
+@builder("nllb")
+def _(folder: Path) -> None:
+    """A model of three languages."""
+    letters = dict.fromkeys("▁abcdefghijklmnopqrstuvwxyz")
+    vocabulary = {token: i for i, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *letters])}
+    tokenizer = t.NllbTokenizer(
+        vocab=vocabulary, merges=[], extra_special_tokens=["eng_Latn", "deu_Latn", "fra_Latn"]
+    )
+    config = t.M2M100Config(
+        vocab_size=len(tokenizer),
+        **SMALL_SEQ2SEQ,
+        max_position_embeddings=64,
+        decoder_start_token_id=2,
+    )
+    model = t.M2M100ForConditionalGeneration(config)
+    widen(model)
+    widen(model)  # so that one token of a language is seen in the answer
+    save(folder, model, tokenizer)

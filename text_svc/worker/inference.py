@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoTokenizer, NllbTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from ml import transformers_pb2 as pb
 from shared.errors import (
@@ -25,6 +25,7 @@ from shared.errors import (
 )
 from text_svc.launch import Launch, Report
 from text_svc.worker.media import Samples, decode_audio, decode_image
+from text_svc.worker.text_tokenizer import CONFIG, read_json
 from text_svc.worker.torch_model import choose_device, choose_dtype, measure
 
 # A tokenizer without a limit of its own says int(1e30).
@@ -144,7 +145,10 @@ class Pretrained:
 
     def tokenizer(self, config: Any) -> Any:
         """A tokenizer that cuts texts to what the model of `config` can read."""
-        return cut_to(self.read(AutoTokenizer), config)
+        named = str(read_json(self.folder / CONFIG).get("tokenizer_class")).removesuffix("Fast")
+        # NLLB's has the model type of M2M100, and AutoTokenizer then forgets its languages.
+        kind = NllbTokenizer if named == NllbTokenizer.__name__ else AutoTokenizer
+        return cut_to(self.read(kind), config)
 
 
 class Family(abc.ABC, Generic[Options]):

@@ -135,6 +135,30 @@ async def test_sequence_to_sequence_streams_by_generate_text(
     assert answers[-1].finish_reason in ("stop", "length")
 
 
+async def test_languages_of_a_call_are_its_own(tiny: Tiny) -> None:
+    folder, text = tiny("nllb"), "a"
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+    def translated(source: str, target: str) -> str:
+        tokenizer = transformers.NllbTokenizer.from_pretrained(folder, src_lang=source)
+        start = tokenizer.convert_tokens_to_ids(target)
+        inputs = tokenizer(text, return_tensors="pt")
+        ids = model.generate(**inputs, forced_bos_token_id=start, max_new_tokens=12)
+        return tokenizer.decode(ids[0], skip_special_tokens=True)
+
+    pairs = [("deu_Latn", "fra_Latn"), ("", "fra_Latn"), ("fra_Latn", "deu_Latn")]
+    wanted = [translated(source or "eng_Latn", target) for source, target in pairs]
+    assert len(set(wanted)) == len(wanted)
+    async with serve(launch_of(folder, "translation")) as stub:
+        for (source, target), expected in zip(pairs, wanted, strict=True):
+            options = {"source_language": source, "target_language": target}
+            options["max_new_tokens"] = "12"
+            answer = await stub.Infer(pb.InferRequest(text=text, options=options))
+            assert answer.text == expected.strip()
+        with pytest.raises(grpc.aio.AioRpcError, match="no language 'xx'"):
+            await stub.Infer(pb.InferRequest(text=text, options={"source_language": "xx"}))
+
+
 async def test_a_long_text_leaves_an_answer_its_room(tiny: Tiny) -> None:
     folder, text = tiny("marian"), "a" * 40
     whole = await infer(folder, "translation", text=text, options={"max_new_tokens": 60})

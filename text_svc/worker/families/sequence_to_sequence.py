@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from dataclasses import replace
 from typing import Any
@@ -41,13 +42,16 @@ class Seq2Seq(Family[Seq2SeqOptions]):
         super().__init__(launch)
         source = Pretrained(launch)
         self.model = source.model(AutoModelForSeq2SeqLM)
+        # Shared with GenerateText, so its language stays the model's own.
         self.tokenizer = source.tokenizer(self.model.config)
+        self._of_language: Any = None
 
     def infer(
         self, request: pb.InferRequest, options: Seq2SeqOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        languages = self._languages(options)
-        inputs = self.tokenizer(request.text, return_tensors="pt", return_token_type_ids=False)
+        target = self._target(options.target_language)
+        tokenizer = self._tokenizer(options.source_language)
+        inputs = tokenizer(request.text, return_tensors="pt", return_token_type_ids=False)
         tokens, limit = inputs["input_ids"].shape[1], self.tokenizer.model_max_length
         if tokens > limit:  # an answer to the beginning alone would look like one to all of it
             raise InvalidArgumentError(
@@ -55,19 +59,25 @@ class Seq2Seq(Family[Seq2SeqOptions]):
                 field="text",
                 metadata={"limit": str(limit)},
             )
-        ids = self.generate(inputs, options, cancelled, **languages)
+        ids = self.generate(inputs, options, cancelled, **target)
         text = self.tokenizer.decode(ids, skip_special_tokens=True)
         return pb.InferResponse(text=text.strip())
 
-    def _languages(self, options: Seq2SeqOptions) -> dict[str, Any]:
-        """Tells the tokenizer the source, and returns what tells `generate` the target."""
-        if options.source_language:
-            self._language_token(options.source_language, "source_language")
-            self.tokenizer.src_lang = options.source_language
-        if not options.target_language:
+    def _tokenizer(self, language: str) -> Any:
+        """The tokenizer of texts in a language; "" is the model's own."""
+        if not language:
+            return self.tokenizer
+        self._language_token(language, "source_language")
+        if self._of_language is None:
+            self._of_language = copy.deepcopy(self.tokenizer)
+        self._of_language.src_lang = language
+        return self._of_language
+
+    def _target(self, language: str) -> dict[str, Any]:
+        """What tells `generate` the language of the answer; nothing for "", the model's own."""
+        if not language:
             return {}
-        token = self._language_token(options.target_language, "target_language")
-        return {"forced_bos_token_id": token}
+        return {"forced_bos_token_id": self._language_token(language, "target_language")}
 
     def _language_token(self, language: str, field: str) -> int:
         """The token of a language: M2M100 has a method for it, NLLB and mBART the name itself."""
