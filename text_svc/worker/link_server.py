@@ -23,7 +23,8 @@ from shared.interceptors import (
     behaviour,
     rewrap,
 )
-from shared.metrics import CallInterceptor
+from shared.logs import set_request_id
+from shared.tracing import REQUEST_ID_KEY, end_call, start_call
 from text_svc.link.exchange import Exchange
 from text_svc.link.frames import FrameProtocol
 
@@ -35,6 +36,8 @@ _MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 async def listen(servicer: Any, path: Path, *, max_message_bytes: int) -> asyncio.Server:
@@ -52,8 +55,8 @@ async def listen(servicer: Any, path: Path, *, max_message_bytes: int) -> asynci
 
 
 def _handlers(servicer: Any) -> dict[str, Handler]:
-    """The servicer's methods, with the interceptors that a gRPC server would put around them."""
-    interceptors = ErrorInterceptor(), CallInterceptor()
+    """The servicer's methods; what they raise is a status."""
+    errors = ErrorInterceptor()
     handlers = {}
     for method in _SERVICE.methods:
         handler = _MAKERS[method.client_streaming, method.server_streaming](
@@ -61,25 +64,15 @@ def _handlers(servicer: Any) -> dict[str, Handler]:
             request_deserializer=GetMessageClass(method.input_type).FromString,
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-        for interceptor in interceptors:
-            call = interceptor.wrap(handler, f"/{_SERVICE.full_name}/{method.name}")
-            handler = rewrap(handler, call)
-        handlers[method.name] = handler
+        handlers[method.name] = rewrap(handler, errors.wrap(handler, method.name))
     return handlers
 
 
 class _Context:
-    """What the interceptors use of a gRPC context; the servicers here use none."""
+    """What the error interceptor uses of a gRPC context; the servicers here use none."""
 
-    def __init__(self, metadata: Mapping[str, str]) -> None:
-        self._metadata = tuple(metadata.items())
+    def __init__(self) -> None:
         self.ended = Ended()
-
-    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return self._metadata
-
-    def code(self) -> int:
-        return self.ended.code
 
     async def abort(
         self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
@@ -113,17 +106,29 @@ class _Connection:
             task.cancel()
 
     async def _run(self, exchange: Exchange, begin: Begin) -> None:
-        context = _Context(begin.metadata)
+        """Runs a call to its end. Its figures and its line in the log are text_svc's."""
+        set_request_id(begin.metadata[REQUEST_ID_KEY])
+        span = start_call(f"/{_SERVICE.full_name}/{begin.method}", begin.metadata)
+        code = grpc.StatusCode.CANCELLED
+        try:
+            ended, answer = await self._ended(exchange, begin)
+            exchange.end(ended, answer)
+            code = _CODES[ended.code]
+        finally:
+            end_call(span, code.name)
+
+    async def _ended(self, exchange: Exchange, begin: Begin) -> tuple[Ended, bytes | None]:
+        context = _Context()
         try:
             answer = await self._answer(exchange, self._handlers[begin.method], context)
         except grpc.aio.AbortError:
-            exchange.end(context.ended)
+            return context.ended, None
         except Exception as error:
             log.exception("a call failed outside of its handler", extra={"method": begin.method})
             code: int = grpc.StatusCode.INTERNAL.value[0]
-            exchange.end(Ended(code=code, message=f"{type(error).__name__} in the model's process"))
-        else:
-            exchange.end(Ended(), answer)
+            message = f"{type(error).__name__} in the model's process"
+            return Ended(code=code, message=message), None
+        return Ended(), answer
 
     async def _answer(self, exchange: Exchange, handler: Handler, context: Any) -> bytes | None:
         """Runs a handler; sends what it streams, returns its one answer if it does not."""
