@@ -2,8 +2,8 @@
 
 `python -m tests.bench.bench_vision` prints a table and writes out/bench/vision.json and .png. It
 starts the stack that it measures. (a) is MediaPipe's call on decoded frames, (b) decodes first, (c)
-is a stream through Envoy, with eight frames on their way, or one where latency is measured. All run
-interleaved, since this machine may not be alone. The whole takes about eight minutes.
+is a tonic client's stream through Envoy, with eight frames on their way, or one where latency is
+measured. All run interleaved, since this machine may not be alone. It takes about eight minutes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import cv2
 import numpy as np
 
 from tests.bench.cores import effective_cores
-from tests.bench.vision_arms import FORMATS, IN_FLIGHT, Clip, Run, Wire, run_library
+from tests.bench.rust_client import RustClient, add_option
+from tests.bench.vision_arms import FORMATS, Clip, Run, run_library
 from tests.bench.vision_report import plot, table
+from tests.bench.vision_wire import IN_FLIGHT, Wire, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
 from tools.models import REPOSITORY, model_dir
@@ -78,12 +80,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
     parser.add_argument("--rounds", type=int, default=2)
+    add_option(parser)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
+    rust = RustClient.chosen(options.client)
     keep_large_blocks()  # as the service does: the arms differ in nothing but the way
     cv2.setNumThreads(1)
     folder = model_dir() / "vision"
@@ -96,7 +100,8 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as run_dir, stack_in(Path(run_dir)) as stack:
         stack.wait_serving([VISION])
-        wire = Wire(stack)
+        wire = wire_to(stack, rust, Path(run_dir))
+        report["client"] = wire.client
         for task in options.tasks:
             clip = Clip.of(task)
             figures: dict[str, Any] = {

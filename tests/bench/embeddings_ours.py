@@ -115,7 +115,8 @@ class _RustArm(_PythonArm):
     async def calls(
         self, texts: Sequence[str], *, callers: int, batch: int, seconds: float
     ) -> Calls:
-        outcome = await self._rust.run(
+        outcome = await asyncio.to_thread(
+            self._rust.run,
             "embeddings",
             endpoint=self._endpoint,
             model=self.model,

@@ -21,7 +21,9 @@ from ml import mediapipe_pb2 as pb
 from shared.frames.decoder import FrameDecoder
 from shared.frames.types import EncodedFrame, Limits
 from tests.bench.cores import effective_cores
-from tests.bench.vision_arms import FORMATS, IN_FLIGHT, Clip, Run, Wire, run_library
+from tests.bench.rust_client import RustClient, add_option
+from tests.bench.vision_arms import FORMATS, Clip, Run, run_library
+from tests.bench.vision_wire import IN_FLIGHT, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
 from tools.models import REPOSITORY, model_dir
@@ -125,12 +127,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
     parser.add_argument("--rounds", type=int, default=3)
+    add_option(parser)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the result")
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
+    rust = RustClient.chosen(options.client)
     keep_large_blocks()
     cv2.setNumThreads(1)
     folder = model_dir() / "vision"
@@ -138,7 +142,7 @@ def main() -> None:
     print("\n".join(lines))
     with tempfile.TemporaryDirectory() as run_dir, stack_in(Path(run_dir)) as stack:
         stack.wait_serving([VISION])
-        wire = Wire(stack)
+        wire = wire_to(stack, rust, Path(run_dir))
         for task in options.tasks:
             clip = Clip.of(task)
             for name in options.formats:
@@ -155,7 +159,10 @@ def main() -> None:
                     runs.append(wire.run(task, clip, name, streams=1, seconds=options.seconds))
                 lines.append(row(task, name, library, runs, wire.clocks(task, clip, name)))
                 print(lines[-1], flush=True)
-    cores = f"640 x 480, {IN_FLIGHT} frames on their way; effective cores {effective_cores():.2f}"
+    cores = (
+        f"640 x 480, {IN_FLIGHT} frames on their way, the client is {wire.client}; "
+        f"effective cores {effective_cores():.2f}"
+    )
     text = "\n".join([cores, "", *lines, "", NOTES, "", steps(clip)])
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "vision_profile.md").write_text(text + "\n")

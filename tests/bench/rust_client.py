@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from tools.cargo import NoCargoError, build_load_generator
 CLIENTS = ("auto", "python", "rust")
 # What the tables call the clients.
 TONIC, PYTHON, PYTHON_HTTP, IN_PROCESS = "tonic", "Python gRPC", "Python HTTP", "in process"
+
+MARKS = ("begin", "end")
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -50,24 +54,39 @@ class RustClient:
             print(f"the Python client is used, for there is no tonic client: {error}", flush=True)
             return None
 
-    async def run(self, kind: str, **plan: Any) -> dict[str, Any]:
+    def run(
+        self, kind: str, on_mark: Callable[[str], None] | None = None, **plan: Any
+    ) -> dict[str, Any]:
         """Runs one plan of the load generator and returns its samples.
+
+        Args:
+            kind: of the plan.
+            on_mark: called with "begin" and "end" of the measured time of a video.
+            plan: as `clients/rust/src/bin/loadgen` reads it.
 
         Raises:
             RuntimeError: a call failed; the message is the load generator's.
         """
-        process = await asyncio.create_subprocess_exec(
-            str(self._program),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            written, said = await process.communicate(json.dumps({"kind": kind} | plan).encode())
-        finally:
-            if process.returncode is None:
+        said = []
+        pipe = subprocess.PIPE
+        with (
+            tempfile.TemporaryFile() as samples,
+            subprocess.Popen((self._program,), stdin=pipe, stdout=samples, stderr=pipe) as process,
+        ):
+            assert process.stdin
+            assert process.stderr
+            try:
+                process.stdin.write(json.dumps({"kind": kind} | plan).encode())
+                process.stdin.close()
+                for line in process.stderr:
+                    said.append(line.decode().strip())
+                    if on_mark and said[-1] in MARKS:
+                        on_mark(said[-1])
+            except BaseException:
                 process.kill()
-        if process.returncode:
-            raise RuntimeError(f"the load generator failed: {said.decode().strip()}")
-        outcome: dict[str, Any] = json.loads(written)
+                raise
+            if process.wait():
+                raise RuntimeError(f"the load generator failed: {' '.join(said)}")
+            samples.seek(0)
+            outcome: dict[str, Any] = json.load(samples)
         return outcome

@@ -58,13 +58,14 @@ class Ours:
             )
         )
         # Bytes: the client shares the machine, and must not cost more than a client has to.
-        self._chat = self._channel.unary_stream("/ml.TransformersService/ChatCompletion")
+        self._chat: Any = self._channel.unary_stream("/ml.TransformersService/ChatCompletion")
 
     async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
         if not self._rust:
             return await self.python_stretch(questions, tokens)
         assert self._stack
-        outcome = await self._rust.run(
+        outcome = await asyncio.to_thread(
+            self._rust.run,
             "text",
             endpoint=f"http://{self._stack.addresses['envoy']}",
             rpc="chat",

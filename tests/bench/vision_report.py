@@ -70,7 +70,15 @@ def table(report: dict[str, Any]) -> str:
     cores = f"effective cores {report['effective_cores']}"
     if "effective_cores_after" in report:
         cores += f" before, {report['effective_cores_after']} after"
-    return "\n".join([f"640 x 480; {cores}", "", *lines, "", _ages(report)])
+    return "\n".join(
+        [
+            f"640 x 480; the client of (c) is {report['client']}; {cores}",
+            "",
+            *lines,
+            "",
+            _ages(report),
+        ]
+    )
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

@@ -177,13 +177,12 @@ async fn pace<T: VideoTask>(task: T, plan: PacedPlan) -> anyhow::Result<PacedOut
     let client = Client::connect(&plan.source.endpoint).await?;
     let clock = Arc::new(Clock::default());
     let camera = interval(Duration::from_secs_f64(1.0 / plan.fps));
-    let ticks = stream::unfold(camera, |mut camera| async move {
-        Some((camera.tick().await, camera))
+    let frames = numbered(&plan.source, &files, &clock).take(plan.frames);
+    // A frame is taken after its tick: taken before, it would be a tick old when it is sent.
+    let frames = stream::unfold((camera, frames), |(mut camera, mut frames)| async move {
+        camera.tick().await;
+        Some((frames.next().await?, (camera, frames)))
     });
-    let frames = ticks
-        .zip(numbered(&plan.source, &files, &clock))
-        .map(|(_, frame)| frame)
-        .take(plan.frames);
     let options = VideoOptions::default()
         .in_flight(plan.frames)
         .policy(FramePolicy::Latest);
