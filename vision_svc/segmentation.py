@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from vision_svc.detector import Mode
     from vision_svc.options import Options
 
+# What models answer for a pixel: of a person, or scores of hair and of everything else.
+_ONE_PROBABILITY = 1
+_TWO_CLASSES = 2
 _HAIR = 1  # class 0 is everything else
 _RGB_AND_MASK = 4
 
@@ -42,6 +45,9 @@ class Segmenter:
         (self._input,) = self._interpreter.get_input_details()
         (self._output,) = self._interpreter.get_output_details()
         _, height, width, channels = (int(n) for n in self._input["shape"])
+        classes = int(self._output["shape"][-1])
+        if classes not in (_ONE_PROBABILITY, _TWO_CLASSES):
+            raise ValueError(f"a model of {classes} classes is neither of people nor of hair")
         self._size = (width, height)
         # A fourth channel is the mask of the frame before; each frame is taken by itself, so it
         # stays zero, as in MediaPipe.
@@ -79,9 +85,9 @@ class Segmenter:
     def _probability(self) -> npt.NDArray[np.uint8]:
         """The model's answer for the last input: 0 to 255, at its own size."""
         answer = self._interpreter.get_tensor(self._output["index"])[0]
-        if answer.shape[-1] == 1:  # selfie: a probability already
+        if answer.shape[-1] == _ONE_PROBABILITY:
             probability = answer[..., 0]
-        else:  # hair: softmax over two classes
+        else:  # softmax over two classes
             probability = 1.0 / (1.0 + np.exp(answer[..., 1 - _HAIR] - answer[..., _HAIR]))
         levels: npt.NDArray[np.uint8] = np.rint(probability * 255).astype(np.uint8)
         return levels
