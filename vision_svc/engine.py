@@ -19,6 +19,7 @@ import cv2
 from shared.errors import QueueFullError
 from shared.frames.decoder import decode_picture
 from shared.frames.types import EncodedFrame, Limits
+from shared.process import memory_limit_bytes
 from vision_svc import metrics
 from vision_svc.assets import Assets
 from vision_svc.detector import Mode, Response
@@ -30,6 +31,10 @@ from vision_svc.tasks import TASKS, VisionTask
 
 if TYPE_CHECKING:
     from vision_svc.settings import VisionSettings
+
+
+# Of the container's memory, for instances; the rest is for frames on their way.
+_MEMORY_SHARE = 0.6
 
 
 class Engine:
@@ -52,7 +57,7 @@ class Engine:
         self.assets = Assets(settings.assets_dir)
         self.instances = Instances(
             self.assets,
-            settings.instance_memory_mb,
+            min(settings.instance_memory_mb, int(_MEMORY_SHARE * memory_limit_bytes()) >> 20),
             settings.max_idle_instances,
             self._count_failure,
         )

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_Key: TypeAlias = "tuple[str, Path, Mode, tuple[tuple[str, Value], ...]]"
+# Task, file, mode, options, and when the file was written: another one may take its name.
+_Key: TypeAlias = "tuple[str, Path, Mode, tuple[tuple[str, Value], ...], int]"
 
 # Steps of an instance's own clock, in ms: what is taken where the caller's clock stands still, goes
 # back or leaps. MediaPipe smooths movement by it, and refuses a clock that does not increase.
 DEFAULT_STEP_MS = 33
 MAX_STEP_MS = 10_000
+
+
+# What an instance takes, in sizes of its file, where that is more than the task's own model takes:
+# callers bring files of any size.
+_FILE_SIZES = 4
 
 
 class Instance:
@@ -49,7 +55,7 @@ class Instance:
         self.failed = False
         self._detector = detector
         self._on_failure = on_failure
-        self._inference_seconds = metrics.of_task(task.name).inference_seconds
+        self._metrics = metrics.of_task(task.name)
         self._closed = False
         self._time_ms = 0
         self._lock = threading.Lock()
@@ -77,10 +83,10 @@ class Instance:
             except Exception as error:
                 self.failed = True
                 log.exception("a task failed", extra={"task": self.task.name})
-                metrics.FAILED_GRAPHS.labels(self.task.name).inc()
+                self._metrics.failed_graphs.inc()
                 self._on_failure()
                 raise InternalError(f"{self.task.name} failed on a frame") from error
-            self._inference_seconds.observe(time.perf_counter() - start)
+            self._metrics.inference_seconds.observe(time.perf_counter() - start)
             return response
 
     def close(self) -> None:
@@ -121,18 +127,21 @@ class Instances:
 
         Raises:
             ModelNotLoadedError: the task's file is not there.
-            InvalidModelError: the file is no model of this task.
+            InternalError: the file cannot be opened; a file that a caller brought was tried before.
             OutOfMemoryError: the budget is used up.
         """
         path = self._assets.find(task, options)
-        key = (task.name, path, mode, tuple(sorted(options.items())))
+        key = (task.name, path, mode, tuple(sorted(options.items())), path.stat().st_mtime_ns)
         with self._lock:
             for instance in self._idle:
                 if instance.key == key:
                     self._idle.remove(instance)
                     return instance
-            self._reserve(task, options)
-        return self._open(task, key, options)
+            memory_mb = self._reserve(task, path, options)
+        try:
+            return self._open(task, key, options, memory_mb)
+        except InvalidModelError as error:
+            raise InternalError(error.message) from error
 
     def try_model(self, task: VisionTask, path: Path) -> None:
         """Opens a file with default options and closes it.
@@ -143,8 +152,8 @@ class Instances:
         """
         options = parse_options(task.options)
         with self._lock:
-            self._reserve(task, options)
-        self._close(self._open(task, (task.name, path, Mode.IMAGE, ()), options))
+            memory_mb = self._reserve(task, path, options)
+        self._close(self._open(task, (task.name, path, Mode.IMAGE, (), 0), options, memory_mb))
 
     def release(self, instance: Instance) -> None:
         """Gives an instance back; it is kept for the next caller or closed. Does not block."""
@@ -184,21 +193,23 @@ class Instances:
         self.drop_idle()
         self._closer.shutdown(wait=True)
 
-    def _open(self, task: VisionTask, key: _Key, options: Options) -> Instance:
-        _, path, mode, _ = key
-        memory_mb = task.asset(options).memory_mb
+    def _open(self, task: VisionTask, key: _Key, options: Options, memory_mb: int) -> Instance:
+        _, path, mode, *_ = key
         try:
             detector = task.open(path, options, mode)
         except Exception as error:
             self._free(memory_mb)
             log.exception("a model could not be opened", extra={"task": task.name})
             raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
-        metrics.INSTANCES.labels(task.name).inc()
+        metrics.of_task(task.name).instances.inc()
         return Instance(task, key, memory_mb, detector, self._on_failure)
 
-    def _reserve(self, task: VisionTask, options: Options) -> None:
-        """Takes an instance's memory out of the budget; idle ones make room. Needs the lock."""
-        wanted = task.asset(options).memory_mb
+    def _reserve(self, task: VisionTask, path: Path, options: Options) -> int:
+        """Takes an instance's memory out of the budget and returns it. Needs the lock.
+
+        Idle instances make room.
+        """
+        wanted = max(task.asset(options).memory_mb, _FILE_SIZES * path.stat().st_size >> 20)
         while self._used_mb + wanted > self._memory_mb and self._idle:
             oldest = self._idle.pop(0)
             # Counted as free at once: its memory is back before the new model has read its file.
@@ -212,6 +223,7 @@ class Instances:
                 metadata={"instance_memory_mb": str(self._memory_mb)},
             )
         self._used_mb += wanted
+        return wanted
 
     def _free(self, memory_mb: int) -> None:
         with self._lock:
@@ -223,6 +235,6 @@ class Instances:
         except Exception:
             log.exception("an instance did not close", extra={"task": instance.task.name})
         finally:
-            metrics.INSTANCES.labels(instance.task.name).dec()
+            metrics.of_task(instance.task.name).instances.dec()
             if counted:
                 self._free(instance.memory_mb)

@@ -36,7 +36,10 @@ class VisionSettings(WorkerSettings):
         64, ge=0, description="Single pictures that wait for a worker; more are RESOURCE_EXHAUSTED."
     )
     instance_memory_mb: int = Field(
-        2048, ge=64, description="MiB that task instances may use in all."
+        2048,
+        ge=64,
+        description="MiB that task instances may use in all; at most 0.6 of the container's or "
+        "machine's.",
     )
     max_idle_instances: int = Field(8, ge=0, description="Instances that are kept for later calls.")
     max_pixels: int = Field(MAX_PIXELS, ge=1, description="Pixels of one picture.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+def test_an_instance_of_a_file_that_was_replaced_is_not_used_again(
+    world: World, tmp_path: Path
+) -> None:
+    """It was in use when its task got another model of the same name, and comes back late."""
+    before = world.instances.acquire(world.stateless, {}, Mode.IMAGE)
+    (tmp_path / "new").write_bytes(b"2")
+    os.utime(tmp_path / "new", ns=(1, 1))
+    (tmp_path / "new").replace(tmp_path / "model")
+    world.instances.drop_idle(world.stateless)
+    world.instances.release(before)
+    with world.instances.borrow(world.stateless, {}, Mode.IMAGE) as after:
+        assert after is not before
+
+
 def test_trackers_are_closed_and_others_kept(world: World) -> None:
     for task, mode, kept in (
         (world.tracker, Mode.VIDEO, False),
@@ -99,6 +114,28 @@ def test_the_budget(world: World) -> None:
     assert world.graphs[0].closed.wait(10)
     world.instances.shut_down()
     world.instances.acquire(world.tracker, {}, Mode.VIDEO)
+
+
+def test_a_large_file_takes_more_of_the_budget(world: World, tmp_path: Path) -> None:
+    with (tmp_path / "model").open("r+b") as file:
+        file.truncate(12 << 20)
+    held = world.instances.acquire(world.tracker, {}, Mode.VIDEO)
+    assert held.memory_mb == 48
+    world.instances.acquire(world.tracker, {}, Mode.VIDEO)
+    with (tmp_path / "model").open("r+b") as file:
+        file.truncate(30 << 20)
+    with pytest.raises(OutOfMemoryError, match="needs 120 MiB more than the 96 in use"):
+        world.instances.acquire(world.stateless, {}, Mode.VIDEO)
+
+
+def test_a_file_of_the_set_that_cannot_be_opened_is_no_fault_of_the_caller(world: World) -> None:
+    def refuse(path: Path, options: Options, mode: Mode) -> Graph:
+        raise RuntimeError("no model")
+
+    task = VisionTask("broken", refuse, {"": Asset("model", 40)}, ())
+    for _ in range(3):  # a budget of two: what was refused takes nothing
+        with pytest.raises(InternalError, match="model cannot be opened as broken"):
+            world.instances.acquire(task, {}, Mode.IMAGE)
 
 
 def test_idle_instances_make_room(world: World) -> None:
