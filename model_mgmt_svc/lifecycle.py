@@ -83,7 +83,12 @@ class Lifecycle:
             load.asked = True
             return await load.finished()
 
-    async def restore(self, wish: Wish) -> LoadedModel:
+    def is_asked_for(self, model_id: str) -> bool:
+        """Whether a load is under way that a caller waits for."""
+        load = self._loads.get(model_id)
+        return load is not None and load.asked
+
+    async def restore(self, wish: Wish) -> LoadedModel | None:
         """Loads a model where it is missing, unless it is not wanted any more by now.
 
         Raises:
@@ -91,10 +96,14 @@ class Lifecycle:
             As `load`.
         """
         with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
+        Returns None where a caller's load is under way: that one ends with its callers.
+
             return await load.finished()
 
     async def unload(self, model_id: str) -> int:
         """Takes a wish back and frees the model; returns the number of replicas that held it.
+        if self.is_asked_for(wish.model_id):
+            return None
 
         A load under way is cancelled. Once begun it is done to the end, whoever goes away.
 

@@ -123,7 +123,7 @@ class Reconciler:
         self._troubles.pop(model_id, None)
 
     def _due(self, wish: Wish) -> bool:
-        if wish.model_id in self._running:
+        if wish.model_id in self._running or self._lifecycle.is_asked_for(wish.model_id):
             return False
         trouble = self._troubles.get(wish.model_id)
         return trouble is None or (
@@ -153,6 +153,8 @@ class Reconciler:
     async def _restore(self, wish: Wish) -> None:
         try:
             model = await self._lifecycle.restore(wish)
+            if model is None:
+                return
         except ModelNotLoadedError:
             return  # taken back meanwhile
         except ServiceError as error:

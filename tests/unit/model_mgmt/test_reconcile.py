@@ -152,6 +152,21 @@ async def test_a_call_joins_the_load_that_the_loop_has_begun(plane: Plane, round
     assert rounds.tries == 1
 
 
+async def test_a_load_that_the_loop_sees_still_ends_with_its_caller(
+    plane: Plane, rounds: Rounds
+) -> None:
+    plane.first.go_on.clear()
+    call = asyncio.create_task(plane.lifecycle.load(WISH))
+    await until(lambda: bool(plane.first.loads))
+    await rounds.round()
+    assert await plane.lifecycle.restore(WISH) is None
+    call.cancel()
+    await until(lambda: plane.first.cancelled == 1)
+    await asyncio.wait((call,))
+    await until(lambda: not plane.second.models)
+    assert await plane.wishes.all() == []
+
+
 async def test_the_loop_goes_on_after_a_round_that_failed(
     plane: Plane, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
