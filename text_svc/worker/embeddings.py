@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shared.errors import InputTooLargeError, MissingFieldError, OutOfRangeError
+from shared.errors import (
+    InputTooLargeError,
+    InvalidArgumentError,
+    MissingFieldError,
+    OutOfRangeError,
+)
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.embeddings_batcher import MicroBatcher
 from text_svc.worker.embeddings_encoder import Vectors
@@ -61,6 +66,9 @@ class Embedder:
         """
         self._check(texts, dimensions)
         encoded = await self._tokenizer.encode(texts, self._tokenizer.prompt(prompt_name))
+        if not all(encoded):  # of a tokenizer that puts nothing around a text
+            place = f"texts[{next(i for i, ids in enumerate(encoded) if not ids)}]"
+            raise InvalidArgumentError(f"{place} has no tokens", field=place)
         tokens = sum(map(len, encoded))
         if tokens > self._max_tokens:
             raise InputTooLargeError(

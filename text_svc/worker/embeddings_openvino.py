@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import openvino as ov
 from tokenizers import Tokenizer
@@ -38,21 +40,32 @@ class OpenVinoEncoder:
         self.dimensions = compiled.output(0).partial_shape[1].get_length()
         self.streams = threads
         # One more than run: a stream that ends a batch finds the next without waiting for Python.
-        self._queue = ov.AsyncInferQueue(compiled, threads + 1)
-        self._queue.set_callback(_finished)
+        self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for _ in range(threads + 1):
+            self._idle.put(compiled.create_infer_request())
+        self._next: ov.InferRequest | None = None
+        self._pool = ThreadPoolExecutor(threads + 1, thread_name_prefix="encode")
 
     def wait_idle(self) -> None:
-        self._queue.get_idle_request_id()
+        self._next = self._next or self._idle.get()
 
     def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
-        self._queue.start_async({"input_ids": input_ids, "attention_mask": attention_mask}, done)
+        self.wait_idle()
+        request, self._next = self._next, None
+        self._pool.submit(self._run, request, input_ids, attention_mask, done)
+
+    def _run(self, request: ov.InferRequest, ids: Ids, mask: Ids, done: Done) -> None:
+        # Not OpenVINO's own asynchronous calls: they do not call back when they fail.
+        try:
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            done(request.infer(inputs, share_inputs=True, share_outputs=True)[0])
+        except Exception as error:  # noqa: BLE001  # it is the callers'
+            done(error)
+        finally:
+            self._idle.put(request)
 
     def close(self) -> None:
-        self._queue.wait_all()
-
-
-def _finished(request: ov.InferRequest, done: Done) -> None:
-    done(request.get_output_tensor(0).data)
+        self._pool.shutdown()
 
 
 def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:

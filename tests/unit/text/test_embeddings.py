@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
@@ -21,9 +22,12 @@ from tests.support.text_family import Tiny, launch_of, serve
 from text_svc.export import encoder
 from text_svc.export.manifest import Manifest
 from text_svc.export.refused import RefusedError
+from text_svc.worker.embeddings_batcher import MicroBatcher
 from text_svc.worker.embeddings_module import SentenceEncoder
+from text_svc.worker.embeddings_openvino import MODEL, OpenVinoEncoder
 from text_svc.worker.embeddings_recipe import POOLINGS, read_recipe
 from text_svc.worker.embeddings_service import response
+from text_svc.worker.engine_metrics import EmbeddingMetrics
 
 TEXTS = ["hello world", "a cat", "", "  music and history in paris  ", "a b c d e " * 40, "nul\0x"]
 
@@ -213,6 +217,32 @@ async def test_limits_of_a_call(tmp_path: Path) -> None:
                 await stub.GenerateEmbeddings(pb.GenerateEmbeddingsRequest(**fields))
             assert caught.value.code() is code, fields
         assert (await embed(stub, ["x", ""])).shape == (2, 32), "it serves on"
+
+
+@pytest.mark.parametrize("engine", ["transformers", "openvino"])
+async def test_a_text_without_tokens_is_refused(tmp_path: Path, engine: str) -> None:
+    folder = tiny_models.build("bert", tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    fields = converted(folder) if engine == "openvino" else {}
+    async with serve(launch_of(folder, "embeddings", **fields)) as stub:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"texts\[1\] has no tokens") as caught:
+            await embed(stub, ["a", "", "b"])
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await embed(stub, ["a", "b"])).shape == (2, 32)
+
+
+async def test_a_batch_that_openvino_refuses_fails_its_caller(tmp_path: Path) -> None:
+    fields = converted(tiny_models.build("bert", tmp_path / "model"))
+    encoder = OpenVinoEncoder(fields["converted"] / MODEL, precision="f32", threads=2)
+    metrics = EmbeddingMetrics("refused")
+    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=9, metrics=metrics)
+    async with asyncio.timeout(60):
+        for _ in range(2 * encoder.streams):  # no place in the queue is lost
+            with pytest.raises(RuntimeError):
+                await batcher.embed([[]])
+        assert (await batcher.embed([[5, 6]])).shape == (1, 32)
+    await asyncio.to_thread(batcher.close)
 
 
 async def test_stream_in_order_and_its_first_error(tmp_path: Path) -> None:
