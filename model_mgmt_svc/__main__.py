@@ -40,7 +40,7 @@ async def run(settings: ModelMgmtSettings) -> None:
         FileProvider(settings.file_provider_addr, settings.cache_dir) as provider,
         WishStore(settings.state_dir / "wishes.db") as wishes,
         Workers(addresses) as workers,
-        contextlib.aclosing(Lifecycle(workers, wishes)) as lifecycle,
+        contextlib.aclosing(Lifecycle(workers, wishes, provider.refresh)) as lifecycle,
     ):
         reconciler = Reconciler(
             workers,

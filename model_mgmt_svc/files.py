@@ -41,7 +41,7 @@ async def stream_file(
             )
         sha256 = reader.sha256
         if offset == total:
-            yield FilePiece(b"", offset, total, True, sha256)
+            yield FilePiece(b"", offset, total, True, await reader.whole_sha256())
         async for block in reader.blocks(offset):
             for start in range(0, len(block), piece_bytes):
                 data = bytes(block[start : start + piece_bytes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -50,11 +50,15 @@ class Lifecycle:
     Args:
         workers: the replicas that hold models.
         wishes: where the wanted models are written down.
+        refresh: makes the files of a model those that its source has now.
     """
 
-    def __init__(self, workers: Workers, wishes: WishStore) -> None:
+    def __init__(
+        self, workers: Workers, wishes: WishStore, refresh: Callable[[str], Awaitable[None]]
+    ) -> None:
         self._workers = workers
         self._wishes = wishes
+        self._refresh = refresh
         self._loads: SingleFlight[str, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -69,15 +73,16 @@ class Lifecycle:
         """Makes a model wanted and loads it on every replica of its service that is up.
 
         Callers that ask for the same model at once wait for one load; it is cancelled when the
-        last of them is. A load that fails leaves nothing wanted that was not wanted before.
+        last of them is. A load that fails leaves nothing wanted that was not wanted before. Files
+        that were published anew are fetched where no replica holds the model; else all have the
+        same ones.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
             CallCancelledError: it was unloaded meanwhile.
-            What a worker raised.
+            What a worker raised, and `FileProvider.refresh`.
         """
-
         with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
             _check_type(load.wish.pipeline_type, wish)
             load.asked = True
@@ -91,19 +96,19 @@ class Lifecycle:
     async def restore(self, wish: Wish) -> LoadedModel | None:
         """Loads a model where it is missing, unless it is not wanted any more by now.
 
+        Returns None where a caller's load is under way: that one ends with its callers.
+
         Raises:
             ModelNotLoadedError: it is not wanted any more.
             As `load`.
         """
+        if self.is_asked_for(wish.model_id):
+            return None
         with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
-        Returns None where a caller's load is under way: that one ends with its callers.
-
             return await load.finished()
 
     async def unload(self, model_id: str) -> int:
         """Takes a wish back and frees the model; returns the number of replicas that held it.
-        if self.is_asked_for(wish.model_id):
-            return None
 
         A load under way is cancelled. Once begun it is done to the end, whoever goes away.
 
@@ -150,6 +155,8 @@ class Lifecycle:
                 raise ModelNotLoadedError(f"model {wish.model_id!r} is not wanted any more")
             replicas = await self._replicas(wish)
             lacking = [worker for worker, model in replicas.items() if model is None]
+            if load.asked and len(lacking) == len(replicas):
+                await self._refresh(wish.model_id)
             note = ""
             if before and len(lacking) < len(replicas):  # a loaded model keeps its options
                 note = _kept_options(before, wish)

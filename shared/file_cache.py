@@ -11,24 +11,28 @@ other by a lock on the part; a client and its own provider must not share one.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from shared.errors import InternalError, ResourceExhaustedError
+from shared.errors import ResourceExhaustedError, UnavailableError
+from shared.file_disk import (
+    digest,
+    disk_errors,
+    hash_file,
+    read_json,
+    sync_folder,
+    write_json,
+)
 from shared.model_ids import folder_name, resolve_inside
 
 _STATE_FOLDER = ".fetch"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,16 @@ class CachedFile:
     sha256: str
 
     def open_reader(self) -> FileIO:
-        """For reading the file."""
+        """For reading the file.
+
+        Raises:
+            UnavailableError: it was removed meanwhile.
+        """
         with disk_errors():
-            return FileIO(self.path)
+            try:
+                return FileIO(self.path)
+            except FileNotFoundError:
+                raise UnavailableError("the cached file was replaced: ask again") from None
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Origin:
     @classmethod
     def read(cls, path: Path) -> Origin | None:
         """The recorded one, or None when there is none that can be used."""
-        match _read_json(path):
+        match read_json(path):
             case {"total_size": int(total_size), "sha256": str(sha256)}:
                 return cls(total_size, sha256)
         return None
@@ -68,17 +79,6 @@ class Origin:
 
 class HashMismatchError(Exception):
     """A whole file's content is not what its provider said."""
-
-
-@contextlib.contextmanager
-def disk_errors() -> Iterator[None]:
-    """Turns failures of the disk into errors for the caller, without paths."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise ResourceExhaustedError("the disk of the model cache is full") from error
-        raise InternalError(f"the model cache cannot be used: {error.strerror}") from error
 
 
 class CacheEntry:
@@ -119,7 +119,7 @@ class CacheEntry:
 
     def _check(self, hashed: bool) -> CachedFile | None:
         with disk_errors():
-            record = _read_json(self._record)
+            record = read_json(self._record)
             place = self.place()
             if not record or not place.is_file():
                 return None
@@ -128,7 +128,7 @@ class CacheEntry:
             if stat.st_size == record.get("size"):
                 if not hashed and not touched:
                     return CachedFile(place, stat.st_size, str(record["sha256"]))
-                if _hash_file(place) == record.get("sha256"):
+                if hash_file(place) == record.get("sha256"):
                     if touched:
                         self.record(place, str(record["sha256"]))
                     return CachedFile(place, stat.st_size, str(record["sha256"]))
@@ -139,7 +139,7 @@ class CacheEntry:
         """Writes down what a whole file is."""
         stat = place.stat()
         facts = {"size": stat.st_size, "sha256": sha256, "mtime_ns": stat.st_mtime_ns}
-        _write_json(self._record, {"file": str(self._inner), **facts})
+        write_json(self._record, {"file": str(self._inner), **facts})
         return CachedFile(place, stat.st_size, sha256)
 
     def discard(self) -> None:
@@ -167,6 +167,14 @@ class CacheEntry:
                 raise
 
 
+def cached_entries(root: Path, model_id: str) -> list[CacheEntry]:
+    """The files in a model's folder."""
+    with disk_errors():
+        folder = root / folder_name(model_id)
+        paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return [CacheEntry(root, model_id, PurePosixPath(path)) for path in paths]
+
+
 class PartFile:
     """A file under way, locked against other processes until it is closed.
 
@@ -188,7 +196,7 @@ class PartFile:
         if self.origin is None or self.written > self.origin.total_size:
             self._truncate()
         elif self.written:
-            self._hash = _digest(entry.part)
+            self._hash = digest(entry.part)
 
     def begin(self, origin: Origin, offset: int) -> None:
         """Takes note of what the provider sends, from `offset`: 0, or what is written already.
@@ -208,7 +216,7 @@ class PartFile:
                     f"{free} are free"
                 )
             self.origin = origin
-            _write_json(self._entry.part_record, asdict(origin))
+            write_json(self._entry.part_record, asdict(origin))
 
     def append(self, blocks: Iterable[bytes]) -> None:
         """Writes blocks at the end."""
@@ -238,7 +246,7 @@ class PartFile:
             place.parent.mkdir(parents=True, exist_ok=True)
             self._entry.part.replace(place)
             self._entry.part_record.unlink(missing_ok=True)
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
             self._place = place
             return self._entry.record(place, sha256)
 
@@ -266,35 +274,3 @@ class PartFile:
         self.written = 0
         self.resumed = False
         self._hash = hashlib.sha256()
-
-
-def _digest(path: Path) -> Any:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256")
-
-
-def _hash_file(path: Path) -> str:
-    return str(_digest(path).hexdigest())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """A record; one that is missing or damaged counts as none."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value))
-    temporary.replace(path)

@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol, Self, TypeAlias
+from collections.abc import AsyncIterator
 
 import grpc
 
-from ml import model_management_pb2
+from shared.channels import MAX_MESSAGE_BYTES
 from shared.errors import (
     ModelFileNotFoundError,
     ProviderFaultError,
@@ -21,14 +20,12 @@ from shared.errors import (
     UnavailableError,
 )
 from shared.file_cache import CachedFile, CacheEntry, HashMismatchError, Origin, PartFile
+from shared.file_check import is_unchanged
 from shared.file_fetch import Fetch, FetchLimits
+from shared.file_stub import Call, Chunk, Request, Stub
+from shared.file_writer import Writer
 from shared.remote_errors import from_details
 from shared.tracing import outgoing_metadata
-
-Request: TypeAlias = model_management_pb2.ModelFileRequest
-Chunk: TypeAlias = model_management_pb2.ModelFileChunk
-# A string: the class takes type arguments in its stub alone.
-Call: TypeAlias = "grpc.aio.UnaryStreamCall[Request, Chunk]"
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +40,11 @@ _DOWN = (
 )
 _BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 _BAD_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
+_AT_LIMITS = (
+    f"the file provider is at its limits, or sent a chunk of more than {MAX_MESSAGE_BYTES} bytes"
+)
 # How often a file is begun at offset 0 before its provider is not believed any more.
 MAX_STARTS = 8
-# What waits in memory for the disk; the provider is held back beyond it.
-MAX_UNWRITTEN_BYTES = 1 << 20
-
-
-class Stub(Protocol):
-    """The part of ModelManagementServiceStub that is used here."""
-
-    @property
-    def GetModelFile(self) -> Callable[..., Call]: ...  # noqa: N802
 
 
 class _InterruptedError(Exception):
@@ -69,26 +60,42 @@ class _StartOverError(Exception):
 
 
 async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fetch) -> CachedFile:
-    """Brings a file into the cache unless it is there, whole and right.
+    """Brings a file into the cache unless it is there: whole, right and what the provider has.
 
     Raises:
         As `FileProvider.fetch`.
     """
-    if file := await asyncio.to_thread(entry.verify):
-        return file
+    old = await asyncio.to_thread(entry.verify)
+    if old and await _counts(stub, entry, old, limits):
+        return old
     part = await _lock_part(entry)
     keep = False
     try:
         # Another process may have finished it while this one waited for the lock.
-        if file := await asyncio.to_thread(entry.verify):
+        file = await asyncio.to_thread(entry.verify)
+        if file and (old is None or file.sha256 != old.sha256):
             return file
         return await _Download(stub, part, limits, fetch).run()
+    except ModelFileNotFoundError:
+        if old:
+            await asyncio.to_thread(entry.discard)
+        raise
     except (UnavailableError, asyncio.CancelledError):
         keep = True
         raise
     finally:
         # Whoever is cancelled once more while this runs leaves no lock behind.
         await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(part.close, keep)))
+
+
+async def _counts(stub: Stub, entry: CacheEntry, old: CachedFile, limits: FetchLimits) -> bool:
+    """Whether a cached file is still the provider's; one that cannot be asked changes nothing."""
+    try:
+        return await is_unchanged(stub, entry, old, limits.first_chunk_seconds)
+    except ProviderUnavailableError as error:
+        extra = {"file": str(entry.file_path), "model": entry.model_id, "error": error.message}
+        log.info("a cached file is used as it is", extra=extra)
+        return True
 
 
 async def _lock_part(entry: CacheEntry) -> PartFile:
@@ -166,7 +173,7 @@ class _Download:
         try:
             chunk = await self._read(call, offset, self._limits.first_chunk_seconds)
             position = await self._begin(chunk, offset)
-            async with _Writer(self._part, fetch) as writer:
+            async with Writer(self._part, fetch) as writer:
                 while True:
                     position = self._check(chunk, position)
                     await writer.put(chunk.data)
@@ -257,44 +264,9 @@ class _Download:
         if code in _DOWN:
             return _InterruptedError(ProviderUnavailableError("the file provider is not reachable"))
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return _InterruptedError(ResourceExhaustedError("the file provider is at its limits"))
+            return _InterruptedError(ResourceExhaustedError(_AT_LIMITS))
         fault = self._fault(f"it answered {code.name}")
         return _InterruptedError(fault) if code in _BROKEN else fault
 
     def _fault(self, what: str) -> ProviderFaultError:
         return ProviderFaultError(f"the file provider sent {self._fetch} wrongly: {what}")
-
-
-class _Writer:
-    """Writes to a part behind the stream: what comes during a write makes the next one."""
-
-    def __init__(self, part: PartFile, fetch: Fetch) -> None:
-        self._part = part
-        self._fetch = fetch
-        self._blocks: list[bytes] = []
-        self._bytes = 0
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task:
-            await self._task
-
-    async def put(self, block: bytes) -> None:
-        """Hands a block over; waits for the disk when too much is unwritten."""
-        self._blocks.append(block)
-        self._bytes += len(block)
-        if self._task and (self._task.done() or self._bytes > MAX_UNWRITTEN_BYTES):
-            await self._task
-            self._task = None
-        if self._task is None and self._blocks:
-            self._task = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        while self._blocks:
-            blocks, self._blocks, self._bytes = self._blocks, [], 0
-            await asyncio.to_thread(self._part.append, blocks)
-            self._fetch.written = self._part.written
-            self._fetch.announce()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
@@ -16,15 +17,20 @@ from typing import TYPE_CHECKING, Self
 
 from ml import model_management_pb2_grpc
 from shared.channels import connect
-from shared.errors import UnavailableError
-from shared.file_cache import CachedFile, CacheEntry, disk_errors
-from shared.file_download import Stub, download
+from shared.errors import ModelFileNotFoundError, ProviderUnavailableError, UnavailableError
+from shared.file_cache import CachedFile, CacheEntry, cached_entries
+from shared.file_check import is_unchanged
+from shared.file_disk import disk_errors
+from shared.file_download import download
 from shared.file_fetch import Fetch, FetchLimits
+from shared.file_stub import Stub
 from shared.model_ids import check_file_path, folder_name, parse_model_id
 from shared.single_flight import SingleFlight
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
+
+log = logging.getLogger(__name__)
 
 # Called on the event loop with the bytes fetched and the bytes in all, 0 while unknown.
 Progress = Callable[[int, int], None]
@@ -76,7 +82,8 @@ class FileProvider:
     ) -> Path:
         """Makes sure that the file is whole in the cache and returns its place there.
 
-        A cached file is read and compared with its recorded hash; a damaged one is fetched again.
+        A cached file is read and compared with its recorded hash, and with what the provider has
+        now; a damaged one is fetched again, and one that was published anew.
         Cancelling the call ends the fetch unless others wait for it.
 
         Raises:
@@ -97,9 +104,32 @@ class FileProvider:
                 on_progress(file.size, file.size)
             return file.path
 
+    async def refresh(self, model_id: str) -> None:
+        """Makes the cached files of a model those that the provider has now.
+
+        What it has changed is fetched, what it has no more is removed. One that cannot be asked
+        changes nothing.
+
+        Raises:
+            As `fetch`.
+        """
+        for entry in await asyncio.to_thread(cached_entries, self.cache_dir, model_id):
+            file = await asyncio.to_thread(entry.find)
+            seconds = self._limits.first_chunk_seconds
+            try:
+                if not file or await is_unchanged(self._stub, entry, file, seconds):
+                    continue
+            except ProviderUnavailableError as error:
+                log.info("cached files are used as they are", extra={"error": error.message})
+                return
+            with contextlib.suppress(ModelFileNotFoundError):
+                await self.fetch(model_id, str(entry.file_path))
+
     @contextlib.asynccontextmanager
     async def open(self, model_id: str, file_path: str) -> AsyncIterator[FileReader]:
         """A reader of the file, at once, even while the file is still on its way.
+
+        A cached one is not compared with what the provider has.
 
         Raises:
             As `fetch`, here or while reading.
@@ -157,6 +187,19 @@ class FileReader:
 
     async def __aexit__(self, *_: object) -> None:
         self._file.close()
+
+    async def whole_sha256(self) -> str:
+        """The file's hash; where the provider does not tell it, once the file is whole.
+
+        Raises:
+            As `blocks`.
+        """
+        if self._fetch and not self.sha256:
+            file = await self._fetch.finished()
+            if self._fetch.restarts != self._restarts:
+                raise UnavailableError("the file changed at its source while it was read")
+            return file.sha256
+        return self.sha256
 
     async def blocks(self, offset: int = 0) -> AsyncIterator[memoryview]:
         """The bytes from `offset` to the end, in blocks of READ_BYTES at most.

@@ -16,7 +16,7 @@ from shared.errors import (
     ModelFileNotFoundError,
     ModelNotFoundError,
 )
-from shared.file_cache import disk_errors
+from shared.file_disk import disk_errors
 from shared.file_provider import FileProvider, Progress
 from shared.model_ids import check_file_path, parse_model_id
 

@@ -84,6 +84,25 @@ async def test_the_type_is_told_by_hint_or_config(
     assert types == ["feature-extraction", "text-generation"]
 
 
+async def test_files_that_changed_are_fetched_by_the_next_load_alone(
+    service: ModelMgmt, source: Provider
+) -> None:
+    path = "tokenizer.json"
+
+    async def kept() -> bytes:
+        return b"".join(chunk.data for chunk in await service.file(MODEL, path))
+
+    source.files[f"{MODEL}/{path}"] = b"old"
+    await service.load(MODEL)
+    assert await kept() == b"old"
+    source.files[f"{MODEL}/{path}"] = b"new"
+    await service.load(MODEL)  # it is loaded: its replicas go on with what they have
+    assert await kept() == b"old"
+    await service.unload(MODEL)
+    await service.load(MODEL)
+    assert await kept() == b"new"
+
+
 async def test_what_a_load_is_refused_for(service: ModelMgmt, worker: ModelWorker) -> None:
     unknown = await failed(service.load(MODEL, kind="time-travel"))
     assert (unknown.code, unknown.field) == (Code.INVALID_ARGUMENT, "pipeline_type")

@@ -12,18 +12,22 @@ import pytest
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.wish import WishStore
 from model_mgmt_svc.workers import Workers
+from shared.file_provider import FileProvider
 from tests.support.model_workers import ModelWorker
+from tests.support.providers import Provider
 
 
 @dataclass
 class Plane:
-    """Two replicas of text_svc, and what drives them."""
+    """Two replicas of text_svc, what drives them, and where their files come from."""
 
     first: ModelWorker
     second: ModelWorker
     workers: Workers
     wishes: WishStore
     lifecycle: Lifecycle
+    source: Provider
+    files: FileProvider
 
     @property
     def replicas(self) -> tuple[ModelWorker, ModelWorker]:
@@ -37,6 +41,8 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
         ModelWorker().running() as second,
         Workers({"text": f"{first.address}, {second.address}"}) as workers,
         WishStore(tmp_path / "wishes.db") as wishes,
-        contextlib.aclosing(Lifecycle(workers, wishes)) as lifecycle,
+        Provider().running() as source,
+        FileProvider(source.address, tmp_path / "cache") as files,
+        contextlib.aclosing(Lifecycle(workers, wishes, files.refresh)) as lifecycle,
     ):
-        yield Plane(first, second, workers, wishes, lifecycle)
+        yield Plane(first, second, workers, wishes, lifecycle, source, files)

@@ -37,7 +37,7 @@ async def with_one_down(plane: Plane, *, alone: bool = False) -> AsyncIterator[L
     down = f"127.0.0.1:{free_port()}"
     addresses = down if alone else f"{down},{plane.first.address}"
     async with Workers({"text": addresses}) as workers:
-        yield Lifecycle(workers, plane.wishes)
+        yield Lifecycle(workers, plane.wishes, plane.files.refresh)
 
 
 async def test_a_model_is_loaded_on_every_replica(plane: Plane) -> None:
