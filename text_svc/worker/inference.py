@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -24,10 +24,13 @@ from shared.errors import (
     MissingFieldError,
 )
 from text_svc.launch import Launch, Report
+from text_svc.worker.embeddings_batcher import cut
 from text_svc.worker.media import Samples, decode_audio, decode_image
 from text_svc.worker.text_tokenizer import CONFIG, read_json
 from text_svc.worker.torch_model import choose_device, choose_dtype, measure
 
+# Short texts that a model reads at once; thousands would need gigabytes.
+TEXTS_AT_ONCE = 128
 # A tokenizer without a limit of its own says int(1e30).
 NO_LIMIT = 1 << 20
 
@@ -206,9 +209,27 @@ class Family(abc.ABC, Generic[Options]):
         arguments |= options.arguments(self.model, cancelled, prompt_tokens)
         with torch.inference_mode():
             ids: torch.Tensor = self.model.generate(**self.to_model(inputs), **arguments)
-        if cancelled.is_set():
-            raise CallCancelledError("the call was cancelled")
+        end_if(cancelled)
         return ids[0]
+
+    def logits(self, tokenizer: Any, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
+        """Logits of encoded texts, shape (texts, labels), in batches of texts of like length.
+
+        Args:
+            tokenizer: that made `encoded`, lists of token ids and what goes with them.
+            cancelled: ends the work before the next batch.
+
+        Raises:
+            CallCancelledError: the caller has gone.
+        """
+        rows = torch.empty(len(encoded["input_ids"]), self.model.config.num_labels)
+        for batch in cut([len(ids) for ids in encoded["input_ids"]], streams=1):
+            end_if(cancelled)
+            texts = {name: [values[index] for index in batch] for name, values in encoded.items()}
+            inputs = tokenizer.pad(texts, return_tensors="pt")
+            with torch.inference_mode():
+                rows[batch] = self.model(**self.to_model(inputs)).logits.float().cpu()
+        return rows
 
     def to_model(self, inputs: Any) -> dict[str, Any]:
         """Tensors on the model's device, floats in its dtype."""
@@ -232,6 +253,23 @@ class _Stopped(StoppingCriteria):
 def stop_when(event: threading.Event) -> StoppingCriteriaList:
     """Stops `generate` after the token during which the event is set."""
     return StoppingCriteriaList([_Stopped(event)])
+
+
+def end_if(cancelled: threading.Event) -> None:
+    """Ends the work of a caller who has gone.
+
+    Raises:
+        CallCancelledError: the event is set.
+    """
+    if cancelled.is_set():
+        raise CallCancelledError("the call was cancelled")
+
+
+def in_parts(texts: list[str], cancelled: threading.Event) -> Iterator[list[str]]:
+    """Texts, as many at once as a model is given; ends as `end_if` when the caller has gone."""
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        end_if(cancelled)
+        yield texts[start : start + TEXTS_AT_ONCE]
 
 
 def required_labels(request: pb.InferRequest) -> list[str]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import grpc
 import pytest
+import torch
 import transformers
 
 from ml import transformers_pb2 as pb
+from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_family import Tiny, infer, launch_of, scores, serve
+from text_svc.worker.embeddings_batcher import BATCH_TOKENS
 from text_svc.worker.families import FAMILIES
+from text_svc.worker.families.zero_shot_classification import ZeroShotClassifier, ZeroShotOptions
 
 
 def test_every_text_pipeline_has_a_family() -> None:
@@ -31,6 +38,28 @@ async def test_zero_shot_classification(tiny: Tiny, multi_label: bool) -> None:
     )
     wanted = dict(zip(expected["labels"], expected["scores"], strict=True))
     assert scores(response) == pytest.approx(wanted, abs=1e-5)
+
+
+async def test_labels_are_read_in_batches_of_which_a_cancel_spares_the_rest(tiny: Tiny) -> None:
+    launch = launch_of(tiny("bert-nli"), "zero-shot")
+    family = ZeroShotClassifier(launch)
+    labels = [f"label {number}" for number in range(300)]
+    request = pb.InferRequest(text="a photo " * 20, labels=labels)
+    batches: list[int] = []
+    cancelled = threading.Event()
+
+    def seen(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
+        batches.append(inputs["input_ids"].numel())
+
+    family.model.register_forward_pre_hook(seen, with_kwargs=True)
+    answer = family.infer(request, ZeroShotOptions(), cancelled)
+    assert len(answer.labels) == len(labels)
+    assert max(batches) <= BATCH_TOKENS
+    batches.clear()
+    family.model.register_forward_hook(lambda *_: cancelled.set())
+    with pytest.raises(CallCancelledError):
+        family.infer(request, ZeroShotOptions(), cancelled)
+    assert len(batches) == 1
 
 
 async def test_text_classification(tiny: Tiny) -> None:

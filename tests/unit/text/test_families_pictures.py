@@ -36,6 +36,18 @@ async def test_clip(tiny: Tiny, image: Image.Image) -> None:
     assert text.vector.values == pytest.approx(output.text_embeds[1].tolist(), abs=1e-5)
 
 
+async def test_clip_with_many_labels(tiny: Tiny, image: Image.Image) -> None:
+    folder, labels = tiny("clip"), [f"cat {number}" for number in range(300)]
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    texts = [f"This is a photo of {label}." for label in labels]
+    inputs = processor(text=texts, images=image, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        wanted = model(**inputs).logits_per_image[0].softmax(-1).tolist()
+    response = await infer(folder, "clip", image=png(image), labels=labels)
+    assert scores(response) == pytest.approx(dict(zip(labels, wanted, strict=True)), abs=1e-5)
+
+
 async def test_image_classification(tiny: Tiny, image: Image.Image) -> None:
     folder = tiny("vit")
     model = transformers.ViTForImageClassification.from_pretrained(folder).eval()

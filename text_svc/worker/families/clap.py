@@ -18,6 +18,7 @@ from text_svc.worker.inference import (
     NoOptions,
     Pretrained,
     cut_to,
+    in_parts,
     required_labels,
     scored,
     vector,
@@ -56,9 +57,14 @@ class Clap(Family[ClapOptions]):
                 features = self.model.get_audio_features(**sound)
                 return pb.InferResponse(vector=vector(features))
             labels = required_labels(request)
-            texts = self._texts([options.hypothesis_template.replace("{}", one) for one in labels])
-            logits = self.model(**self.to_model(texts), **sound).logits_per_audio[0].float()
-        return pb.InferResponse(labels=scored(labels, logits.softmax(-1)))
+            said = [options.hypothesis_template.replace("{}", one) for one in labels]
+            logits = torch.cat(
+                [
+                    self.model(**self.to_model(self._texts(part)), **sound).logits_per_audio[0]
+                    for part in in_parts(said, cancelled)
+                ]
+            )
+        return pb.InferResponse(labels=scored(labels, logits.float().softmax(-1)))
 
     def _texts(self, texts: list[str]) -> Any:
         return self._processor(text=texts, padding=True, truncation=True, return_tensors="pt")

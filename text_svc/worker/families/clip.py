@@ -18,6 +18,7 @@ from text_svc.worker.inference import (
     NoOptions,
     Pretrained,
     cut_to,
+    in_parts,
     required_labels,
     scored,
     vector,
@@ -57,9 +58,14 @@ class Clip(Family[ClipOptions]):
             if not request.labels:
                 return pb.InferResponse(vector=vector(self.model.get_image_features(**image)))
             labels = required_labels(request)
-            texts = self._texts([options.hypothesis_template.replace("{}", one) for one in labels])
-            logits = self.model(**self.to_model(texts), **image).logits_per_image[0].float()
-        scores = logits.sigmoid() if self._siglip else logits.softmax(-1)
+            said = [options.hypothesis_template.replace("{}", one) for one in labels]
+            logits = torch.cat(
+                [
+                    self.model(**self.to_model(self._texts(part)), **image).logits_per_image[0]
+                    for part in in_parts(said, cancelled)
+                ]
+            )
+        scores = logits.float().sigmoid() if self._siglip else logits.float().softmax(-1)
         return pb.InferResponse(labels=scored(labels, scores))
 
     def _texts(self, texts: list[str]) -> Any:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 
-import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
-from shared.errors import CallCancelledError, InvalidModelError, MissingFieldError
+from shared.errors import InvalidModelError, MissingFieldError
 from text_svc.launch import Launch
-from text_svc.worker.embeddings_batcher import cut
 from text_svc.worker.families import Loaded
 from text_svc.worker.infer_service import load_family
 from text_svc.worker.inference import Family, NoOptions, Pretrained
@@ -50,14 +48,7 @@ class Reranker(Family[RankingOptions]):
         encoded = self._tokenizer(
             [query] * len(documents), documents, truncation=True, return_token_type_ids=None
         )
-        scores = torch.empty(len(documents))
-        for batch in cut([len(ids) for ids in encoded["input_ids"]], streams=1):
-            if cancelled.is_set():
-                raise CallCancelledError("the call was cancelled")
-            rows = {name: [values[index] for index in batch] for name, values in encoded.items()}
-            inputs = self._tokenizer.pad(rows, return_tensors="pt")
-            with torch.inference_mode():
-                scores[batch] = self.model(**self.to_model(inputs)).logits[:, 0].float().cpu()
+        scores = self.logits(self._tokenizer, encoded, cancelled)[:, 0]
         if not options.raw:
             scores = scores.sigmoid()
         order = scores.argsort(descending=True, stable=True)[: options.top_k or None].tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import torch
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
@@ -53,15 +52,8 @@ class ZeroShotClassifier(Family[ZeroShotOptions]):
                 "hypothesis_template has no {} for the label", field="options[hypothesis_template]"
             )
         hypotheses = [options.hypothesis_template.replace("{}", label) for label in labels]
-        inputs = self._tokenizer(
-            [request.text] * len(labels),
-            hypotheses,
-            padding=True,
-            truncation="only_first",
-            return_tensors="pt",
-        )
-        with torch.inference_mode():
-            logits = self.model(**self.to_model(inputs)).logits.float()
+        encoded = self._tokenizer([request.text] * len(labels), hypotheses, truncation="only_first")
+        logits = self.logits(self._tokenizer, encoded, cancelled)
         if options.multi_label or len(labels) == 1:
             pairs = logits[:, [self._contradicts, self._entails]]
             scores = pairs.softmax(-1)[:, 1]
