@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import signal
+import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.support.stack import Stack, stack_in
+from tests.support.own_envoy import Start, entry_point
+from tests.support.stack import Stack, stack_in, wait_for
 from tools.dev_certs import make_certificates
+from tools.stack import ports
+from tools.stack.ports import Ports
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +39,30 @@ def front(
     with stack_in(tmp_path_factory.mktemp("front"), "--tls", str(certificates)) as running:
         running.wait_serving()
         yield running
+
+
+@pytest.fixture
+def envoy_ports(stack: Stack) -> Ports:
+    """Ports of an Envoy of its own in front of the services of the shared stack."""
+    free = ports.choose_ports("auto", 0)
+    known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
+    services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
+    return replace(free, **services)
+
+
+@pytest.fixture
+def start(tmp_path: Path, envoy_ports: Ports) -> Iterator[Start]:
+    """Starts the entry point with a configuration, and waits until the port accepts."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(config: dict[str, Any]) -> subprocess.Popen[bytes]:
+        process = entry_point(tmp_path, config)
+        started.append(process)
+        wait_for("the start of Envoy", lambda: ports.accepts(envoy_ports.envoy))
+        return process
+
+    yield run
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

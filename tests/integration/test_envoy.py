@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -168,8 +167,7 @@ def test_reflection_describes_every_service(channel: grpc.Channel, version: str)
 
 def access_lines(stack: Stack, request_id: str) -> list[dict[str, Any]]:
     """Lines of the access log with this request id."""
-    lines = [json.loads(line) for line in (stack.logs / "envoy.log").read_text().splitlines()]
-    return [line for line in lines if line.get("request_id") == request_id]
+    return [line for line in stack.access_log() if line.get("request_id") == request_id]
 
 
 def test_the_access_log_is_json_with_the_caller_s_request_id(

@@ -1,20 +1,25 @@
-"""What Envoy refuses for being too much: calls, bytes, metadata."""
+"""What Envoy refuses for being too much: calls, bytes, metadata, connections."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
+import urllib.request
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 
+from ml import common_pb2 as common_pb
 from ml import mediapipe_pb2_grpc as vision_grpc
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
 from tests.integration.test_envoy import access_lines
 from tests.support.http_calls import post
-from tests.support.stack import TEXT, VISION, Stack, list_models, wait_for
+from tests.support.own_envoy import Start, nobody_connected, wait_for_upstream
+from tests.support.stack import TEXT, VISION, Stack, list_models, open_channel, wait_for
+from tools.stack.envoy import Admin
 from tools.stack.envoy_config import native_config
 from tools.stack.ports import Ports
 
@@ -26,40 +31,6 @@ def test_every_rpc_has_a_rate_limit() -> None:
         if "path" in route["match"]:
             limit = route["typed_per_filter_config"]["envoy.filters.http.local_ratelimit"]
             assert limit["token_bucket"]["max_tokens"] >= limit["token_bucket"]["tokens_per_fill"]
-
-
-def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(front: Stack) -> None:
-    listener = native_config(Ports())["static_resources"]["listeners"][0]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    routes = {r.get("name"): r for r in manager["route_config"]["virtual_hosts"][0]["routes"]}
-    limits = routes["UnloadModel"]["typed_per_filter_config"].values()
-    (burst,) = (limit["token_bucket"]["max_tokens"] for limit in limits)
-
-    def unload(_: int) -> tuple[grpc.StatusCode, str]:
-        try:
-            stub.UnloadModel(models_pb.UnloadModelRequest(), timeout=60)
-        except grpc.RpcError as error:
-            return error.code(), error.details() or ""
-        raise AssertionError("an empty model id was accepted")
-
-    with front.channel() as channel, ThreadPoolExecutor(16) as threads:
-        stub = models_grpc.ModelManagementServiceStub(channel)
-        answers: set[tuple[grpc.StatusCode, str]] = set()
-        refused = (
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "too many calls of UnloadModel at once: try again in a second",
-        )
-        # The bucket fills while it is emptied, so how many it takes is not known exactly.
-        for _ in range(20):
-            answers |= set(threads.map(unload, range(burst)))
-            if refused in answers:
-                break
-        assert refused in answers
-        assert {code for code, _ in answers} == {
-            grpc.StatusCode.INVALID_ARGUMENT,
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-        }
-        assert list_models(channel) is grpc.StatusCode.OK
 
 
 def test_a_json_body_over_16_mib_is_413(front: Stack) -> None:
@@ -92,3 +63,101 @@ def test_oversized_metadata_is_refused_and_the_connection_lives(front: Stack) ->
         with pytest.raises(grpc.RpcError):
             list(stub.StreamFaceDetection(iter(()), metadata=[("x-large", "x" * (70 << 10))]))
         assert list_models(channel) is grpc.StatusCode.OK
+
+
+def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    listener = config["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = {one.get("name"): one for one in manager["route_config"]["virtual_hosts"][0]["routes"]}
+    (limit,) = routes["UnloadModel"]["typed_per_filter_config"].values()
+    # A bucket that is not filled again, so that no machine is too slow to empty it.
+    limit["token_bucket"] = {"max_tokens": 3, "tokens_per_fill": 1, "fill_interval": "3600s"}
+    start(config)
+    wait_for_upstream(Admin(envoy_ports.envoy_admin))
+    answers = []
+    with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        for _ in range(4):
+            with pytest.raises(grpc.RpcError) as failure:
+                stub.UnloadModel(models_pb.UnloadModelRequest(), timeout=60)
+            answers.append((failure.value.code(), failure.value.details()))
+        assert list_models(channel) is grpc.StatusCode.OK
+    assert [code for code, _ in answers[:3]] == [grpc.StatusCode.INVALID_ARGUMENT] * 3
+    assert answers[3] == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "too many calls of UnloadModel at once: try again in a second",
+    )
+
+
+def test_connections_over_the_limit_are_closed(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    (limit,) = (
+        monitor["typed_config"]
+        for monitor in config["overload_manager"]["resource_monitors"]
+        if "max_active_downstream_connections" in monitor["typed_config"]
+    )
+    assert limit["max_active_downstream_connections"] == 10_000
+    limit["max_active_downstream_connections"] = 3
+    start(config)
+    admin = Admin(envoy_ports.envoy_admin)
+
+    def answer(client: socket.socket) -> bytes:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            return client.recv(1024)
+        return b""
+
+    with contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", envoy_ports.envoy)
+        # The look whether the port accepts was a connection too.
+        wait_for("the end of all connections", lambda: nobody_connected(admin))
+        clients = [
+            opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)
+        ]
+        assert all(answer(client).startswith(b"HTTP/1.1 404") for client in clients)
+        assert answer(opened.enter_context(socket.create_connection(address, timeout=30))) == b""
+        # Prometheus still sees it.
+        metrics = ("127.0.0.1", envoy_ports.envoy_metrics)
+        with socket.create_connection(metrics, timeout=30) as scrape:
+            assert answer(scrape).startswith(b"HTTP/1.1 404")
+        clients[0].close()
+
+        def served_again() -> bool:
+            with socket.create_connection(address, timeout=30) as client:
+                return answer(client).startswith(b"HTTP/1.1 404")
+
+        wait_for("room for another connection", served_again)
+
+
+def test_without_memory_calls_are_refused_and_connections_are_not(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    (heap,) = (
+        monitor["typed_config"]
+        for monitor in config["overload_manager"]["resource_monitors"]
+        if "max_heap_size_bytes" in monitor["typed_config"]
+    )
+    heap["max_heap_size_bytes"] = 1
+    start(config)
+    with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+
+        def refusal() -> str:
+            try:
+                stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=30)
+            except grpc.RpcError as error:
+                return f"{error.code().name} {error.details()}"
+            return ""
+
+        wait_for("a refusal for want of memory", lambda: refusal().startswith("UNAVAILABLE env"))
+    page = urllib.request.urlopen(
+        f"http://127.0.0.1:{envoy_ports.envoy_metrics}/stats/prometheus", timeout=30
+    )
+    with page:
+        assert b"stop_accepting_requests_active{} 1" in page.read()

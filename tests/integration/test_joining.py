@@ -72,6 +72,7 @@ async def replica(
         "cache_dir": str(folder / "cache"),
         "model_dir": str(folder / "none"),
         "drain_seconds": "0",
+        "admission_seconds": "3600",  # a busy control plane may be silent for long
         **settings,
     }
     env = {f"{case.kind}_{name}".upper(): value for name, value in values.items()}

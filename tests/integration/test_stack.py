@@ -52,12 +52,17 @@ def test_sigterm_stops_everything_with_exit_code_0(private_stack: PrivateStack) 
 
 
 def test_a_call_that_runs_when_the_stack_is_stopped_comes_to_its_end(
-    private_stack: PrivateStack,
+    private_stack: PrivateStack, models: Path, tmp_path: Path
 ) -> None:
-    stack = private_stack()
+    # More than the buffers on the way take, and little enough for the drain of a slow machine.
+    folder = tmp_path / "models"
+    (folder / "text/org/name").mkdir(parents=True)
+    (folder / "text/org/name/file").write_bytes(bytes(16 << 20))
+    (folder / "vision").symlink_to(models / "vision")
+    stack = private_stack("--models", str(folder))
     stack.wait_listening()
     stack.wait_serving([MODEL_MGMT])
-    request = models_pb.ModelFileRequest(model_id=EMBEDDER, file_path="model.safetensors")
+    request = models_pb.ModelFileRequest(model_id="org/name", file_path="file")
     with stack.channel() as channel:
         chunks = models_grpc.ModelManagementServiceStub(channel).GetModelFile(request)
         first = next(chunks)

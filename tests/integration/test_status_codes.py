@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from ml import common_pb2, mediapipe_pb2_grpc, model_management_pb2_grpc, transf
 from ml.mediapipe_pb2 import ImageRequest, VideoFrame
 from ml.model_management_pb2 import LoadModelRequest, ModelFileRequest, UnloadModelRequest
 from ml.transformers_pb2 import ChatMessage, ChatRequest, GenerateEmbeddingsRequest, TextRequest
-from tests.support.stack import Stack
+from tests.support.stack import ROOT, Stack
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -63,8 +64,8 @@ def refused(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str, dict[str, An
                 details[kind] = message
     text = error.details()
     assert "Traceback" not in text
-    assert "/work" not in text
-    assert "/tmp" not in text
+    assert str(ROOT) not in text
+    assert tempfile.gettempdir() not in text
     return error.code(), text, details
 
 

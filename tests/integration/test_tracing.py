@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -64,11 +63,12 @@ def embed(stack: Stack, caller: Caller, model: str = EMBEDDER) -> None:
 
 
 def wait_for_spans(sink: Sink, caller: Caller, *services: str) -> list[Span]:
-    """The spans of a trace, once each of the services has sent one."""
+    """The spans of a trace, once each of the services has sent one and the parents of all."""
 
     def complete() -> list[Span]:
         spans = sink.spans(caller.trace)
-        return spans if {span.service for span in spans} >= set(services) else []
+        rooted = all(ancestors(span, spans)[-1] == caller.span for span in spans)
+        return spans if rooted and {span.service for span in spans} >= set(services) else []
 
     return wait_for(f"spans of {', '.join(services)}", complete)
 
@@ -150,8 +150,7 @@ def test_the_access_log_names_the_trace(traced: Stack) -> None:
     embed(traced, caller)
 
     def logged() -> bool:
-        lines = (traced.logs / "envoy.log").read_text().splitlines()
-        return any(json.loads(line).get("trace_id") == caller.trace for line in lines)
+        return any(line.get("trace_id") == caller.trace for line in traced.access_log())
 
     wait_for("a line of the access log", logged)
 

@@ -122,6 +122,14 @@ class Stack:
         """The folder with NAME.log for each process."""
         return self.state_file.parent / "logs"
 
+    def access_log(self) -> list[dict[str, Any]]:
+        """The lines of Envoy's access log; its own words and half a line at the end are none."""
+        lines = []
+        for line in (self.logs / "envoy.log").read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict)]
+
     def channel(self, name: str = "envoy") -> grpc.Channel:
         """A channel to Envoy, or to one of the addresses."""
         return open_channel(self.addresses[name])
@@ -173,7 +181,7 @@ class Stack:
     def wait_gone(self) -> None:
         """Waits until no process of the stack is left."""
         try:
-            wait_for("the end of all processes", lambda: not self.processes(), 30.0)
+            wait_for("the end of all processes", lambda: not self.processes())
         except AssertionError as error:
             left = [f"{process.pid} {process.cmdline()}" for process in self.processes()]
             raise AssertionError(f"{error}; left are {left}") from None
@@ -198,11 +206,11 @@ class Stack:
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(30)
+                self.process.wait(60)
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
         for stream in (self.process.stdout, self.process.stderr):
             if stream:
                 stream.close()
