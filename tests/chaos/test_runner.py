@@ -78,10 +78,14 @@ def test_calls_are_unavailable_until_the_service_is_up_and_after_it_died(
         stack.wait_serving([MODEL_MGMT])
         assert not stub.GetLoadedModels(common_pb.EmptyRequest()).models
 
-        stack.kill("model_mgmt_svc")
-        with pytest.raises(grpc.RpcError) as failure:
-            stub.GetLoadedModels(common_pb.EmptyRequest())
-        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        runner = stack.kill("runner", signal.SIGSTOP)  # it would start the service again
+        try:
+            stack.kill("model_mgmt_svc")
+            with pytest.raises(grpc.RpcError) as failure:
+                stub.GetLoadedModels(common_pb.EmptyRequest())
+            assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            os.kill(runner, signal.SIGCONT)
 
 
 def test_a_dead_child_is_told_and_started_again(private_stack: PrivateStack) -> None:

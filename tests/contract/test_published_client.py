@@ -47,7 +47,7 @@ def run_client(stubs: Path, address: str, models: Path) -> dict:
         capture_output=True,
         text=True,
         cwd=stubs,
-        timeout=240,
+        timeout=280,
     )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
@@ -92,7 +92,7 @@ async def test_every_rpc_answers(stack: Stack, method: str) -> None:
     )
     async with stack.aio_channel() as channel:
         call = getattr(channel, kind)(method)
-        call = call(iter([b""]), timeout=30) if client_streaming else call(b"", timeout=30)
+        call = call(iter([b""]), timeout=120) if client_streaming else call(b"", timeout=120)
         code = await call.code()
         details = await call.details()
         trailers = dict(await call.trailing_metadata())

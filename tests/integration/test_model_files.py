@@ -185,15 +185,20 @@ async def test_a_source_that_dies_half_way_is_not_noticed(
 async def test_an_old_source_that_dies_half_way_is_told(
     service: ModelMgmt, model: str, source: Provider
 ) -> None:
+    begun = asyncio.Event()
+
     async def dies(provider, request, content, context):
         for chunk in chunks(content)[:7]:
             yield chunk
+        await begun.wait()
         await context.abort(Code.UNAVAILABLE, "Socket closed")
 
     source.behaviours = [dies]
     source.usual = old
+    call = service.stub.GetModelFile(pb.ModelFileRequest(model_id=model, file_path=NAME))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.file(model, NAME)
+        async for _ in call:
+            begun.set()  # what the caller has may be of another version than what comes then
     assert failure_of(caught.value).code == Code.UNAVAILABLE  # safe to try again
     assert content_of(await service.file(model, NAME)) == CONTENT
 
