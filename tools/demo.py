@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -62,6 +63,8 @@ def running_stack(port: int) -> Iterator[str]:
         return
     console.print(f"starting the stack on port {port}")
     command = [sys.executable, "-m", "tools.stack", "up", "--port", str(port)]
+    # Only Envoy's port has to be a known one, and nothing is left should this process be killed.
+    command += ["--base-port", "auto", "--exit-with-parent", str(os.getpid())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         _wait_serving(address, process)
@@ -256,6 +259,8 @@ def main() -> None:
             summary: Summary = [("stack serving", address, started), *run(address)]
     except grpc.RpcError as error:
         sys.exit(f"a call failed: {error.code().name}: {error.details()}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
     table = Table(Column("step", no_wrap=True), Column("result", overflow="fold"), "seconds")
     for name, result, seconds in summary:
         table.add_row(name, result, f"{seconds:.2f}")

@@ -17,6 +17,7 @@ import pytest
 from ml import common_pb2 as common_pb
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from tests.support.processes import free_port
 from tests.support.stack import (
     EMBEDDER,
     MODEL_MGMT,
@@ -137,6 +138,19 @@ def test_nothing_outlives_the_starter(private_stack: PrivateStack, tmp_path: Pat
     stack = private_stack(command=[sys.executable, "-c", starter])
     stack.wait_listening()
     assert stack.pids["guard"] != stack.process.pid
+    stack.process.kill()
+    stack.wait_gone()
+
+
+def test_nothing_outlives_the_demonstration(private_stack: PrivateStack) -> None:
+    command = [sys.executable, "-m", "tools.demo", "--port", str(free_port())]
+    stack = private_stack(command=command)
+
+    def begun() -> bool:
+        assert stack.process.poll() is None, stack.output()
+        return len(stack.processes()) > 4  # itself, guard, runner, Envoy, a service
+
+    wait_for("the start of its stack", begun)
     stack.process.kill()
     stack.wait_gone()
 
