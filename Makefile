@@ -20,6 +20,8 @@ setup: $(SETUP) ## make the environment in .venv
 
 # +cpu names the CPU build, so that no index can hand out a CUDA build of several GB.
 $(SETUP): requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "$(PYTHON) is not installed; with PYTHON=... another Python 3.11 is taken"; exit 1; }
 	@echo "making the environment in $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -q --no-deps "$(TORCH)" 2>/dev/null || \
@@ -29,7 +31,7 @@ $(SETUP): requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto proto
 	@touch $@
 
 up: models ## run the services, Envoy and a file provider until Ctrl-C
-	@$(PY) -m tools.stack up --port $(PORT)
+	@$(PY) -m tools.stack up --port $(PORT) $(UP)
 
 down: setup ## stop what `make up` started
 	@$(PY) -m tools.stack down
