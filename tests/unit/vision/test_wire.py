@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml import mediapipe_pb2 as pb
@@ -65,6 +65,7 @@ def test_what_is_cut_off_is_refused(message: bytes) -> None:
         read_frame(message)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=40), st.booleans())
 def test_any_bytes_are_read_as_protobuf_reads_them(message: bytes, begins_with_data: bool) -> None:
     if begins_with_data:
