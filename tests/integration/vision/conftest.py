@@ -66,6 +66,15 @@ def vision_models(models: Path) -> Path:
 
 
 def _start(cleanup: ExitStack, module: str = "vision_svc", **settings: str) -> Vision:
+    for _ in range(3):  # a port may be taken by somebody else before the service listens on it
+        vision = _start_once(cleanup, module, **settings)
+        if vision.process.poll() is None:
+            return vision
+    raise AssertionError(f"{module} ended at its start")
+
+
+def _start_once(cleanup: ExitStack, module: str, **settings: str) -> Vision:
+    """A service that serves, or one that has ended."""
     port, metrics_port = free_port(), free_port()
     env = {
         "VISION_PORT": str(port),
@@ -78,15 +87,14 @@ def _start(cleanup: ExitStack, module: str = "vision_svc", **settings: str) -> V
     channel = cleanup.enter_context(open_channel(address))
     health = health_pb2_grpc.HealthStub(channel)
 
-    def serving() -> bool:
-        assert child.poll() is None, "vision_svc ended at its start"
+    def serving_or_ended() -> bool:
         try:
             answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
         except grpc.RpcError:
-            return False
+            return child.poll() is not None
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
-    wait_for("vision_svc serving", serving)
+    wait_for(f"{module} serving", serving_or_ended)
     stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
     return Vision(child, address, metrics_port, channel, stub)
 
