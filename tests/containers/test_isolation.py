@@ -13,7 +13,7 @@ import pytest
 
 from tests.containers.containers import ContainerSet, execute, python
 
-INTERNAL_METHODS = ("Load", "Unload", "List")
+INTERNAL_METHODS = ("Load", "Unload", "List", "Admit")
 # Every port that something in the set listens on.
 PORTS = (50051, 50052, 50061, 50062, 50063, 9461, 9462, 9463, 9901)
 WRITABLE = {
