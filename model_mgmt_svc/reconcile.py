@@ -84,8 +84,10 @@ class Reconciler:
                     await self.round()
                 except Exception:
                     log.exception("a round of reconciling failed")
+                # Not wait_for, which before Python 3.12 loses a cancellation beside the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._interval)
+                    async with asyncio.timeout(self._interval):
+                        await self._woken.wait()
                 self._woken.clear()
         finally:
             for task in self._running.values():

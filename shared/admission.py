@@ -44,8 +44,10 @@ class Admission:
         while not self.admitted:
             left = self._heard_at + self._patience - time.monotonic()
             if left > 0:
+                # Not wait_for, which before Python 3.12 loses a cancellation beside the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._admitted.wait(), left)
+                    async with asyncio.timeout(left):
+                        await self._admitted.wait()
             else:
                 seconds = self._patience
                 log.warning("no control plane: taking calls", extra={"waited_seconds": seconds})

@@ -187,6 +187,25 @@ async def test_the_loop_goes_on_after_a_round_that_failed(
     await asyncio.wait((loop,))
 
 
+async def test_the_loop_ends_though_it_is_woken_in_the_same_moment(plane: Plane) -> None:
+    reconciler = Reconciler(
+        plane.workers,
+        plane.wishes,
+        plane.lifecycle,
+        interval=600,
+        max_failures=3,
+        clock=Clock(),
+    )
+    loop = asyncio.create_task(reconciler.run())
+    await until(lambda: plane.first.admitted and plane.second.admitted)
+    await until(lambda: bool(reconciler._woken._waiters))  # between two rounds
+    reconciler.wake()
+    loop.cancel()
+    async with asyncio.timeout(60):
+        await asyncio.wait((loop,))
+    assert loop.cancelled()
+
+
 async def test_with_nothing_wanted_all_are_let_in_at_once(plane: Plane, rounds: Rounds) -> None:
     await rounds.reconciler.round()
     assert [replica.admitted for replica in plane.replicas] == [True, True]

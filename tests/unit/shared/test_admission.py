@@ -25,6 +25,16 @@ async def test_it_was_let_in_before_it_waits() -> None:
     await asyncio.wait_for(admission.wait(), 60)
 
 
+async def test_a_cancellation_with_the_admission_is_not_lost() -> None:
+    admission = Admission(patience_seconds=600)
+    waiting = asyncio.create_task(admission.wait())
+    await asyncio.sleep(0)
+    admission.admit()
+    waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled()
+
+
 async def test_nobody_is_there() -> None:
     admission = Admission(patience_seconds=0.05)
     await asyncio.wait_for(admission.wait(), 60)
