@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import io
+import subprocess
+import sys
 import wave
+from importlib import import_module
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from tests.support.stack import ROOT
 
 # From speak_lib.h.
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -20,8 +25,19 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 def speak(text: str, words_a_minute: int = 140) -> tuple[npt.NDArray[np.int16], int]:
-    """Samples of a spoken English text, and their rate. Skips the test where there is no eSpeak."""
-    loader = pytest.importorskip("espeakng_loader", reason="espeakng-loader speaks the test's text")
+    """Samples of a spoken English text, and their rate. Skips the test where there is no eSpeak.
+
+    In a process of its own: what eSpeak says depends a little on what it has said before.
+    """
+    pytest.importorskip("espeakng_loader", reason="espeakng-loader speaks the test's text")
+    command = (sys.executable, "-m", __name__, text, str(words_a_minute))
+    answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    return np.frombuffer(answer[4:], "<i2"), int.from_bytes(answer[:4], "little")
+
+
+def _spoken(text: str, words_a_minute: int) -> tuple[int, bytes]:
+    """The rate and the samples of a text."""
+    loader = import_module("espeakng_loader")
     espeak = ctypes.CDLL(loader.get_library_path())
     rate = espeak.espeak_Initialize(
         _AUDIO_OUTPUT_SYNCHRONOUS, 0, loader.get_data_path().encode(), 0
@@ -41,7 +57,7 @@ def speak(text: str, words_a_minute: int = 140) -> tuple[npt.NDArray[np.int16], 
     spoken = text.encode()
     espeak.espeak_Synth(spoken, len(spoken) + 1, 0, 0, 0, _CHARS_UTF8, None, None)
     espeak.espeak_Synchronize()
-    return np.concatenate(parts), rate
+    return rate, np.concatenate(parts).astype("<i2").tobytes()
 
 
 def wav(samples: npt.NDArray[np.int16], rate: int) -> bytes:
@@ -53,3 +69,8 @@ def wav(samples: npt.NDArray[np.int16], rate: int) -> bytes:
         writer.setframerate(rate)
         writer.writeframes(samples.astype("<i2").tobytes())
     return file.getvalue()
+
+
+if __name__ == "__main__":
+    _rate, _samples = _spoken(sys.argv[1], int(sys.argv[2]))
+    sys.stdout.buffer.write(_rate.to_bytes(4, "little") + _samples)
