@@ -124,6 +124,26 @@ def _(folder: Path) -> None:
     save(folder, model, processor)
 
 
+@builder("wav2vec2")
+def _(folder: Path) -> None:
+    letters = {letter: index for index, letter in enumerate(["<pad>", *"|abcdefghijklmnop"])}
+    (folder / "vocab.json").write_text(json.dumps(letters))
+    tokenizer = t.Wav2Vec2CTCTokenizer(str(folder / "vocab.json"), unk_token="<pad>")
+    config = t.Wav2Vec2Config(
+        vocab_size=len(letters),
+        **SMALL,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    processor = t.Wav2Vec2Processor(
+        feature_extractor=t.Wav2Vec2FeatureExtractor(), tokenizer=tokenizer
+    )
+    model = t.Wav2Vec2ForCTC(config)
+    widen(model)
+    save(folder, model, processor)
+
+
 @builder("vits")
 def _(folder: Path) -> None:
     letters = {letter: index for index, letter in enumerate("_ abcdefghijklmnopqrstuvwxyz'-")}

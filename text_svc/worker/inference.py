@@ -59,7 +59,7 @@ class GenerateOptions(NoOptions):
     def arguments(
         self, model: Any, cancelled: threading.Event, prompt_tokens: int = 0
     ) -> dict[str, Any]:
-        """What `generate` takes; it stops after the token during which `cancelled` is set.
+        """What `generate` takes; it fails after the token during which `cancelled` is set.
 
         Args:
             model: bounds the new tokens by what its decoder can hold.
@@ -83,7 +83,7 @@ class GenerateOptions(NoOptions):
             "num_beams": self.num_beams,
             "do_sample": self.temperature > 0,
             **(sampling if self.temperature else {}),
-            "stopping_criteria": stop_when(cancelled),
+            "stopping_criteria": ending_when(cancelled),
         }
 
 
@@ -209,7 +209,6 @@ class Family(abc.ABC, Generic[Options]):
         arguments |= options.arguments(self.model, cancelled, prompt_tokens)
         with torch.inference_mode():
             ids: torch.Tensor = self.model.generate(**self.to_model(inputs), **arguments)
-        end_if(cancelled)
         return ids[0]
 
     def logits(self, tokenizer: Any, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
@@ -242,17 +241,21 @@ class Family(abc.ABC, Generic[Options]):
         }
 
 
-class _Stopped(StoppingCriteria):
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
+class _Ended(StoppingCriteria):
+    def __init__(self, cancelled: threading.Event) -> None:
+        self._cancelled = cancelled
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+        end_if(self._cancelled)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def stop_when(event: threading.Event) -> StoppingCriteriaList:
-    """Stops `generate` after the token during which the event is set."""
-    return StoppingCriteriaList([_Stopped(event)])
+def ending_when(cancelled: threading.Event) -> StoppingCriteriaList:
+    """Ends `generate` after the token during which the event is set, as `end_if` does.
+
+    By an error: Whisper's would go on with the next 30 seconds.
+    """
+    return StoppingCriteriaList([_Ended(cancelled)])
 
 
 def end_if(cancelled: threading.Event) -> None:

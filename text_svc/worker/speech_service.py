@@ -67,7 +67,12 @@ class SpeechServicer(InferServicer):
         segments = await self._thread.run(
             lambda cancelled: self._speech.transcribe(piece.samples, options, cancelled)
         )
-        for segment in segments:
-            segment.start += piece.start
-            segment.end += piece.start
-        return [segment for segment in segments if segment.text]
+        return [segment for segment in shifted(segments, piece.start) if segment.text]
+
+
+def shifted(segments: list[pb.TranscriptSegment], seconds: float) -> list[pb.TranscriptSegment]:
+    """Segments of a piece as those of the sound in which it starts after so many seconds."""
+    for segment in segments:
+        segment.start += seconds
+        segment.end += seconds
+    return segments

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
 from ml import transformers_pb2 as pb
-from tests.support.text_family import Tiny, infer, scores
+from shared.errors import CallCancelledError
+from tests.support.text_family import Tiny, infer, launch_of, scores
+from text_svc.worker.families.speech_recognition import SpeechOptions, SpeechRecognizer
 
 RATE = 16_000
 
@@ -42,6 +47,9 @@ async def test_clap(tiny: Tiny, sound: np.ndarray) -> None:
     assert scores(response) == pytest.approx(dict(zip(("rain", "music"), wanted, strict=True)))
     alone = await infer(folder, "clap", audio=audio)
     assert alone.vector.values == pytest.approx(output.audio_embeds[0].tolist(), abs=1e-5)
+    long = samples(np.concatenate([sound] * 4), rate)
+    once, again = [await infer(folder, "clap", audio=long) for _ in range(2)]
+    assert once == again, "the part of a long sound is not by chance"
     read = await infer(folder, "clap", text=texts[0])
     assert read.vector.values == pytest.approx(output.text_embeds[0].tolist(), abs=1e-5)
 
@@ -76,6 +84,45 @@ async def test_moonshine(tiny: Tiny, sound: np.ndarray) -> None:
     response = await infer(folder, "moonshine", audio=samples(sound))
     assert response.text == wanted
     assert [segment.end for segment in response.segments] == [1]
+
+
+@pytest.mark.parametrize("name", ["moonshine", "wav2vec2"])
+async def test_a_long_sound_is_heard_in_pieces(tiny: Tiny, sound: np.ndarray, name: str) -> None:
+    """A model that hears all at once would need memory with the square of its length."""
+    pause = np.zeros(2 * RATE, np.float32)
+    folder, part = tiny(name), np.concatenate([sound] * 5)
+    whole = np.concatenate([pause, part, *[pause, part] * 5])
+    launch = launch_of(folder, "asr")
+    family = SpeechRecognizer(launch)
+    heard: list[int] = []
+
+    def seen(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
+        heard.append(inputs["input_values"].shape[1])
+
+    encoder = family.model.get_encoder() if name == "moonshine" else family.model
+    encoder.register_forward_pre_hook(seen, with_kwargs=True)
+    request = pb.InferRequest(audio=samples(whole))
+    answer = family.infer(request, SpeechOptions(), threading.Event())
+    assert len(heard) == len(answer.segments) == 6
+    assert max(heard) < 8 * RATE
+    starts = [segment.start for segment in answer.segments]
+    assert starts == pytest.approx([7 * index + 1.5 for index in range(6)], abs=1)
+    assert answer.text.split() == " ".join(s.text for s in answer.segments).split()
+
+
+async def test_a_cancel_ends_a_long_whisper_at_its_next_token(tiny: Tiny) -> None:
+    family = SpeechRecognizer(launch_of(tiny("whisper"), "asr"))
+    cancelled, windows = threading.Event(), []
+
+    def seen(*_: Any) -> None:
+        windows.append(1)
+        cancelled.set()
+
+    family.model.get_encoder().register_forward_hook(seen)
+    minutes = np.random.default_rng(0).normal(0, 0.1, 120 * RATE).astype(np.float32)
+    with pytest.raises(CallCancelledError):
+        family.transcribe(minutes, SpeechOptions(language="en"), cancelled)
+    assert len(windows) == 1
 
 
 async def test_text_to_speech(tiny: Tiny) -> None:

@@ -137,6 +137,20 @@ async def test_llava_without_a_chat_template_completes(tiny: Tiny) -> None:
     assert before == marked
 
 
+async def test_a_sound_that_the_model_would_cut_is_refused_in_every_call(tiny: Tiny) -> None:
+    long, message = sound(noise(31)), "longer than the limit of 30 s"
+    async with serve(launch_of(tiny("qwen2-audio"), "vlm")) as stub:
+        calls = (
+            lambda: stub.Infer(pb.InferRequest(audio=long, prompt="what ?")),
+            lambda: generate(stub, prompt="what ?", audio=[long]),
+            lambda: chat(stub, pb.ChatMessage(role="user", content="what ?", audio=[long])),
+        )
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError, match=message) as caught:
+                await call()
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 FLORENCE_TASKS = ("<CAPTION>", "<OCR>", "<OD>", "<OCR_WITH_REGION>", "<REGION_PROPOSAL>")
 FLORENCE_INPUTS = ("<CAPTION_TO_PHRASE_GROUNDING>a cat", "<REFERRING_EXPRESSION_SEGMENTATION>a cat")
 

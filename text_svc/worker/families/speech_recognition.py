@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCTC, AutoModelForSpeechSeq2Seq,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
 from ml import transformers_pb2 as pb
-from shared.errors import CallCancelledError, InvalidArgumentError
+from shared.errors import InvalidArgumentError
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
-from text_svc.worker.inference import Family, NoOptions, Pretrained, stop_when
+from text_svc.worker.inference import Family, NoOptions, Pretrained, end_if, ending_when
 from text_svc.worker.media import Samples
-from text_svc.worker.speech_service import SpeechServicer
+from text_svc.worker.speech_pieces import SpeechCutter
+from text_svc.worker.speech_service import SpeechServicer, shifted
 from text_svc.worker.torch_model import loading_errors
 
 # Moonshine's authors: more tokens a second than this are hallucinated.
@@ -34,7 +35,7 @@ class SpeechOptions(NoOptions):
 
 
 class SpeechRecognizer(Family[SpeechOptions]):
-    """Sounds of any length for Whisper, which works through 30 s after 30 s."""
+    """Sounds of any length: Whisper works through 30 s after 30 s, the others through pieces."""
 
     takes = ("audio",)
     options = SpeechOptions
@@ -48,13 +49,16 @@ class SpeechRecognizer(Family[SpeechOptions]):
         self.model = source.model(AutoModelForCTC if ctc else AutoModelForSpeechSeq2Seq)
         self._processor = source.read(AutoProcessor)
         self.rate: int = self._processor.feature_extractor.sampling_rate
-        self._run = self._ctc if ctc else self._whisper if kind == "whisper" else self._seq2seq
+        # Whisper writes the spaces between its segments itself.
+        self._run, self._between = self._whisper, ""
+        if kind != "whisper":
+            self._run, self._between = self._ctc if ctc else self._seq2seq, " "
 
     def infer(
         self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         segments = self._segments(self.audio(request, self.rate), options, cancelled)
-        text = "".join(segment.text for segment in segments).strip()
+        text = self._between.join(segment.text for segment in segments).strip()
         return pb.InferResponse(text=text, segments=_stripped(segments))
 
     def transcribe(
@@ -66,10 +70,15 @@ class SpeechRecognizer(Family[SpeechOptions]):
     def _segments(
         self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
     ) -> list[pb.TranscriptSegment]:
+        longest = int(self.window_seconds * self.rate)
         with torch.inference_mode():
-            segments = self._run(samples, options, cancelled)
-        if cancelled.is_set():
-            raise CallCancelledError("the call was cancelled")
+            if len(samples) <= longest or self._run == self._whisper:
+                return self._run(samples, options, cancelled)
+            cutter = SpeechCutter(self.rate, self.window_seconds)
+            segments = []
+            for piece in filter(None, (*cutter.add(samples), cutter.rest())):
+                end_if(cancelled)
+                segments += shifted(self._run(piece.samples, options, cancelled), piece.start)
         return segments
 
     def _whisper(
@@ -91,7 +100,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
                 return_timestamps=True,
                 return_segments=True,
                 num_beams=options.num_beams,
-                stopping_criteria=stop_when(cancelled),
+                stopping_criteria=ending_when(cancelled),
                 **{name: value for name, value in wanted.items() if value},
             )
         except ValueError as error:  # such as a language that the model does not know
@@ -114,7 +123,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
             **self._inputs(samples),
             max_new_tokens=max(int(seconds * _MOONSHINE_TOKENS_A_SECOND), 1),
             num_beams=options.num_beams,
-            stopping_criteria=stop_when(cancelled),
+            stopping_criteria=ending_when(cancelled),
         )
         return self._whole(ids[0], seconds)
 

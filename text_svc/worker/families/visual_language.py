@@ -18,7 +18,7 @@ from text_svc.worker.engine_metrics import EngineMetrics
 from text_svc.worker.families import Loaded
 from text_svc.worker.generation import AnswerTokenizer, TextGenerator
 from text_svc.worker.inference import Family, GenerateOptions, Pretrained, positions
-from text_svc.worker.media import Samples
+from text_svc.worker.media import Samples, decode_audio
 from text_svc.worker.media_prompt import Marks, MediaPrompts
 from text_svc.worker.multimodal_service import MultimodalServicer
 from text_svc.worker.processors import read_processor
@@ -91,7 +91,8 @@ class VisualLanguageModel(Family[GenerateOptions]):
     ) -> pb.InferResponse:
         heard = request.WhichOneof("input") == "audio"
         images = [] if heard else [self.image(request)]
-        sounds = [self.audio(request, self.audio_rate)] if heard else []
+        limit = min(self.launch.max_audio_seconds, self.audio_seconds)
+        sounds = [decode_audio(request.audio, self.audio_rate, limit)] if heard else []
         inputs = self.prepared(request.prompt, images, sounds)
         prompt_tokens = inputs["input_ids"].shape[1]
         ids = self.generate(inputs, options, cancelled, prompt_tokens=prompt_tokens)
