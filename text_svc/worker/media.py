@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterable
 
@@ -72,7 +73,7 @@ def decode_image(
                 f"{field} has {width} x {height} pixels{others}, the limit is {max_pixels} a call",
                 metadata={"limit": str(max_pixels)},
             )
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        return _upright(picture).convert("RGB")
     except Image.DecompressionBombError:
         raise InputTooLargeError(
             f"{field} has more pixels than the limit of {max_pixels}",
@@ -86,6 +87,13 @@ def decode_image(
         ) from error
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (TypeError, struct.error, KeyError):  # numbers in its EXIF that are none
+        return picture
+
+
 def encode_png(picture: Image.Image) -> bytes:
     """A picture as a PNG file."""
     file = io.BytesIO()
@@ -94,23 +102,24 @@ def encode_png(picture: Image.Image) -> bytes:
 
 
 def decode_audio(
-    audio: pb.AudioData, rate: int, max_seconds: float, field: str = "audio"
+    audio: pb.AudioData, rate: int, max_seconds: float, field: str = "audio", *, before: float = 0.0
 ) -> Samples:
     """One channel of samples from -1 to 1 at `rate`, shape (samples,).
 
     Args:
         audio: as it came.
         rate: samples a second.
-        max_seconds: what it may last.
+        max_seconds: what the call's sounds may last, all together.
         field: what the caller calls the `AudioData`.
+        before: seconds of the call's sounds before this one.
 
     Raises:
         MissingFieldError, UnknownFormatError, OutOfRangeError: a field is wrong.
         InvalidArgumentError: the bytes are no sound of a known format.
-        InputTooLargeError: it is longer than `max_seconds`.
+        InputTooLargeError: they are longer than `max_seconds`.
     """
     reader = SoundReader(rate, field)
-    samples = np.concatenate([reader.add(audio, max_seconds), reader.rest()])
+    samples = np.concatenate([reader.add(audio, max_seconds, before), reader.rest()])
     if not len(samples):
         raise InvalidArgumentError(f"{field}.data has no samples", field=f"{field}.data")
     return samples
@@ -129,7 +138,7 @@ class SoundReader:
         self._field = field
         self._resampler = av.AudioResampler(format="fltp", rate=rate)
 
-    def add(self, audio: pb.AudioData, max_seconds: float) -> Samples:
+    def add(self, audio: pb.AudioData, max_seconds: float, before: float = 0.0) -> Samples:
         """Samples as of `decode_audio`, but for the last few, which wait for the next piece.
 
         Raises:
@@ -140,11 +149,12 @@ class SoundReader:
             raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
         try:
             if audio.format:
-                return self._resampled([_raw_frame(audio, field)], max_seconds)
+                return self._resampled([_raw_frame(audio, field)], max_seconds, before)
             with av.open(io.BytesIO(data), "r", format=_container(data, field)) as file:
                 if not file.streams.audio:
                     raise _undecodable(len(data), field)
-                return self._resampled(file.decode(file.streams.audio[0]), max_seconds)
+                frames = file.decode(file.streams.audio[0])
+                return self._resampled(frames, max_seconds, before)
         except (av.FFmpegError, ValueError) as error:
             raise _undecodable(len(data), field) from error
 
@@ -152,16 +162,19 @@ class SoundReader:
         """The last samples."""
         return _joined([_mixed(part) for part in self._resampler.resample(None)])
 
-    def _resampled(self, frames: Iterable[av.AudioFrame], max_seconds: float) -> Samples:
+    def _resampled(
+        self, frames: Iterable[av.AudioFrame], max_seconds: float, before: float
+    ) -> Samples:
         parts: list[Samples] = []
-        left = int(max_seconds * self._rate)
+        left = int((max_seconds - before) * self._rate)
         for frame in frames:
             for part in self._resampler.resample(frame):
                 parts.append(_mixed(part))
                 left -= len(parts[-1])
                 if left < 0:
+                    others = f" with the {before:g} s before it" if before else ""
                     raise InputTooLargeError(
-                        f"{self._field} is longer than the limit of {max_seconds:g} s",
+                        f"{self._field} is longer{others} than the limit of {max_seconds:g} s",
                         metadata={"limit_seconds": f"{max_seconds:g}"},
                     )
         return _joined(parts)

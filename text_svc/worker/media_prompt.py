@@ -226,11 +226,15 @@ class MediaPrompts:
         return images
 
     def _sounds(self, media: _Media) -> list[Samples]:
-        sounds, left = [], self._launch.max_audio_seconds
+        sounds: list[Samples] = []
+        seconds, limit = 0.0, self._launch.max_audio_seconds
         rate, longest = self._model.audio_rate, self._model.audio_seconds
         for name, one in media.audio.items():
-            sounds.append(decode_audio(one, rate, min(left, longest), name))
-            left -= len(sounds[-1]) / rate
+            if longest <= limit - seconds:
+                sounds.append(decode_audio(one, rate, longest, name))
+            else:
+                sounds.append(decode_audio(one, rate, limit, name, before=seconds))
+            seconds += len(sounds[-1]) / rate
         return sounds
 
 

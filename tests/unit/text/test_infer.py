@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ml import transformers_pb2 as pb
 from shared.errors import QueueFullError, ServiceError
@@ -40,6 +41,19 @@ def test_pictures_of_every_kind(kind: str) -> None:
     assert decoded.mode == "RGB"
     assert decoded.size == (12, 10)
     assert np.abs(np.asarray(decoded)[5, 5].astype(int) - (10, 200, 30)).max() < 8
+
+
+def test_a_picture_whose_exif_is_broken_is_still_one() -> None:
+    # Two entries: the orientation, and a resolution that is text where a number belongs.
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 4, b"x\0\0\0")
+    header = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2)
+    file = io.BytesIO()
+    exif = header + orientation + resolution + b"\0" * 4
+    Image.new("RGB", (12, 10)).save(file, "JPEG", exif=exif)
+    with pytest.raises(TypeError):
+        ImageOps.exif_transpose(Image.open(file))
+    assert decode_image(file.getvalue(), 1000).size == (12, 10)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,18 @@ async def test_a_sound_that_the_model_would_cut_is_refused_in_every_call(tiny: T
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+async def test_sounds_together_over_the_limit_are_told_the_whole_limit(tiny: Tiny) -> None:
+    launch = launch_of(tiny("qwen2-audio"), "vlm", max_audio_seconds=5)
+    pieces = [sound(noise(2))] * 3
+    async with serve(launch) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await chat(stub, pb.ChatMessage(role="user", content="what ?", audio=pieces))
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert caught.value.details() == (
+        "messages[0].audio[2] is longer with the 4 s before it than the limit of 5 s"
+    )
+
+
 FLORENCE_TASKS = ("<CAPTION>", "<OCR>", "<OD>", "<OCR_WITH_REGION>", "<REGION_PROPOSAL>")
 FLORENCE_INPUTS = ("<CAPTION_TO_PHRASE_GROUNDING>a cat", "<REFERRING_EXPRESSION_SEGMENTATION>a cat")
 
