@@ -11,7 +11,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity lint format proto models lock docs figures clean images test-containers sbom
+.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity rust lint format proto models lock docs figures clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ bench-embeddings: models ## time embeddings against sentence-transformers and in
 bench-perplexity: models ## what each dtype costs a model's answers
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
 
+rust: ## build, lint and test the Rust client
+	@$(PYTHON) -m tools.cargo fmt --check
+	@$(PYTHON) -m tools.cargo clippy -q --all-targets --all-features -- -D warnings
+	@$(PYTHON) -m tools.cargo test -q --all-features
+
 lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m ruff check -q .
@@ -96,4 +101,4 @@ figures: setup ## take the benchmarks' tables into README.md
 	@$(PY) -m tools.docs --figures
 
 clean: ## remove what was made: environment, models, output
-	rm -rf $(VENV) ml models out run build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) ml models out run build dist clients/rust/target .mypy_cache .ruff_cache .pytest_cache

@@ -30,6 +30,9 @@ COVERED = {
     "http://127.0.0.1:50051/ml.ModelManagementService/GetLoadedModels": "test_make_up_and_down",
     "docker compose --profile demo up": "tests/containers/test_main_job.py",
     "python3 ml_server.py --port 50051": "tests/chaos/test_main_job.py",
+    "make rust": "tests/integration/test_rust_client.py",
+    "cargo run --manifest-path clients/rust/Cargo.toml --example tour -- "
+    "--picture models/pictures/astronaut.png": "tests/integration/test_rust_client.py",
     "make lint": "test_make_lint",
     # This test runs inside of it, and it cannot run without the other.
     "make test": "itself",

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use futures_util::future::try_join_all;
 use ml_client::Client;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Barrier;
 
 use crate::cpu;
+use crate::start::Start;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,7 +43,7 @@ pub struct Outcome {
 struct Callers {
     plan: Plan,
     next_text: AtomicUsize,
-    ready: Barrier,
+    start: Start,
 }
 
 pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
@@ -54,7 +55,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     let connections = try_join_all(connecting).await?;
     let callers = Arc::new(Callers {
         next_text: AtomicUsize::new(0),
-        ready: Barrier::new(plan.callers + 1),
+        start: Start::new(plan.callers),
         plan,
     });
     let tasks: Vec<_> = connections
@@ -63,8 +64,6 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
         .take(callers.plan.callers)
         .map(|client| tokio::spawn(one(Arc::clone(&callers), client.clone())))
         .collect();
-    callers.ready.wait().await;
-    let (start, cpu) = (Instant::now(), cpu::seconds());
     let mut outcome = Outcome {
         seconds: 0.0,
         client_cpu_seconds: 0.0,
@@ -76,15 +75,15 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
         outcome.latencies.extend(latencies);
         outcome.dimensions = dimensions;
     }
-    outcome.seconds = start.elapsed().as_secs_f64();
-    outcome.client_cpu_seconds = cpu::seconds() - cpu;
+    let began = callers.start.began().context("nobody called")?;
+    outcome.seconds = began.time.elapsed().as_secs_f64();
+    outcome.client_cpu_seconds = cpu::seconds() - began.cpu_seconds;
     Ok(outcome)
 }
 
 async fn one(callers: Arc<Callers>, client: Client) -> anyhow::Result<(Vec<f64>, usize)> {
     let plan = &callers.plan;
-    callers.ready.wait().await;
-    let end = Instant::now() + Duration::from_secs_f64(plan.seconds);
+    let end = callers.start.all().await.time + Duration::from_secs_f64(plan.seconds);
     let mut latencies = Vec::new();
     loop {
         let first = callers.next_text.fetch_add(plan.batch, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 
 mod cpu;
 mod embeddings;
+mod start;
 mod text;
 mod video;
 

@@ -1,15 +1,15 @@
 //! Callers that ask one question each, all at the same moment.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::sync::Arc;
 
+use anyhow::Context;
 use futures_util::future::try_join_all;
 use ml_client::Client;
 use ml_client::proto::{ChatMessage, ChatRequest, TextRequest};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Barrier;
 
 use crate::cpu;
+use crate::start::Start;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,11 +55,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
         .iter()
         .map(|_| Client::connect(&plan.endpoint));
     let connections = try_join_all(connecting).await?;
-    let start = Arc::new(Start {
-        ready: Barrier::new(connections.len()),
-        time: OnceLock::new(),
-    });
-    let cpu = cpu::seconds();
+    let start = Arc::new(Start::new(connections.len()));
     let tasks: Vec<_> = connections
         .into_iter()
         .zip(&plan.questions)
@@ -77,25 +73,13 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     for task in tasks {
         callers.push(task.await??);
     }
+    let began = start.began().context("there are no questions")?;
     let last = callers.iter().filter_map(|each| each.messages.last());
     Ok(Outcome {
         seconds: last.copied().fold(0.0, f64::max),
-        client_cpu_seconds: cpu::seconds() - cpu,
+        client_cpu_seconds: cpu::seconds() - began.cpu_seconds,
         callers,
     })
-}
-
-/// The moment at which all callers ask.
-struct Start {
-    ready: Barrier,
-    time: OnceLock<Instant>,
-}
-
-impl Start {
-    async fn all(&self) -> Instant {
-        self.ready.wait().await;
-        *self.time.get_or_init(Instant::now)
-    }
 }
 
 fn chat_request(plan: &Plan, question: &str) -> ChatRequest {
@@ -125,7 +109,7 @@ fn text_request(plan: &Plan, question: &str) -> TextRequest {
 /// The messages as they are, since each one's time counts.
 async fn chat(client: Client, start: Arc<Start>, request: ChatRequest) -> anyhow::Result<Caller> {
     let mut caller = Caller::default();
-    let start = start.all().await;
+    let start = start.all().await.time;
     let mut answer = client.text().chat_completion(request).await?.into_inner();
     while let Some(message) = answer.message().await? {
         caller.messages.push(start.elapsed().as_secs_f64());
@@ -142,7 +126,7 @@ async fn generate(
     request: TextRequest,
 ) -> anyhow::Result<Caller> {
     let mut caller = Caller::default();
-    let start = start.all().await;
+    let start = start.all().await.time;
     let mut answer = client.text().generate_text(request).await?.into_inner();
     while let Some(message) = answer.message().await? {
         caller.messages.push(start.elapsed().as_secs_f64());
