@@ -30,6 +30,11 @@ def has_cuda() -> bool:
     return not failed and count.value > 0
 
 
+def on_cuda(options: LoadOptions) -> bool:
+    """Whether a model with these options runs on a CUDA device."""
+    return options.device.startswith("cuda") or (options.device == "auto" and has_cuda())
+
+
 def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
     """The engine that `options` ask for; "auto" is OpenVINO where it can be.
 
@@ -53,7 +58,7 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
 def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:
     if pipeline.name not in CONVERTERS:
         return f"it does not run {pipeline.name} models"
-    if options.device.startswith("cuda") or (options.device == "auto" and has_cuda()):
+    if on_cuda(options):
         return "it runs on the CPU here, not on CUDA"
     if options.dtype == "float16":
         return "it runs float32, bfloat16 and int8, not float16"

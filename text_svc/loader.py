@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import InvalidArgumentError, OutOfMemoryError
@@ -15,12 +15,13 @@ from shared.pipelines import TEXT_GENERATION
 from shared.process import memory_limit_bytes
 from shared.snapshot import snapshot
 from text_svc.conversion import convert, plan
-from text_svc.engines import wanted_engine
+from text_svc.engines import on_cuda, wanted_engine
 from text_svc.launch import Engine, Launch
 from text_svc.model import Model, State
+from text_svc.options import LoadOptions
 from text_svc.process import ModelProcess, socket_path
 from text_svc.settings import TextSettings
-from text_svc.weights import weight_bytes
+from text_svc.weights import weight_sizes
 
 MIB = 1 << 20
 # Share of the memory limit that models may use when no budget is set.
@@ -39,8 +40,26 @@ class _Engine:
     """What runs a model, and with which converted folder."""
 
     name: Engine
+    # That it holds in memory.
+    weight_bytes: int
     converted: Path | None = None
     note: str = ""
+
+
+def _float_bytes(options: LoadOptions) -> int:
+    """Bytes of a number in memory. "auto" is bfloat16 on CUDA."""
+    halves = options.dtype in ("bfloat16", "float16")
+    return 2 if halves or (options.dtype == "auto" and on_cuda(options)) else 4
+
+
+def _packs_a_head(model: Model, engine: _Engine) -> bool:
+    """Whether a head that shares its weight gets a packed one of its own, see `packed_linear`."""
+    return (
+        engine.name == "transformers"
+        and model.pipeline is TEXT_GENERATION
+        and not on_cuda(model.options)
+        and _float_bytes(model.options) == 4
+    )
 
 
 class Loader:
@@ -73,12 +92,13 @@ class Loader:
         """
         wanted = wanted_engine(model.pipeline, model.options)
         folder = await self._fetch(model)
-        float_bytes = 2 if model.options.dtype in ("bfloat16", "float16") else 4
-        weights = await asyncio.to_thread(weight_bytes, folder, float_bytes)
-        engine = _Engine(wanted)
+        sizes = await asyncio.to_thread(weight_sizes, folder, _float_bytes(model.options))
+        engine = _Engine(wanted, sizes.total)
         if wanted == "openvino":
-            engine = await self._converted(model, folder, weights)
-        cache_bytes = self._reserve(model, weights)
+            engine = await self._converted(model, folder, sizes.total)
+        if _packs_a_head(model, engine):
+            engine = replace(engine, weight_bytes=sizes.total + sizes.shared_head)
+        cache_bytes = self._reserve(model, engine.weight_bytes)
         model.state, model.engine, model.note = State.LOADING, engine.name, engine.note
         model.process = await ModelProcess.start(
             lambda fd: self._launch(model, folder, engine, cache_bytes, fd),
@@ -103,22 +123,24 @@ class Loader:
             manifest = await convert(planned, self._settings)
             model.reserved_bytes = 0
         if not manifest.refused:
-            return _Engine("openvino", planned.target)
+            held = manifest.weight_bytes if planned.weights == "int8" else weights
+            return _Engine("openvino", held, planned.target)
         why = f"it cannot be converted to OpenVINO: {manifest.refused}"
         if model.options.engine == "openvino" or model.options.dtype == "int8":
             raise InvalidArgumentError(
                 f"model {model.model_id} needs engine transformers: {why}", field="options[engine]"
             )
-        return _Engine("transformers", note=f"transformers runs the model, since {why}")
+        note = f"transformers runs the model, since {why}"
+        return _Engine("transformers", weights, note=note)
 
     def _reserve(self, model: Model, weights: int) -> int:
         """Takes the model's share of the budget before anything is read into memory.
 
-        Returns the bytes of its key-value cache, if it generates.
+        Returns the bytes of its key-value cache on the host, if it has one there.
         """
         needed = weights + PROCESS_BYTES
         cache_bytes = 0
-        if model.pipeline.name == TEXT_GENERATION.name:
+        if model.pipeline is TEXT_GENERATION and not on_cuda(model.options):
             if model.options.cache_size_mb:
                 cache_bytes = model.options.cache_size_mb * MIB
             else:

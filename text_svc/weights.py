@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import InvalidModelError
@@ -17,6 +18,8 @@ _ITEM_BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
+# What causal language models call the matrix that gives the logits.
+_HEADS = ("lm_head.weight", "embed_out.weight")
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 
 
@@ -41,19 +44,37 @@ def _header(path: Path) -> dict[str, dict[str, object]]:
     return header
 
 
-def weight_bytes(folder: Path, float_bytes: int) -> int:
-    """Bytes that the weights of `folder` take in memory when floats have `float_bytes` each.
+@dataclass(frozen=True)
+class WeightSizes:
+    """Bytes of a model's weights in memory.
+
+    Attributes:
+        total: all of them.
+        shared_head: of the matrix that embeds tokens and also gives the logits; 0 where the files
+            have a matrix for each. Where it has a name of its own, more may be told, never less.
+    """
+
+    total: int
+    shared_head: int
+
+
+def weight_sizes(folder: Path, float_bytes: int) -> WeightSizes:
+    """What the weights of `folder` take in memory when floats have `float_bytes` each.
 
     Raises:
         InvalidModelError: a file is no safetensors file, or its size and header disagree.
     """
-    total = 0
+    total, largest, has_head = 0, 0, False
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            for tensor in _header(path).values():
+            for name, tensor in _header(path).items():
                 dtype, shape = tensor["dtype"], tensor["shape"]
                 item = float_bytes if dtype in _FLOATS else _ITEM_BYTES.get(str(dtype), 8)
-                total += item * math.prod(shape)  # type: ignore[call-overload]
+                size = item * math.prod(shape)  # type: ignore[call-overload]
+                total += size
+                if len(shape) == 2:  # type: ignore[arg-type]
+                    largest = max(largest, size)
+                has_head = has_head or name.endswith(_HEADS)
         except (KeyError, TypeError, IndexError):
             raise InvalidModelError(f"{path.name} has a header that is not safetensors'") from None
-    return total
+    return WeightSizes(total, 0 if has_head else largest)

@@ -1,3 +1,4 @@
+import asyncio
 import json
 from pathlib import Path
 
@@ -6,14 +7,30 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import InvalidModelError
-from text_svc.weights import weight_bytes
+from tests.support import tiny_text
+from tests.support.text_family import launch_of
+from text_svc.weights import weight_sizes
+from text_svc.worker import transformers_engine
+from text_svc.worker.engine_metrics import EngineMetrics
 
 
 def test_counts_floats_in_the_width_that_they_get(tmp_path: Path) -> None:
     tensors = {"a": torch.zeros(3, 5), "b": torch.zeros(7, dtype=torch.bfloat16)}
     save_file(tensors | {"c": torch.zeros(2, dtype=torch.int64)}, tmp_path / "x.safetensors")
-    assert weight_bytes(tmp_path, 4) == (15 + 7) * 4 + 16
-    assert weight_bytes(tmp_path, 2) == (15 + 7) * 2 + 16
+    assert weight_sizes(tmp_path, 4).total == (15 + 7) * 4 + 16
+    assert weight_sizes(tmp_path, 2).total == (15 + 7) * 2 + 16
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_sizes_are_those_of_the_loaded_model(tmp_path: Path, shared: bool) -> None:
+    folder = tiny_text.save_llama(tmp_path / "model", tie_word_embeddings=shared)
+    sizes = weight_sizes(folder, 4)
+    launch = launch_of(folder, "text-generation", cache_bytes=1 << 20)
+    engine, _, report = transformers_engine.load(launch, EngineMetrics("sizes"))
+    asyncio.run(engine.close())
+    assert bool(sizes.shared_head) is shared
+    # Frequencies of positions are in no file.
+    assert 0 <= report.ram_bytes - (1 << 20) - sizes.total - sizes.shared_head < 1000
 
 
 def _header(header: object, data: bytes = b"") -> bytes:
@@ -40,4 +57,4 @@ def _header(header: object, data: bytes = b"") -> bytes:
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InvalidModelError, match=r"model\.safetensors"):
-        weight_bytes(tmp_path, 4)
+        weight_sizes(tmp_path, 4)
