@@ -14,7 +14,13 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
-from shared.errors import InternalError, InvalidModelError, OutOfMemoryError, ServiceError
+from shared.errors import (
+    InternalError,
+    InvalidModelError,
+    OutOfMemoryError,
+    ResourceExhaustedError,
+    ServiceError,
+)
 from shared.file_cache import CacheEntry
 from shared.model_ids import folder_name
 from shared.pipelines import Pipeline
@@ -32,7 +38,7 @@ FORMAT = 2
 # Packages whose version changes the result.
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
 _REPORTED: dict[str, type[ServiceError]] = {
-    kind.reason: kind for kind in (InvalidModelError, OutOfMemoryError)
+    kind.reason: kind for kind in (InvalidModelError, OutOfMemoryError, ResourceExhaustedError)
 }
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.errors import InvalidModelError, OutOfMemoryError, ServiceError
+from shared.errors import (
+    InvalidModelError,
+    OutOfMemoryError,
+    ResourceExhaustedError,
+    ServiceError,
+)
+
+# Of errors that have no class of their own.
+_MEMORY_WORDS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +31,7 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
 
     Raises:
         OutOfMemoryError: on the host or on an accelerator.
+        ResourceExhaustedError: on the disk.
         InvalidModelError: anything else, in a sentence without paths.
     """
     try:
@@ -29,10 +39,26 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
     except ServiceError:
         raise
     except Exception as error:  # whatever transformers raises on files that it does not like
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        if out_of_memory(error):
             raise OutOfMemoryError(f"model {model_id} does not fit into memory") from None
+        if out_of_space(error):
+            raise ResourceExhaustedError(f"no disk space is left for model {model_id}") from None
         log.exception("the model cannot be loaded")
         raise InvalidModelError(_sentence(model_id, folder, error)) from None
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error of Python, torch or OpenVINO says that memory was refused."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in str(error) for words in _MEMORY_WORDS)
+    )
+
+
+def out_of_space(error: Exception) -> bool:
+    """Whether a file could not be written for want of space."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _sentence(model_id: str, folder: Path, error: Exception) -> str:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from text_svc.export.launch import Weights
 from text_svc.export.manifest import Manifest
-from text_svc.export.refused import RefusedError, first_line
+from text_svc.export.refused import RefusedError, refusal
 from text_svc.worker.torch_model import context_of, end_tokens_of, load_causal_lm
 
 log = logging.getLogger(__name__)
@@ -59,11 +59,9 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         if weights == "float" and model.dtype != torch.float32:
             model = load_causal_lm(source, torch.float32)  # the other was patched for tracing
         _check(model, target, exact=weights == "float")
-    except RefusedError:
-        raise
     except Exception as error:
         log.exception("the model cannot be converted")
-        raise RefusedError(f"{type(error).__name__}: {first_line(error)}") from None
+        raise refusal(error) from None
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     tokenizer.save_pretrained(target)
     return Manifest(

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from text_svc.export.calibration import calibration_texts, check_texts
 from text_svc.export.launch import Weights
 from text_svc.export.manifest import Manifest
-from text_svc.export.refused import RefusedError, first_line
+from text_svc.export.refused import RefusedError, refusal
 from text_svc.worker.embeddings_module import MaskKind, SentenceEncoder, load_module
 from text_svc.worker.embeddings_openvino import MODEL, TOKENIZER
 from text_svc.worker.embeddings_recipe import max_tokens, read_recipe
@@ -63,11 +63,9 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         graph = _traced(module, limit)
         if weights == "int8":
             graph = _quantised(graph, tokenizer, limit)
-    except RefusedError:
-        raise
     except Exception as error:
         log.exception("the model cannot be converted")
-        raise RefusedError(f"{type(error).__name__}: {first_line(error)}") from None
+        raise refusal(error) from None
     ov.save_model(graph, target / MODEL, compress_to_fp16=False)
     tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
     return Manifest(
@@ -79,7 +77,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
 
 def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
     """The graph, traced with whichever way of masking gives the original's numbers."""
-    failures = []
+    failures: list[Exception] = []
     kinds: tuple[MaskKind, ...] = ("additive", "own")
     if "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ()):
         kinds = ("windowed", "own")
@@ -89,10 +87,12 @@ def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
             _check(module, graph, limit)
         except Exception as error:
             log.info("tracing failed", extra={"mask": kind}, exc_info=True)
-            failures.append(f"{type(error).__name__}: {first_line(error)}")
+            failures.append(refusal(error))
+            if not isinstance(failures[-1], RefusedError):
+                raise
         else:
             return graph
-    raise RefusedError(failures[0])
+    raise failures[0]
 
 
 def _trace(module: SentenceEncoder, kind: MaskKind) -> ov.Model:
