@@ -53,8 +53,12 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": True,
         }
-        # A caller that goes away must not leave half an exchange behind.
-        answer = await asyncio.shield(asyncio.ensure_future(self._ask(request)))
+        await self._turn.acquire()
+        # A caller that goes away while it waits is out of the line; later it must not leave half an
+        # exchange behind.
+        exchange = asyncio.ensure_future(self._ask(request))
+        exchange.add_done_callback(self._end_turn)
+        answer = await asyncio.shield(exchange)
         if "error" in answer:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {answer['error']}",
@@ -70,13 +74,17 @@ class ChatTemplate:
             await self._process.wait()
         self._process = None
 
+    def _end_turn(self, exchange: asyncio.Future[dict[str, str]]) -> None:
+        if not exchange.cancelled():
+            exchange.exception()  # its caller may have gone
+        self._turn.release()
+
     async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
-        async with self._turn:
-            if self._process is None or self._process.returncode is not None:
-                started = await self._start()
-                if "error" in started:
-                    raise InternalError("the process that renders chat templates does not start")
-            return await self._exchange(request, RENDER_SECONDS)
+        if self._process is None or self._process.returncode is not None:
+            started = await self._start()
+            if "error" in started:
+                raise InternalError("the process that renders chat templates does not start")
+        return await self._exchange(request, RENDER_SECONDS)
 
     async def _start(self) -> dict[str, str]:
         self._process = await asyncio.create_subprocess_exec(

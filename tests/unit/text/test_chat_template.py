@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from shared.errors import FailedPreconditionError, InvalidArgumentError
+from tests.support.waiting import until
 from text_svc.worker import template
 from text_svc.worker.template import ChatTemplate
 
@@ -118,6 +119,31 @@ async def test_a_caller_that_goes_away_leaves_the_next_one_its_own_answer(make: 
         call.cancel()
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert answers[1::2] == [str(index) for index in range(1, 20, 2)]
+
+
+async def test_a_caller_that_goes_away_while_it_waits_costs_no_rendering(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, asked, ask = asyncio.Event(), [], ChatTemplate._ask
+
+    async def held(chat: ChatTemplate, request: dict[str, Any]) -> dict[str, str]:
+        asked.append(request["messages"][0]["content"])
+        await gate.wait()
+        return await ask(chat, request)
+
+    monkeypatch.setattr(ChatTemplate, "_ask", held)
+    chat = make("{{ messages[0].content }}")
+    first, *others = (
+        asyncio.ensure_future(chat.render([{"role": "user", "content": name}]))
+        for name in ("first", "gone", "gone", "last")
+    )
+    await until(lambda: bool(asked))
+    for gone in others[:2]:
+        gone.cancel()
+    await asyncio.wait(others[:2])
+    gate.set()
+    assert await asyncio.gather(first, others[2]) == ["first", "last"]
+    assert asked == ["first", "last"]
 
 
 async def test_a_model_without_a_template_says_so(make: Make) -> None:
