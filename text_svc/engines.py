@@ -7,10 +7,23 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from shared.errors import InvalidArgumentError
-from shared.pipelines import Pipeline
+from shared.pipelines import (
+    IMAGE_CLASSIFICATION,
+    IMAGE_TO_TEXT,
+    SPEECH_RECOGNITION,
+    TEXT_GENERATION,
+    TEXT_TO_SPEECH,
+    TOKENIZER,
+    Pipeline,
+)
 from text_svc.export.converters import CONVERTERS
 from text_svc.launch import Engine
 from text_svc.options import LoadOptions
+
+# Pipelines that do not cut texts.
+_WITHOUT_LENGTH = (
+    *(IMAGE_CLASSIFICATION, IMAGE_TO_TEXT, SPEECH_RECOGNITION, TEXT_TO_SPEECH, TOKENIZER),
+)
 
 # What "auto" is where nothing speaks against it.
 AUTO: Engine = "openvino"
@@ -39,8 +52,9 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
     """The engine that `options` ask for; "auto" is OpenVINO where it can be.
 
     Raises:
-        InvalidArgumentError: the options contradict each other.
+        InvalidArgumentError: options contradict each other, or one has no effect on the pipeline.
     """
+    _check_of_use(pipeline, options)
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
         raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
@@ -53,6 +67,18 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
             field="options[dtype]",
         )
     return engine
+
+
+def _check_of_use(pipeline: Pipeline, options: LoadOptions) -> None:
+    for name, used in (
+        ("max_length", pipeline not in _WITHOUT_LENGTH),
+        ("max_sequences", "GenerateText" in pipeline.calls),
+        ("cache_size_mb", pipeline is TEXT_GENERATION),
+    ):
+        if getattr(options, name) is not None and not used:
+            raise InvalidArgumentError(
+                f"option {name} has no effect on {pipeline.name} models", field=f"options[{name}]"
+            )
 
 
 def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:

@@ -22,7 +22,7 @@ class LoadOptions(BaseModel):
     # auto is float32 on the CPU and bfloat16 on CUDA; int8 compresses the weights.
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    # Tokens of prompt and answer together; never more than the model's own.
+    # Tokens of prompt and answer together, or of one text; never more than the model's own.
     max_length: int | None = Field(None, ge=1)
     # MiB of the key-value cache.
     cache_size_mb: int | None = Field(None, ge=1, le=1 << 20)

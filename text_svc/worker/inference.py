@@ -101,14 +101,6 @@ def answer_room(model: Any, prompt_tokens: int = 0) -> int:
     return limit - prompt_tokens - 1
 
 
-def cut_to(tokenizer: Any, config: Any) -> Any:
-    """Makes a tokenizer cut texts to what the model of `config` can read; returns it."""
-    own, limit = tokenizer.model_max_length, positions(config) or NO_LIMIT
-    # RoBERTa's kin count positions from 2; where their tokenizer says so, it is believed.
-    tokenizer.model_max_length = min(own, limit) if own <= NO_LIMIT else limit - 2
-    return tokenizer
-
-
 Options = TypeVar("Options", bound=NoOptions)
 
 
@@ -116,13 +108,14 @@ class Pretrained:
     """Reads what a folder holds with transformers: from safetensors, offline, without its code.
 
     Args:
-        launch: the folder, device and dtype.
+        launch: the folder, device, dtype and limit of a text.
     """
 
     def __init__(self, launch: Launch) -> None:
         self.folder: Path = launch.folder
         self.device = choose_device(launch.options)
         self.dtype = choose_dtype(launch.options, self.device)
+        self._max_length = launch.options.max_length
 
     def read(self, kind: Any, **options: Any) -> Any:
         """A tokenizer, a processor or a config."""
@@ -151,7 +144,15 @@ class Pretrained:
         named = str(read_json(self.folder / CONFIG).get("tokenizer_class")).removesuffix("Fast")
         # NLLB's has the model type of M2M100, and AutoTokenizer then forgets its languages.
         kind = NllbTokenizer if named == NllbTokenizer.__name__ else AutoTokenizer
-        return cut_to(self.read(kind), config)
+        return self.cut(self.read(kind), config)
+
+    def cut(self, tokenizer: Any, config: Any) -> Any:
+        """Makes a tokenizer cut texts to what the model of `config` can read; returns it."""
+        own, limit = tokenizer.model_max_length, positions(config) or NO_LIMIT
+        # RoBERTa's kin count positions from 2; where their tokenizer says so, it is believed.
+        own = min(own, limit) if own <= NO_LIMIT else limit - 2
+        tokenizer.model_max_length = min(own, self._max_length or own)
+        return tokenizer
 
 
 class Family(abc.ABC, Generic[Options]):

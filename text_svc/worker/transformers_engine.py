@@ -123,7 +123,7 @@ def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, Text
     own = context_of(model.config)
     limits = Limits(
         context=min(own, launch.options.max_length or own),
-        running=MAX_GENERATE,
+        running=min(MAX_GENERATE, launch.max_running),
         waiting=launch.max_waiting,
     )
     end_tokens = end_tokens_of(model, tokenizer)

@@ -94,6 +94,24 @@ async def test_reranking_as_a_cross_encoder(tiny: Tiny) -> None:
     assert [document.index for document in best.documents] == order[:2]
 
 
+async def test_max_length_cuts_what_is_read(tiny: Tiny) -> None:
+    from sentence_transformers import CrossEncoder
+
+    folder, query, text = tiny("bert-rank"), "the cat", "the price of apples in paris " * 9
+    model = CrossEncoder(str(folder), device="cpu", max_length=12)
+    ranking = pb.Ranking(query=query, documents=[text])
+    async with serve(launch_of(folder, "reranking", {"max_length": "12"})) as stub:
+        cut = await stub.Infer(pb.InferRequest(ranking=ranking))
+    assert cut.documents[0].score == pytest.approx(float(model.predict([(query, text)])[0]))
+    async with serve(launch_of(tiny("t5"), "text2text", {"max_length": "5"})) as stub:
+        for call in (
+            lambda: stub.Infer(pb.InferRequest(text="xyz " * 9)),
+            lambda: anext(aiter(stub.GenerateText(pb.TextRequest(prompt="xyz " * 9)))),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match="the model reads 5"):
+                await call()
+
+
 @pytest.mark.parametrize("aggregation", ["none", "simple", "max"])
 async def test_token_classification(tiny: Tiny, aggregation: str) -> None:
     folder, text = tiny("bert-ner"), "héllo paris and music"

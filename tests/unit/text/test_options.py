@@ -1,7 +1,7 @@
 import pytest
 
 from shared.errors import InvalidArgumentError, UnknownOptionError
-from shared.pipelines import TEXT_GENERATION
+from shared.pipelines import TEXT_GENERATION, find_pipeline
 from text_svc import engines
 from text_svc.engines import wanted_engine
 from text_svc.options import LoadOptions, parse_options
@@ -72,3 +72,23 @@ def test_options_that_contradict_each_other_are_refused(options: LoadOptions) ->
 def test_float16_is_for_transformers() -> None:
     options = LoadOptions(dtype="float16", device="cpu")
     assert wanted_engine(TEXT_GENERATION, options) == "transformers"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options"),
+    [
+        ("whisper", LoadOptions(max_length=10)),
+        ("tokenizer", LoadOptions(max_length=10)),
+        ("embeddings", LoadOptions(max_sequences=4)),
+        ("reranking", LoadOptions(max_sequences=4)),
+        ("visual-language", LoadOptions(cache_size_mb=4)),
+    ],
+)
+def test_an_option_without_effect_is_refused(pipeline: str, options: LoadOptions) -> None:
+    with pytest.raises(InvalidArgumentError, match="has no effect on"):
+        wanted_engine(find_pipeline(pipeline), options)
+
+
+@pytest.mark.parametrize("pipeline", ["chat", "embeddings", "reranking", "clip", "translation"])
+def test_models_that_read_take_a_length(pipeline: str) -> None:
+    assert wanted_engine(find_pipeline(pipeline), LoadOptions(max_length=10, device="cpu"))

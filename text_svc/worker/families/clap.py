@@ -18,7 +18,6 @@ from text_svc.worker.inference import (
     Family,
     NoOptions,
     Pretrained,
-    cut_to,
     in_parts,
     required_labels,
     scored,
@@ -43,7 +42,7 @@ class Clap(Family[ClapOptions]):
         source = Pretrained(launch)
         self.model = source.model(AutoModel)
         self._processor = source.read(AutoProcessor)
-        cut_to(self._processor.tokenizer, self.model.config.text_config)
+        source.cut(self._processor.tokenizer, self.model.config.text_config)
         self._rate: int = self._processor.feature_extractor.sampling_rate
 
     def infer(

@@ -17,7 +17,6 @@ from text_svc.worker.inference import (
     Family,
     NoOptions,
     Pretrained,
-    cut_to,
     in_parts,
     required_labels,
     scored,
@@ -42,7 +41,7 @@ class Clip(Family[ClipOptions]):
         source = Pretrained(launch)
         self.model = source.model(AutoModel)
         self._processor = source.read(AutoProcessor)
-        cut_to(self._processor.tokenizer, self.model.config.text_config)
+        source.cut(self._processor.tokenizer, self.model.config.text_config)
         # SigLIP was trained with texts of full length, and scores each label by itself.
         self._siglip = self.model.config.model_type.startswith("siglip")
 

@@ -118,8 +118,12 @@ def _generator(family: Florence2, launch: Launch) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance, as Infer is."""
     metrics = EngineMetrics(launch.model_id)
     context = positions(family.model.config.get_text_config()) or DEFAULT_CONTEXT
-    room = answer_room(family.model)
-    limits = Limits(context, MAX_GENERATE, launch.max_waiting, answer=room)
+    limits = Limits(
+        min(context, launch.options.max_length or context),
+        min(MAX_GENERATE, launch.max_running),
+        launch.max_waiting,
+        answer=answer_room(family.model),
+    )
     own = family.processor.tokenizer
     engine = TransformersEngine(family.model, limits, end_tokens_of(family.model, own), metrics)
     defaults = SamplingDefaults.read(launch.folder)

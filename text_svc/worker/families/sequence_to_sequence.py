@@ -95,7 +95,7 @@ def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
     metrics = EngineMetrics(launch.model_id)
     limits = Limits(
         family.tokenizer.model_max_length,
-        MAX_GENERATE,
+        min(MAX_GENERATE, launch.max_running),
         launch.max_waiting,
         answer=answer_room(family.model),
     )

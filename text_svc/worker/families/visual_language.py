@@ -127,7 +127,7 @@ def servicer_of(family: VisualLanguageModel, launch: Launch) -> MultimodalServic
     """All calls of a loaded model."""
     metrics = EngineMetrics(launch.model_id)
     tokenizer = _tokenizer(launch.folder, family.processor)
-    limits = Limits(family.context, MAX_GENERATE, launch.max_waiting)
+    limits = Limits(family.context, min(MAX_GENERATE, launch.max_running), launch.max_waiting)
     end_tokens = end_tokens_of(family.model, family.processor.tokenizer)
     generator = TextGenerator(
         TransformersEngine(family.model, limits, end_tokens, metrics),
