@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from text_svc.worker.packed_linear import can_pack, pack
 from text_svc.worker.row_cache import ALIGNMENT, ATTENTION, LayerShape, RowCache, aligned
@@ -24,6 +25,45 @@ TOLERANCE_OF_HALVES = 0.05
 BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
+# For all layers, or by their type; None leaves it to the model.
+Mask = torch.Tensor | dict[str, torch.Tensor] | None
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How far back layers see. The cache keeps all tokens; masks hide what is out of a window.
+
+    Attributes:
+        tokens: of a window; None where all layers see everything.
+        types: of the layers, for a model that takes a mask for each type.
+    """
+
+    tokens: int | None
+    types: frozenset[str]
+
+    @classmethod
+    def of(cls, model: Any) -> _Windows:
+        """Those of a causal language model."""
+        config = model.config.get_text_config(decoder=True)
+        types = frozenset(getattr(config, "layer_types", None) or ())
+        slides = SLIDING in types or not types
+        return cls(getattr(config, "sliding_window", None) if slides else None, types)
+
+    def mask(self, places: torch.Tensor, past: torch.Tensor) -> Mask:
+        """What each row's new token sees: booleans of shape (rows, 1, 1, tokens read).
+
+        Args:
+            places: of the tokens that are read, shape (tokens,).
+            past: tokens of each row before the new one, shape (rows,).
+        """
+        full = (places <= past[:, None])[:, None, None]
+        if self.tokens is None:
+            return full
+        near = full & (places > past[:, None] - self.tokens)[:, None, None]
+        return {FULL: full, SLIDING: near} if self.types else near
+
+
 class BatchModel:
     """Writes prompts and tokens into the rows of a cache. Not for several threads.
 
@@ -37,6 +77,7 @@ class BatchModel:
         self.device: torch.device = model.device
         self.cache = RowCache(layers, tokens, model.dtype, model.device)
         self._model = model
+        self._windows = _Windows.of(model)
         takes = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
@@ -62,12 +103,10 @@ class BatchModel:
         rows = torch.arange(len(tokens), device=self.device)
         read = min(aligned(max(lengths) + 1), self.cache.stride)
         self.cache.at(0, len(tokens), max(lengths), read, rows * self.cache.stride + past)
-        visible = torch.arange(read, device=self.device) <= past[:, None]
-        return self._forward(ids[:, None], past[:, None], visible[:, None, None])
+        mask = self._windows.mask(torch.arange(read, device=self.device), past)
+        return self._forward(ids[:, None], past[:, None], mask)
 
-    def _forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: Mask) -> torch.Tensor:
         logits: torch.Tensor = self._model(
             input_ids=ids,
             position_ids=positions,
@@ -82,9 +121,9 @@ class BatchModel:
 def layer_shapes(model: Any) -> list[LayerShape]:
     """What a token of the model adds to a cache, if answers can share a batch; else nothing.
 
-    They can where every layer's state is the keys and values of all tokens, and where a small
-    batch was seen to give what the rows give alone. The model is then left with an attention that
-    suits batches.
+    They can where every layer's state is the keys and values of all tokens, or of those in a
+    window, and where a small batch was seen to give what the rows give alone. The model is then
+    left with an attention that suits batches.
     """
     obstacle = _structural_obstacle(model)
     if not obstacle:
@@ -113,9 +152,11 @@ def _structural_obstacle(model: Any) -> str:
     if (attention := _attention_of(model)) not in ("sdpa", ATTENTION):
         return f"its attention is {attention}"
     cache = DynamicCache(config=model.config)
-    kinds = {type(layer).__name__ for layer in cache.layers} - {DynamicLayer.__name__}
-    if kinds:
+    known = {DynamicLayer, DynamicSlidingWindowLayer}
+    if kinds := {type(layer).__name__ for layer in cache.layers if type(layer) not in known}:
         return f"its state is {', '.join(sorted(kinds))}"
+    if types := _Windows.of(model).types - {FULL, SLIDING}:
+        return f"it has layers of {', '.join(sorted(types))}"
     for module in model.modules():
         for kind in BATCH_DEPENDENT_ROPE:
             if kind in str(getattr(module, "rope_type", "")):

@@ -45,6 +45,17 @@ BATCHED: dict[str, tuple[str, dict[str, Any]]] = {
     "phi": ("Phi", {"num_key_value_heads": 4}),
     "mixtral": ("Mixtral", {"num_local_experts": 4}),
     "deepseek": ("DeepseekV3", MLA),
+    "mistral": ("Mistral", {"sliding_window": 8}),
+    "mistral without a window": ("Mistral", {"sliding_window": None}),
+    "phi3": ("Phi3", {"sliding_window": 8, "num_key_value_heads": 4}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 8, "attn_logit_softcapping": None}),
+    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 6}),
+    "cohere2": ("Cohere2", {"sliding_window": 8, "num_hidden_layers": 4}),
+    "qwen2 with windows": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+    ),
+    "olmo3": ("Olmo3", {"sliding_window": 8, "num_hidden_layers": 4}),
     "llama3 rope": (
         "Llama",
         {
@@ -61,8 +72,7 @@ BATCHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ALONE: dict[str, tuple[str, dict[str, Any]]] = {
     "a recurrent state": ("Mamba", {"state_size": 4}),
-    "a sliding window": ("Mistral", {"sliding_window": 8}),
-    "some sliding windows": ("Gemma2", {"head_dim": 16, "sliding_window": 8}),
+    "chunks of attention": ("Llama4Text", {"attention_chunk_size": 8, "head_dim": 8}),
     "positions in the mask": ("Bloom", {"n_head": 4, "n_layer": 2}),
     "frequencies of the longest": (
         "Llama",
@@ -103,11 +113,13 @@ def batched(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 @pytest.mark.parametrize(("name", "changes"), BATCHED.values(), ids=BATCHED)
 def test_a_cache_of_keys_and_values_is_batched(name: str, changes: dict[str, Any]) -> None:
     model = make(name, changes)
-    prompts = [[3 + length] * length + [2, 4] for length in (1, 9, 4, 20)]
+    # The longest is read in two pieces.
+    prompts = [[3 + place % 7 for place in range(length)] + [2, 4] for length in (1, 9, 4, 20, 150)]
     expected = generated(model, prompts)
     assert layer_shapes(model)
     model, _ = packed(model, lambda: pytest.fail("needs its layers as they were"))
     assert batched(model, prompts) == expected
+    assert [batched(model, [prompt])[0] for prompt in prompts] == expected
 
 
 @pytest.mark.parametrize(("name", "changes"), ALONE.values(), ids=ALONE)
