@@ -13,12 +13,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ml import transformers_pb2 as pb
+from shared.model_ids import parse_model_id
 from shared.process_metrics import tree_figures
 from text_svc.model import State
 from text_svc.registry import Registry
 
-# 5 ms, a cached prompt on an idle machine, to 1 min, a long queue.
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+# 1 ms, no queue, to 1 min, a long one.
+_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 
 PROMPT_TOKENS = Counter("text_prompt_tokens", "Tokens of prompts.", ["model"])
 GENERATED_TOKENS = Counter("text_generated_tokens", "Tokens generated.", ["model"])
@@ -39,7 +43,8 @@ EMBEDDED_TOKENS = Counter("text_embedded_tokens", "Tokens of the texts embedded.
 
 
 def observe(model: str, response: Any) -> None:
-    """Counts what a model's process has answered."""
+    """Counts what a model's process has answered; `model` is as the caller has written it."""
+    model = parse_model_id(model)  # which has many ways to write it, and a label only one
     if isinstance(response, pb.GeneratedEmbeddingsResponse):
         EMBEDDED_TEXTS.labels(model).inc(len(response.embeddings))
         EMBEDDED_TOKENS.labels(model).inc(response.tokens)

@@ -48,7 +48,9 @@ class TextSettings(WorkerSettings):
         50_000_000, ge=1, description="Pixels of the images of a call, together."
     )
     max_audio_seconds: float = Field(
-        1800, gt=0, description="Seconds of the sounds of a call, together."
+        1800,
+        gt=0,
+        description="Seconds of the sounds of a call, together; in TranscribeStream of one piece.",
     )
     max_media: int = Field(
         16, ge=1, description="Images and sounds in one GenerateText or ChatCompletion call."
@@ -56,5 +58,7 @@ class TextSettings(WorkerSettings):
     max_waiting_texts: int = Field(
         8192, ge=1, description="Texts that wait for their vectors, a model."
     )
-    max_prompt_bytes: int = Field(4 << 20, ge=1, description="Bytes of one prompt or text.")
+    max_prompt_bytes: int = Field(
+        4 << 20, ge=1, description="Bytes of the texts of a call, together."
+    )
     threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one a core.")
