@@ -44,16 +44,16 @@ EMBEDDED_TOKENS = Counter("text_embedded_tokens", "Tokens of the texts embedded.
 
 def observe(model: str, response: Any) -> None:
     """Counts what a model's process has answered; `model` is as the caller has written it."""
-    model = parse_model_id(model)  # which has many ways to write it, and a label only one
     if isinstance(response, pb.GeneratedEmbeddingsResponse):
-        EMBEDDED_TEXTS.labels(model).inc(len(response.embeddings))
-        EMBEDDED_TOKENS.labels(model).inc(response.tokens)
+        label = parse_model_id(model)  # one, where a caller has many ways to write it
+        EMBEDDED_TEXTS.labels(label).inc(len(response.embeddings))
+        EMBEDDED_TOKENS.labels(label).inc(response.tokens)
     elif isinstance(response, pb.TextResponse | pb.ChatResponse) and response.done:
-        usage = response.usage
-        PROMPT_TOKENS.labels(model).inc(usage.prompt_tokens)
-        GENERATED_TOKENS.labels(model).inc(usage.generated_tokens)
-        QUEUE_SECONDS.labels(model).observe(usage.queue_seconds)
-        FIRST_TOKEN_SECONDS.labels(model).observe(usage.first_token_seconds)
+        label, usage = parse_model_id(model), response.usage
+        PROMPT_TOKENS.labels(label).inc(usage.prompt_tokens)
+        GENERATED_TOKENS.labels(label).inc(usage.generated_tokens)
+        QUEUE_SECONDS.labels(label).observe(usage.queue_seconds)
+        FIRST_TOKEN_SECONDS.labels(label).observe(usage.first_token_seconds)
 
 
 class ModelCollector(Collector):
