@@ -72,5 +72,4 @@ async def run(settings: ModelMgmtSettings) -> None:
 
 
 if __name__ == "__main__":
-    _settings = ModelMgmtSettings()
-    main("model_mgmt_svc", _settings, lambda: run(_settings))
+    main("model_mgmt_svc", ModelMgmtSettings, run)

@@ -8,20 +8,23 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shared import logs, tracing
 from shared.admission import Admission
+from shared.call_limit import CallLimitInterceptor
 from shared.channels import client_options
 from shared.interceptors import ErrorInterceptor
 from shared.metrics import CallInterceptor, serve_metrics
 from shared.reflection import add_reflection
-from shared.settings import ServerSettings, log_settings
+from shared.settings import ServerSettings, log_settings, read_settings
 
 log = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings", bound=ServerSettings)
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -79,9 +82,12 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
 def create_server(settings: ServerSettings) -> grpc.aio.Server:
     """A grpc.aio server with the interceptors and limits of every service, without its port."""
     return grpc.aio.server(
-        interceptors=[CallInterceptor(), ErrorInterceptor()],
+        interceptors=[
+            CallInterceptor(),
+            ErrorInterceptor(),
+            CallLimitInterceptor(settings.max_concurrent_calls),
+        ],
         options=server_options(settings),
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
     )
 
 
@@ -158,9 +164,16 @@ async def _handlers_ended() -> None:
 
 
 def main(
-    service: str, settings: ServerSettings, run: Callable[[], Coroutine[Any, Any, None]]
+    service: str, kind: type[Settings], run: Callable[[Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Entry point of a service: logs, traces, settings, metrics page; then `run` to its end."""
+    """Entry point of a service: settings, logs, traces, metrics page; then `run` to its end.
+
+    Args:
+        service: its name.
+        kind: its settings, which are read from the environment.
+        run: serves until the process is told to stop.
+    """
+    settings = read_settings(kind)
     logs.configure(service, settings.log_level, settings.log_style)
     tracing.configure(service)
     log_settings(settings)
@@ -172,4 +185,4 @@ def main(
                 f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: "
                 f"{error.strerror}"
             )
-    asyncio.run(run())
+    asyncio.run(run(settings))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Literal
+import sys
+from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 log = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 class ServerSettings(BaseSettings):
@@ -51,6 +55,25 @@ class WorkerSettings(ServerSettings):
         description="Time without a word of model_mgmt_svc after which a new replica takes calls "
         "as it is. Until then it has to be let in.",
     )
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """The settings of a service, from the environment.
+
+    Raises:
+        SystemExit: some are wrong, with a line for each.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        sys.exit("\n".join(_sentence(kind, each) for each in error.errors()))
+
+
+def _sentence(kind: type[BaseSettings], fault: ErrorDetails) -> str:
+    name = "_".join(map(str, fault["loc"]))
+    if name in kind.model_fields:
+        name = kind.model_config.get("env_prefix", "") + name
+    return f"{name.upper()}={fault['input']}: {fault['msg']}"
 
 
 def log_settings(settings: BaseSettings) -> None:

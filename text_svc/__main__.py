@@ -50,5 +50,4 @@ async def run(settings: TextSettings) -> None:
 
 
 if __name__ == "__main__":
-    _settings = TextSettings()
-    main("text_svc", _settings, lambda: run(_settings))
+    main("text_svc", TextSettings, run)

@@ -85,5 +85,4 @@ if __name__ == "__main__":
         sys.exit(_fault)
     keep_large_blocks()
     refuse_reports()
-    _settings = VisionSettings()
-    main("vision_svc", _settings, lambda: run(_settings))
+    main("vision_svc", VisionSettings, run)

@@ -21,7 +21,7 @@ from tests.support.processes import free_port
 from tests.support.stack import wait_for
 
 PROGRAM = """
-import asyncio, logging, os, sys
+import asyncio, logging, os
 import grpc
 from pydantic import SecretStr
 from shared.admission import Admission
@@ -46,13 +46,13 @@ class Text(rpc.TransformersServiceServicer):
             await asyncio.sleep(0.05)
         yield transformers_pb2.TextResponse(done=True)
 
-drain = float(os.environ.get("DRAIN_SECONDS", 0))
-settings = Settings(port=int(sys.argv[1]), drain_seconds=drain, grace_seconds=60)
 register = lambda server, _: rpc.add_TransformersServiceServicer_to_server(Text(), server)
 wait = os.environ.get("ADMISSION_SECONDS")
 admission = Admission(float(wait)) if wait else None
-run = lambda: serve(settings, ["ml.TransformersService"], register, admission=admission)
-main("test", settings, run)
+run = lambda settings: serve(
+    settings, ["ml.TransformersService"], register, admission=admission
+)
+main("test", Settings, run)
 """
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -65,11 +65,13 @@ class Server:
     def __init__(self, **env: str) -> None:
         self.port = free_port()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.port)],
+            [sys.executable, "-c", PROGRAM],
             stdout=subprocess.PIPE,  # the logs alone: gRPC's own lines on stderr are no JSON
             text=True,
             cwd=ROOT,
-            env=os.environ | env,
+            env=os.environ
+            | {"PORT": str(self.port), "DRAIN_SECONDS": "0", "GRACE_SECONDS": "60"}
+            | env,
         )
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.health = health_pb2_grpc.HealthStub(self.channel)
@@ -175,15 +177,31 @@ def test_a_taken_port_is_one_sentence() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         result = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(port)],
+            [sys.executable, "-c", PROGRAM],
             capture_output=True,
             text=True,
             cwd=ROOT,
+            env=os.environ | {"PORT": str(port)},
             timeout=60,
         )
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_wrong_settings_are_a_line_each() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"PORT": "70000", "GRACE_SECONDS": "long"},
+        timeout=60,
+    )
+    assert result.returncode == 1
+    port, grace = result.stderr.splitlines()
+    assert port == "PORT=70000: Input should be less than or equal to 65535"
+    assert grace.startswith("GRACE_SECONDS=long: Input should be a valid number")
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
