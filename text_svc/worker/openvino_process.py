@@ -27,6 +27,7 @@ from openvino_genai import (
     ContinuousBatchingPipeline,
     GenerationConfig,
     GenerationFinishReason,
+    GenerationStatus,
     SchedulerConfig,
 )
 
@@ -124,6 +125,9 @@ class _Steps:
                 del self._handles[number]
             if tokens:
                 steps.append((number, tokens, reason))
+            elif handle.get_status() != GenerationStatus.RUNNING:  # it is out, and nothing says so
+                del self._handles[number]
+                self.send({"id": number, "error": "the cache has no room for it"})
         if steps:
             self.send({"steps": steps})
 
