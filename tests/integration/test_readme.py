@@ -79,7 +79,8 @@ def test_make_lint() -> None:
 
 def test_make_help_tells_every_target() -> None:
     told = make("help").stdout
-    for target in ["up", "down", "demo", "test", "bench", "rust", "lint", "proto", "models", "clean"]:
+    targets = ["up", "down", "demo", "test", "bench", "rust", "lint", "proto", "models", "clean"]
+    for target in targets:
         assert re.search(rf"^\s+{target}\s+\w+", told, re.MULTILINE), target
 
 

@@ -40,6 +40,7 @@ mod client;
 mod error;
 mod text;
 mod video;
+mod window;
 
 pub use client::{Client, MAX_MESSAGE_BYTES, endpoint};
 pub use error::{CallError, Error, FieldViolation};
