@@ -127,6 +127,18 @@ async def test_token_classification(tiny: Tiny, aggregation: str) -> None:
         assert span.text == text[span.start : span.end]
 
 
+async def test_a_long_text_is_classified_to_its_end(tiny: Tiny) -> None:
+    folder, text = tiny("bert-ner"), "héllo paris and music " * 60
+    response = await infer(folder, "ner", text=text)
+    spans = [(span.start, span.end) for span in response.spans]
+    assert spans == sorted(spans)
+    assert spans[-1][1] > len(text) - 30
+    assert all(span.text == text[span.start : span.end] for span in response.spans)
+    with pytest.raises(grpc.aio.AioRpcError, match="the model reads 128") as caught:
+        await infer(folder, "ner", text=text, options={"aggregation": "none"})
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_tokenizer_there_and_back(tiny: Tiny) -> None:
     folder, text = tiny("bert"), "hello paris"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

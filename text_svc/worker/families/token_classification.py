@@ -8,11 +8,14 @@ from typing import Any, Literal
 from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidModelError
+from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
 from text_svc.worker.infer_service import load_family
 from text_svc.worker.inference import Family, NoOptions, Pretrained
+
+# Windows share this part of them: what lies at the end of one lies within the next.
+OVERLAP = 4
 
 
 class TokenOptions(NoOptions):
@@ -39,7 +42,8 @@ class TokenClassifier(Family[TokenOptions]):
     def infer(
         self, request: pb.InferRequest, options: TokenOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        found: Any = self._pipeline(request.text, aggregation_strategy=options.aggregation)
+        strategy = {"aggregation_strategy": options.aggregation, **self._windows(request, options)}
+        found: Any = self._pipeline(request.text, **strategy)
         return pb.InferResponse(
             spans=[
                 pb.TextSpan(
@@ -52,6 +56,25 @@ class TokenClassifier(Family[TokenOptions]):
                 for one in found
             ]
         )
+
+    def _windows(self, request: pb.InferRequest, options: TokenOptions) -> dict[str, Any]:
+        """What has the pipeline read a long text in windows that overlap; it would cut it off.
+
+        Raises:
+            InvalidArgumentError: spans that are not joined cannot be told apart in an overlap.
+        """
+        tokenizer: Any = self._pipeline.tokenizer
+        tokens, limit = len(tokenizer(request.text)["input_ids"]), tokenizer.model_max_length
+        if tokens <= limit:
+            return {}
+        if options.aggregation == "none":
+            raise InvalidArgumentError(
+                f"text has {tokens} tokens and the model reads {limit}; a longer one needs another "
+                "aggregation than none",
+                field="text",
+                metadata={"limit": str(limit)},
+            )
+        return {"stride": limit // OVERLAP}
 
 
 def load(launch: Launch) -> Loaded:
