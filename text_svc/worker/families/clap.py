@@ -14,15 +14,8 @@ from ml import transformers_pb2 as pb
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
 from text_svc.worker.infer_service import load_family
-from text_svc.worker.inference import (
-    Family,
-    NoOptions,
-    Pretrained,
-    in_parts,
-    required_labels,
-    scored,
-    vector,
-)
+from text_svc.worker.inference import Family, NoOptions, Pretrained, in_parts
+from text_svc.worker.labels import required_labels, scored, vector
 
 
 class ClapOptions(NoOptions):

@@ -11,14 +11,8 @@ from ml import transformers_pb2 as pb
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
 from text_svc.worker.infer_service import load_family
-from text_svc.worker.inference import (
-    Family,
-    LabelOptions,
-    Pretrained,
-    class_names,
-    probabilities,
-    scored,
-)
+from text_svc.worker.inference import Family, LabelOptions, Pretrained
+from text_svc.worker.labels import class_names, probabilities, scored
 
 
 class TextClassifier(Family[LabelOptions]):

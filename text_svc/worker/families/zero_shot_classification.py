@@ -12,7 +12,8 @@ from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.launch import Launch
 from text_svc.worker.families import Loaded
 from text_svc.worker.infer_service import load_family
-from text_svc.worker.inference import Family, NoOptions, Pretrained, required_labels, scored
+from text_svc.worker.inference import Family, NoOptions, Pretrained
+from text_svc.worker.labels import required_labels, scored
 
 
 class ZeroShotOptions(NoOptions):
