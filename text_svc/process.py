@@ -22,6 +22,7 @@ from shared.errors import (
     InvalidArgumentError,
     InvalidModelError,
     OutOfMemoryError,
+    ResourceExhaustedError,
     ServiceError,
     WorkerUnavailableError,
 )
@@ -36,9 +37,9 @@ log = logging.getLogger(__name__)
 
 # Errors that a worker may report; anything else is a fault of ours.
 _REPORTED: dict[str, type[ServiceError]] = {
-    kind.reason: kind for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError)
+    kind.reason: kind
+    for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError, ResourceExhaustedError)
 }
-
 
 _SERVICE = transformers_pb2.DESCRIPTOR.services_by_name["TransformersService"]
 _RESPONSES: Mapping[str, type[Message]] = {
