@@ -8,8 +8,6 @@ import signal
 import sys
 from pathlib import Path
 
-import psutil
-
 _PR_SET_PDEATHSIG = 1
 
 
@@ -27,7 +25,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 def memory_limit_bytes() -> int:
     """Bytes of memory that this process may use: the control group's limit, else the machine's."""
-    total = int(psutil.virtual_memory().total)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
             text = Path("/sys/fs/cgroup", name).read_text().strip()
