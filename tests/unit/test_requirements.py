@@ -66,21 +66,21 @@ def _third_parties(service: str) -> dict[str, str]:
     return found
 
 
+def _name(distribution: str) -> str:
+    """A distribution's name as locks write it."""
+    return re.sub("[-_.]+", "-", distribution).lower()
+
+
 @pytest.mark.parametrize("service", ["model_mgmt", "text", "vision"])
 def test_a_service_imports_what_its_lock_has(service: str) -> None:
     lock = (ROOT / "requirements" / f"{service}.txt").read_text()
-    locked = {
-        re.sub("[-_.]+", "-", name).lower()
-        for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)
-    }
+    locked = {_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     locked.add("torch")  # the build chooses which
     distributions = packages_distributions()
     third = _third_parties(f"{service}_svc")
     assert {"grpc", "pydantic"} <= third.keys()
     for module, importer in third.items():
-        names = {
-            re.sub("[-_.]+", "-", name).lower() for name in distributions.get(module, [module])
-        }
+        names = set(map(_name, distributions.get(module, [module])))
         assert names & locked, (
             f"{importer} imports {module}, which requirements/{service}.txt lacks"
         )
