@@ -49,7 +49,7 @@ async def is_unchanged(stub: Stub, entry: CacheEntry, cached: CachedFile, second
 
 
 def _is_of(chunk: Chunk, cached: CachedFile) -> bool:
-    if chunk.total_size != cached.size:
+    if chunk.total_size != cached.size or chunk.offset not in (0, cached.size):
         return False
     if chunk.sha256:
         return bool(chunk.sha256 == cached.sha256)

@@ -62,6 +62,22 @@ async def test_without_hashes_a_size_tells(files: FileProvider, source: Provider
     assert source.asked_for(KEY) == [0, len(CONTENT), 0, len(CONTENT) - 1]
 
 
+async def test_an_answer_from_nowhere_in_the_file_is_no_agreement(
+    files: FileProvider, source: Provider
+) -> None:
+    async def begins_before_the_file(provider, request, content, context):
+        if request.offset:
+            yield pb.ModelFileChunk(data=content[:1], offset=-1, total_size=len(content))
+            return
+        for chunk in chunks(content, 0):
+            yield chunk
+
+    source.usual = begins_before_the_file
+    await files.fetch(MODEL, NAME)
+    assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
+    assert source.asked_for(KEY) == [0, len(CONTENT), 0]
+
+
 async def test_a_file_that_is_gone_is_removed(files: FileProvider, source: Provider) -> None:
     path = await files.fetch(MODEL, NAME)
     del source.files[KEY]
