@@ -31,10 +31,10 @@ $(SETUP): requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto proto
 	@touch $@
 
 up: models ## run the services, Envoy and a file provider until Ctrl-C
-	@$(PY) -m tools.stack up --port $(PORT) $(UP)
+	@$(PY) -m stack up --port $(PORT) $(UP)
 
 down: setup ## stop what `make up` started
-	@$(PY) -m tools.stack down
+	@$(PY) -m stack down
 
 demo: models ## load models, embed, chat and detect a face through Envoy
 	@$(PY) -m tools.demo --port $(PORT) $(DEMO)

@@ -3,7 +3,7 @@
 Any Python can run this file. It becomes the stack runner of the project's own environment, in the
 same process, so that killing the pid that the starter knows ends every process of the stack. The
 application itself serves the model files (`--provider`, default localhost:50052). Further options
-go to the runner (`python -m tools.stack --help`).
+go to the runner (`python -m stack --help`).
 """
 
 # Any old Python must be able to run this file.
@@ -29,7 +29,7 @@ def main():
     # The starter's own Python settings are not meant for another interpreter.
     for name in ("PYTHONHOME", "PYTHONPATH"):
         os.environ.pop(name, None)
-    command = [PYTHON, "-m", "tools.stack", "up", "--port", str(options.port)]
+    command = [PYTHON, "-m", "stack", "up", "--port", str(options.port)]
     command += ["--provider", options.provider, "--exit-with-parent", str(os.getppid())]
     command += others
     os.chdir(ROOT)

@@ -14,16 +14,20 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     model_management_pb2_grpc,
     transformers_pb2,
 )
+from model_mgmt_svc.desired import WishStore
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.reconcile import Reconciler
+from model_mgmt_svc.reconciler import Reconciler
+from model_mgmt_svc.replicas import Workers
 from model_mgmt_svc.service import ModelManagementService
 from model_mgmt_svc.settings import ModelMgmtSettings
-from model_mgmt_svc.wish import WishStore
-from model_mgmt_svc.workers import Workers
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
 from shared.pipelines import ServiceName
-from shared.server import Health, main, serve
+from shared.rpc.server import (
+    Health,
+    main,
+    serve,
+)
 
 NAME = "ml.ModelManagementService"
 # The services behind this one, for whose health and reflection the proxy asks here.

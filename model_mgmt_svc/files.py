@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from shared.errors import OutOfRangeError
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping
 import grpc
 from grpc_health.v1 import health_pb2
 
-from model_mgmt_svc.workers import Worker, Workers
+from model_mgmt_svc.replicas import (
+    Worker,
+    Workers,
+)
 from shared.pipelines import ServiceName
-from shared.server import Health
+from shared.rpc.server import Health
 
 log = logging.getLogger(__name__)
 

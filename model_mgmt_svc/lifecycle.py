@@ -10,9 +10,17 @@ from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from model_mgmt_svc.calls import settle, to_its_end
+from model_mgmt_svc.desired import (
+    Wish,
+    WishStore,
+)
 from model_mgmt_svc.loaded_model import LoadedModel
-from model_mgmt_svc.wish import Wish, WishStore
-from model_mgmt_svc.workers import CONNECT_SECONDS, HeldModel, Worker, Workers
+from model_mgmt_svc.replicas import (
+    CONNECT_SECONDS,
+    HeldModel,
+    Worker,
+    Workers,
+)
 from shared.errors import (
     ModelNotLoadedError,
     PipelineMismatchError,

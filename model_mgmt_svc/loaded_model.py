@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model_mgmt_svc.workers import HeldModel
+from model_mgmt_svc.replicas import HeldModel
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from shared.errors import ModelFileNotFoundError, ModelNotFoundError, UnknownPipelineError
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
+from shared.files.snapshot import (
+    CONFIG,
+    read_json,
+)
 from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_of_architecture
-from shared.snapshot import CONFIG, read_json
 
 
 async def resolve_pipeline(

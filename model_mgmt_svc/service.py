@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
+from model_mgmt_svc.desired import Wish
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.loaded_model import LoadedModel
-from model_mgmt_svc.reconcile import Reconciler
+from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.resolve import resolve_pipeline
-from model_mgmt_svc.wish import Wish
-from shared.file_provider import FileProvider
-from shared.interceptors import Context
+from shared.files.client import FileProvider
 from shared.model_ids import parse_model_id
+from shared.rpc.interceptors import Context
 
 
 class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceServicer):

@@ -1,6 +1,6 @@
 """Errors that callers see: each class is a status code and a stable reason.
 
-Domain code raises these and knows nothing of gRPC calls; `shared.interceptors` turns them into
+Domain code raises these and knows nothing of gRPC calls; `shared.rpc.interceptors` turns them into
 statuses. A message is one sentence for the caller: it names the field or the limit and never holds
 a path of this machine or a stack trace.
 """

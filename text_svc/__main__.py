@@ -10,11 +10,15 @@ from prometheus_client import REGISTRY
 
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
-from shared.admission import Admission
-from shared.file_provider import FileProvider
-from shared.server import Health, main, serve
+from shared.files.client import FileProvider
+from shared.rpc.admission import Admission
+from shared.rpc.server import (
+    Health,
+    main,
+    serve,
+)
 from text_svc.metrics import ModelCollector
-from text_svc.registry import Registry
+from text_svc.models.registry import Registry
 from text_svc.service import NAME, WORKER_NAME, ModelWorkerServicer, TransformersServicer
 from text_svc.settings import TextSettings
 

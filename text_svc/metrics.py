@@ -14,9 +14,9 @@ from prometheus_client.registry import Collector
 
 from ml import transformers_pb2 as pb
 from shared.model_ids import parse_model_id
-from shared.process_metrics import tree_figures
-from text_svc.model import State
-from text_svc.registry import Registry
+from shared.telemetry.process_metrics import tree_figures
+from text_svc.models.model import State
+from text_svc.models.registry import Registry
 
 # 1 ms, no queue, to 1 min, a long one.
 _BUCKETS = (
@@ -98,7 +98,7 @@ class ModelCollector(Collector):
 
 
 def _of_engines(folder: Path) -> Iterable[Metric]:
-    """What the engines have written, see `text_svc.worker.engine_metrics`."""
+    """What the engines have written, see `text_svc.worker.engines.metrics`."""
     for _ in range(2):
         try:
             return list(MultiProcessCollector(None, str(folder)).collect())

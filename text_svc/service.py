@@ -9,11 +9,11 @@ from typing import Any
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
-from shared.admission import Admission
 from shared.errors import MissingFieldError
+from shared.rpc.admission import Admission
 from text_svc.metrics import observe
-from text_svc.model import Model
-from text_svc.registry import Registry
+from text_svc.models.model import Model
+from text_svc.models.registry import Registry
 
 NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
 WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name

@@ -62,7 +62,7 @@ def running_stack(port: int) -> Iterator[str]:
         yield address
         return
     console.print(f"starting the stack on port {port}")
-    command = [sys.executable, "-m", "tools.stack", "up", "--port", str(port)]
+    command = [sys.executable, "-m", "stack", "up", "--port", str(port)]
     # Only Envoy's port has to be a known one, and nothing is left should this process be killed.
     command += ["--base-port", "auto", "--exit-with-parent", str(os.getpid())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

@@ -24,7 +24,7 @@ from tools.models import REPOSITORY
 from tools.vision_drawing import DRAWINGS
 
 if TYPE_CHECKING:
-    from shared.frames.types import Rgb
+    from vision_svc.frames.types import Rgb
 
 FRAMES = 48
 FPS = 24

@@ -18,7 +18,7 @@ import numpy as np
 from tools.models import REPOSITORY, model_dir
 
 if TYPE_CHECKING:
-    from shared.frames.types import Rgb
+    from vision_svc.frames.types import Rgb
 
 # Optional: pictures and one clip from the MediaPipe repository.
 TEST_DATA = REPOSITORY.parent / "shared" / "testdata"

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from shared.frames.types import Rgb
+    from vision_svc.frames.types import Rgb
 
 Colour = tuple[int, int, int]
 GREEN, RED, BLUE = (60, 220, 90), (240, 70, 60), (70, 140, 255)

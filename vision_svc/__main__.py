@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ml.internal import worker_pb2_grpc
-from shared.admission import Admission
-from shared.file_provider import FileProvider
-from shared.server import Health, main, serve
+from shared.files.client import FileProvider
+from shared.rpc.admission import Admission
+from shared.rpc.server import (
+    Health,
+    main,
+    serve,
+)
 from vision_svc import mediapipe_version
+from vision_svc.frames.wire import add_servicer
 from vision_svc.memory import keep_large_blocks
 from vision_svc.reports import refuse_reports
 from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
 from vision_svc.settings import VisionSettings
-from vision_svc.wire import add_servicer
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine

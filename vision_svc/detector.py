@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from ml import mediapipe_pb2 as pb
 
 if TYPE_CHECKING:
-    from shared.frames.types import Rgb
+    from vision_svc.frames.types import Rgb
 
 Response: TypeAlias = (
     pb.FaceDetectionResponse

@@ -17,16 +17,23 @@ from typing import TYPE_CHECKING
 import cv2
 
 from shared.errors import QueueFullError
-from shared.frames.decoder import decode_picture
-from shared.frames.types import EncodedFrame, Limits
 from shared.process import memory_limit_bytes
 from vision_svc import metrics
 from vision_svc.assets import Assets
 from vision_svc.detector import Mode, Response
+from vision_svc.frames.decoder import decode_picture
+from vision_svc.frames.types import (
+    EncodedFrame,
+    Limits,
+)
 from vision_svc.instances import Instances
-from vision_svc.lanes import name_thread
 from vision_svc.options import frame_policy_of_call, options_of_call, parse_options
-from vision_svc.session import Incoming, Metadata, Session
+from vision_svc.streams.serial_executor import name_thread
+from vision_svc.streams.session import (
+    Incoming,
+    Metadata,
+    Session,
+)
 from vision_svc.tasks import TASKS, VisionTask
 
 if TYPE_CHECKING:

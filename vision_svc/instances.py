@@ -17,8 +17,8 @@ from vision_svc.detector import Detector, Mode, Response
 from vision_svc.options import parse_options
 
 if TYPE_CHECKING:
-    from shared.frames.types import Rgb
     from vision_svc.assets import Assets
+    from vision_svc.frames.types import Rgb
     from vision_svc.options import Options, Value
     from vision_svc.tasks import VisionTask
 

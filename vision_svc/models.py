@@ -19,7 +19,7 @@ from shared.errors import (
     UnknownOptionError,
     UnknownPipelineError,
 )
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
 from shared.model_ids import parse_model_id
 from vision_svc.tasks import TASKS, VisionTask
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
-from shared.admission import Admission
 from shared.errors import NotImplementedRpcError, UnavailableError
-from shared.frames.types import EncodedFrame
-from shared.interceptors import Context
+from shared.rpc.admission import Admission
+from shared.rpc.interceptors import Context
+from vision_svc.frames.types import EncodedFrame
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
+    from vision_svc.frames.wire import ReceivedFrame
     from vision_svc.models import LoadedModel, Models
-    from vision_svc.wire import ReceivedFrame
 
 NAME = "ml.MediapipeService"
 WORKER_NAME = "ml.internal.ModelWorker"

@@ -7,8 +7,11 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.frames.types import MAX_PIXELS, MAX_SIDE
 from shared.settings import WorkerSettings
+from vision_svc.frames.types import (
+    MAX_PIXELS,
+    MAX_SIDE,
+)
 
 
 class VisionSettings(WorkerSettings):

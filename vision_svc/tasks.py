@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vision_svc import mediapipe_tasks, segmentation
+from vision_svc.backends import (
+    mediapipe_tasks,
+    segmentation,
+)
 from vision_svc.detector import Detector, Mode
 from vision_svc.options import Choice, Count, Option, Options, Score
 

@@ -17,8 +17,8 @@ import openvino
 
 from tests.bench.text_peers import MODEL_FOLDER, converted_folder
 from tests.support.stack import ROOT
-from text_svc.worker.openvino_engine import PRECISIONS
-from text_svc.worker.text_tokenizer import TextTokenizer
+from text_svc.worker.engines.openvino import PRECISIONS
+from text_svc.worker.tokenizers.fast import TextTokenizer
 
 DTYPES = ("float32", "bfloat16", "int8")
 # More than this over float32 is not offered.

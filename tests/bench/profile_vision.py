@@ -18,8 +18,6 @@ from typing import Any
 import cv2
 
 from ml import mediapipe_pb2 as pb
-from shared.frames.decoder import FrameDecoder
-from shared.frames.types import EncodedFrame, Limits
 from tests.bench.cores import effective_cores
 from tests.bench.rust_client import RustClient, add_option
 from tests.bench.vision_arms import FORMATS, Clip, Run, run_library
@@ -27,8 +25,13 @@ from tests.bench.vision_wire import IN_FLIGHT, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
 from tools.models import REPOSITORY, model_dir
+from vision_svc.frames.decoder import FrameDecoder
+from vision_svc.frames.types import (
+    EncodedFrame,
+    Limits,
+)
+from vision_svc.frames.wire import read_frame
 from vision_svc.memory import keep_large_blocks
-from vision_svc.wire import read_frame
 
 OUT = REPOSITORY / "out" / "bench"
 # Columns and the threads that they add up, by process and name; the rest is "other".

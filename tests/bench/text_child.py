@@ -21,8 +21,8 @@ def openvino(folder: str, dtype: str) -> Run:
     import openvino as ov
     import openvino_genai as genai
 
-    from text_svc.worker.openvino_engine import PRECISIONS
-    from text_svc.worker.openvino_process import STEP_TOKENS
+    from text_svc.worker.engines.openvino import PRECISIONS
+    from text_svc.worker.engines.openvino_process import STEP_TOKENS
 
     scheduler = genai.SchedulerConfig()
     scheduler.num_kv_blocks = 700

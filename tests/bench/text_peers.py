@@ -20,9 +20,9 @@ from shared.model_ids import folder_name
 from tests.bench.rust_client import IN_PROCESS, PYTHON, TONIC, RustClient
 from tests.bench.text_types import MODEL, Stretch, as_chat
 from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
-from text_svc.children import worker_environment
-from text_svc.worker.template import ChatTemplate
-from text_svc.worker.text_tokenizer import TextTokenizer
+from text_svc.processes.spawn import worker_environment
+from text_svc.worker.generation.chat_template import ChatTemplate
+from text_svc.worker.tokenizers.fast import TextTokenizer
 
 MODEL_FOLDER = MODELS / "text" / MODEL
 # Of one line of a child.

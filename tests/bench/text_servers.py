@@ -17,7 +17,7 @@ from tests.bench.rust_client import PYTHON_HTTP
 from tests.bench.text_peers import MODEL_FOLDER
 from tests.bench.text_types import Stretch, as_chat
 from tests.support.stack import ROOT
-from text_svc.children import worker_environment
+from text_svc.processes.spawn import worker_environment
 
 ENVIRONMENTS = ROOT / "run" / "bench-envs"
 START_SECONDS = 180.0

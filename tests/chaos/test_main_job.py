@@ -20,11 +20,11 @@ from ml import (
     transformers_pb2,
     transformers_pb2_grpc,
 )
+from stack.ports import accepts
 from tests.contract.compiled import generate_client
 from tests.contract.test_published_client import check_main_job, run_client
 from tests.support.processes import free_port
 from tests.support.stack import TEXT, VISION, Stack, any_python, start_stack, wait_for
-from tools.stack.ports import accepts
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # How long a caller may wait for the error of a service that was killed; nothing is measured.

@@ -17,6 +17,10 @@ import pytest
 from ml import common_pb2 as common_pb
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from stack.ports import (
+    accepts,
+    choose_ports,
+)
 from tests.support.processes import free_port
 from tests.support.stack import (
     EMBEDDER,
@@ -28,7 +32,6 @@ from tests.support.stack import (
     up_command,
     wait_for,
 )
-from tools.stack.ports import accepts, choose_ports
 
 PrivateStack = Callable[..., Stack]
 MIN_PIPE_BYTES = 4096

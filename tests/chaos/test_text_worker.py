@@ -158,7 +158,7 @@ async def test_a_killed_conversion_is_said_and_the_next_one_works(
     with pytest.raises(grpc.aio.AioRpcError, match="SIGKILL") as caught:
         async for _ in client.worker.Load(request):
             if not killed and list(service.converted.rglob(".part-*")):
-                service.children("text_svc.export")[0].kill()
+                service.children("text_svc.convert")[0].kill()
                 killed = True
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert not list(service.converted.rglob(".part-*"))

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from stack import ports
+from stack.ports import Ports
 from tests.support.own_envoy import Start, entry_point
 from tests.support.stack import Stack, stack_in, wait_for
 from tools.dev_certs import make_certificates
-from tools.stack import ports
-from tools.stack.ports import Ports
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
 from ml.internal import worker_pb2 as worker_pb
 from ml.internal import worker_pb2_grpc as worker_grpc
+from stack.envoy_config import native_config
+from stack.ports import Ports
 from tests.support.stack import CHAT, MODEL_MGMT, SERVICES, TEXT, VISION, Stack, wait_for
-from tools.stack.envoy_config import native_config
-from tools.stack.ports import Ports
 
 CLUSTER_OF = {MODEL_MGMT: "model_mgmt", TEXT: "text", VISION: "vision"}
 SERVING = health_pb2.HealthCheckResponse.SERVING

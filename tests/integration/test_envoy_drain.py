@@ -13,13 +13,13 @@ import yaml
 from ml import common_pb2 as common_pb
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from stack.envoy import Admin
+from stack.envoy_config import native_config
+from stack.ports import Ports
 from tests.support.own_envoy import Start, entry_point, wait_for_upstream
 from tests.support.stack import EMBEDDER, Stack, open_channel
 from tools.descriptor_set import descriptor_set
 from tools.dev_certs import make_certificates
-from tools.stack.envoy import Admin
-from tools.stack.envoy_config import native_config
-from tools.stack.ports import Ports
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,13 @@ from ml import common_pb2 as common_pb
 from ml import mediapipe_pb2_grpc as vision_grpc
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from stack.envoy import Admin
+from stack.envoy_config import native_config
+from stack.ports import Ports
 from tests.integration.test_envoy import access_lines
 from tests.support.http_calls import post
 from tests.support.own_envoy import Start, nobody_connected, wait_for_upstream
 from tests.support.stack import TEXT, VISION, Stack, list_models, open_channel, wait_for
-from tools.stack.envoy import Admin
-from tools.stack.envoy_config import native_config
-from tools.stack.ports import Ports
 
 
 def test_every_rpc_has_a_rate_limit() -> None:

@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 
 from ml import model_management_pb2 as pb
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
+from shared.files.snapshot import snapshot
 from shared.model_ids import folder_name
-from shared.snapshot import snapshot
 from tests.support.model_mgmt import ModelMgmt, failure_of, model_mgmt
 from tests.support.processes import free_port, process, ready_channel, rss_bytes
 from tests.support.providers import CHUNK_BYTES, Provider, chunks, honest, old

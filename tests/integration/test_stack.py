@@ -150,7 +150,7 @@ def test_down_never_touches_a_stranger_with_the_same_pid(tmp_path: Path) -> None
 def _control(command: str, state_file: Path) -> tuple[int, str]:
     """Exit code and first word of a command of the runner."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.stack", command, "--state-file", str(state_file)],
+        [sys.executable, "-m", "stack", command, "--state-file", str(state_file)],
         cwd=ROOT,
         capture_output=True,
         text=True,

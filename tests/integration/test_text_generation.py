@@ -101,7 +101,7 @@ async def test_a_conversion_is_cancelled_with_its_only_caller(
 
     def nothing_left() -> bool:
         parts = list(service.converted.rglob(".part-*"))
-        return not parts and not service.children("text_svc.export")
+        return not parts and not service.children("text_svc.convert")
 
     await asyncio.to_thread(wait_for, "the end of the conversion", nothing_left)
     assert LLAMA not in await client.models()
@@ -290,5 +290,5 @@ async def test_serves_on_after_all_that(llama: TextClient) -> None:
 
 
 def test_everything_of_the_module_is_idle_at_the_end(service: TextService) -> None:
-    assert not service.children("text_svc.export")
+    assert not service.children("text_svc.convert")
     assert psutil.pid_exists(service.process.pid)

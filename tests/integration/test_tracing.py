@@ -179,7 +179,7 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
 
 def test_off_nothing_of_opentelemetry_is_imported() -> None:
     done = run_python(
-        "import sys, shared.server, shared.tracing as t; t.configure('x');"
+        "import sys, shared.rpc.server, shared.telemetry.tracing as t; t.configure('x');"
         "assert t.start_call('/a/b', {}) is None; t.end_call(None, 'OK');"
         "assert t.outgoing_metadata() == ();"
         "sys.exit(any(m.startswith('opentelemetry') for m in sys.modules))"

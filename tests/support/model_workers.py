@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
 from shared.errors import ModelNotLoadedError, ServiceError
-from shared.interceptors import ErrorInterceptor
+from shared.rpc.interceptors import ErrorInterceptor
 
 RAM, VRAM = 90 * (1 << 20) + 1, 0
 

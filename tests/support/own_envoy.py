@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
+from stack.envoy import (
+    Admin,
+    find_binary,
+)
 from tests.support.stack import ROOT, wait_for
 from tools.descriptor_set import descriptor_set
-from tools.stack.envoy import Admin, find_binary
 
 ENTRY_POINT = ROOT / "deploy" / "envoy" / "entrypoint.sh"
 

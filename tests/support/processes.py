@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 
-from tools.stack.ports import free_ports
+from stack.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 

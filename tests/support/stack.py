@@ -1,4 +1,4 @@
-"""Real stacks for tests: `python -m tools.stack` in a process of its own, on free ports."""
+"""Real stacks for tests: `python -m stack` in a process of its own, on free ports."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def start_stack(
 
     Args:
         folder: for its logs, caches and state.
-        arguments: more options of `python -m tools.stack up`.
+        arguments: more options of `python -m stack up`.
         command: a whole other command, which leads to a stack in `folder` somehow.
         stdout: where stdout and stderr go; by default into a file that `Stack.output` reads.
     """
@@ -279,7 +279,7 @@ def up_command(folder: Path, *arguments: str) -> list[str]:
     """The command of a stack on free ports, which ends with this process."""
     ports = () if "--base-port" in arguments else ("--base-port", "auto")
     return [
-        *(sys.executable, "-m", "tools.stack", "up", "--run-dir", str(folder)),
+        *(sys.executable, "-m", "stack", "up", "--run-dir", str(folder)),
         *("--exit-with-parent", *ports, *arguments),
     ]
 

@@ -17,12 +17,12 @@ import grpc
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from shared.pipelines import find_pipeline
-from shared.server import create_server
+from shared.rpc.server import create_server
 from shared.settings import ServerSettings
-from text_svc.launch import Launch
 from text_svc.options import parse_options
+from text_svc.processes.launch import Launch
 from text_svc.settings import TextSettings
-from text_svc.worker import families
+from text_svc.worker import pipelines
 
 # Builds a tiny model once, by its name, and returns its folder.
 Tiny = Callable[[str], Path]
@@ -56,7 +56,7 @@ async def serve(
     launch: Launch,
 ) -> AsyncIterator[transformers_pb2_grpc.TransformersServiceAsyncStub]:
     """A client's stub of the model of a launch command."""
-    loaded = families.load(launch)
+    loaded = pipelines.load(launch)
     server = create_server(ServerSettings())
     transformers_pb2_grpc.add_TransformersServiceServicer_to_server(loaded.servicer, server)
     with tempfile.TemporaryDirectory(prefix="text-family-") as folder:

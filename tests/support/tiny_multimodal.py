@@ -20,8 +20,8 @@ from tests.support.tiny_parts import (
     save,
     widen,
 )
-from text_svc.worker.inference import Pretrained
-from text_svc.worker.processors import read_processor
+from text_svc.worker.infer.base import Pretrained
+from text_svc.worker.media.processors import read_processor
 
 # What stands for an image or a sound in a prompt of each model.
 MARKS = {

@@ -12,7 +12,7 @@ import pytest
 from ml import common_pb2 as common_pb
 from ml import model_management_pb2 as pb
 from ml import model_management_pb2_grpc as pb_grpc
-from shared.interceptors import ErrorInterceptor
+from shared.rpc.interceptors import ErrorInterceptor
 from tools.dev_provider import files
 from tools.dev_provider.files import ModelFolder
 from tools.dev_provider.service import CHUNK_BYTES, Fields, FileProvider, add_to_server

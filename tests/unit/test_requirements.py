@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OWN = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "ml")
 # Imported where the environment asks for traces, with an error that says what to install.
-OPTIONAL = {"shared.otel"}
+OPTIONAL = {"shared.telemetry.otel"}
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ml.internal.link_pb2 import Begin, Ended, Frame
 from shared.errors import ServiceError
-from text_svc.link.exchange import Exchange
-from text_svc.link.frames import FrameProtocol
+from text_svc.link.call import Exchange
+from text_svc.link.framing import FrameProtocol
 
 
 class RemoteError(Exception):

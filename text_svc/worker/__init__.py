@@ -1,1 +1,1 @@
-"""One model's process: `python -m text_svc.worker`, started by `text_svc.process`."""
+"""One model's process: `python -m text_svc.worker`, started by `processes.model_process`."""

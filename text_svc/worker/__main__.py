@@ -6,12 +6,18 @@ import asyncio
 import os
 import sys
 
-from shared import logs, tracing
 from shared.errors import ServiceError
 from shared.process import die_with_parent
-from text_svc.launch import Launch, Report
-from text_svc.worker.families import load
-from text_svc.worker.link_server import listen
+from shared.telemetry import (
+    logs,
+    tracing,
+)
+from text_svc.link.server import listen
+from text_svc.processes.launch import (
+    Launch,
+    Report,
+)
+from text_svc.worker.pipelines import load
 
 
 def _report(launch: Launch, report: Report) -> None:

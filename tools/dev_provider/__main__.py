@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from shared.interceptors import ErrorInterceptor
+from shared.rpc.interceptors import ErrorInterceptor
 from tools.dev_provider.files import ModelFolder
 from tools.dev_provider.service import Fields, FileProvider, add_to_server
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from ml import model_management_pb2 as pb
-from shared.interceptors import Context
+from shared.rpc.interceptors import Context
 from tools.dev_provider.files import ModelFolder
 
 CHUNK_BYTES = 102_400

@@ -12,7 +12,7 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from tests.integration.vision.encoding import STEP_MS
-from vision_svc.mediapipe_tasks import close_task
+from vision_svc.backends.mediapipe_tasks import close_task
 
 # What the service promises.
 LANDMARK_TOLERANCE = 0.03

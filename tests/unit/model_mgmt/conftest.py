@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from model_mgmt_svc.desired import WishStore
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.wish import WishStore
-from model_mgmt_svc.workers import Workers
-from shared.file_provider import FileProvider
+from model_mgmt_svc.replicas import Workers
+from shared.files.client import FileProvider
 from tests.support.model_workers import ModelWorker
 from tests.support.providers import Provider
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from model_mgmt_svc.desired import Wish
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.wish import Wish
-from model_mgmt_svc.workers import Workers
+from model_mgmt_svc.replicas import Workers
 from shared.errors import (
     CallCancelledError,
     InvalidModelError,

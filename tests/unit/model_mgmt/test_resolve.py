@@ -10,7 +10,7 @@ import pytest
 
 from model_mgmt_svc.resolve import resolve_pipeline
 from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
-from shared.file_provider import FileProvider
+from shared.files.client import FileProvider
 from shared.pipelines import accepted_names
 from tests.support.providers import Provider
 

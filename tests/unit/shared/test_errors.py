@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from shared import errors
 from shared.errors import ServiceError
-from shared.server import create_server
+from shared.rpc.server import create_server
 from shared.settings import ServerSettings
 
 CLASSES = sorted(

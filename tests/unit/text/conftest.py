@@ -8,8 +8,11 @@ import pytest
 
 from tests.support import tiny_models, tiny_text
 from tests.support.text_family import Tiny
-from text_svc.export.__main__ import export
-from text_svc.export.launch import ExportLaunch, Weights
+from text_svc.convert.__main__ import export
+from text_svc.convert.launch import (
+    ExportLaunch,
+    Weights,
+)
 
 
 def convert(source: Path, target: Path, weights: Weights = "float") -> Path:

@@ -2,8 +2,8 @@ import pytest
 
 from shared.errors import InvalidArgumentError, UnknownOptionError
 from shared.pipelines import TEXT_GENERATION, find_pipeline
-from text_svc import engines
-from text_svc.engines import wanted_engine
+from text_svc.models import engine_choice
+from text_svc.models.engine_choice import wanted_engine
 from text_svc.options import LoadOptions, parse_options
 
 
@@ -37,7 +37,7 @@ def test_an_option_that_does_not_fit_is_refused_with_what_is_accepted(
 
 @pytest.fixture(params=[False, True], ids=["cpu", "cuda"])
 def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(engines, "has_cuda", lambda: request.param)
+    monkeypatch.setattr(engine_choice, "has_cuda", lambda: request.param)
     return bool(request.param)
 
 

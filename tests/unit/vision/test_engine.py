@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from shared.errors import InternalError, QueueFullError
-from shared.frames.types import EncodedFrame
 from vision_svc import tasks
 from vision_svc.detector import Mode
 from vision_svc.engine import Engine
+from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import Options
 from vision_svc.settings import VisionSettings
 from vision_svc.tasks import Asset, VisionTask

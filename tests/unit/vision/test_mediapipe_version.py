@@ -13,9 +13,9 @@ from mediapipe.tasks.python.vision.core import image
 from tests.support.processes import ROOT
 from tools.models import model_dir
 from vision_svc import mediapipe_version
+from vision_svc.backends.landmarks import POINT
+from vision_svc.backends.mediapipe_tasks import TaskDetector
 from vision_svc.detector import Mode
-from vision_svc.landmarks import POINT
-from vision_svc.mediapipe_tasks import TaskDetector
 from vision_svc.options import parse_options
 from vision_svc.tasks import TASKS, VisionTask
 

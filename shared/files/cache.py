@@ -1,0 +1,276 @@
+"""Model files on disk: whole ones with a record of what they are, parts of ones under way.
+
+Layout under the root: "org--name/<path>" are the files as published, so that a model's folder can
+be loaded as it is; ".fetch/<key>.json" records size, hash and time of a whole file;
+".fetch/<key>.part" and ".fetch/<key>.part.json" are a file under way.
+
+Everything here blocks on the disk: call it in a thread. Processes that share a root exclude each
+other by a lock on the part; a client and its own provider must not share one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path, PurePosixPath
+
+from shared.errors import ResourceExhaustedError, UnavailableError
+from shared.files.disk import (
+    digest,
+    disk_errors,
+    hash_file,
+    read_json,
+    sync_folder,
+    write_json,
+)
+from shared.model_ids import folder_name, resolve_inside
+
+_STATE_FOLDER = ".fetch"
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    """A whole file: where it is, its size in bytes, its SHA-256 in lower-case hex."""
+
+    path: Path
+    size: int
+    sha256: str
+
+    def open_reader(self) -> FileIO:
+        """For reading the file.
+
+        Raises:
+            UnavailableError: it was removed meanwhile.
+        """
+        with disk_errors():
+            try:
+                return FileIO(self.path)
+            except FileNotFoundError:
+                raise UnavailableError("the cached file was replaced: ask again") from None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the provider says a file is: its size in bytes and its SHA-256, "" when not said."""
+
+    total_size: int
+    sha256: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Origin | None:
+        """The recorded one, or None when there is none that can be used."""
+        match read_json(path):
+            case {"total_size": int(total_size), "sha256": str(sha256)}:
+                return cls(total_size, sha256)
+        return None
+
+    def agrees_with(self, other: Origin) -> bool:
+        """Whether both can be the same content, as far as it is known."""
+        unknown = not self.sha256 or not other.sha256
+        return self.total_size == other.total_size and (unknown or self.sha256 == other.sha256)
+
+
+class HashMismatchError(Exception):
+    """A whole file's content is not what its provider said."""
+
+
+class CacheEntry:
+    """One file of one model in a cache.
+
+    Args:
+        root: the cache's folder.
+        model_id: a parsed model id.
+        file_path: a checked path.
+    """
+
+    def __init__(self, root: Path, model_id: str, file_path: PurePosixPath) -> None:
+        self.model_id = model_id
+        self.file_path = file_path
+        self._root = root
+        self._inner = PurePosixPath(folder_name(model_id)) / file_path
+        key = hashlib.sha256(str(self._inner).encode()).hexdigest()[:32]
+        self._state = root / _STATE_FOLDER
+        self._record = self._state / f"{key}.json"
+        self.part = self._state / f"{key}.part"
+        self.part_record = self._state / f"{key}.part.json"
+
+    def place(self) -> Path:
+        """Where the whole file is or will be.
+
+        Raises:
+            InvalidPathError: a symlink leads out of the cache.
+        """
+        return resolve_inside(self._root, self._inner)
+
+    def find(self) -> CachedFile | None:
+        """The whole file when its size and time are the recorded ones, without reading it."""
+        return self._check(hashed=False)
+
+    def verify(self) -> CachedFile | None:
+        """The whole file when its content has the recorded hash; a damaged one is removed."""
+        return self._check(hashed=True)
+
+    def _check(self, hashed: bool) -> CachedFile | None:
+        with disk_errors():
+            record = read_json(self._record)
+            place = self.place()
+            if not record or not place.is_file():
+                return None
+            stat = place.stat()
+            touched = stat.st_mtime_ns != record.get("mtime_ns")
+            if stat.st_size == record.get("size"):
+                if not hashed and not touched:
+                    return CachedFile(place, stat.st_size, str(record["sha256"]))
+                if hash_file(place) == record.get("sha256"):
+                    if touched:
+                        self.record(place, str(record["sha256"]))
+                    return CachedFile(place, stat.st_size, str(record["sha256"]))
+            self.discard()
+            return None
+
+    def record(self, place: Path, sha256: str) -> CachedFile:
+        """Writes down what a whole file is."""
+        stat = place.stat()
+        facts = {"size": stat.st_size, "sha256": sha256, "mtime_ns": stat.st_mtime_ns}
+        write_json(self._record, {"file": str(self._inner), **facts})
+        return CachedFile(place, stat.st_size, sha256)
+
+    def discard(self) -> None:
+        """Removes the whole file and its record, if there are any."""
+        with disk_errors():
+            self._record.unlink(missing_ok=True)
+            self.place().unlink(missing_ok=True)
+
+    def open_part(self) -> PartFile | None:
+        """The part with what an earlier try has left in it; None while another one holds it."""
+        with disk_errors():
+            self._state.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The holder before may have renamed or removed it between open and lock.
+                if not os.path.samestat(os.fstat(descriptor), self.part.stat()):
+                    raise BlockingIOError
+                return PartFile(self, descriptor)
+            except (BlockingIOError, FileNotFoundError):
+                os.close(descriptor)
+                return None
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+
+def cached_entries(root: Path, model_id: str) -> list[CacheEntry]:
+    """The files in a model's folder."""
+    with disk_errors():
+        folder = root / folder_name(model_id)
+        paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return [CacheEntry(root, model_id, PurePosixPath(path)) for path in paths]
+
+
+class PartFile:
+    """A file under way, locked against other processes until it is closed.
+
+    Its methods run in threads and exclude each other, so that a cancelled fetch can close it while
+    a write still runs.
+    """
+
+    def __init__(self, entry: CacheEntry, descriptor: int) -> None:
+        self._entry = entry
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._closed = False
+        self._place: Path | None = None
+        self.origin = Origin.read(entry.part_record)
+        self.written = os.fstat(descriptor).st_size
+        # Content of an earlier try is not known to be of the same file version.
+        self.resumed = self.written > 0
+        self._hash = hashlib.sha256()
+        if self.origin is None or self.written > self.origin.total_size:
+            self._truncate()
+        elif self.written:
+            self._hash = digest(entry.part)
+
+    def begin(self, origin: Origin, offset: int) -> None:
+        """Takes note of what the provider sends, from `offset`: 0, or what is written already.
+
+        Raises:
+            ResourceExhaustedError: the file does not fit on the disk.
+        """
+        with self._lock, disk_errors():
+            if offset == 0:
+                self._truncate()
+            self.resumed = offset > 0
+            missing = origin.total_size - self.written
+            free = shutil.disk_usage(self._entry.part.parent).free
+            if missing > free:
+                raise ResourceExhaustedError(
+                    f"the disk of the model cache is full: {missing} bytes are needed, "
+                    f"{free} are free"
+                )
+            self.origin = origin
+            write_json(self._entry.part_record, asdict(origin))
+
+    def append(self, blocks: Iterable[bytes]) -> None:
+        """Writes blocks at the end."""
+        with self._lock, disk_errors():
+            if self._closed:
+                return
+            for block in blocks:
+                rest = memoryview(block)
+                while rest:
+                    count = os.pwrite(self._descriptor, rest, self.written)
+                    self._hash.update(rest[:count])
+                    self.written += count
+                    rest = rest[count:]
+
+    def finish(self) -> CachedFile:
+        """Makes it the whole file: flushed, renamed, recorded.
+
+        Raises:
+            HashMismatchError: the content is not what the provider said.
+        """
+        with self._lock, disk_errors():
+            sha256 = self._hash.hexdigest()
+            if self.origin and self.origin.sha256 and sha256 != self.origin.sha256:
+                raise HashMismatchError
+            os.fsync(self._descriptor)
+            place = self._entry.place()
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self._entry.part.replace(place)
+            self._entry.part_record.unlink(missing_ok=True)
+            sync_folder(place.parent)
+            self._place = place
+            return self._entry.record(place, sha256)
+
+    def open_reader(self) -> FileIO:
+        """For reading what is written so far and later; it outlives the rename."""
+        with self._lock, disk_errors():
+            return FileIO(self._place or self._entry.part)
+
+    def close(self, keep: bool = True) -> None:
+        """Gives the lock back; what is written stays for a later try when `keep` is true."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if not self._place and not (keep and self.written):
+                    with contextlib.suppress(OSError):
+                        self._entry.part.unlink(missing_ok=True)
+                        self._entry.part_record.unlink(missing_ok=True)
+            finally:
+                os.close(self._descriptor)
+
+    def _truncate(self) -> None:
+        os.ftruncate(self._descriptor, 0)
+        self.written = 0
+        self.resumed = False
+        self._hash = hashlib.sha256()

@@ -1,0 +1,201 @@
+"""A model's folder, made of single files: the wire has no listing, so known names are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.errors import (
+    InvalidModelError,
+    InvalidPathError,
+    MissingFieldError,
+    ModelFileNotFoundError,
+    ModelNotFoundError,
+)
+from shared.files.client import (
+    FileProvider,
+    Progress,
+)
+from shared.files.disk import disk_errors
+from shared.model_ids import check_file_path, parse_model_id
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+MODULES = "modules.json"
+# What a model may have beside its configuration and weights.
+OPTIONAL_FILES = (
+    "generation_config.json",
+    # Tokenizers of all kinds.
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
+    *("chat_template.json", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
+    *("source.spm", "target.spm", "target_vocab.json"),  # Marian
+    *("preprocessor_config.json", "processor_config.json", "normalizer.json"),
+    # sentence-transformers; the folders of its modules are read from modules.json.
+    *(MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "1_Pooling/config.json",
+)
+
+MAX_SHARDS = 1000
+MAX_MODULES = 32
+MAX_JSON_BYTES = 64 << 20
+# Files at once: the small ones wait for round trips, the large ones for the wire.
+SMALL_FILES_AT_ONCE = 8
+LARGE_FILES_AT_ONCE = 2
+
+
+async def snapshot(
+    provider: FileProvider, model_id: str, on_progress: Progress | None = None
+) -> Path:
+    """Fetches what is known of a model and returns its folder, ready for `from_pretrained`.
+
+    Files that are cached whole are checked and not fetched again.
+
+    Args:
+        provider: where the files come from.
+        model_id: "org/name" or "name".
+        on_progress: called with the bytes fetched and the bytes in all, of the files begun so far.
+
+    Raises:
+        InvalidModelIdError: nothing was asked of the provider.
+        ModelNotFoundError: there is no config.json.
+        InvalidModelError: no safetensors weights, or a file that lists others is broken.
+        As `FileProvider.fetch` for the rest.
+    """
+    return await _Snapshot(provider, parse_model_id(model_id), on_progress).make()
+
+
+class _Snapshot:
+    def __init__(self, provider: FileProvider, model_id: str, on_progress: Progress | None) -> None:
+        self._provider = provider
+        self._model_id = model_id
+        self._on_progress = on_progress
+        self._progress: dict[str, tuple[int, int]] = {}
+        self._small = asyncio.Semaphore(SMALL_FILES_AT_ONCE)
+        self._large = asyncio.Semaphore(LARGE_FILES_AT_ONCE)
+
+    async def make(self) -> Path:
+        if await self._fetch(CONFIG) is None:
+            raise ModelNotFoundError(f"the file provider has no model {self._model_id!r}")
+        async with _first_error(), asyncio.TaskGroup() as group:
+            group.create_task(self._weights())
+            for name in OPTIONAL_FILES:
+                if name != MODULES:
+                    group.create_task(self._fetch(name))
+            group.create_task(self._modules())
+        return self._provider.folder(self._model_id)
+
+    async def _weights(self) -> None:
+        if await self._fetch(WEIGHTS, large=True):
+            return
+        index = await self._fetch(WEIGHTS_INDEX)
+        if index is None:
+            raise InvalidModelError(
+                f"model {self._model_id!r} has neither {WEIGHTS} nor {WEIGHTS_INDEX}: "
+                "only safetensors weights are loaded",
+                field="model_id",
+            )
+        shards = self._shards(await read_json(index))
+        async with asyncio.TaskGroup() as group:
+            for shard in shards:
+                group.create_task(self._shard(shard))
+
+    def _shards(self, index: Any) -> list[str]:
+        """The names of the shards that an index lists, each checked."""
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict) or not names:
+            raise self._broken(WEIGHTS_INDEX, "it has no weight_map")
+        shards = sorted({str(name) for name in names.values()})
+        if len(shards) > MAX_SHARDS:
+            raise self._broken(
+                WEIGHTS_INDEX, f"it lists {len(shards)} of at most {MAX_SHARDS} files"
+            )
+        self._check_names(WEIGHTS_INDEX, shards)
+        if not all(name.endswith(".safetensors") for name in shards):
+            raise self._broken(WEIGHTS_INDEX, "it lists files that are not safetensors")
+        return shards
+
+    async def _shard(self, name: str) -> None:
+        if await self._fetch(name, large=True) is None:
+            raise self._broken(
+                WEIGHTS_INDEX, f"the file provider has no {name[:80]!r} that it lists"
+            )
+
+    async def _modules(self) -> None:
+        """The files of sentence-transformers' modules that have folders of their own."""
+        path = await self._fetch(MODULES)
+        if path is None:
+            return
+        modules = await read_json(path)
+        try:
+            folders = sorted({str(module["path"]) for module in modules} - {""})
+        except (TypeError, KeyError):
+            raise self._broken(MODULES, "it is not a list of modules with paths") from None
+        if len(folders) > MAX_MODULES:
+            raise self._broken(MODULES, f"it lists {len(folders)} of at most {MAX_MODULES} modules")
+        names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
+        self._check_names(MODULES, names)
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                group.create_task(self._fetch(name))
+
+    async def _fetch(self, name: str, large: bool = False) -> Path | None:
+        """Fetches one file; None when the provider has none of this name."""
+
+        def on_progress(fetched: int, total: int) -> None:
+            self._progress[name] = fetched, total
+            if self._on_progress:
+                fetched_in_all, in_all = map(sum, zip(*self._progress.values(), strict=True))
+                self._on_progress(fetched_in_all, in_all)
+
+        async with self._large if large else self._small:
+            try:
+                return await self._provider.fetch(self._model_id, name, on_progress)
+            except ModelFileNotFoundError:
+                return None
+
+    def _check_names(self, source: str, names: Iterable[str]) -> None:
+        try:
+            for name in names:
+                check_file_path(name)
+        except (InvalidPathError, MissingFieldError) as error:
+            raise self._broken(source, error.message) from None
+
+    def _broken(self, name: str, why: str) -> InvalidModelError:
+        return InvalidModelError(f"{name} of model {self._model_id!r} cannot be used: {why}")
+
+
+@asynccontextmanager
+async def _first_error() -> AsyncIterator[None]:
+    """Raises the first error of a group of tasks by itself; the others were cancelled for it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def read_json(path: Path) -> Any:
+    """The content of a JSON file of a model.
+
+    Raises:
+        InvalidModelError: it is not JSON, or has more than MAX_JSON_BYTES.
+    """
+
+    def read() -> Any:
+        with disk_errors():
+            if path.stat().st_size > MAX_JSON_BYTES:
+                raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
+            return json.loads(path.read_bytes())
+
+    try:
+        return await asyncio.to_thread(read)
+    except (ValueError, RecursionError):
+        raise InvalidModelError(f"{path.name} of the model is not JSON") from None

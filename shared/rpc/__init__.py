@@ -1,0 +1,1 @@
+"""gRPC as every service speaks it: the server, its interceptors, channels, the calls' figures."""

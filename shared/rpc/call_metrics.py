@@ -1,0 +1,188 @@
+"""Prometheus metrics of gRPC servers, with the names and labels of go-grpc-prometheus.
+
+The published interceptors for Python do not work on `grpc.aio`, so this one is our own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from prometheus_client import (
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    start_http_server,
+)
+
+from shared.rpc.interceptors import (
+    Context,
+    Handler,
+    StreamCall,
+    UnaryCall,
+    WrappingInterceptor,
+    behaviour,
+)
+from shared.telemetry.logs import set_request_id
+from shared.telemetry.process_metrics import process_figures
+from shared.telemetry.tracing import (
+    REQUEST_ID_KEY,
+    end_call,
+    start_call,
+)
+
+log = logging.getLogger("shared.calls")
+
+_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+disable_created_metrics()
+# 1 ms to 5 min: an embedding takes milliseconds, a model load minutes.
+_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+
+STARTED = Counter("grpc_server_started", "RPCs started on the server.", _LABELS)
+HANDLED = Counter(
+    "grpc_server_handled", "RPCs completed on the server, by code.", (*_LABELS, "grpc_code")
+)
+HANDLING = Histogram(
+    "grpc_server_handling_seconds", "Time from start to end of RPCs.", _LABELS, buckets=_BUCKETS
+)
+RECEIVED = Counter("grpc_server_msg_received", "Messages received from clients.", _LABELS)
+SENT = Counter("grpc_server_msg_sent", "Messages sent to clients.", _LABELS)
+IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS)
+
+# prometheus_client has memory, CPU and file descriptors of the process; this it has not.
+Gauge("process_threads", "Threads of the process.").set_function(
+    lambda: figures.threads if (figures := process_figures()) else 0
+)
+
+_CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
+# Probes come every second; they count, but a line each would drown the log.
+_QUIET = ("grpc.health.v1.", "grpc.reflection.")
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Serves `/metrics` on its own thread.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    start_http_server(port, addr=host)
+
+
+class CallInterceptor(WrappingInterceptor):
+    """Counts, times and traces every call of the four kinds, sets its request id, logs its end."""
+
+    def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
+        return _observe(handler, method)
+
+
+class _Call:
+    """One call's figures, from start to end."""
+
+    def __init__(self, kind: str, method: str, context: Context) -> None:
+        _, self.service, self.method = method.split("/")
+        self.labels = (kind, self.service, self.method)
+        self.complete = False
+        self._start = time.perf_counter()
+        metadata = dict(context.invocation_metadata() or ())
+        set_request_id(str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4()))
+        self._quiet = self.service.startswith(_QUIET)
+        self._span = None if self._quiet else start_call(method, metadata)
+        STARTED.labels(*self.labels).inc()
+        IN_FLIGHT.labels(*self.labels).inc()
+        self._received = RECEIVED.labels(*self.labels)
+        self._sent = SENT.labels(*self.labels)
+
+    def received(self) -> None:
+        self._received.inc()
+
+    def sent(self, message: Any) -> None:
+        self._sent.inc()
+        # Clients may drop a stream once they have its last message: that is a normal end.
+        self.complete = bool(getattr(message, "done", False) or getattr(message, "is_last", False))
+
+    def end(self, context: Context, error: BaseException | None) -> None:
+        code = self._code(context, error)
+        seconds = time.perf_counter() - self._start
+        IN_FLIGHT.labels(*self.labels).dec()
+        HANDLING.labels(*self.labels).observe(seconds)
+        HANDLED.labels(*self.labels, code).inc()
+        end_call(self._span, code)
+        if not self._quiet:
+            log.info(
+                "call ended",
+                extra={
+                    "grpc_service": self.service,
+                    "grpc_method": self.method,
+                    "grpc_code": code,
+                    "ms": round(seconds * 1000, 2),
+                },
+            )
+
+    def _code(self, context: Context, error: BaseException | None) -> str:
+        gone = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        if gone:
+            return "OK" if self.complete else "CANCELLED"
+        code: Any = context.code()  # a number or a StatusCode, by how it was set
+        number = code.value[0] if isinstance(code, grpc.StatusCode) else code or 0
+        if error is not None and not number:
+            return "UNKNOWN"
+        return _CODES.get(number, "UNKNOWN")
+
+
+def _observe(handler: Handler, method: str) -> UnaryCall | StreamCall:
+    inner = behaviour(handler)
+    if handler.request_streaming:
+        kind = "bidi_stream" if handler.response_streaming else "client_stream"
+    else:
+        kind = "server_stream" if handler.response_streaming else "unary"
+
+    async def counted(requests: AsyncIterator[Any], call: _Call) -> AsyncIterator[Any]:
+        async for request in requests:
+            call.received()
+            yield request
+
+    def begin(request: Any, context: Context) -> tuple[_Call, Any]:
+        call = _Call(kind, method, context)
+        if handler.request_streaming:
+            return call, counted(request, call)
+        call.received()
+        return call, request
+
+    async def unary(request: Any, context: Context) -> Any:
+        call, request = begin(request, context)
+        failure: BaseException | None = None
+        try:
+            response = await inner(request, context)
+            call.sent(response)
+            return response
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            call.end(context, failure)
+
+    async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+        call, request = begin(request, context)
+        failure: BaseException | None = None
+        try:
+            async with aclosing(inner(request, context)) as responses:
+                async for response in responses:
+                    call.sent(response)
+                    yield response
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            call.end(context, failure)
+
+    return stream if handler.response_streaming else unary

@@ -1,0 +1,233 @@
+"""The one place where errors become statuses, and the tool to wrap handlers of all four kinds."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from shared.errors import ERROR_DOMAIN, InvalidArgumentError, ServiceError
+from shared.telemetry.logs import request_id
+
+log = logging.getLogger(__name__)
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+# Strings: the classes take type arguments in their stubs alone.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+UnaryCall = Callable[[Any, Context], Awaitable[Any]]
+StreamCall = Callable[[Any, Context], AsyncIterator[Any]]
+
+_HANDLER_MAKERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def behaviour(handler: Handler) -> Any:
+    """The function that a handler calls, whichever of the four kinds it is."""
+    return (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+
+
+def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
+    """A handler of the same kind and (de)serialisers that calls `call` instead."""
+    make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
+    return make(
+        call,
+        request_deserializer=_tolerant(handler.request_deserializer),
+        response_serializer=handler.response_serializer,
+    )
+
+
+class _Undecodable:
+    """In place of a request whose bytes are not its message, such as text that is not UTF-8."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """A deserialiser that does not raise: what it raises would be UNKNOWN with a class name."""
+    if deserialize is None or isinstance(deserialize, _Tolerant):
+        return deserialize
+    return _Tolerant(deserialize)
+
+
+class _Tolerant:
+    def __init__(self, deserialize: Callable[[bytes], Any]) -> None:
+        self._deserialize = deserialize
+
+    def __call__(self, data: bytes) -> Any:
+        try:
+            return self._deserialize(data)
+        except DecodeError:
+            return _Undecodable()
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, _Undecodable):
+        raise InvalidArgumentError("the request cannot be decoded: it must be protobuf with UTF-8")
+    return request
+
+
+async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _decoded(request)
+
+
+def status_of(error: ServiceError) -> status_pb2.Status:
+    """An error as `google.rpc.Status`: ErrorInfo, and BadRequest or RetryInfo where they fit."""
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
+        )
+    ]
+    if error.code is grpc.StatusCode.INVALID_ARGUMENT and error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(round(error.retry_after * 1000))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        item = any_pb2.Any()
+        item.Pack(detail)
+        packed.append(item)
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=packed)
+
+
+class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
+    """An interceptor that puts a function around each handler, made once a method."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+
+    @abc.abstractmethod
+    def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
+        """The function to call in place of the handler's own; `method` is "/service/method"."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            # Unknown methods are not remembered: names from the wire would grow without bound.
+            return handler
+        if handler.response_streaming and inspect.iscoroutinefunction(behaviour(handler)):
+            # Health.Watch of grpcio writes to the context itself: there is no stream to wrap.
+            return handler
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is None or known[0] is not handler:
+            known = self._wrapped[method] = (handler, rewrap(handler, self.wrap(handler, method)))
+        return known[1]
+
+
+class ErrorInterceptor(WrappingInterceptor):
+    """Turns what a handler raises into a status with details; nothing else does.
+
+    A `ServiceError` has its own code. A status of another service of this set passes through
+    unchanged when it carries details of ours; any other failure of a call made on the caller's
+    behalf keeps its code where that says something to the caller. The rest is INTERNAL, with the
+    trace in the log under the call's request id.
+    """
+
+    def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
+        inner = behaviour(handler)
+        decoded = _all_decoded if handler.request_streaming else _decoded
+
+        async def unary(request: Any, context: Context) -> Any:
+            try:
+                return await inner(decoded(request), context)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+                await abort(context, error)
+
+        async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                async with aclosing(inner(decoded(request), context)) as responses:
+                    async for response in responses:
+                        yield response
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
+                await abort(context, error)
+
+        return stream if handler.response_streaming else unary
+
+
+async def abort(context: Context, error: BaseException) -> None:
+    """Ends the call with the status of `error`; a call that its caller has cancelled needs none.
+
+    What else is cancelled, such as a call on a channel that was closed meanwhile, must not leave
+    the handler as CancelledError: grpc.aio would send no status, and the caller would wait forever.
+    """
+    if isinstance(error, grpc.aio.AbortError) or _is_cancelled_by_caller(error):
+        raise error
+    if isinstance(error, grpc.aio.AioRpcError) and (passed := _details_of(error)):
+        await context.abort(error.code(), error.details() or "", ((STATUS_DETAILS_KEY, passed),))
+    service_error = _as_service_error(error)
+    status = status_of(service_error)
+    await context.abort(
+        service_error.code,
+        service_error.message,
+        ((STATUS_DETAILS_KEY, status.SerializeToString()),),
+    )
+
+
+def _is_cancelled_by_caller(error: BaseException) -> bool:
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _details_of(error: grpc.aio.AioRpcError) -> bytes | None:
+    """The packed status of an error that another service of this set has made, if it is one."""
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS_KEY:
+            return value if isinstance(value, bytes) else value.encode("latin-1")
+    return None
+
+
+class _RemoteError(ServiceError):
+    """A failure of a call behind this one, with the code that it had."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code  # type: ignore[misc]  # the class default is replaced for this one
+        self.reason = code.name  # type: ignore[misc]
+
+
+# Codes that mean the same to the caller of this service as to this service.
+_PASSED_ON = {
+    grpc.StatusCode.UNAVAILABLE: ("a service behind this one is not reachable", 1.0),
+    grpc.StatusCode.DEADLINE_EXCEEDED: ("the deadline passed in a service behind this one", None),
+    grpc.StatusCode.CANCELLED: ("the call was cancelled in a service behind this one", None),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ("a message between services is over its limit", None),
+}
+
+
+def _as_service_error(error: BaseException) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return _RemoteError(grpc.StatusCode.UNAVAILABLE, "a call behind this one was cut off", 1.0)
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() in _PASSED_ON:
+        message, retry_after = _PASSED_ON[error.code()]
+        return _RemoteError(error.code(), message, retry_after)
+    if isinstance(error, asyncio.TimeoutError):
+        return _RemoteError(grpc.StatusCode.DEADLINE_EXCEEDED, "the call took too long", None)
+    log.error("unexpected error in a call", exc_info=error)
+    return ServiceError(f"internal error; the service's log has it under request id {request_id()}")

@@ -1,0 +1,177 @@
+"""`python -m stack up | status | down`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from stack import (
+    control,
+    envoy,
+    envoy_config,
+    guard,
+    ports,
+)
+from stack.layout import (
+    ROOT,
+    Layout,
+)
+from stack.runner import (
+    Runner,
+    StartError,
+)
+
+# Where the application serves its model cache.
+RUST_PROVIDER = f"localhost:{ports.Ports.provider}"
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m stack", description=__doc__)
+    parser.add_argument("command", choices=("up", "status", "down"))
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "run", help="logs, caches, state")
+    parser.add_argument(
+        "--state-file", type=Path, help="JSON with addresses and pids (default: RUN_DIR/stack.json)"
+    )
+    up = parser.add_argument_group("up")
+    up.add_argument("--models", type=Path, default=ROOT / "models", help="the model folder")
+    up.add_argument("--port", type=_port, help="Envoy's port (default 50051), 0 for a free one")
+    up.add_argument("--base-port", help="first of consecutive ports, or auto for free ones")
+    up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
+    up.add_argument(
+        "--provider", metavar="HOST:PORT", help=f"a file provider that runs (e.g. {RUST_PROVIDER})"
+    )
+    up.add_argument(
+        "--tls",
+        metavar="DIR",
+        type=Path,
+        help=f"serve TLS and mTLS too, with {', '.join(envoy_config.TLS_FILES)} of this folder",
+    )
+    up.add_argument(
+        "--exit-with-parent",
+        metavar="PID",
+        type=int,
+        nargs="?",
+        const=0,
+        help="stop when the starting process ends (PID: who that is, when it may be gone already)",
+    )
+    options = parser.parse_args(arguments)
+    options.run_dir = options.run_dir.resolve()
+    options.state_file = (options.state_file or options.run_dir / "stack.json").resolve()
+    return options
+
+
+def plan(options: argparse.Namespace) -> Layout:
+    """Where the stack will live.
+
+    Raises:
+        StartError: the options or the machine do not allow it; the message says why.
+    """
+    try:
+        chosen = ports.choose_ports(options.base_port, options.port)
+    except ValueError as error:
+        raise StartError(str(error)) from None
+    own_provider = not (options.no_provider or options.provider)
+    own_address = f"{ports.LOOPBACK}:{chosen.provider}"
+    layout = Layout(
+        ports=chosen,
+        models=options.models.resolve(),
+        run_dir=options.run_dir,
+        provider_address=own_address if own_provider else options.provider or RUST_PROVIDER,
+        own_provider=own_provider,
+        state_file=options.state_file,
+        front=_front(options),
+    )
+    for needed in ("vision", *(("text",) if own_provider else ())):
+        if not (layout.models / needed).is_dir():
+            raise StartError(
+                f"there is no model folder {layout.models / needed}: run `make models`"
+            )
+    return layout
+
+
+def _front(options: argparse.Namespace) -> envoy_config.Options:
+    tls: Path | None = options.tls
+    if tls:
+        tls = tls.resolve()
+        for name in envoy_config.TLS_FILES:
+            if not (tls / name).is_file():
+                raise StartError(f"there is no {tls / name}: run `python -m tools.dev_certs {tls}`")
+    return envoy_config.Options(tls, _collector())
+
+
+def _collector() -> tuple[str, int] | None:
+    """Where Envoy sends its spans: the address that OpenTelemetry's own variable names."""
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint:
+        return None
+    try:
+        url = urlsplit(endpoint)
+        if url.scheme == "http" and url.hostname:
+            return url.hostname, url.port or 4317
+    except ValueError:
+        pass  # a port that is none
+    raise StartError(f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}; it must be http://HOST:PORT")
+
+
+def up(options: argparse.Namespace) -> int:
+    """Runs a stack until it is told to stop.
+
+    Raises:
+        StartError: it cannot start.
+    """
+    parent = None if options.exit_with_parent is None else os.getppid()
+    if options.exit_with_parent and options.exit_with_parent != parent:
+        raise StartError("the process that started this one has ended")
+    layout = plan(options)
+    if running := control.find(layout.state_file):
+        raise StartError(
+            f"a stack runs in {layout.run_dir} already (process {running['pid']}): "
+            "stop it with `make down`"
+        )
+    specs = layout.children(envoy.find_binary())
+    ports.require_free(layout.used_ports())
+    layout.state_file.unlink(missing_ok=True)  # of a stack that was killed
+    for folder in (layout.logs, layout.state_file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.front)
+    return guard.run_guarded(lambda: _run(Runner(layout, specs)), parent)
+
+
+def _run(runner: Runner) -> int:
+    try:
+        return runner.run()
+    except StartError as error:
+        return _refuse(error)
+
+
+def _refuse(error: Exception) -> int:
+    sys.stderr.write(f"{error}\n")
+    sys.stderr.flush()
+    return 1
+
+
+def main() -> int:
+    """Runs the command; failures are one sentence on stderr and exit code 1."""
+    options = parse_arguments()
+    try:
+        if options.command == "up":
+            return up(options)
+        if options.command == "status":
+            return control.status(options.state_file)
+        return control.down(options.state_file)
+    except (StartError, envoy.EnvoyMissingError, ports.PortError, OSError) as error:
+        return _refuse(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

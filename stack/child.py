@@ -1,0 +1,133 @@
+"""One process of the stack: started, watched, started again when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from stack import guard
+from stack.layout import (
+    ROOT,
+    ChildSpec,
+)
+
+STARTING, SERVING, NOT_SERVING = "starting", "serving", "not serving"
+RESTARTING, FAILED, STOPPED = "restarting", "failed", "stopped"
+
+# The first death in a row is followed by a start at once, the next by one after this.
+FIRST_DELAY_SECONDS = 0.5
+MAX_DELAY_SECONDS = 30.0
+# After so many deaths in a row it is called failed; it is still tried again.
+MAX_FAILURES = 5
+# A process that lived this long starts with a clean record.
+_GOOD_LIFE_SECONDS = 10.0
+MAX_LOG_BYTES = 64 << 20
+
+
+class Child:
+    """A process made from a `ChildSpec`. Not thread-safe: the runner's main thread owns it."""
+
+    def __init__(self, spec: ChildSpec, logs: Path) -> None:
+        self.spec = spec
+        self.log = logs / f"{spec.name}.log"
+        self.state = STARTING
+        self.pid: int | None = None
+        self.failures = 0
+        self.retry_at = 0.0
+        self._started = time.monotonic()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts the process in a session of its own, its output appended to its log file.
+
+        Must be called from the main thread: the child's life hangs on the thread that forks.
+        """
+        parent = os.getpid()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.spec.command,
+                cwd=ROOT,
+                env=os.environ | self.spec.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: guard.prepare_child(parent),
+            )
+        self.pid = self._process.pid
+        self.state = STARTING
+        self._started = time.monotonic()
+
+    def signal(self, signum: int) -> None:
+        """Sends a signal to the process if it lives."""
+        if self.pid is not None:
+            os.kill(self.pid, signum)
+
+    def ended(self, code: int) -> str:
+        """Takes note of the end of the process, and returns a sentence that tells it.
+
+        Args:
+            code: the exit code, or minus the signal that killed it.
+        """
+        if self._process is not None:
+            self._process.returncode = code  # reaped by the runner, which owns all children
+        self.pid = self._process = None
+        if time.monotonic() - self._started > _GOOD_LIFE_SECONDS:
+            self.failures = 0
+        self.failures += 1
+        delay = 0.0
+        if self.failures > 1:
+            delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** (self.failures - 2))
+        self.retry_at = time.monotonic() + delay
+        self.state = FAILED if self.failures >= MAX_FAILURES else RESTARTING
+        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"exited with code {code}"
+        last = self.last_log_line()
+        said = f" (last log line: {last})" if last else ""
+        when = f"in {delay:g} s" if delay else "at once"
+        return f"{self.spec.name} {how}{said}; it starts again {when}"
+
+    def last_log_line(self) -> str:
+        """The last line of the log, the message alone when it is JSON, cut to 200 characters."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError:
+            return ""
+        line = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            line = str(json.loads(line)["message"])
+        return line[:200]
+
+    def rotate_log(self, at: int = MAX_LOG_BYTES) -> None:
+        """Moves the log to NAME.log.1 when it has reached `at` bytes; the process writes on."""
+        try:
+            if self.log.stat().st_size < at:
+                return
+            old = self.log.with_suffix(".log.1")
+            if self.pid is None:
+                self.log.replace(old)
+            else:  # the process keeps its file, so what is in it moves instead
+                old.write_bytes(b"")
+                _copy(self.log, old)
+                os.truncate(self.log, 0)
+        except OSError:
+            pass  # a log that cannot be rotated is no reason to stop
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while block := reader.read(1 << 20):
+            writer.write(block)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

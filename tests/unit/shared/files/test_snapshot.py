@@ -1,0 +1,214 @@
+"""A model's folder from single files: what is asked for, what is followed, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from shared.errors import (
+    InvalidModelError,
+    InvalidModelIdError,
+    ModelNotFoundError,
+    ProviderUnavailableError,
+)
+from shared.files.client import FileProvider
+from shared.files.fetch import FetchLimits
+from shared.files.snapshot import (
+    MAX_SHARDS,
+    OPTIONAL_FILES,
+    read_json,
+    snapshot,
+)
+from tests.support.providers import Provider
+
+MODEL = "org/name"
+WEIGHTS = random.Random(2).randbytes(300_000)
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+async def source() -> AsyncIterator[Provider]:
+    async with Provider().running() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]:
+    limits = FetchLimits(attempts=2, backoff_seconds=0.01)
+    async with FileProvider(source.address, tmp_path, limits=limits) as provider:
+        yield provider
+
+
+def publish(source: Provider, **contents: object) -> dict[str, bytes]:
+    """Serves files of the model: bytes as they are, the rest as JSON. "__" in a name is a slash."""
+    published = {
+        name: value if isinstance(value, bytes) else json.dumps(value).encode()
+        for name, value in contents.items()
+    }
+    source.files |= {f"{MODEL}/{name}": content for name, content in published.items()}
+    return published
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+async def test_what_is_there_is_in_the_folder_and_nothing_else(
+    files: FileProvider, source: Provider
+) -> None:
+    names = ("config.json", "model.safetensors", *OPTIONAL_FILES)
+    published = publish(source, **{name: f"content of {name}".encode() for name in names})
+    published |= publish(source, **{"modules.json": []})
+    source.files[f"{MODEL}/pytorch_model.bin"] = b"pickle"
+    assert read_folder(await snapshot(files, MODEL)) == published
+
+
+async def test_a_path_of_the_model_means_the_model(files: FileProvider, source: Provider) -> None:
+    published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
+    folder = await snapshot(files, f"models/{MODEL}/model.safetensors")
+    assert folder == files.folder(MODEL)
+    assert read_folder(folder) == published
+
+
+async def test_shards_are_followed_and_progress_is_summed(
+    files: FileProvider, source: Provider
+) -> None:
+    shards = {f"model-{i:05}-of-00003.safetensors": WEIGHTS[:i] for i in (1, 1000, 300_000)}
+    index = {"weight_map": {f"layer.{i}": name for i, name in enumerate([*shards] * 5)}}
+    published = publish(source, **{"config.json": {"a": 1}, INDEX: index}, **shards)
+    seen: list[tuple[int, int]] = []
+    folder = await snapshot(files, MODEL, lambda done, total: seen.append((done, total)))
+    assert read_folder(folder) == published
+    whole = sum(len(content) for content in published.values())
+    assert seen[-1] == (whole, whole)
+    assert all(done <= total or total == 0 for done, total in seen)
+
+
+async def test_folders_of_modules_are_followed(files: FileProvider, source: Provider) -> None:
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.models.Pooling",
+        },
+        {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
+    ]
+    published = publish(
+        source,
+        **{
+            "config.json": {},
+            "model.safetensors": WEIGHTS,
+            "modules.json": modules,
+            "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+            "2_Dense/config.json": {"in_features": 8},
+            "2_Dense/model.safetensors": WEIGHTS[:80],
+        },
+    )
+    assert read_folder(await snapshot(files, MODEL)) == published
+
+
+async def test_a_second_snapshot_fetches_nothing_again(
+    files: FileProvider, source: Provider
+) -> None:
+    published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
+    await snapshot(files, MODEL)
+    source.requests.clear()
+    await snapshot(files, MODEL)
+    asked = {request.file_path: request.offset for request in source.requests}
+    for name, content in published.items():
+        assert asked[name] == len(content)  # only whether it is still the same
+
+
+async def test_an_unknown_model(files: FileProvider, source: Provider) -> None:
+    publish(source, **{"model.safetensors": WEIGHTS})
+    with pytest.raises(ModelNotFoundError, match="no model 'org/name'"):
+        await snapshot(files, MODEL)
+    assert [request.file_path for request in source.requests] == ["config.json"]
+    with pytest.raises(InvalidModelIdError):
+        await snapshot(files, "../name")
+
+
+async def test_a_model_without_safetensors(files: FileProvider, source: Provider) -> None:
+    publish(source, **{"config.json": {}, "pytorch_model.bin": b"pickle"})
+    with pytest.raises(InvalidModelError, match="only safetensors"):
+        await snapshot(files, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ([], "no weight_map"),
+        ({}, "no weight_map"),
+        ({"weight_map": {}}, "no weight_map"),
+        ({"weight_map": {"a": "../../secret.safetensors"}}, "must be relative"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "must be relative"),
+        ({"weight_map": {"a": ""}}, "is empty"),
+        ({"weight_map": {"a": 3}}, "not safetensors"),
+        ({"weight_map": {"a": "pytorch_model.bin"}}, "not safetensors"),
+        ({"weight_map": {"a": "gone.safetensors"}}, r"no 'gone\.safetensors' that it lists"),
+        (
+            {"weight_map": {str(i): f"{i}.safetensors" for i in range(MAX_SHARDS + 1)}},
+            f"{MAX_SHARDS + 1} of at most {MAX_SHARDS} files",
+        ),
+    ],
+)
+async def test_an_index_that_is_broken_or_hostile(
+    files: FileProvider, source: Provider, index: object, said: str
+) -> None:
+    publish(source, **{"config.json": {}, INDEX: index})
+    with pytest.raises(InvalidModelError, match=said):
+        await snapshot(files, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ({"path": "x"}, "not a list of modules"),
+        ([{"idx": 0}], "not a list of modules"),
+        (3, "not a list of modules"),
+        ([{"path": "../../other"}], "must be relative"),
+        ([{"path": str(i)} for i in range(40)], "40 of at most 32 modules"),
+    ],
+)
+async def test_modules_that_are_broken_or_hostile(
+    files: FileProvider, source: Provider, modules: object, said: str
+) -> None:
+    publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS, "modules.json": modules})
+    with pytest.raises(InvalidModelError, match=said):
+        await snapshot(files, MODEL)
+
+
+async def test_a_provider_that_goes_away_is_told_by_itself(
+    files: FileProvider, source: Provider
+) -> None:
+    publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
+
+    async def away(provider, request, content, context):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        yield
+
+    await files.fetch(MODEL, "config.json")
+    source.usual = away
+    with pytest.raises(ProviderUnavailableError):  # not a group of errors
+        await snapshot(files, MODEL)
+
+
+async def test_json_over_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.files.snapshot.MAX_JSON_BYTES", 10)
+    (tmp_path / "a.json").write_text("[1, 2, 3, 4]")
+    with pytest.raises(InvalidModelError, match=r"a\.json has more than 10 bytes"):
+        await read_json(tmp_path / "a.json")

@@ -1,0 +1,294 @@
+"""Parts of the native stack that need no running stack."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stack import __main__ as command
+from stack import (
+    control,
+    envoy,
+    envoy_config,
+    guard,
+    ports,
+)
+from stack.child import (
+    FAILED,
+    MAX_DELAY_SECONDS,
+    MAX_FAILURES,
+    RESTARTING,
+    SERVING,
+    Child,
+)
+from stack.display import (
+    NonBlockingOutput,
+    PlainDisplay,
+)
+from stack.layout import ChildSpec
+from stack.runner import StartError
+from tools import dev_certs
+
+
+def make_child(folder: Path, *code: str) -> Child:
+    command = (sys.executable, "-c", *code) if code else ("true",)
+    return Child(ChildSpec("thing", command, {"THING_PORT": "1"}, port=1), folder)
+
+
+# Configuration
+
+
+def test_the_native_config_differs_in_addresses_alone() -> None:
+    chosen = ports.choose_ports("30000", None)
+    resources = envoy_config.native_config(chosen)["static_resources"]
+    listeners = {one["name"]: one["address"]["socket_address"] for one in resources["listeners"]}
+    assert listeners == {
+        "grpc": {"address": "127.0.0.1", "port_value": chosen.envoy},
+        "metrics": {"address": "127.0.0.1", "port_value": chosen.envoy_metrics},
+    }
+    text = next(one for one in resources["clusters"] if one["name"] == "text")
+    assert text["type"] == "STATIC"
+    assert text["health_checks"][0]["grpc_health_check"] == {
+        "service_name": "ml.TransformersService"
+    }
+    (host,) = text["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert host["endpoint"]["address"]["socket_address"]["port_value"] == chosen.text
+
+
+def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
+    options = envoy_config.Options(tmp_path, ("collector.example", 4444))
+    resources = envoy_config.native_config(ports.Ports(), options)["static_resources"]
+    listeners = {one["name"]: one for one in resources["listeners"]}
+    assert set(listeners) == {"grpc", "grpc_tls", "grpc_mtls", "metrics"}
+    assert listeners["grpc_mtls"]["address"]["socket_address"]["port_value"] == 50054
+    assert f"{tmp_path}/server.key" in str(listeners["grpc_tls"])
+    # The three serve the same.
+    filters = [listeners[name]["filter_chains"][0]["filters"] for name in sorted(listeners)[:3]]
+    assert filters[0] == filters[1] == filters[2]
+    assert "tracing" in filters[0][0]["typed_config"]
+    (collector,) = (one for one in resources["clusters"] if one["name"] == "otel_collector")
+    assert "collector.example" in str(collector)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_envoy_accepts_the_config(tmp_path: Path, everything: bool) -> None:
+    source, options = tmp_path / "envoy.json", envoy_config.Options()
+    if everything:
+        dev_certs.make_certificates(tmp_path)
+        options = envoy_config.Options(tmp_path, ("localhost", 4317))
+    envoy_config.write_native_config(source, ports.Ports(), options)
+    done = subprocess.run(
+        [envoy.find_binary(), "--mode", "validate", "--log-level", "warning", "-c", source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "eprecated" not in done.stderr
+
+
+def test_a_missing_envoy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "envoy", None)
+    with pytest.raises(envoy.EnvoyMissingError, match="make setup"):
+        envoy.find_binary()
+
+
+# Ports
+
+
+def test_default_ports() -> None:
+    chosen = ports.choose_ports(None, None)
+    assert (chosen.envoy, chosen.provider, chosen.text) == (50051, 50052, 50062)
+
+
+def test_free_ports_are_free_and_differ() -> None:
+    chosen = ports.choose_ports("auto", 0)
+    numbers = list(vars(chosen).values())
+    assert len(set(numbers)) == len(numbers)
+    assert all(ports.is_free(port) for port in numbers)
+
+
+def test_free_ports_leave_envoy_s_own_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "free_ports", lambda: iter(range(20_000, 21_000)))
+    numbers = list(vars(ports.choose_ports("auto", 20_003)).values())
+    assert numbers[0] == 20_003
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.mark.parametrize(("base", "port"), [(None, 50052), ("30000", 30_005)])
+def test_a_port_that_the_stack_has_already_is_refused(base: str | None, port: int) -> None:
+    with pytest.raises(ValueError, match=f"port {port} is what .* listens on"):
+        ports.choose_ports(base, port)
+
+
+@pytest.mark.parametrize("base", ["0", "80", "65530", "-1", "x", ""])
+def test_a_bad_base_port_is_refused(base: str) -> None:
+    with pytest.raises(ValueError, match="--base-port"):
+        ports.choose_ports(base, None)
+
+
+def test_a_port_is_taken_while_something_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert not ports.is_free(port)
+        assert ports.accepts(port)
+    assert ports.is_free(port)
+    assert not ports.accepts(port)
+
+
+# The command line
+
+
+def test_the_application_is_the_provider_unless_told_otherwise(tmp_path: Path) -> None:
+    for folder in ("text", "vision"):
+        (tmp_path / folder).mkdir()
+
+    def planned(*arguments: str) -> tuple[bool, str]:
+        options = command.parse_arguments(["up", "--models", str(tmp_path), *arguments])
+        layout = command.plan(options)
+        return layout.own_provider, layout.provider_address
+
+    assert planned() == (True, "127.0.0.1:50052")
+    assert planned("--no-provider") == (False, "localhost:50052")
+    assert planned("--provider", "host:1") == (False, "host:1")
+
+
+def test_a_stack_without_provider_needs_no_text_models(tmp_path: Path) -> None:
+    (tmp_path / "vision").mkdir()
+    options = ["up", "--models", str(tmp_path)]
+    command.plan(command.parse_arguments([*options, "--no-provider"]))
+    with pytest.raises(StartError, match="make models"):
+        command.plan(command.parse_arguments(options))
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_a_port_out_of_range_is_refused(port: str) -> None:
+    with pytest.raises(SystemExit):
+        command.parse_arguments(["up", "--port", port])
+
+
+# Children
+
+
+def test_restarts_come_at_once_then_ever_later_up_to_a_cap(tmp_path: Path) -> None:
+    child = make_child(tmp_path)
+    told = [child.ended(1) for _ in range(12)]
+    assert "at once" in told[0]
+    assert "in 0.5 s" in told[1]
+    assert "in 1 s" in told[2]
+    assert f"in {MAX_DELAY_SECONDS:g} s" in told[-1]
+
+
+def test_a_child_that_keeps_dying_is_called_failed(tmp_path: Path) -> None:
+    child = make_child(tmp_path)
+    states = []
+    for _ in range(MAX_FAILURES):
+        child.ended(1)
+        states.append(child.state)
+    assert states == [RESTARTING] * (MAX_FAILURES - 1) + [FAILED]
+
+
+def test_the_end_of_a_child_is_told_with_its_last_words(tmp_path: Path) -> None:
+    child = make_child(tmp_path)
+    child.log.write_text('first\n{"level": "ERROR", "message": "no more memory"}\n\n')
+    assert child.ended(3).startswith("thing exited with code 3 (last log line: no more memory)")
+    child.log.write_text("plain words")
+    assert child.ended(-9).startswith("thing was killed by SIGKILL (last log line: plain words)")
+
+
+def test_a_child_has_its_settings_its_log_and_no_terminal(tmp_path: Path) -> None:
+    code = "import os, sys; print(os.environ['THING_PORT'], repr(sys.stdin.read()), os.getsid(0))"
+    child = make_child(tmp_path, code)
+    child.start()
+    pid = child.pid
+    assert pid is not None
+    os.waitpid(pid, 0)
+    assert child.log.read_text().split() == ["1", "''", str(pid)]
+    child.ended(0)
+
+
+def test_a_full_log_moves_aside_while_its_process_writes_on(tmp_path: Path) -> None:
+    code = "import sys; print('old', flush=True); sys.stdin.read(); import time; time.sleep(600)"
+    child = make_child(tmp_path, code)
+    child.log.write_text("x" * 100)
+    child.start()
+    child.rotate_log(at=100)
+    assert child.log.with_suffix(".log.1").read_text().startswith("x" * 100)
+    assert child.log.stat().st_size < 100
+    child.signal(signal.SIGKILL)
+    assert child.pid is not None
+    os.waitpid(child.pid, 0)
+    child.ended(-9)
+
+
+def test_yesterday_s_log_moves_aside(tmp_path: Path) -> None:
+    child = make_child(tmp_path)
+    child.log.write_text("yesterday")
+    child.rotate_log(at=0)
+    assert not child.log.exists()
+    assert child.log.with_suffix(".log.1").read_text() == "yesterday"
+
+
+def test_a_process_is_named_by_pid_and_start() -> None:
+    assert control.start_ticks(os.getpid()) == control.start_ticks(os.getpid())
+    with subprocess.Popen(["true"]) as process:
+        pass
+    assert control.start_ticks(process.pid) is None
+
+
+def test_reaping_tells_exit_codes_and_signals() -> None:
+    failed = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    killed = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    killed.kill()
+    os.waitid(os.P_PID, failed.pid, os.WEXITED | os.WNOWAIT)
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+    ended = guard.reap()
+    failed.returncode = killed.returncode = 0
+    assert (ended[failed.pid], ended[killed.pid]) == (3, -signal.SIGKILL)
+
+
+# Output
+
+
+def test_output_into_a_full_pipe_is_dropped_and_never_blocks() -> None:
+    reader, writer = os.pipe()
+    output = NonBlockingOutput(writer)
+    for _ in range(1000):
+        output.write("x" * 10_000)
+    os.close(reader)
+    output.write("nobody is there any more")
+    os.close(writer)
+    output.write("not even the pipe")
+
+
+def test_output_comes_in_order_once_the_pipe_is_read() -> None:
+    reader, writer = os.pipe()
+    output = NonBlockingOutput(writer)
+    text = "".join(f"{number}\n" for number in range(20_000))
+    output.write(text)
+    read = b""
+    while len(read) < len(text):
+        read += os.read(reader, 1 << 20)
+        output.flush()
+    assert read.decode() == text
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_plain_display_tells_each_change_once(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    display = PlainDisplay(NonBlockingOutput(writer))
+    child = make_child(tmp_path)
+    display.show([child])
+    display.show([child])
+    child.state = SERVING
+    display.show([child])
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        assert [line.split()[:2] for line in lines] == [["thing", "starting"], ["thing", "serving"]]

@@ -1,0 +1,85 @@
+"""What a failed conversion leaves behind: a refusal that is kept, or nothing when it may pass."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from shared.errors import OutOfMemoryError, ResourceExhaustedError, ServiceError
+from tests.support.text_family import Tiny
+from text_svc.convert import (
+    decoder,
+    encoder,
+)
+from text_svc.convert.__main__ import export
+from text_svc.convert.launch import ExportLaunch
+from text_svc.formats.load_errors import loading_errors
+from text_svc.formats.manifest import Manifest
+
+PASSING: list[tuple[Exception, type[ServiceError]]] = [
+    (MemoryError(), OutOfMemoryError),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError),
+    (RuntimeError("Exception from core.cpp: std::bad_alloc"), OutOfMemoryError),
+    (OSError(errno.ENOSPC, "No space left on device"), ResourceExhaustedError),
+]
+
+
+def failing(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise error
+
+    return fail
+
+
+def converted(source: Path, target: Path, pipeline: str) -> Manifest | None:
+    launch = ExportLaunch(
+        parent_pid=0,
+        report_fd=0,
+        model_id="tiny",
+        pipeline=pipeline,
+        source=source,
+        target=target,
+        weights="float",
+        log_level="INFO",
+        log_style="text",
+    )
+    with loading_errors("tiny", source):
+        export(launch)
+    return Manifest.read(target)
+
+
+@pytest.fixture(params=["text-generation", "feature-extraction"])
+def case(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tiny: Tiny, llama: Path
+) -> tuple[Path, str, Callable[[Exception], None]]:
+    """A model, its pipeline, and what makes its conversion fail."""
+    if request.param == "text-generation":
+        place: tuple[Any, str] = (decoder, "export_from_model")
+        source = llama
+    else:
+        place, source = (encoder.ov, "convert_model"), tiny("bert")
+    return source, request.param, lambda error: monkeypatch.setattr(*place, failing(error))
+
+
+@pytest.mark.parametrize(("error", "wanted"), PASSING, ids=lambda each: str(each)[:40])
+def test_want_of_memory_or_space_is_said_and_not_kept(
+    case: Any, tmp_path: Path, error: Exception, wanted: type[ServiceError]
+) -> None:
+    source, pipeline, fail_with = case
+    target = tmp_path / "converted" / "one"
+    fail_with(error)
+    with pytest.raises(wanted):
+        converted(source, target, pipeline)
+    assert not target.exists()
+
+
+def test_a_model_that_cannot_be_converted_is_remembered(case: Any, tmp_path: Path) -> None:
+    source, pipeline, fail_with = case
+    fail_with(RuntimeError("an operator that nobody knows"))
+    manifest = converted(source, tmp_path / "converted" / "one", pipeline)
+    assert manifest is not None
+    assert manifest.refused == "RuntimeError: an operator that nobody knows"

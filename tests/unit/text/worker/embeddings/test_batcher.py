@@ -1,0 +1,197 @@
+"""Micro-batches across callers: fairness, cancelled callers, limits, failures, the cut.
+
+The encoder here runs no model: it holds batches back until the test lets them go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY
+
+from shared.errors import QueueFullError, ShuttingDownError
+from tests.support.waiting import until
+from text_svc.worker.embeddings.batcher import (
+    BATCH_TOKENS,
+    PADDING_TOKENS,
+    MicroBatcher,
+    cut,
+)
+from text_svc.worker.embeddings.encoder import (
+    Done,
+    Ids,
+)
+from text_svc.worker.engines.metrics import EmbeddingMetrics
+
+
+class HeldEncoder:
+    """A vector is its text's first token and length; batches run one at a time, when released."""
+
+    dimensions = 2
+    streams = 1
+
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray] = []
+        self.failure: Exception | None = None
+        self._permits = threading.Semaphore(0)
+
+    def release(self, count: int = 1) -> None:
+        self._permits.release(count)
+
+    def wait_idle(self) -> None:
+        """Always idle: `start` holds the thread."""
+
+    def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
+        self.batches.append(input_ids)
+        self._permits.acquire()
+        if self.failure:
+            raise self.failure
+        done(np.stack([input_ids[:, 0], attention_mask.sum(1)], 1).astype(np.float32))
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+MODEL = "tiny/encoder"
+
+
+@pytest.fixture
+def encoder() -> HeldEncoder:
+    return HeldEncoder()
+
+
+@pytest.fixture
+def batcher(encoder: HeldEncoder) -> Iterator[MicroBatcher]:
+    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50, metrics=EmbeddingMetrics(MODEL))
+    yield batcher
+    encoder.release(1000)
+    batcher.close()
+
+
+def metric(name: str) -> float:
+    return REGISTRY.get_sample_value(name, {"model": MODEL}) or 0
+
+
+def texts(first: int, *lengths: int) -> list[list[int]]:
+    """Texts of these lengths; each begins with a number of its own."""
+    return [[first + index] + [9] * (length - 1) for index, length in enumerate(lengths)]
+
+
+async def test_every_caller_gets_its_own_in_order(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    encoder.release(1000)
+    calls = [texts(100 * caller, 30, 2, 17, 2, 99) for caller in range(1, 9)]
+    answers = await asyncio.gather(*(batcher.embed(call) for call in calls))
+    for call, vectors in zip(calls, answers, strict=True):
+        assert vectors.tolist() == [[text[0], len(text)] for text in call]
+
+
+async def test_what_came_meanwhile_makes_one_batch(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    before = metric("text_batch_texts_sum"), metric("text_batch_texts_count")
+    first = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    others = [asyncio.create_task(batcher.embed(texts(10 * n, 5))) for n in range(1, 7)]
+    await asyncio.sleep(0)
+    encoder.release(2)
+    await asyncio.gather(first, *others)
+    assert [len(batch) for batch in encoder.batches] == [1, 6]
+    assert metric("text_batch_texts_sum") - before[0] == 1 + 6
+    assert metric("text_batch_texts_count") - before[1] == 2
+
+
+async def test_a_caller_of_one_text_overtakes_one_of_many(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    many = asyncio.create_task(batcher.embed(texts(1000, *[200] * 40)))
+    await until(lambda: len(encoder.batches) == 1)
+    one = asyncio.create_task(batcher.embed(texts(7, 200)))
+    await asyncio.sleep(0)
+    # What has been drawn for the round that runs goes first, and no more.
+    encoder.release(5)
+    await one
+    assert not many.done()
+    assert sum(map(len, encoder.batches)) < 20
+    encoder.release(1000)
+    assert len(await many) == 40
+
+
+async def test_texts_of_a_caller_that_has_gone_are_not_run(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    running = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    gone = asyncio.create_task(batcher.embed(texts(100, *[5] * 30)))
+    stays = asyncio.create_task(batcher.embed(texts(7, 5)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait({gone})
+    encoder.release(1000)
+    await asyncio.gather(running, stays)
+    assert {int(row[0]) for batch in encoder.batches for row in batch} == {1, 7}
+    assert len(await batcher.embed(texts(0, *[5] * 50))) == 50, "nothing of it waits on"
+
+
+async def test_the_queue_is_bounded(encoder: HeldEncoder, batcher: MicroBatcher) -> None:
+    running = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    waiting = asyncio.create_task(batcher.embed(texts(100, *[5] * 48)))
+    await asyncio.sleep(0)
+    assert metric("text_waiting_texts") == 48
+    with pytest.raises(QueueFullError, match="limit of 50"):
+        await batcher.embed(texts(200, 5, 5, 5))
+    encoder.release(1000)
+    await asyncio.gather(running, waiting)
+    assert len(await batcher.embed(texts(0, *[5] * 70))) == 70, "alone, a call is always taken"
+
+
+async def test_a_failed_batch_fails_its_callers_alone(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    encoder.failure = ValueError("the engine says no")
+    failed = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    encoder.release()
+    with pytest.raises(ValueError, match="says no"):
+        await failed
+    encoder.failure = None
+    encoder.release(1000)
+    assert len(await batcher.embed(texts(1, 5))) == 1
+
+
+async def test_closing_fails_those_who_wait() -> None:
+    encoder = HeldEncoder()
+    batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50, metrics=EmbeddingMetrics(MODEL))
+    running = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    waiting = asyncio.create_task(batcher.embed(texts(10, 5)))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(batcher.close))
+    await until(lambda: batcher._closed)
+    encoder.release()
+    await closing
+    assert len(await running) == 1
+    with pytest.raises(ShuttingDownError):
+        await waiting
+    with pytest.raises(ShuttingDownError):
+        await batcher.embed(texts(1, 5))
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 8))
+def test_the_cut_has_each_text_once_within_the_limits(lengths: list[int], streams: int) -> None:
+    batches = cut(lengths, streams)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        sizes = [lengths[index] for index in batch]
+        assert max(sizes) * len(sizes) <= BATCH_TOKENS or len(sizes) == 1
+        assert sum(max(sizes) - size for size in sizes) <= PADDING_TOKENS
+    widths = [max(lengths[index] for index in batch) for batch in batches]
+    assert widths == sorted(widths, reverse=True)

@@ -1,0 +1,56 @@
+"""A key-value cache that is too small for what it is given, against the engine's own admission."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from shared.errors import InternalError
+from text_svc.worker.engines.base import (
+    Answer,
+    Limits,
+)
+from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.openvino import (
+    BLOCK_TOKENS,
+    OpenVinoEngine,
+)
+from text_svc.worker.engines.sampling import Sampling
+
+BLOCKS = 4
+
+
+async def ended(engine: OpenVinoEngine, prompt: int, tokens: int) -> str | None:
+    """How an answer ended. Raises its error."""
+    answer = Answer([5 + index % 300 for index in range(prompt)], Sampling(0, 1, tokens))
+    engine.submit(answer)
+    async with asyncio.timeout(60):
+        while True:
+            for step in await answer.take():
+                if step.error:
+                    raise step.error
+                if step.finish_reason:
+                    return step.finish_reason
+
+
+@pytest.mark.parametrize(("prompt", "tokens"), [(200, 5), (100, 100)], ids=["prompt", "answer"])
+async def test_what_the_pipeline_drops_in_silence_is_an_error(
+    converted_llama: Path, prompt: int, tokens: int
+) -> None:
+    engine = OpenVinoEngine(
+        converted_llama,
+        limits=Limits(4096, 4, 4),
+        end_tokens=(),
+        cache_blocks=BLOCKS,
+        precision="f32",
+        threads=2,
+        metrics=EngineMetrics("dropped"),
+    )
+    engine._free_blocks = 1000  # it would never let these in otherwise
+    assert prompt + tokens > BLOCKS * BLOCK_TOKENS
+    with pytest.raises(InternalError, match="refused"):
+        await ended(engine, prompt, tokens)
+    assert await ended(engine, 20, 5) == "length", "it serves on"
+    await engine.close()

@@ -1,0 +1,95 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import (
+    InputTooLargeError,
+    InvalidArgumentError,
+    InvalidModelError,
+    OutOfRangeError,
+)
+from text_svc.worker.engines.sampling import (
+    MAX_STOPS,
+    Sampling,
+    SamplingDefaults,
+    SamplingRequest,
+)
+
+
+def complete(defaults: SamplingDefaults | None = None, **wanted: Any) -> Sampling:
+    return (defaults or SamplingDefaults()).complete(SamplingRequest(**wanted))
+
+
+def test_where_nobody_says_anything_the_defaults_of_the_service_hold() -> None:
+    assert complete() == Sampling(temperature=0.7, top_p=0.9, max_new_tokens=512)
+
+
+def test_the_model_s_own_defaults_come_before_the_service_s() -> None:
+    own = SamplingDefaults(0.3, 0.5, 20, 1.2, 99)
+    assert complete(own) == Sampling(0.3, 0.5, 99, 20, 1.2)
+
+
+def test_what_a_caller_says_comes_first() -> None:
+    own = SamplingDefaults(0.3, 0.5, 20, 1.2, 99)
+    said = complete(
+        own, temperature=1.5, top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=3, seed=0
+    )
+    assert said == Sampling(1.5, 1.0, 3, 0, 1.0, seed=0)
+
+
+@pytest.mark.parametrize("greedy", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}])
+def test_what_leaves_one_token_is_greedy(greedy: dict[str, Any]) -> None:
+    sampling = complete(**greedy)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, -math.inf, 1e9])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "repetition_penalty"])
+def test_a_number_out_of_its_range_is_refused_with_the_range(name: str, value: float) -> None:
+    with pytest.raises(OutOfRangeError, match=rf"{name} is .* must lie in \[") as caught:
+        complete(**{name: value})
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("top_k", -1), ("top_k", 2**31 - 1), ("seed", -1), ("max_new_tokens", -5)]
+)
+def test_a_whole_number_out_of_its_range_is_refused(name: str, value: int) -> None:
+    with pytest.raises(OutOfRangeError):
+        complete(**{name: value})
+
+
+def test_stop_strings_have_limits() -> None:
+    assert complete(stop=["a"] * MAX_STOPS).stop == ("a",) * MAX_STOPS
+    with pytest.raises(InvalidArgumentError, match="limit of 16"):
+        complete(stop=["a"] * (MAX_STOPS + 1))
+    with pytest.raises(InvalidArgumentError, match=r"stop\[1\] is empty"):
+        complete(stop=["a", ""])
+    with pytest.raises(InputTooLargeError, match="limit is 256"):
+        complete(stop=["a" * 257])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, SamplingDefaults()),
+        ({"temperature": 0.2, "top_k": 5}, SamplingDefaults(temperature=0.2, top_k=5)),
+        ({"temperature": None, "top_p": "high", "top_k": True}, SamplingDefaults()),
+        ({"temperature": -3, "top_p": 7, "repetition_penalty": 0}, SamplingDefaults()),
+    ],
+)
+def test_defaults_are_read_from_the_model_where_they_make_sense(
+    tmp_path: Path, content: Any, expected: SamplingDefaults
+) -> None:
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert SamplingDefaults.read(tmp_path) == expected
+
+
+def test_a_broken_generation_config_is_said(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(InvalidModelError, match=r"generation_config\.json is no JSON"):
+        SamplingDefaults.read(tmp_path)

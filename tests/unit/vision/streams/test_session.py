@@ -1,0 +1,196 @@
+"""A stream's frames: how many are under way, which are dropped, and what an end frees."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ml import mediapipe_pb2 as pb
+from shared.errors import FrameSizeError, UndecodableImageError
+from tests.integration.vision.encoding import encode_video
+from vision_svc import tasks
+from vision_svc.detector import Mode
+from vision_svc.engine import Engine
+from vision_svc.frames.types import EncodedFrame
+from vision_svc.options import Options
+from vision_svc.settings import VisionSettings
+from vision_svc.streams.session import Incoming
+from vision_svc.tasks import Asset, VisionTask
+
+LONG = 60.0
+LATEST = {"frame-policy": "latest"}
+
+
+class GatedTask:
+    """Stands for a model that takes as long as the test wants: each frame needs a permit."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.permits = threading.Semaphore(0)
+        self.closed = threading.Event()
+
+    async def wait_begun(self) -> None:
+        """Until one more frame has begun."""
+        assert await asyncio.to_thread(self.begun.acquire, timeout=LONG)
+
+    def detect(self, image: object, time_ms: int) -> pb.FaceDetectionResponse:
+        self.begun.release()
+        assert self.permits.acquire(timeout=LONG)
+        return pb.FaceDetectionResponse()
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+class Sender:
+    """Frames of 2 x 2 pixels, with a record of how many were taken."""
+
+    def __init__(self, count: int, bad: int = -1) -> None:
+        self.taken = 0
+        self.all_taken = asyncio.Event()
+        self._count = count
+        self._bad = bad
+
+    async def frames(self) -> Incoming:
+        for number in range(self._count):
+            data = b"\0" * (1 if number == self._bad else 12)
+            yield EncodedFrame(data, "rgb", 2, 2, number=number, position=number + 1), {}
+            self.taken += 1
+        self.all_taken.set()
+
+
+@pytest.fixture
+def gated() -> GatedTask:
+    return GatedTask()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gated: GatedTask) -> Iterator[Engine]:
+    def open_gated(path: Path, options: Options, mode: Mode) -> GatedTask:
+        return gated
+
+    (tmp_path / "model").write_bytes(b"1")
+    task = VisionTask("gated", open_gated, {"": Asset("model", 1)}, ())
+    monkeypatch.setitem(tasks.TASKS, "gated", task)  # type: ignore[arg-type]
+    engine = Engine(VisionSettings(assets_dir=tmp_path, workers=1), lambda: None)
+    yield engine
+    gated.permits.release(1000)
+    engine.close()
+
+
+async def settle() -> None:
+    """Lets the event loop do what it can do by itself."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def numbers(answers: AsyncIterator[object]) -> list[int]:
+    return [answer.frame_number async for answer in answers]  # type: ignore[attr-defined]
+
+
+async def test_every_frame_is_answered_in_order(engine: Engine, gated: GatedTask) -> None:
+    gated.permits.release(200)
+    assert await numbers(engine.stream("gated", Sender(200).frames(), {})) == list(range(200))
+
+
+async def test_four_frames_are_under_way_and_no_more(engine: Engine, gated: GatedTask) -> None:
+    sender = Sender(100)
+    answers = engine.stream("gated", sender.frames(), {})
+    first = asyncio.ensure_future(anext(answers))
+    await settle()
+    assert sender.taken == 4  # a fifth has been read and waits for room
+    gated.permits.release(100)
+    await first
+    await settle()
+    assert sender.taken == 5  # answers that are not taken hold it up as well
+    assert await numbers(answers) == list(range(1, 100))
+
+
+async def test_the_newest_frame_replaces_those_that_wait(engine: Engine, gated: GatedTask) -> None:
+    sender = Sender(50)
+
+    async def frames() -> Incoming:
+        async for frame, options in sender.frames():
+            yield frame, options
+            if frame.number == 0:
+                await gated.wait_begun()
+
+    answers = engine.stream("gated", frames(), LATEST)
+    first = asyncio.ensure_future(anext(answers))
+    await asyncio.wait_for(sender.all_taken.wait(), LONG)
+    gated.permits.release(50)
+    assert (await first).frame_number == 0
+    last = await anext(answers)
+    assert (last.frame_number, last.frames_dropped) == (49, 48)
+    with pytest.raises(StopAsyncIteration):
+        await anext(answers)
+
+
+async def test_a_frame_that_waits_for_a_core_is_replaced_too(
+    engine: Engine, gated: GatedTask
+) -> None:
+    other = asyncio.create_task(numbers(engine.stream("gated", Sender(1).frames(), {})))
+    await gated.wait_begun()  # the one worker is taken
+    sender = Sender(10)
+    answers = engine.stream("gated", sender.frames(), LATEST)
+    first = asyncio.ensure_future(anext(answers))
+    await asyncio.wait_for(sender.all_taken.wait(), LONG)
+    gated.permits.release(2)
+    answer = await first
+    assert (answer.frame_number, answer.frames_dropped) == (9, 9)
+    assert await other == [0]
+
+
+async def test_under_latest_too_an_error_ends_the_stream(engine: Engine, gated: GatedTask) -> None:
+    """What follows a frame that cannot be decoded must not take its place."""
+    ((_, key),), _ = encode_video([np.zeros((32, 32, 3), np.uint8)], "h264")
+    sent = asyncio.Event()
+
+    async def frames() -> Incoming:
+        for position, data in enumerate((key, b"no video", key), 1):
+            yield EncodedFrame(data, "h264", position=position), {}
+        sent.set()
+        await asyncio.Event().wait()
+
+    answers = engine.stream("gated", frames(), LATEST)
+    first = asyncio.ensure_future(anext(answers))
+    await asyncio.wait_for(sent.wait(), LONG)
+    for _ in range(10):  # each lets the decoder do one frame
+        await asyncio.wrap_future(engine.decoders.submit(lambda: None))
+    await settle()
+    gated.permits.release(2)
+    await first
+    with pytest.raises(UndecodableImageError, match="frame 2 of the stream"):
+        await asyncio.wait_for(anext(answers), LONG)
+    await answers.aclose()  # type: ignore[attr-defined]
+
+
+async def test_an_error_comes_after_the_answers_before_it(engine: Engine, gated: GatedTask) -> None:
+    gated.permits.release(50)
+    answers = engine.stream("gated", Sender(10, bad=3).frames(), {})
+    got = []
+    with pytest.raises(FrameSizeError, match="frame 4 of the stream"):
+        async for answer in answers:
+            got.append(answer.frame_number)
+            await settle()
+    assert got == [0, 1, 2]
+
+
+async def test_a_reader_that_is_cancelled_frees_the_model(engine: Engine, gated: GatedTask) -> None:
+    sender = Sender(10**9)
+    reader = asyncio.create_task(numbers(engine.stream("gated", sender.frames(), {})))
+    await gated.wait_begun()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    taken = sender.taken
+    gated.permits.release()  # the frame that runs ends; those that waited do not begin
+    assert await asyncio.to_thread(gated.closed.wait, LONG)
+    await settle()
+    assert sender.taken == taken
+    assert gated.permits.acquire(blocking=False) is False

@@ -1,0 +1,143 @@
+"""A folder of safetensors becomes an OpenVINO model that continuous batching can run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import nncf
+import openvino
+import torch
+from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, SchedulerConfig
+from optimum.exporters.openvino import export_from_model
+from optimum.exporters.tasks import TasksManager
+from transformers import AutoConfig, AutoTokenizer
+
+from text_svc.convert.launch import Weights
+from text_svc.convert.refused import (
+    RefusedError,
+    refusal,
+)
+from text_svc.formats.manifest import Manifest
+from text_svc.torch_models.causal_lm import (
+    context_of,
+    end_tokens_of,
+    load_causal_lm,
+)
+
+log = logging.getLogger(__name__)
+
+TASK = "text-generation-with-past"
+MODEL = "openvino_model.xml"
+# The check of a conversion: greedy tokens of a prompt that every vocabulary has.
+CHECK_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34)
+CHECK_TOKENS = 8
+# Where the reference's best two logits are closer than this, either is right.
+CHECK_MARGIN = 0.01
+
+
+def convert(source: Path, target: Path, weights: Weights) -> Manifest:
+    """Converts a decoder-only model and checks the result against the original.
+
+    Args:
+        source: a folder of config, tokenizer and safetensors.
+        target: an existing empty folder.
+        weights: as they are, or compressed to int8.
+
+    Raises:
+        RefusedError: this model must be served by transformers.
+        OSError, ValueError: the model itself is broken.
+    """
+    config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    _check_architecture(config)
+    model = load_causal_lm(source, None)
+    try:
+        export_from_model(
+            model, target, task=TASK, stateful=True, patch_16bit_model=model.dtype != torch.float32
+        )
+        core = openvino.Core()
+        converted = core.read_model(target / MODEL)
+        width = _cache_width(converted)
+        if weights == "int8":
+            converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+            _replace(converted, target)
+        del converted
+        if weights == "float" and model.dtype != torch.float32:
+            model = load_causal_lm(source, torch.float32)  # the other was patched for tracing
+        _check(model, target, exact=weights == "float")
+    except Exception as error:
+        log.exception("the model cannot be converted")
+        raise refusal(error) from None
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer.save_pretrained(target)
+    return Manifest(
+        context=context_of(config),
+        cache_width=width,
+        end_tokens=end_tokens_of(model, tokenizer),
+        weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,
+    )
+
+
+def _check_architecture(config: Any) -> None:
+    kind = config.model_type
+    if config.is_encoder_decoder:
+        raise RefusedError(f"{kind} is an encoder-decoder architecture")
+    try:
+        tasks = TasksManager.get_supported_tasks_for_model_type(
+            kind, exporter="openvino", library_name="transformers"
+        )
+    except KeyError:
+        tasks = {}
+    if TASK not in tasks:
+        raise RefusedError(f"{kind} has no exporter")
+
+
+def _cache_width(model: Any) -> int:
+    """Numbers that one token adds to the model's state: heads x head size, keys and values."""
+    width = 0
+    for variable in model.get_variables():
+        shape = variable.info.data_shape  # (batch, heads, tokens, head size)
+        if len(shape) != 4 or not (shape[1].is_static and shape[3].is_static):
+            raise RefusedError("its state is not a cache of keys and values")
+        width += shape[1].get_length() * shape[3].get_length()
+    if not width:
+        raise RefusedError("it has no cache of keys and values")
+    return width
+
+
+def _replace(model: Any, folder: Path) -> None:
+    """Saves a model over the one that it was read from, which stays mapped until then."""
+    openvino.save_model(model, folder / "new.xml", compress_to_fp16=False)
+    for suffix in (".xml", ".bin"):
+        (folder / f"new{suffix}").replace((folder / MODEL).with_suffix(suffix))
+
+
+def _check(model: Any, folder: Path, exact: bool) -> None:
+    """Runs the result once; unless weights were compressed, its greedy tokens must be torch's."""
+    prompt = [token % model.config.vocab_size for token in CHECK_PROMPT]
+    answer = _greedy(folder, prompt)
+    if not exact:
+        return
+    for index, token in enumerate(answer):
+        with torch.inference_mode():
+            logits = model(torch.tensor([prompt + answer[:index]])).logits[0, -1]
+        best, second = logits.topk(2).values.tolist()
+        if best - second < CHECK_MARGIN:
+            return
+        if token != int(logits.argmax()):
+            raise RefusedError(f"the converted model's token {index} differs from the original's")
+
+
+def _greedy(folder: Path, prompt: list[int]) -> list[int]:
+    scheduler = SchedulerConfig()
+    scheduler.num_kv_blocks = 8
+    pipeline = ContinuousBatchingPipeline(
+        folder, scheduler, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    config = GenerationConfig()
+    config.max_new_tokens, config.ignore_eos = CHECK_TOKENS, True
+    handle = pipeline.add_request(0, openvino.Tensor(torch.tensor([prompt]).numpy()), config)
+    while pipeline.has_non_finished_requests():
+        pipeline.step()
+    return list(handle.read_all()[0].generated_ids)

@@ -1,0 +1,182 @@
+"""A sentence encoder becomes one OpenVINO graph: transformer, pooling, normalising."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nncf
+import numpy as np
+import openvino as ov
+import torch
+from transformers import AutoTokenizer
+
+from text_svc.convert.calibration import (
+    calibration_texts,
+    check_texts,
+)
+from text_svc.convert.launch import Weights
+from text_svc.convert.refused import (
+    RefusedError,
+    refusal,
+)
+from text_svc.formats.manifest import Manifest
+from text_svc.formats.recipe import (
+    max_tokens,
+    read_recipe,
+)
+from text_svc.torch_models.sentence_encoder import (
+    MaskKind,
+    SentenceEncoder,
+    load_module,
+)
+from text_svc.worker.embeddings.openvino import (
+    MODEL,
+    TOKENIZER,
+)
+
+log = logging.getLogger(__name__)
+
+
+# The graph's largest difference from torch, relative to the largest number of the answer.
+TOLERANCE = 1e-4
+# The cosine of int8 to float32 vectors, on average over texts that calibration has not seen.
+LEAST_COSINE = 0.99
+# Shapes for the check of a float graph, other than those that it was traced with. The last one is
+# longer than the windows of attention that encoders have, as far as the model reads that much.
+_TRACED = (2, 7)
+_CHECKED = ((1, 3), (3, 16), (2, 33))
+_LONGEST_CHECKED = 1100
+
+Inputs = dict[str, torch.Tensor]
+
+
+def convert(source: Path, target: Path, weights: Weights) -> Manifest:
+    """Converts an encoder, and checks the result against the original.
+
+    Args:
+        source: a folder of config, tokenizer and safetensors.
+        target: an existing empty folder.
+        weights: as they are, or int8 weights and activations, calibrated on English text.
+
+    Raises:
+        RefusedError: this model must be served by transformers.
+        OSError, ValueError, ServiceError: the model itself is broken.
+    """
+    recipe = read_recipe(source)
+    module = load_module(source, recipe, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise RefusedError("its tokenizer exists in Python alone")
+    limit = max_tokens(
+        recipe,
+        getattr(module.transformer.config, "max_position_embeddings", None),
+        tokenizer.model_max_length,
+    )
+    try:
+        graph = _traced(module, limit)
+        if weights == "int8":
+            graph = _quantised(graph, tokenizer, limit)
+    except Exception as error:
+        log.exception("the model cannot be converted")
+        raise refusal(error) from None
+    ov.save_model(graph, target / MODEL, compress_to_fp16=False)
+    tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
+    return Manifest(
+        context=limit,
+        pad_token=tokenizer.pad_token_id or 0,
+        weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,
+    )
+
+
+def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
+    """The graph, traced with whichever way of masking gives the original's numbers."""
+    failures: list[Exception] = []
+    kinds: tuple[MaskKind, ...] = ("additive", "own")
+    if "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ()):
+        kinds = ("windowed", "own")
+    for kind in kinds:
+        try:
+            graph = _trace(module, kind)
+            _check(module, graph, limit)
+        except Exception as error:
+            log.info("tracing failed", extra={"mask": kind}, exc_info=True)
+            failures.append(refusal(error))
+            if not isinstance(failures[-1], RefusedError):
+                raise
+        else:
+            return graph
+    raise failures[0]
+
+
+def _trace(module: SentenceEncoder, kind: MaskKind) -> ov.Model:
+    module.mask_kind = kind
+    shape = ov.PartialShape([-1, -1])
+    try:
+        with torch.inference_mode():
+            return ov.convert_model(
+                module,
+                example_input=_random_inputs(module, _TRACED),
+                input=[(name, shape, ov.Type.i64) for name in ("input_ids", "attention_mask")],
+            )
+    finally:
+        module.mask_kind = "own"
+
+
+def _check(module: SentenceEncoder, graph: ov.Model, limit: int) -> None:
+    """Compares with the original on batches of other shapes, with padding."""
+    compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for shape in (*_CHECKED, (2, min(limit, _LONGEST_CHECKED))):
+        inputs = _random_inputs(module, shape)
+        with torch.inference_mode():
+            expected = module(**inputs).numpy()
+        got = compiled({name: tensor.numpy() for name, tensor in inputs.items()})[0]
+        difference = float(np.abs(got - expected).max() / np.abs(expected).max())
+        if not difference <= TOLERANCE:
+            raise RefusedError(f"the converted model's vectors differ by {difference:.1e}")
+
+
+def _random_inputs(module: SentenceEncoder, shape: tuple[int, int]) -> Inputs:
+    """Tokens of any kind; the first text fills the width, the others are shorter and shorter."""
+    texts, width = shape
+    vocabulary = module.transformer.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (texts, width), generator=generator)
+    lengths = torch.tensor([max(1, width - 2 * index) for index in range(texts)])
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _quantised(graph: ov.Model, tokenizer: Any, limit: int) -> ov.Model:
+    calibration = calibration_texts()
+
+    def inputs(text: str) -> dict[str, Any]:
+        encoded = tokenizer(text, truncation=True, max_length=limit, return_tensors="np")
+        return {name: encoded[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+
+    quantised = nncf.quantize(
+        graph.clone(),
+        nncf.Dataset([inputs(text) for text in calibration]),
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(calibration),
+    )
+    cosine = _mean_cosine(graph, quantised, map(inputs, check_texts()))
+    log.info("quantised", extra={"cosine": cosine})
+    if cosine < LEAST_COSINE:
+        raise RefusedError(
+            f"int8 loses too much: the cosine to float32 is {cosine:.4f} on average, and at least "
+            f"{LEAST_COSINE} is offered"
+        )
+    return quantised
+
+
+def _mean_cosine(exact: ov.Model, other: ov.Model, inputs: Iterable[dict[str, Any]]) -> float:
+    config = {"INFERENCE_PRECISION_HINT": "f32"}
+    models = [ov.compile_model(model, "CPU", config) for model in (exact, other)]
+    cosines = []
+    for one in inputs:
+        a, b = (model(one)[0][0] for model in models)
+        cosines.append(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))
+    return sum(cosines) / len(cosines)

@@ -1,0 +1,1 @@
+"""What folders on the disk say of a model, read without torch."""

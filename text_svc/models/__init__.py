@@ -1,0 +1,1 @@
+"""What the service knows of models: which are loaded, how, and what they cost."""

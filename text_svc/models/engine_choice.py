@@ -1,0 +1,91 @@
+"""Which engine a model is meant for, before anything of it is read."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from shared.errors import InvalidArgumentError
+from shared.pipelines import (
+    IMAGE_CLASSIFICATION,
+    IMAGE_TO_TEXT,
+    SPEECH_RECOGNITION,
+    TEXT_GENERATION,
+    TEXT_TO_SPEECH,
+    TOKENIZER,
+    Pipeline,
+)
+from text_svc.convert.converters import CONVERTERS
+from text_svc.options import LoadOptions
+from text_svc.processes.launch import Engine
+
+# Pipelines that do not cut texts.
+_WITHOUT_LENGTH = (
+    *(IMAGE_CLASSIFICATION, IMAGE_TO_TEXT, SPEECH_RECOGNITION, TEXT_TO_SPEECH, TOKENIZER),
+)
+
+# What "auto" is where nothing speaks against it.
+AUTO: Engine = "openvino"
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether this machine has a CUDA device and torch is built for it; torch is not imported."""
+    try:
+        if version("torch").endswith("+cpu"):
+            return False
+        driver = ctypes.CDLL("libcuda.so.1")
+    except (OSError, PackageNotFoundError):
+        return False
+    count = ctypes.c_int()
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return not failed and count.value > 0
+
+
+def on_cuda(options: LoadOptions) -> bool:
+    """Whether a model with these options runs on a CUDA device."""
+    return options.device.startswith("cuda") or (options.device == "auto" and has_cuda())
+
+
+def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
+    """The engine that `options` ask for; "auto" is OpenVINO where it can be.
+
+    Raises:
+        InvalidArgumentError: options contradict each other, or one has no effect on the pipeline.
+    """
+    _check_of_use(pipeline, options)
+    obstacle = _openvino_obstacle(pipeline, options)
+    if options.engine == "openvino" and obstacle:
+        raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
+    engine: Engine = options.engine if options.engine != "auto" else AUTO
+    if obstacle:
+        engine = "transformers"
+    if engine == "transformers" and options.dtype == "int8":
+        raise InvalidArgumentError(
+            f"dtype int8 needs engine openvino{': ' + obstacle if obstacle else ''}",
+            field="options[dtype]",
+        )
+    return engine
+
+
+def _check_of_use(pipeline: Pipeline, options: LoadOptions) -> None:
+    for name, used in (
+        ("max_length", pipeline not in _WITHOUT_LENGTH),
+        ("max_sequences", "GenerateText" in pipeline.calls),
+        ("cache_size_mb", pipeline is TEXT_GENERATION),
+    ):
+        if getattr(options, name) is not None and not used:
+            raise InvalidArgumentError(
+                f"option {name} has no effect on {pipeline.name} models", field=f"options[{name}]"
+            )
+
+
+def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:
+    if pipeline.name not in CONVERTERS:
+        return f"it does not run {pipeline.name} models"
+    if on_cuda(options):
+        return "it runs on the CPU here, not on CUDA"
+    if options.dtype == "float16":
+        return "it runs float32, bfloat16 and int8, not float16"
+    return ""

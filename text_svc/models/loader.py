@@ -1,0 +1,200 @@
+"""The way of a model into memory: fetch, convert where its engine wants that, reserve, start."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shared.errors import InvalidArgumentError, OutOfMemoryError
+from shared.files.client import FileProvider
+from shared.files.snapshot import snapshot
+from shared.pipelines import TEXT_GENERATION
+from shared.process import memory_limit_bytes
+from text_svc.models.conversion import (
+    convert,
+    plan,
+)
+from text_svc.models.engine_choice import (
+    on_cuda,
+    wanted_engine,
+)
+from text_svc.models.model import (
+    Model,
+    State,
+)
+from text_svc.models.weights import weight_sizes
+from text_svc.options import LoadOptions
+from text_svc.processes.launch import (
+    Engine,
+    Launch,
+)
+from text_svc.processes.model_process import (
+    ModelProcess,
+    socket_path,
+)
+from text_svc.settings import TextSettings
+
+MIB = 1 << 20
+# Share of the memory limit that models may use when no budget is set.
+BUDGET_SHARE = 0.8
+# What a worker needs beside its weights: interpreter, libraries, activations.
+PROCESS_BYTES = 512 * MIB
+# A conversion holds the weights as torch's, as OpenVINO's, and as what checks them.
+CONVERSION_COPIES = 3
+# Share of the free budget that a cache of unsaid size takes at most, and the least that is of use.
+CACHE_SHARE = 0.5
+LEAST_CACHE_BYTES = 32 * MIB
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What runs a model, and with which converted folder."""
+
+    name: Engine
+    # That it holds in memory.
+    weight_bytes: int
+    converted: Path | None = None
+    note: str = ""
+
+
+def _float_bytes(options: LoadOptions) -> int:
+    """Bytes of a number in memory. "auto" is bfloat16 on CUDA."""
+    halves = options.dtype in ("bfloat16", "float16")
+    return 2 if halves or (options.dtype == "auto" and on_cuda(options)) else 4
+
+
+def _packs_a_head(model: Model, engine: _Engine) -> bool:
+    """Whether a head that shares its weight gets a packed one of its own, see `packed_linear`."""
+    return (
+        engine.name == "transformers"
+        and model.pipeline is TEXT_GENERATION
+        and not on_cuda(model.options)
+        and _float_bytes(model.options) == 4
+    )
+
+
+class Loader:
+    """Loads models within one memory budget.
+
+    Args:
+        models: gives all models that hold a share of the budget.
+    """
+
+    def __init__(
+        self,
+        settings: TextSettings,
+        provider: FileProvider,
+        models: Callable[[], Iterable[Model]],
+    ) -> None:
+        self._settings = settings
+        self._provider = provider
+        self._models = models
+        self._numbers = itertools.count(1)
+        self.sockets = Path()
+        self.budget_bytes = settings.memory_budget_mb * MIB or int(
+            memory_limit_bytes() * BUDGET_SHARE
+        )
+
+    async def load(self, model: Model) -> None:
+        """Sets the model's process and what is known of it, and its state on the way.
+
+        Raises:
+            ServiceError: why it cannot be loaded.
+        """
+        wanted = wanted_engine(model.pipeline, model.options)
+        folder = await self._fetch(model)
+        sizes = await asyncio.to_thread(weight_sizes, folder, _float_bytes(model.options))
+        engine = _Engine(wanted, sizes.total)
+        if wanted == "openvino":
+            engine = await self._converted(model, folder, sizes.total)
+        if _packs_a_head(model, engine):
+            engine = replace(engine, weight_bytes=sizes.total + sizes.shared_head)
+        cache_bytes = self._reserve(model, engine.weight_bytes)
+        model.state, model.engine, model.note = State.LOADING, engine.name, engine.note
+        model.process = await ModelProcess.start(
+            lambda fd: self._launch(model, folder, engine, cache_bytes, fd),
+            self._settings.load_timeout_seconds,
+        )
+
+    async def _fetch(self, model: Model) -> Path:
+        def progress(fetched: int, total: int) -> None:
+            model.bytes_fetched, model.bytes_total = fetched, total
+
+        return await snapshot(self._provider, model.model_id, progress)
+
+    async def _converted(self, model: Model, folder: Path, weights: int) -> _Engine:
+        """OpenVINO with its converted folder, or the other engine and why."""
+        planned = await asyncio.to_thread(
+            plan, self._settings, model.model_id, model.pipeline, folder, model.options
+        )
+        manifest = await asyncio.to_thread(planned.manifest)
+        if manifest is None:
+            model.state = State.CONVERTING
+            self._take(model, CONVERSION_COPIES * weights + PROCESS_BYTES, "to be converted")
+            manifest = await convert(planned, self._settings)
+            model.reserved_bytes = 0
+        if not manifest.refused:
+            held = manifest.weight_bytes if planned.weights == "int8" else weights
+            return _Engine("openvino", held, planned.target)
+        why = f"it cannot be converted to OpenVINO: {manifest.refused}"
+        if model.options.engine == "openvino" or model.options.dtype == "int8":
+            raise InvalidArgumentError(
+                f"model {model.model_id} needs engine transformers: {why}", field="options[engine]"
+            )
+        note = f"transformers runs the model, since {why}"
+        return _Engine("transformers", weights, note=note)
+
+    def _reserve(self, model: Model, weights: int) -> int:
+        """Takes the model's share of the budget before anything is read into memory.
+
+        Returns the bytes of its key-value cache on the host, if it has one there.
+        """
+        needed = weights + PROCESS_BYTES
+        cache_bytes = 0
+        if model.pipeline is TEXT_GENERATION and not on_cuda(model.options):
+            if model.options.cache_size_mb:
+                cache_bytes = model.options.cache_size_mb * MIB
+            else:
+                share = int((self._free() - needed) * CACHE_SHARE)
+                cache_bytes = max(LEAST_CACHE_BYTES, min(share, self._settings.kv_cache_mb * MIB))
+        self._take(model, needed + cache_bytes)
+        return cache_bytes
+
+    def _take(self, model: Model, needed: int, purpose: str = "to be loaded") -> None:
+        free = self._free()
+        if needed > free:
+            raise OutOfMemoryError(
+                f"model {model.model_id} needs about {needed // MIB} MiB {purpose} and "
+                f"{max(free, 0) // MIB} MiB of the budget of {self.budget_bytes // MIB} MiB are "
+                "free; unload another model or raise TEXT_MEMORY_BUDGET_MB",
+                metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
+            )
+        model.reserved_bytes = needed
+
+    def _free(self) -> int:
+        return self.budget_bytes - sum(model.reserved_bytes for model in self._models())
+
+    def _launch(
+        self, model: Model, folder: Path, engine: _Engine, cache_bytes: int, report_fd: int
+    ) -> Launch:
+        settings = self._settings
+        known = set(Launch.model_fields) & set(TextSettings.model_fields)
+        return Launch(
+            parent_pid=os.getpid(),
+            report_fd=report_fd,
+            socket=socket_path(self.sockets, next(self._numbers)),
+            model_id=model.model_id,
+            folder=folder.resolve(),
+            pipeline=model.pipeline.name,
+            options=model.options,
+            engine=engine.name,
+            converted=engine.converted,
+            cache_bytes=cache_bytes,
+            threads=settings.threads or os.cpu_count() or 1,
+            max_running=model.options.max_sequences or settings.max_running,
+            **settings.model_dump(include=known - {"threads", "max_running"}),
+        )

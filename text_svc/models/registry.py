@@ -1,0 +1,227 @@
+"""The models of this service: one process each, from FETCHING to gone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+from shared.errors import (
+    ModelNotLoadedError,
+    PipelineMismatchError,
+    ServiceError,
+)
+from shared.files.client import FileProvider
+from shared.model_ids import parse_model_id
+from shared.pipelines import TEXT_PIPELINES, find_pipeline
+from text_svc.models.loader import Loader
+from text_svc.models.model import (
+    Model,
+    State,
+)
+from text_svc.options import parse_options
+from text_svc.processes.model_process import ModelProcess
+from text_svc.settings import TextSettings
+
+log = logging.getLogger(__name__)
+
+# How often a waiting LoadModel hears of progress at most.
+PROGRESS_SECONDS = 0.2
+
+
+class Registry:
+    """Loads, unloads and lends models. An async context manager; leaving it ends all processes."""
+
+    def __init__(self, settings: TextSettings, provider: FileProvider) -> None:
+        self._settings = settings
+        self._models: dict[str, Model] = {}
+        self._watchers: set[asyncio.Task[None]] = set()
+        self._loader = Loader(settings, provider, self._models.values)
+
+    async def __aenter__(self) -> Self:
+        self._loader.sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.gather(
+            *(self._end(model) for model in list(self._models.values())), return_exceptions=True
+        )
+        for watcher in self._watchers:
+            watcher.cancel()
+        shutil.rmtree(self._loader.sockets, ignore_errors=True)
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that all models together may use."""
+        return self._loader.budget_bytes
+
+    @property
+    def sockets(self) -> Path:
+        """Folder of the sockets of the models' processes, and of the figures of their engines."""
+        return self._loader.sockets
+
+    def models(self) -> list[Model]:
+        """All models that are known here, in whatever state."""
+        return list(self._models.values())
+
+    async def load(
+        self, model_id: str, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[Model]:
+        """Loads a model, or joins a load that runs. Yields it as it changes, READY last.
+
+        When the last one who waits goes away, the load is cancelled.
+
+        Raises:
+            PipelineMismatchError: it is loaded, or being loaded, with another type.
+            ServiceError: why it could not be loaded.
+        """
+        model_id = parse_model_id(model_id)
+        pipeline = find_pipeline(pipeline_type)
+        parsed = parse_options(options)
+        while (known := self._models.get(model_id)) and known.state is State.UNLOADING:
+            await asyncio.sleep(PROGRESS_SECONDS)
+        if known is None or known.state is State.FAILED:
+            known = Model(model_id, pipeline, parsed, dict(options))
+            self._models[model_id] = known
+            known.task = asyncio.create_task(self._load(known))
+        elif known.pipeline is not pipeline:
+            raise PipelineMismatchError(
+                f"model {model_id} is loaded as {known.pipeline.name}, not as {pipeline.name}; "
+                "unload it first"
+            )
+        async for model in self._wait(known):
+            yield model
+
+    async def unload(self, model_id: str) -> None:
+        """Takes a model out of memory; a load that runs is cancelled, running calls have a grace.
+
+        Goes on when the caller is cancelled; who unloads the same model meanwhile waits with it.
+
+        Raises:
+            ModelNotLoadedError: there is no such model here.
+        """
+        model_id = parse_model_id(model_id)
+        model = self._models.get(model_id)
+        if model is None:
+            raise ModelNotLoadedError(f"model {model_id} is not loaded")
+        await self._end(model, self._settings.unload_grace_seconds)
+
+    @asynccontextmanager
+    async def use(self, model_id: str, call: str) -> AsyncIterator[ModelProcess]:
+        """Lends the process of a READY model for one call, an RPC of TransformersService.
+
+        Raises:
+            ModelNotLoadedError: it is not loaded, or not ready.
+            PipelineMismatchError: it is loaded with a type that does not answer this call.
+        """
+        model_id = parse_model_id(model_id, field="model")
+        model = self._models.get(model_id)
+        if model is None:
+            raise ModelNotLoadedError(f"model {model_id} is not loaded; call LoadModel first")
+        if call not in model.pipeline.calls:
+            needed = ", ".join(sorted(one.name for one in TEXT_PIPELINES if call in one.calls))
+            raise PipelineMismatchError(
+                f"model {model_id} is loaded as {model.pipeline.name}, which answers "
+                f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
+            )
+        if model.state is not State.READY or model.process is None:
+            reason = f": {model.reason}" if model.reason else ""
+            raise ModelNotLoadedError(
+                f"model {model_id} is not ready, its state is {model.state.name}{reason}"
+            )
+        model.calls += 1
+        model.idle.clear()
+        try:
+            yield model.process
+        finally:
+            model.calls -= 1
+            if not model.calls:
+                model.idle.set()
+
+    async def _wait(self, model: Model) -> AsyncIterator[Model]:
+        task = model.task
+        assert task is not None, "a model in the table has its task"
+        model.waiters += 1
+        try:
+            while not task.done():
+                yield model
+                await asyncio.wait({task}, timeout=PROGRESS_SECONDS)
+            if task.cancelled():
+                raise ModelNotLoadedError(f"model {model.model_id} was unloaded while it loaded")
+            task.result()
+            yield model
+        finally:
+            model.waiters -= 1
+            if not model.waiters and not task.done():
+                log.info("load cancelled: nobody waits", extra={"model": model.model_id})
+                await self._end(model)
+
+    async def _load(self, model: Model) -> None:
+        try:
+            await self._loader.load(model)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            model.state, model.reserved_bytes = State.FAILED, 0
+            model.reason = error.message if isinstance(error, ServiceError) else "internal error"
+            raise
+        process = model.process
+        assert process is not None, "set by the loader"
+        model.ram_bytes, model.vram_bytes = process.report.ram_bytes, process.report.vram_bytes
+        model.loaded_at = int(time.time())
+        model.state = State.READY
+        log.info(
+            "model ready",
+            extra={
+                "model": model.model_id,
+                "engine": model.engine,
+                "ram": model.ram_bytes,
+                "pid": process.pid,
+                "note": model.note,
+            },
+        )
+        watcher = asyncio.create_task(self._watch(model, process))
+        self._watchers.add(watcher)
+        watcher.add_done_callback(self._watchers.discard)
+
+    async def _watch(self, model: Model, process: ModelProcess) -> None:
+        """Marks the model FAILED when its process ends unasked."""
+        ended = await process.wait()
+        if self._models.get(model.model_id) is model and model.state is State.READY:
+            model.state, model.reserved_bytes = State.FAILED, 0
+            model.reason = f"its process ended: {ended}"
+            log.error("model process ended", extra={"model": model.model_id, "how": ended})
+            await process.stop()
+
+    async def _end(self, model: Model, grace_seconds: float = 0) -> None:
+        """Ends a model, once, whoever asks and goes away meanwhile."""
+        if model.ending is None:
+            if model.state is not State.FAILED:
+                model.state = State.UNLOADING
+            if model.task:
+                model.task.cancel()
+            model.ending = asyncio.create_task(self._finish(model, grace_seconds))
+        await asyncio.shield(model.ending)
+
+    async def _finish(self, model: Model, grace_seconds: float) -> None:
+        """Waits for what runs for the model, ends its process, forgets it."""
+        if model.task:
+            await asyncio.wait({model.task})
+        if model.calls:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await model.idle.wait()
+        try:
+            if model.process:
+                await model.process.stop()
+                model.process.launch.socket.unlink(missing_ok=True)
+        finally:
+            if self._models.get(model.model_id) is model:
+                del self._models[model.model_id]

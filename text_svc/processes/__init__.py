@@ -1,0 +1,1 @@
+"""Child processes: a model's own, and how one is started."""

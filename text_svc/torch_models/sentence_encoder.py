@@ -1,0 +1,122 @@
+"""The encoder as one torch module: transformer, pooling, dense layers, normalising."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from shared.errors import InvalidModelError
+from text_svc.formats.recipe import (
+    Dense,
+    Recipe,
+)
+
+# How the transformer is told which tokens are padding: its own way (2-D, ones and zeros), or as
+# the 4-D mask that is added to the attention scores. transformers' own code that makes the second
+# of the first cannot be traced, and most encoders take the second as it is. Those whose layers see
+# a window of the text alone (ModernBERT) take one for each type of layer.
+MaskKind = Literal["own", "additive", "windowed"]
+
+_MASKED = -1e9
+
+
+class SentenceEncoder(nn.Module):
+    """Tokens to sentence vectors, by a recipe.
+
+    `forward` takes `input_ids` and `attention_mask`, int64 of shape (texts, tokens), padded on the
+    right, and returns float32 of shape (texts, dimensions).
+    """
+
+    def __init__(self, transformer: nn.Module, dense: nn.Sequential, recipe: Recipe) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+        self.dense = dense
+        self.recipe = recipe
+        self.mask_kind: MaskKind = "own"
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = self._mask(attention_mask)
+        output = self.transformer(input_ids=input_ids, attention_mask=mask)
+        pooled = pool(output.last_hidden_state.float(), attention_mask, self.recipe.poolings)
+        pooled = self.dense(pooled)
+        return nn.functional.normalize(pooled, dim=1) if self.recipe.normalize else pooled
+
+    def _mask(self, attention_mask: Tensor) -> Tensor | dict[str, Tensor]:
+        if self.mask_kind == "own":
+            return attention_mask
+        hidden = 1.0 - attention_mask[:, None, None, :].to(self.transformer.dtype)
+        hidden = hidden.expand(-1, 1, attention_mask.shape[1], -1)
+        if self.mask_kind == "additive":
+            return hidden * _MASKED
+        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        distance = (places[:, None] - places).abs()
+        far = (distance > self.transformer.config.sliding_window).to(hidden.dtype)
+        return {
+            "full_attention": hidden * _MASKED,
+            "sliding_attention": torch.maximum(hidden, far) * _MASKED,
+        }
+
+
+def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> Tensor:
+    """Token vectors (texts, tokens, size) to (texts, size of all poolings).
+
+    As sentence-transformers does it.
+    """
+    keep = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    count = keep.sum(1)
+    made = []
+    for pooling in poolings:
+        match pooling:
+            case "cls":
+                made.append(hidden[:, 0])
+            case "max":
+                made.append((hidden * keep + (1.0 - keep) * _MASKED).max(1).values)
+            case "mean":
+                made.append((hidden * keep).sum(1) / count.clamp(min=1e-9))
+            case "mean_sqrt_len":
+                made.append((hidden * keep).sum(1) / count.clamp(min=1e-9).sqrt())
+            case "weighted_mean":
+                weight = keep.cumsum(1) * keep
+                made.append((hidden * weight).sum(1) / weight.sum(1).clamp(min=1e-9))
+            case "last":
+                last = (keep.cumsum(1) == count.unsqueeze(1)).to(hidden.dtype) * keep
+                made.append((hidden * last).sum(1))
+    return torch.cat(made, 1)
+
+
+def load_module(
+    folder: Path, recipe: Recipe, *, dtype: torch.dtype, device: str = "cpu"
+) -> SentenceEncoder:
+    """Reads a sentence encoder from safetensors alone, ready for inference.
+
+    Raises:
+        InvalidModelError: weights are missing.
+        OSError, ValueError: whatever transformers says to broken files.
+    """
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    transformer, found = AutoModel.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        output_loading_info=True,
+        **options,
+    )
+    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+        # transformers would fill them with random numbers. Its own pooler is not used here.
+        raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
+    dense = nn.Sequential(*(layer for one in recipe.dense for layer in _dense(folder, one)))
+    return SentenceEncoder(transformer, dense, recipe).eval().to(device)
+
+
+def _dense(folder: Path, dense: Dense) -> tuple[nn.Module, nn.Module]:
+    weights = load_file(folder / dense.folder / "model.safetensors")
+    size_out, size_in = weights["linear.weight"].shape
+    linear = nn.Linear(size_in, size_out, bias=dense.bias)
+    linear.load_state_dict({name.removeprefix("linear."): w for name, w in weights.items()})
+    return linear, getattr(nn, dense.activation)()

@@ -1,0 +1,1 @@
+"""Embeddings: texts of all callers in micro-batches of like length."""

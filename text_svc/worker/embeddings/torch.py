@@ -1,0 +1,79 @@
+"""An encoder on torch, for what OpenVINO does not take and for CUDA."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoTokenizer
+
+from shared.errors import InvalidModelError
+from text_svc.formats.recipe import (
+    Recipe,
+    max_tokens,
+)
+from text_svc.processes.launch import Launch
+from text_svc.torch_models.causal_lm import (
+    choose_device,
+    choose_dtype,
+    loading_errors,
+    measure,
+)
+from text_svc.torch_models.sentence_encoder import (
+    SentenceEncoder,
+    load_module,
+)
+from text_svc.worker.embeddings.encoder import (
+    Done,
+    Ids,
+    LoadedEncoder,
+)
+
+
+class TorchEncoder:
+    """See `Encoder`; one batch at once, in the thread that starts it."""
+
+    streams = 1
+
+    def __init__(self, module: SentenceEncoder) -> None:
+        self._module = module
+        self._device = module.transformer.device
+        one = torch.ones((1, 1), dtype=torch.int64, device=self._device)
+        with torch.inference_mode():
+            self.dimensions = int(module(one, one).shape[1])
+
+    def wait_idle(self) -> None:
+        """Nothing runs between two calls of `start`."""
+
+    def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
+        ids = torch.from_numpy(input_ids).to(self._device)
+        mask = torch.from_numpy(attention_mask).to(self._device)
+        with torch.inference_mode():
+            done(self._module(ids, mask).cpu().numpy())
+
+    def close(self) -> None:
+        """Nothing runs."""
+
+
+def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
+    """Loads the model of a launch command.
+
+    Raises:
+        ServiceError: why it cannot be loaded.
+    """
+    device = choose_device(launch.options)
+    with loading_errors(launch):
+        dtype = choose_dtype(launch.options, device)
+        module = load_module(launch.folder, recipe, dtype=dtype, device=device)
+        tokenizer = AutoTokenizer.from_pretrained(launch.folder, local_files_only=True)
+        if not tokenizer.is_fast:
+            raise InvalidModelError("the model has no tokenizer that runs in Rust")
+        return LoadedEncoder(
+            TorchEncoder(module),
+            tokenizer.backend_tokenizer,
+            max_tokens(
+                recipe,
+                getattr(module.transformer.config, "max_position_embeddings", None),
+                tokenizer.model_max_length,
+            ),
+            tokenizer.pad_token_id or 0,
+            measure(module),
+        )

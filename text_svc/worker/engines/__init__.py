@@ -1,0 +1,1 @@
+"""What generates tokens: `base` is the interface, the other modules are engines."""

@@ -1,0 +1,163 @@
+"""How the next token is chosen: what a request asks for, completed by the model's defaults."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
+from text_svc.worker.tokenizers.fast import read_json
+
+# Used where neither the request nor the model's generation_config says anything.
+DEFAULT_TEMPERATURE = 0.7
+DEFAULT_TOP_P = 0.9
+DEFAULT_NEW_TOKENS = 512
+
+MAX_TEMPERATURE = 100.0
+# From here on, only the likeliest token is left, and floats would overflow.
+MIN_TEMPERATURE = 1e-4
+MAX_TOP_K = 1_000_000
+MIN_REPETITION_PENALTY = 0.01
+MAX_REPETITION_PENALTY = 100.0
+MAX_SEED = 2**64 - 1
+MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 256
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Checked parameters of one generation.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: in (0, 1]; 1 is off.
+        top_k: 0 is off.
+        repetition_penalty: 1 is off.
+        seed: None stands for one by chance.
+        stop: strings that end the answer.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What a caller asks for; None, and 0 new tokens, stand for the default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    max_new_tokens: int = 0
+    # What the caller's message calls the number of new tokens.
+    max_new_tokens_field: str = "max_length"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What the model's own generation_config.json sets; None where it is silent."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    @classmethod
+    def read(cls, folder: Path) -> SamplingDefaults:
+        """The defaults of a model's folder.
+
+        Raises:
+            InvalidModelError: its generation_config.json is no JSON object.
+        """
+        config = read_json(folder / GENERATION_CONFIG)
+
+        def number(name: str, low: float, high: float) -> Any:
+            value = config.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return None
+            return value if low <= value <= high else None
+
+        return cls(
+            number("temperature", 0, MAX_TEMPERATURE),
+            number("top_p", 0, 1),
+            number("top_k", 0, MAX_TOP_K),
+            number("repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+            number("max_new_tokens", 1, 2**31 - 1),
+        )
+
+    def complete(self, request: SamplingRequest) -> Sampling:
+        """The parameters of a request.
+
+        Raises:
+            OutOfRangeError: a number is not finite or out of its range.
+            InvalidArgumentError, InputTooLargeError: too many stop strings, an empty or long one.
+        """
+        field, new_tokens = request.max_new_tokens_field, request.max_new_tokens
+        if new_tokens < 0:
+            raise OutOfRangeError(
+                f"{field} is {new_tokens}; it must be 0 (default) or more", field=field
+            )
+        temperature = _first(request.temperature, self.temperature, DEFAULT_TEMPERATURE)
+        temperature = _checked("temperature", temperature, 0, MAX_TEMPERATURE)
+        top_p = _checked("top_p", _first(request.top_p, self.top_p, DEFAULT_TOP_P), 0, 1)
+        top_k = _checked("top_k", _first(request.top_k, self.top_k, 0), 0, MAX_TOP_K)
+        penalty = _checked(
+            "repetition_penalty",
+            _first(request.repetition_penalty, self.repetition_penalty, 1),
+            MIN_REPETITION_PENALTY,
+            MAX_REPETITION_PENALTY,
+        )
+        if request.seed is not None:
+            _checked("seed", request.seed, 0, MAX_SEED)
+        greedy = temperature < MIN_TEMPERATURE or not top_p or top_k == 1
+        return Sampling(
+            temperature=0 if greedy else temperature,
+            top_p=1 if greedy else top_p,
+            top_k=0 if greedy else int(top_k),
+            repetition_penalty=penalty,
+            seed=request.seed,
+            stop=_checked_stops(request.stop),
+            max_new_tokens=new_tokens or self.max_new_tokens or DEFAULT_NEW_TOKENS,
+        )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
+
+
+def _checked(name: str, value: float, low: float, high: float) -> float:
+    if not (math.isfinite(value) and low <= value <= high):
+        raise OutOfRangeError(
+            f"{name} is {value:g}; it must lie in [{low:g}, {high:g}]", field=name
+        )
+    return value
+
+
+def _checked_stops(stops: Sequence[str]) -> tuple[str, ...]:
+    if len(stops) > MAX_STOPS:
+        raise InvalidArgumentError(
+            f"{len(stops)} stop strings are over the limit of {MAX_STOPS}", field="stop"
+        )
+    for index, stop in enumerate(stops):
+        if not stop:
+            raise InvalidArgumentError(f"stop[{index}] is empty", field=f"stop[{index}]")
+        if len(stop) > MAX_STOP_CHARACTERS:
+            raise InputTooLargeError(
+                f"stop[{index}] has {len(stop)} characters, the limit is {MAX_STOP_CHARACTERS}",
+                metadata={"limit": str(MAX_STOP_CHARACTERS)},
+            )
+    return tuple(stops)

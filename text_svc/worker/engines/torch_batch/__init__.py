@@ -1,0 +1,1 @@
+"""Continuous batching on torch: one forward pass for the next token of all."""

@@ -1,0 +1,185 @@
+"""Many answers in one batch: each joins after its prompt, and leaves when it ends, at any step."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from shared.errors import InternalError
+from text_svc.worker.engines.base import (
+    Answer,
+    Step,
+)
+from text_svc.worker.engines.torch_batch.kv_cache import (
+    ALIGNMENT,
+    aligned,
+)
+from text_svc.worker.engines.torch_batch.model import BatchModel
+from text_svc.worker.engines.torch_batch.sampler import (
+    Chooser,
+    choose,
+)
+
+log = logging.getLogger(__name__)
+
+# Tokens of prompts between two steps of answers: a long prompt is cut, so that they do not wait
+# for it, nor it for its own cancelling. A card needs more of them at once to be busy.
+PROMPT_TOKENS = 128
+CUDA_PROMPT_TOKENS = 1024
+
+Result = tuple[Answer, Step]
+
+
+def needed(answer: Answer) -> int:
+    """Tokens of cache that an answer may come to need."""
+    return aligned(len(answer.prompt) + answer.sampling.max_new_tokens)
+
+
+@dataclass(eq=False)
+class _Row:
+    """One answer in the batch: `length` tokens of it are in the cache, `last` is not yet."""
+
+    answer: Answer
+    chooser: Chooser
+    length: int = 0
+    last: int = 0
+    generated: int = 0
+
+    @property
+    def prompt_left(self) -> Sequence[int]:
+        return self.answer.prompt[self.length :]
+
+
+class BatchDecoder:
+    """Brings answers forward, one step at a time. For one thread, which it keeps busy.
+
+    Whoever begins answers sees to it that all rows fit into the cache when each is as long as the
+    longest of them may become, see `needed`.
+
+    Args:
+        model: its cache is used by nobody else.
+        end_tokens: ids that end an answer.
+        rows: answers at once, as a rule; more only cost a new cut of the cache.
+    """
+
+    def __init__(self, model: BatchModel, end_tokens: Sequence[int], rows: int) -> None:
+        self._model = model
+        self._usual_stride = model.cache.tokens // rows // ALIGNMENT * ALIGNMENT
+        self._end_tokens = frozenset(end_tokens)
+        self._waiting: deque[Answer] = deque()
+        # A row of the cache each. The last one may still be at its prompt; the others are not.
+        self._rows: list[_Row] = []
+        self._piece = PROMPT_TOKENS if model.device.type == "cpu" else CUDA_PROMPT_TOKENS
+        self._prompt_budget = self._piece
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be done."""
+        return not self._rows and not self._waiting
+
+    def begin(self, answer: Answer) -> None:
+        """Takes an answer in; its prompt is read before later ones."""
+        self._waiting.append(answer)
+
+    def cancel(self, answer: Answer) -> None:
+        """Forgets an answer; one that has ended is left alone."""
+        if answer in self._waiting:
+            self._waiting.remove(answer)
+        for row in self._rows:
+            if row.answer is answer:
+                self._leave(row)
+                return
+
+    def clear(self) -> list[Answer]:
+        """Forgets all answers, and returns them."""
+        answers = [row.answer for row in self._rows] + list(self._waiting)
+        self._rows.clear()
+        self._waiting.clear()
+        return answers
+
+    @torch.inference_mode()
+    def step(self) -> list[Result]:
+        """Reads a piece of a prompt, or brings all answers one token forward; what came of it."""
+        reading = self._rows[-1] if self._rows and self._rows[-1].prompt_left else None
+        others = len(self._rows) - (reading is not None)
+        if (reading or self._waiting) and (self._prompt_budget > 0 or not others):
+            return self._read_or_fail(reading or self._join())
+        self._prompt_budget = self._piece
+        rows = self._rows[:others]
+        logits = self._model.step([row.last for row in rows], [row.length for row in rows])
+        for row in rows:
+            row.length += 1
+        return self._chosen(rows, logits)
+
+    def _read_or_fail(self, row: _Row) -> list[Result]:
+        """A prompt that cannot be read, with a token that the model does not know, fails alone."""
+        try:
+            return self._read(row)
+        except Exception:
+            log.exception("a prompt cannot be read")
+            self._leave(row)
+            error = InternalError("the engine failed at this prompt")
+            return [(row.answer, Step((), 0, error=error))]
+
+    def _read(self, row: _Row) -> list[Result]:
+        piece = row.prompt_left[: self._piece]
+        logits = self._model.prompt(self._rows.index(row), piece, row.length)
+        row.length += len(piece)
+        self._prompt_budget -= len(piece)
+        return [] if row.prompt_left else self._chosen([row], logits)
+
+    def _join(self) -> _Row:
+        answer = self._waiting.popleft()
+        cache, rows = self._model.cache, len(self._rows)
+        stride = max(needed(each) for each in (answer, *(row.answer for row in self._rows)))
+        if stride > cache.stride or (rows + 1) * cache.stride > cache.tokens:
+            longest = max((row.length for row in self._rows), default=0)
+            cache.resize(max(stride, self._usual_stride), rows, longest)
+        row = _Row(answer, Chooser.of(answer.sampling, answer.prompt, self._model.device))
+        self._rows.append(row)
+        return row
+
+    def _chosen(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[Result]:
+        broken = logits.isnan().any(-1)
+        tokens = choose(logits.nan_to_num_(), [row.chooser for row in rows])
+        chosen: list[list[int]] = torch.stack((tokens, broken.long()), 1).tolist()
+        results = []
+        for row, (token, is_broken) in zip(rows, chosen, strict=True):
+            step = self._broken(row) if is_broken else self._step(row, token)
+            results.append((row.answer, step))
+            if step.finish_reason or step.error:
+                self._leave(row)
+        return results
+
+    def _step(self, row: _Row, token: int) -> Step:
+        row.last = token
+        row.generated += 1
+        if token in self._end_tokens:
+            return Step((), 1, "stop")
+        ended = row.generated == row.answer.sampling.max_new_tokens
+        return Step((token,), 1, "length" if ended else None)
+
+    def _broken(self, row: _Row) -> Step:
+        # What is no number in a cache would spread through the masks of later rows.
+        self._model.cache.clear(self._rows.index(row))
+        return Step((), 0, error=InternalError("the model's numbers overflowed in this answer"))
+
+    def _leave(self, row: _Row) -> None:
+        """Fills the gap that a row leaves, in an order that keeps one at its prompt the last."""
+        gap = self._rows.index(row)
+        last = len(self._rows) - 1
+        if self._rows[last].prompt_left and gap < last:
+            gap = self._move(last - 1, gap)
+        self._move(last, gap)
+        del self._rows[last]
+
+    def _move(self, source: int, target: int) -> int:
+        if source != target:
+            row = self._rows[source]
+            self._model.cache.move(source, target, row.length)
+            self._rows[target] = row
+        return source

@@ -1,0 +1,119 @@
+"""An engine whose answers share one batch; one thread has the model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from shared.errors import InternalError
+from text_svc.worker.engines.base import (
+    Answer,
+    Limits,
+    Step,
+)
+from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.torch_batch.decoder import (
+    BatchDecoder,
+    Result,
+    needed,
+)
+from text_svc.worker.engines.torch_batch.model import BatchModel
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[], None]
+
+
+class BatchEngine:
+    """Continuous batching on torch.
+
+    An answer is let in when the cache has room for it beside the others, all as long as the
+    longest of them may become, first come first served. That is decided on the event loop; the
+    thread is told what to begin and what to cancel, and does it between two steps.
+
+    Args:
+        model: with a cache for at least one answer of `limits.context` tokens.
+        limits: of the answers.
+        end_tokens: ids that end an answer.
+        metrics: of the model.
+    """
+
+    def __init__(
+        self, model: BatchModel, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
+    ) -> None:
+        self.limits = limits
+        self._cache_tokens = model.cache.tokens
+        self._decoder = BatchDecoder(model, end_tokens, limits.running)
+        self._metrics = metrics
+        self._waiting: deque[Answer] = deque()
+        self._running: set[Answer] = set()
+        self._commands: SimpleQueue[Command] = SimpleQueue()
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._serve, name="batch", daemon=True)
+        self._thread.start()
+
+    def submit(self, answer: Answer) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting.append(answer)
+        self._admit()
+
+    def cancel(self, answer: Answer) -> None:
+        if answer in self._running:
+            self._running.remove(answer)
+            self._commands.put(lambda: self._decoder.cancel(answer))
+            self._admit()
+        elif answer in self._waiting:
+            self._waiting.remove(answer)
+            self._admit()
+
+    async def close(self) -> None:
+        self._commands.put(self._end)
+        await asyncio.to_thread(self._thread.join)
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._running) < self.limits.running:
+            answer = self._waiting[0]
+            longest = max(map(needed, (answer, *self._running)))
+            if longest * (len(self._running) + 1) > self._cache_tokens:
+                break
+            self._running.add(self._waiting.popleft())
+            answer.start()
+            self._commands.put(lambda answer=answer: self._decoder.begin(answer))  # type: ignore[misc]
+        self._metrics.answers(len(self._running), len(self._waiting))
+
+    def _hear(self, results: Sequence[Result]) -> None:
+        """Hands over what a step gave; an answer that is not known was cancelled meanwhile."""
+        if results:
+            self._metrics.step(len(results))
+        for answer, step in results:
+            if answer in self._running:
+                if step.finish_reason or step.error:
+                    self._running.remove(answer)
+                answer.put(step)
+        self._admit()
+
+    def _end(self) -> None:
+        self._decoder.clear()
+        self._closed = True
+
+    def _serve(self) -> None:
+        """The thread's work."""
+        while not self._closed:
+            try:
+                while self._decoder.idle or not self._commands.empty():
+                    self._commands.get()()
+                    if self._closed:
+                        return
+                results = self._decoder.step()
+            except Exception:
+                log.exception("a step has failed")
+                error = InternalError("the engine failed at a step of this answer")
+                results = [(each, Step((), 0, error=error)) for each in self._decoder.clear()]
+            if results:
+                assert self._loop is not None, "set by the first submit"
+                self._loop.call_soon_threadsafe(self._hear, results)

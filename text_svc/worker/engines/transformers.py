@@ -1,0 +1,272 @@
+"""Generation on torch: in one batch where the model can, else `generate`, a thread an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from shared.errors import OutOfMemoryError
+from text_svc.processes.launch import (
+    Launch,
+    Report,
+)
+from text_svc.torch_models.causal_lm import (
+    cache_budget,
+    choose_device,
+    choose_dtype,
+    context_of,
+    end_tokens_of,
+    load_causal_lm,
+    loading_errors,
+    measure,
+)
+from text_svc.worker.engines.base import (
+    Answer,
+    FinishReason,
+    GenerationEngine,
+    Limits,
+    Step,
+)
+from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.torch_batch.engine import BatchEngine
+from text_svc.worker.engines.torch_batch.kv_cache import (
+    ALIGNMENT,
+    LayerShape,
+    aligned,
+)
+from text_svc.worker.engines.torch_batch.model import (
+    BatchModel,
+    layer_shapes,
+    packed,
+)
+from text_svc.worker.engines.torch_batch.sampler import (
+    Chooser,
+    sampled,
+)
+from text_svc.worker.tokenizers.fast import TextTokenizer
+
+# Answers that `generate` works on at once: more of them share the same processor cores.
+MAX_GENERATE = 2
+
+
+class _Sink(BaseStreamer):
+    """Takes tokens in the generating thread and hands them to the event loop."""
+
+    def __init__(
+        self, answer: Answer, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.cancelled = threading.Event()
+        self._answer = answer
+        self._end_tokens = end_tokens
+        self._loop = loop
+        self._prompt_seen = False
+        self._last: int | None = None
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt_seen:  # `generate` sends the prompt first
+            self._prompt_seen = True
+            return
+        self._send_last(None)
+        self._last = int(value.item())
+
+    def end(self) -> None:
+        """The last token is the one that ended the answer, or it was one too many."""
+        self._send_last("stop" if self._last in self._end_tokens else "length")
+
+    def fail(self, error: Exception) -> None:
+        self._send(Step((), 0, error=error))
+
+    def _send_last(self, reason: FinishReason | None) -> None:
+        if self._last is not None:
+            tokens = () if reason == "stop" else (self._last,)
+            self._send(Step(tokens, 1, reason))
+
+    def _send(self, step: Step) -> None:
+        if not self.cancelled.is_set():
+            self._loop.call_soon_threadsafe(self._answer.put, step)
+
+
+class _Chance(LogitsProcessor):
+    """Chooses a token with the answer's own seed, and leaves `generate` no other."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = sampled(scores, [self._chooser])
+        return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
+
+
+class _Cancelled(StoppingCriteria):
+    """Stops `generate` after the token during which the answer was cancelled."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+
+
+def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, TextTokenizer, Report]:
+    """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
+
+    Raises:
+        ServiceError: why it cannot be loaded.
+    """
+    device = choose_device(launch.options)
+    dtype = choose_dtype(launch.options, device)
+    load_model = partial(load_causal_lm, launch.folder, dtype, device)
+    with loading_errors(launch):
+        model = load_model()
+        tokenizer = AutoTokenizer.from_pretrained(
+            launch.folder, local_files_only=True, trust_remote_code=False
+        )
+        text_tokenizer = _text_tokenizer(launch.folder, tokenizer)
+    own = context_of(model.config)
+    limits = Limits(
+        context=min(own, launch.options.max_length or own),
+        running=min(MAX_GENERATE, launch.max_running),
+        waiting=launch.max_waiting,
+    )
+    end_tokens = end_tokens_of(model, tokenizer)
+    if shapes := layer_shapes(model):
+        model, packed_bytes = packed(model, load_model)
+        batch = _batch_model(model, shapes, launch, limits.context)
+        limits = replace(
+            limits,
+            context=min(limits.context, batch.cache.tokens),
+            running=launch.max_running,
+        )
+        report = measure(model, packed_bytes + batch.cache.num_bytes)
+        return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
+    engine = TransformersEngine(model, limits, end_tokens, metrics)
+    return engine, text_tokenizer, measure(model)
+
+
+def _batch_model(
+    model: Any, shapes: Sequence[LayerShape], launch: Launch, context: int
+) -> BatchModel:
+    """With a cache of what the launch command or the device grants.
+
+    Raises:
+        OutOfMemoryError: it has no room for anything.
+    """
+    token_bytes = model.dtype.itemsize * sum(
+        shape.heads * (shape.key_size + shape.value_size) for shape in shapes
+    )
+    cache_bytes = cache_budget(launch, model.device)
+    tokens = min(cache_bytes // token_bytes, launch.max_running * aligned(context))
+    tokens = tokens // ALIGNMENT * ALIGNMENT
+    if not tokens:
+        raise OutOfMemoryError(
+            f"a key-value cache of {cache_bytes} bytes has no room for {ALIGNMENT} tokens of "
+            f"{token_bytes} bytes"
+        )
+    return BatchModel(model, shapes, tokens)
+
+
+def _text_tokenizer(folder: Path, tokenizer: Any) -> TextTokenizer:
+    """What transformers makes of older tokenizer files where there is no tokenizer.json."""
+    if (folder / "tokenizer.json").exists():
+        return TextTokenizer(folder)
+    with tempfile.TemporaryDirectory() as saved:
+        tokenizer.save_pretrained(saved)
+        return TextTokenizer(Path(saved))
+
+
+class TransformersEngine:
+    """A model with `generate` on torch.
+
+    Args:
+        model: ready for inference.
+        limits: answers at once share the processor's threads.
+        end_tokens: ids that end an answer.
+        metrics: of the model.
+    """
+
+    def __init__(
+        self, model: Any, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self.end_tokens = tuple(end_tokens)
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
+        self._active: dict[Answer, tuple[_Sink, asyncio.Future[None]]] = {}
+
+    def submit(self, answer: Answer) -> None:
+        loop = asyncio.get_running_loop()
+        sink = _Sink(answer, self.end_tokens, loop)
+        future = loop.run_in_executor(self._threads, self._run, answer, sink)
+        self._active[answer] = sink, future
+        self._count()
+
+    def cancel(self, answer: Answer) -> None:
+        if active := self._active.pop(answer, None):
+            sink, future = active
+            sink.cancelled.set()
+            future.cancel()  # one that waits leaves the queue at once
+            self._count()
+
+    async def close(self) -> None:
+        for answer in list(self._active):
+            self.cancel(answer)
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def _count(self) -> None:
+        running = min(len(self._active), self.limits.running)
+        self._metrics.answers(running, len(self._active) - running)
+
+    def _run(self, answer: Answer, sink: _Sink) -> None:
+        """Runs in a thread: one `generate` call."""
+        answer.start()
+        try:
+            chooser = Chooser.of(answer.sampling, (), self.model.device)
+            chance = [_Chance(chooser)] if chooser.chance else []
+            with torch.inference_mode():
+                self.model.generate(
+                    **self._inputs(answer),
+                    generation_config=self._generation_config(answer),
+                    streamer=sink,
+                    logits_processor=LogitsProcessorList(chance),
+                    stopping_criteria=StoppingCriteriaList([_Cancelled(sink.cancelled)]),
+                )
+        except Exception as error:  # noqa: BLE001  # the answer's task raises it
+            sink.fail(error)
+
+    def _inputs(self, answer: Answer) -> Mapping[str, Any]:
+        if answer.inputs is not None:
+            return answer.inputs
+        ids = torch.tensor([answer.prompt], device=self.model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _generation_config(self, answer: Answer) -> GenerationConfig:
+        sampling, own = answer.sampling, self.model.generation_config
+        end = list(self.end_tokens)
+        return GenerationConfig(
+            max_new_tokens=sampling.max_new_tokens,
+            repetition_penalty=sampling.repetition_penalty,
+            bos_token_id=own.bos_token_id,
+            eos_token_id=end or None,
+            pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
+            do_sample=False,  # `_Chance` samples
+            num_beams=1,  # whatever the model's own config says: several do not stream
+        )

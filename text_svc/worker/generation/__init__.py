@@ -1,0 +1,1 @@
+"""Generated text: from messages and prompts to streamed answers."""

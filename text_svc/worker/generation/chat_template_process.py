@@ -1,0 +1,113 @@
+"""Renders one chat template again and again, in a process of its own.
+
+A template is a program that came with a model. It runs sandboxed, without network or files to
+write, in little memory, and in a process that the worker kills when it takes too long. Requests and
+answers are JSON, one a line; the first line is the template.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from datetime import datetime
+from functools import cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, nodes
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from shared.process import die_with_parent
+
+MEMORY_BYTES = 512 << 20
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words for training; here it only passes them on."""
+
+    tags = {"generation"}  # noqa: RUF012  # as in the base class
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own escapes for HTML, which models have not seen.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def environment() -> ImmutableSandboxedEnvironment:
+    """What the templates of HuggingFace models expect to find."""
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = _raise_exception
+    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return made
+
+
+def _rendered(
+    made: ImmutableSandboxedEnvironment, setup: dict[str, Any], variables: dict[str, Any]
+) -> dict[str, str]:
+    limit, text, size = int(setup["max_characters"]), [], 0
+    try:
+        for piece in _compiled(made, setup["template"]).generate(variables):
+            size += len(piece)
+            if size > limit:
+                return {"error": f"it writes more than {limit} characters"}
+            text.append(piece)
+        whole = "".join(text)
+        whole.encode()  # half of a surrogate pair is no text
+    except MemoryError:
+        return {"error": "it takes too much memory"}
+    except Exception as error:  # noqa: BLE001  # whatever a template does is its own fault
+        return {"error": str(error)[:200] or type(error).__name__}
+    return {"text": whole}
+
+
+@cache
+def _compiled(made: ImmutableSandboxedEnvironment, source: str) -> Template:
+    return made.from_string(source)
+
+
+def _answer(answer: dict[str, str]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Entry point; the one argument is the parent's process id."""
+    die_with_parent(int(sys.argv[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    setup = json.loads(sys.stdin.readline())
+    made = environment()
+    _answer({"text": ""})  # ready
+    for line in sys.stdin:
+        _answer(_rendered(made, setup, json.loads(line)))
+
+
+if __name__ == "__main__":
+    main()

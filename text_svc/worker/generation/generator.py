@@ -1,0 +1,217 @@
+"""Answers as text: prompts become tokens, tokens become deltas, and limits are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from shared.errors import InvalidArgumentError, QueueFullError
+from text_svc.worker.engines.base import (
+    Answer,
+    FinishReason,
+    GenerationEngine,
+    Step,
+)
+from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.sampling import (
+    Sampling,
+    SamplingDefaults,
+)
+from text_svc.worker.generation.chat_template import ChatTemplate
+from text_svc.worker.generation.stop_strings import StopFilter
+
+# Longer texts are tokenized in a thread, so that others do not wait for it.
+INLINE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an answer goes on from: token ids, and all the model reads where that is more."""
+
+    ids: list[int]
+    inputs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took. Times in seconds, from the submission on."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    queue_seconds: float
+    first_token_seconds: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """New text of an answer. The last one has reason and usage, and may have text."""
+
+    text: str
+    tokens_generated: int
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class AnswerDecoder(Protocol):
+    """Token ids of one answer to text, while they come."""
+
+    def add(self, token: int) -> str:
+        """The text that a token completes."""
+
+    def rest(self) -> str:
+        """What was held back."""
+
+
+class AnswerTokenizer(Protocol):
+    """What a generator needs of a tokenizer."""
+
+    # Its source; None where the model has none.
+    chat_template: str | None
+    # As chat templates use them.
+    special_tokens: dict[str, str]
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids; `special` adds what the model wants around a plain prompt."""
+
+    def detokenizer(self) -> AnswerDecoder:
+        """For one answer."""
+
+
+class TextGenerator:
+    """One model: its tokenizer, its chat template and its engine."""
+
+    def __init__(
+        self,
+        engine: GenerationEngine,
+        tokenizer: AnswerTokenizer,
+        defaults: SamplingDefaults,
+        metrics: EngineMetrics,
+        max_prompt_characters: int,
+    ) -> None:
+        self.defaults = defaults
+        self._metrics = metrics
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(
+            tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
+        )
+        self._active = 0
+
+    async def encode(self, prompt: str) -> list[int]:
+        """Token ids of a plain prompt, with the special tokens that the model wants."""
+        return await self._encode(prompt, special=True)
+
+    async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation.
+
+        Raises:
+            As `ChatTemplate.render`.
+        """
+        # The template writes the special tokens itself.
+        return await self._encode(await self.render(messages), special=False)
+
+    async def render(self, messages: list[dict[str, Any]]) -> str:
+        """A conversation in the model's chat template. Raises what `ChatTemplate.render` does."""
+        return await self._template.render(messages)
+
+    async def generate(
+        self, prompt: list[int], sampling: Sampling, inputs: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Delta, None]:
+        """Streams one answer. Closing the generator stops the work within one step.
+
+        Args:
+            prompt: token ids.
+            sampling: how the next token is chosen.
+            inputs: see `Prompt`.
+
+        Raises:
+            InvalidArgumentError: the prompt is empty or does not fit.
+            QueueFullError: too many answers wait already.
+        """
+        answer = Answer(prompt, self._within_limits(prompt, sampling), inputs)
+        begun = time.perf_counter()
+        text = _AnswerText(self._tokenizer, answer)
+        first = last = 0.0
+        self._active += 1
+        self._engine.submit(answer)
+        try:
+            while True:
+                for step in await answer.take():
+                    if step.error:
+                        raise step.error
+                    now = time.perf_counter()
+                    if last:
+                        self._metrics.gap(now - last)
+                    first, last = first or now, now
+                    delta = text.add(step)
+                    if delta.finish_reason:
+                        usage = Usage(
+                            len(prompt),
+                            delta.tokens_generated,
+                            answer.started - begun,
+                            first - begun,
+                        )
+                        yield replace(delta, usage=usage)
+                        return
+                    yield delta
+        finally:
+            self._active -= 1
+            self._engine.cancel(answer)
+
+    async def close(self) -> None:
+        """Ends the engine and the template's process."""
+        await self._template.close()
+        await self._engine.close()
+
+    async def _encode(self, text: str, *, special: bool) -> list[int]:
+        if len(text) <= INLINE_CHARACTERS:
+            return self._tokenizer.encode(text, special=special)
+        return await asyncio.to_thread(self._tokenizer.encode, text, special=special)
+
+    def _within_limits(self, prompt: list[int], sampling: Sampling) -> Sampling:
+        limits = self._engine.limits
+        if not prompt:
+            raise InvalidArgumentError("the prompt is empty", field="prompt")
+        if limits.answer is None:
+            room, held = limits.context - len(prompt), "prompt and answer together may have"
+        else:
+            room, held = limits.answer, "the model reads"
+        if room < 1 or len(prompt) > limits.context:
+            raise InvalidArgumentError(
+                f"the prompt has {len(prompt)} tokens; {held} {limits.context}",
+                field="prompt",
+                metadata={"limit": str(limits.context)},
+            )
+        if self._active >= limits.running + limits.waiting:
+            raise QueueFullError(
+                f"{limits.running} answers run and {limits.waiting} wait, which is the limit"
+            )
+        return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
+
+
+class _AnswerText:
+    """The text of one answer, step by step."""
+
+    def __init__(self, tokenizer: AnswerTokenizer, answer: Answer) -> None:
+        self._detokenizer = tokenizer.detokenizer()
+        self._stops = StopFilter(answer.sampling.stop)
+        self._tokens = 0
+
+    def add(self, step: Step) -> Delta:
+        """The text that can be sent now; with a finish reason when the answer has ended."""
+        sent = []
+        for token in step.tokens:
+            self._tokens += 1
+            text, stopped = self._stops.add(self._detokenizer.add(token))
+            sent.append(text)
+            if stopped:
+                return Delta("".join(sent), self._tokens, "stop")
+        self._tokens += step.count - len(step.tokens)
+        if not step.finish_reason:
+            return Delta("".join(sent), self._tokens)
+        text, stopped = self._stops.add(self._detokenizer.rest())
+        sent.append(text if stopped else text + self._stops.rest())
+        return Delta("".join(sent), self._tokens, "stop" if stopped else step.finish_reason)

@@ -1,0 +1,102 @@
+"""GenerateText and ChatCompletion of one model: checks the request, runs it, shapes the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from ml import transformers_pb2 as pb
+from ml import transformers_pb2_grpc
+from text_svc.processes.launch import Launch
+from text_svc.worker.checks import check_sizes, refuse_media
+from text_svc.worker.engines.sampling import SamplingRequest
+from text_svc.worker.generation.generator import (
+    Prompt,
+    TextGenerator,
+    Usage,
+)
+from text_svc.worker.generation.messages import check_messages
+
+
+class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
+    """GenerateText and ChatCompletion."""
+
+    def __init__(self, generator: TextGenerator, launch: Launch) -> None:
+        self._generator = generator
+        self._max_bytes = launch.max_prompt_bytes
+        self._pipeline = launch.pipeline
+
+    async def GenerateText(
+        self, request: pb.TextRequest, context: Any
+    ) -> AsyncGenerator[pb.TextResponse, None]:
+        check_sizes([request.prompt], "prompt", self._max_bytes)
+        sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
+        prompt = await self.read_text(request)
+        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(answer) as deltas:
+            async for delta in deltas:
+                if delta.text:
+                    yield pb.TextResponse(text=delta.text, tokens_generated=delta.tokens_generated)
+        yield pb.TextResponse(
+            done=True,
+            tokens_generated=delta.tokens_generated,
+            finish_reason=delta.finish_reason,
+            usage=_usage(delta.usage),
+        )
+
+    async def ChatCompletion(
+        self, request: pb.ChatRequest, context: Any
+    ) -> AsyncGenerator[pb.ChatResponse, None]:
+        check_messages([message.role for message in request.messages])
+        contents = [message.content for message in request.messages]
+        check_sizes(contents, "messages", self._max_bytes, empty=True)
+        sampling = self._generator.defaults.complete(_wanted(request, "max_tokens"))
+        prompt = await self.read_chat(request)
+        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(answer) as deltas:
+            async for delta in deltas:
+                if delta.text:
+                    yield pb.ChatResponse(content=delta.text)
+        yield pb.ChatResponse(
+            done=True, finish_reason=delta.finish_reason, usage=_usage(delta.usage)
+        )
+
+    async def read_text(self, request: pb.TextRequest) -> Prompt:
+        """The prompt of a request that is within the limits of its text."""
+        refuse_media(request, self._pipeline)
+        return Prompt(await self._generator.encode(request.prompt))
+
+    async def read_chat(self, request: pb.ChatRequest) -> Prompt:
+        """The same of a conversation."""
+        for index, message in enumerate(request.messages):
+            refuse_media(message, self._pipeline, f"messages[{index}].")
+        messages = [{"role": one.role, "content": one.content} for one in request.messages]
+        return Prompt(await self._generator.encode_chat(messages))
+
+
+def _wanted(request: pb.TextRequest | pb.ChatRequest, new_tokens_field: str) -> SamplingRequest:
+    def optional(name: str) -> Any:
+        return getattr(request, name) if request.HasField(name) else None
+
+    return SamplingRequest(
+        temperature=optional("temperature"),
+        top_p=optional("top_p"),
+        top_k=optional("top_k"),
+        repetition_penalty=optional("repetition_penalty"),
+        seed=optional("seed"),
+        stop=request.stop,
+        max_new_tokens=getattr(request, new_tokens_field),
+        max_new_tokens_field=new_tokens_field,
+    )
+
+
+def _usage(usage: Usage | None) -> pb.GenerationUsage | None:
+    if usage is None:
+        return None
+    return pb.GenerationUsage(
+        prompt_tokens=usage.prompt_tokens,
+        generated_tokens=usage.generated_tokens,
+        queue_seconds=usage.queue_seconds,
+        first_token_seconds=usage.first_token_seconds,
+    )

@@ -1,0 +1,1 @@
+"""Images and sounds of requests: decoded, checked, placed into prompts."""

@@ -1,0 +1,88 @@
+"""Janus: an image and a question to an answer, or a text to an image."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from ml import transformers_pb2 as pb
+from shared.errors import CallCancelledError
+from text_svc.processes.launch import Launch
+from text_svc.torch_models.causal_lm import loading_errors
+from text_svc.worker.infer.base import GenerateOptions
+from text_svc.worker.media.decode import encode_png
+from text_svc.worker.pipelines import Loaded
+from text_svc.worker.pipelines.visual_language import (
+    VisualLanguageModel,
+    servicer_of,
+)
+
+
+class JanusOptions(GenerateOptions):
+    """Images are drawn with the chance of `temperature`; the same seed gives the same image."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class Janus(VisualLanguageModel):
+    """An image is understood, a text is drawn."""
+
+    options = JanusOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        self.takes = ("image", "text")
+
+    def infer(
+        self, request: pb.InferRequest, options: GenerateOptions, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        if not request.text:
+            return super().infer(request, options, cancelled)
+        assert isinstance(options, JanusOptions), "the class of this family's options"
+        inputs = self.processor(text=request.text, generation_mode="image", return_tensors="pt")
+        torch.manual_seed(options.seed)  # no other work runs in this process
+        sampling = {"temperature": options.temperature, "top_p": options.top_p}
+        with torch.inference_mode():
+            ids = self.model.generate(
+                **self.to_model(inputs),
+                generation_mode="image",
+                do_sample=options.temperature > 0,
+                **(sampling if options.temperature else {}),
+                logits_processor=LogitsProcessorList([_CancelledStep(cancelled)]),
+            )
+            pixels = self.model.decode_image_tokens(ids)[0]
+        return pb.InferResponse(image=pb.ImageData(data=encode_png(self._picture(pixels))))
+
+    def _picture(self, pixels: torch.Tensor) -> Image.Image:
+        """A picture of the model's numbers, shape (height, width, 3).
+
+        The processor's own way back fails where it runs on Pillow: it takes the width for channels.
+        """
+        images = self.processor.image_processor
+        mean, deviation = (torch.tensor(values) for values in (images.image_mean, images.image_std))
+        colours = (pixels.float().cpu() * deviation + mean) / images.rescale_factor
+        return Image.fromarray(colours.clamp(0, 255).to(torch.uint8).numpy())
+
+
+class _CancelledStep(LogitsProcessor):
+    """Ends the drawing of an image, which knows no stopping criteria, by an error."""
+
+    def __init__(self, event: threading.Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if self._event.is_set():
+            raise CallCancelledError("the call was cancelled")
+        return scores
+
+
+def load(launch: Launch) -> Loaded:
+    """See `pipelines.load`."""
+    with loading_errors(launch):
+        family = Janus(launch)
+        return Loaded(servicer_of(family, launch), family.report())

@@ -1,0 +1,66 @@
+"""Text to speech: models that need no second model to make a sound, such as VITS."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from pydantic import Field
+from transformers import AutoTokenizer, VitsModel
+
+from ml import transformers_pb2 as pb
+from shared.errors import InvalidArgumentError, OutOfRangeError
+from text_svc.processes.launch import Launch
+from text_svc.worker.infer.base import (
+    Family,
+    NoOptions,
+    Pretrained,
+)
+from text_svc.worker.infer.service import load_family
+from text_svc.worker.pipelines import Loaded
+
+
+class SpeakerOptions(NoOptions):
+    """The voice, for models with several, and the chance in rhythm and tone."""
+
+    speaker: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
+
+
+class Speaker(Family[SpeakerOptions]):
+    """The same text, speaker and seed give the same sound."""
+
+    takes = ("text",)
+    options = SpeakerOptions
+
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(launch)
+        source = Pretrained(launch)
+        self.model = source.model(VitsModel)
+        self._tokenizer = source.read(AutoTokenizer)
+
+    def infer(
+        self, request: pb.InferRequest, options: SpeakerOptions, cancelled: threading.Event
+    ) -> pb.InferResponse:
+        inputs = self._tokenizer(request.text, return_tensors="pt")
+        if not inputs["input_ids"].numel():
+            raise InvalidArgumentError("text has nothing that can be spoken", field="text")
+        config = self.model.config
+        voice = {"speaker_id": options.speaker} if config.num_speakers > 1 else {}
+        if options.speaker >= max(config.num_speakers, 1):
+            raise OutOfRangeError(
+                f"speaker is {options.speaker}; the model has {config.num_speakers}",
+                field="options[speaker]",
+            )
+        torch.manual_seed(options.seed)  # no other work runs in this process
+        with torch.inference_mode():
+            wave = self.model(**self.to_model(inputs), **voice).waveform[0]
+        data = wave.float().cpu().numpy().astype("<f4").tobytes()
+        return pb.InferResponse(
+            audio=pb.AudioData(data=data, format="pcm_f32le", rate=config.sampling_rate, channels=1)
+        )
+
+
+def load(launch: Launch) -> Loaded:
+    """See `pipelines.load`."""
+    return load_family(launch, Speaker)

@@ -1,0 +1,102 @@
+"""A model's tokenizer and its special tokens, read from its files with `tokenizers` alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from shared.errors import InvalidModelError
+from text_svc.worker.tokenizers.detokenizer import (
+    Detokenizer,
+    held_tokens,
+)
+
+CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
+TEMPLATE = "chat_template.jinja"
+# The template that answers when a model names several.
+DEFAULT_TEMPLATE = "default"
+MAX_JSON_BYTES = 16 << 20
+
+
+class TextTokenizer:
+    """Text to token ids and back.
+
+    Attributes:
+        backend: the tokenizer itself.
+        held_tokens: see `detokenize.held_tokens`.
+        special_tokens: "bos_token" and the like, as chat templates use them.
+        chat_template: its source; None where the model has none.
+
+    Args:
+        folder: must have a tokenizer.json.
+
+    Raises:
+        InvalidModelError: it has none, or a file is broken.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            raise InvalidModelError("the model has no tokenizer.json")
+        try:
+            self.backend = Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001  # tokenizers raises nothing narrower
+            raise InvalidModelError(f"tokenizer.json cannot be used: {error}") from None
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.held_tokens = held_tokens(self.backend)
+        config = read_json(folder / CONFIG) | read_json(folder / SPECIAL_TOKENS)
+        self.special_tokens = {
+            name: text
+            for name, value in config.items()
+            if name.endswith("_token") and (text := _token_text(value))
+        }
+        self.chat_template = _chat_template(folder, config)
+
+    def detokenizer(self) -> Detokenizer:
+        """For one answer."""
+        return Detokenizer(self.backend, self.held_tokens)
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids; `special` adds what the model wants around a plain prompt."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        return ids
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder; empty where there is no such file.
+
+    Raises:
+        InvalidModelError: it is no JSON object.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError):
+        raise InvalidModelError(f"{path.name} is no JSON") from None
+    if not isinstance(value, dict):
+        raise InvalidModelError(f"{path.name} is no JSON object")
+    return value
+
+
+def _token_text(value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / TEMPLATE
+    if path.exists():
+        return path.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {str(each.get("name")): each.get("template") for each in template}
+        template = named.get(DEFAULT_TEMPLATE)
+    return template if isinstance(template, str) else None

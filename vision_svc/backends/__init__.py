@@ -1,0 +1,1 @@
+"""The libraries that detect: MediaPipe's tasks and LiteRT, and what they answer."""

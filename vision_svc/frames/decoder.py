@@ -1,0 +1,141 @@
+"""From a format's name to pixels, for single pictures and for streams."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+from shared.errors import MissingFieldError, ServiceError, UnknownFormatError
+from vision_svc.frames.pictures import (
+    PICTURE_FORMATS,
+    decode_compressed,
+)
+from vision_svc.frames.raw import (
+    RAW_FORMATS,
+    decode_raw,
+)
+from vision_svc.frames.types import (
+    DecodedFrame,
+    EncodedFrame,
+    Limits,
+    naming,
+)
+from vision_svc.frames.video import (
+    VIDEO_FORMATS,
+    VideoDecoder,
+)
+
+_ALIASES = {"jpg": "jpeg", "raw": "rgb", "i420": "yuv420"}
+_STILL_FORMATS = RAW_FORMATS | PICTURE_FORMATS
+_STREAM_FORMATS = _STILL_FORMATS | VIDEO_FORMATS
+
+
+def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
+    """The canonical name of the frame's format, once it is known to hold bytes at all."""
+    if not frame.format:
+        raise MissingFieldError("format is empty", field="format")
+    name = frame.format.strip().lower()
+    name = _ALIASES.get(name, name)
+    if name not in accepted:
+        names = ", ".join(sorted(accepted))
+        raise UnknownFormatError(
+            f"format {frame.format[:40]!r} is not known; accepted are {names}", field="format"
+        )
+    if not frame.data:
+        raise MissingFieldError(f"{frame.data_field} is empty", field=frame.data_field)
+    return name
+
+
+def decode_picture(frame: EncodedFrame, limits: Limits) -> DecodedFrame:
+    """One picture that stands alone, in any format but h264 and vp8.
+
+    Raises:
+        MissingFieldError: no format or no bytes.
+        UnknownFormatError: no such format.
+        FrameSizeError: sides and byte count do not fit.
+        UndecodableImageError: the bytes are not a picture of this format.
+        InputTooLargeError: the picture is over a limit.
+    """
+    return _decode_still(frame, _format_name(frame, _STILL_FORMATS), limits)
+
+
+def _decode_still(frame: EncodedFrame, name: str, limits: Limits) -> DecodedFrame:
+    start = time.perf_counter()
+    decode = decode_raw if name in RAW_FORMATS else decode_compressed
+    image = decode(frame, name, limits)
+    return DecodedFrame(image, frame, time.perf_counter() - start)
+
+
+class FrameDecoder:
+    """Decodes the frames of one stream in order; threads wait for each other.
+
+    The format may change from frame to frame; leaving h264 or vp8 flushes its decoder first.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._video: VideoDecoder | None = None
+        self._lock = threading.Lock()
+
+    def decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
+        """The pictures that this frame completes: one, except for h264 and vp8.
+
+        Raises:
+            ServiceError: as `decode_picture` does; the message names the frame. The pictures of
+                the frames before it come first.
+        """
+        with self._lock:
+            try:
+                yield from self._decode(frame)
+            except ServiceError:
+                with contextlib.suppress(ServiceError):
+                    yield from self._flush()
+                raise
+
+    def decode_still(self, frame: EncodedFrame) -> DecodedFrame:
+        """A frame that is a picture by itself; it waits for no other frame.
+
+        Raises:
+            ServiceError: as `decode_picture` does; the message names the frame.
+        """
+        with naming(frame):
+            name = _format_name(frame, _STREAM_FORMATS)
+            return _decode_still(frame, name, self._limits)
+
+    def is_free(self, frame: EncodedFrame) -> bool:
+        """Whether `decode` has nothing to do for this frame, as its bytes are its pixels."""
+        name = frame.format.strip().lower()
+        return self._video is None and _ALIASES.get(name, name) == "rgb"
+
+    def flush(self) -> Iterator[DecodedFrame]:
+        """The pictures that a video decoder still holds, at the end of the stream.
+
+        Raises:
+            UndecodableImageError: frames remain that never became a picture; the message names
+                the first one.
+        """
+        with self._lock:
+            yield from self._flush()
+
+    def _flush(self) -> Iterator[DecodedFrame]:
+        video, self._video = self._video, None
+        if video:
+            yield from video.flush()
+
+    def _decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
+        with naming(frame):
+            name = _format_name(frame, _STREAM_FORMATS)
+        if self._video and self._video.format_name != name:
+            yield from self._flush()
+        if name in VIDEO_FORMATS:
+            self._video = self._video or VideoDecoder(name, self._limits)
+            yield from self._video.decode(frame)
+        else:
+            yield self.decode_still(frame)
+
+
+def is_video(format_name: str) -> bool:
+    """Whether later frames of this format need the earlier ones, so that none may be skipped."""
+    return format_name.strip().lower() in VIDEO_FORMATS

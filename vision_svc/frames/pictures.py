@@ -1,0 +1,106 @@
+"""Compressed pictures: JPEG by libjpeg-turbo, PNG and WebP by OpenCV.
+
+Pictures come out upright (Exif orientation applied), 8 bits, three channels; an alpha channel is
+dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from shared.errors import InputTooLargeError, UndecodableImageError
+from vision_svc.frames.headers import (
+    UPRIGHT,
+    HeaderError,
+    jpeg_orientation,
+    png_size,
+    webp_size,
+)
+from vision_svc.frames.types import (
+    EncodedFrame,
+    Limits,
+    Rgb,
+    as_rgb,
+)
+
+# A progressive JPEG of a few kilobytes can ask for thousands of passes over the whole picture.
+MAX_JPEG_SCANS = 100
+_JPEG_SCAN = b"\xff\xda"
+
+# Exif orientation to what makes the picture upright: transpose, then flip (OpenCV's flip codes).
+_UPRIGHT_STEPS: dict[int, tuple[bool, int | None]] = {
+    2: (False, 1),
+    3: (False, -1),
+    4: (False, 0),
+    5: (True, None),
+    6: (True, 1),
+    7: (True, -1),
+    8: (True, 0),
+}
+
+
+def _upright(image: Rgb, orientation: int) -> Rgb:
+    if orientation == UPRIGHT:
+        return image
+    transpose, flip = _UPRIGHT_STEPS[orientation]
+    turned = cv2.transpose(image) if transpose else image
+    return as_rgb(turned if flip is None else cv2.flip(turned, flip))
+
+
+def _decode_jpeg(data: bytes, limits: Limits) -> Rgb:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    limits.check(width, height)
+    scans = data.count(_JPEG_SCAN)
+    if scans > MAX_JPEG_SCANS:
+        raise InputTooLargeError(
+            f"a jpeg of {scans} scans is over the limit of {MAX_JPEG_SCANS}",
+            metadata={"max_jpeg_scans": str(MAX_JPEG_SCANS)},
+        )
+    if colours not in ("YCbCr", "RGB", "Gray"):
+        return _decode_by_opencv(data)  # CMYK, which libjpeg-turbo does not turn into RGB
+    return _upright(simplejpeg.decode_jpeg(data, "RGB"), jpeg_orientation(data))
+
+
+def _decode_by_opencv(data: bytes) -> Rgb:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError("OpenCV found no picture")
+    return as_rgb(image)
+
+
+def _decode_png(data: bytes, limits: Limits) -> Rgb:
+    limits.check(*png_size(data))
+    return _decode_by_opencv(data)
+
+
+def _decode_webp(data: bytes, limits: Limits) -> Rgb:
+    limits.check(*webp_size(data))
+    return _decode_by_opencv(data)
+
+
+_DECODERS: dict[str, Callable[[bytes, Limits], Rgb]] = {
+    "jpeg": _decode_jpeg,
+    "png": _decode_png,
+    "webp": _decode_webp,
+}
+PICTURE_FORMATS = frozenset(_DECODERS)
+
+
+def decode_compressed(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
+    """The pixels of a frame in one of `PICTURE_FORMATS`.
+
+    Raises:
+        UndecodableImageError: the bytes are truncated, damaged or of another format.
+        InputTooLargeError: the header tells a size over a limit.
+    """
+    try:
+        return _DECODERS[format_name](bytes(frame.data), limits)
+    except (ValueError, HeaderError, cv2.error) as error:
+        raise UndecodableImageError(
+            f"the {len(frame.data)} bytes are not a whole {format_name} picture",
+            field=frame.data_field,
+        ) from error

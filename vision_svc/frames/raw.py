@@ -1,0 +1,74 @@
+"""Uncompressed pixel formats.
+
+YUV is read as OpenCV does: BT.601, video range, chroma at half the size in both directions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from shared.errors import FrameSizeError
+from vision_svc.frames.types import (
+    EncodedFrame,
+    Limits,
+    Rgb,
+    as_rgb,
+)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a format lies in memory: `rows` rows of bytes for every two rows of the picture."""
+
+    rows: int
+    channels: int
+    to_rgb: int | None
+
+    def shape(self, width: int, height: int) -> tuple[int, ...]:
+        shape = (height * self.rows // 2, width)
+        return (*shape, self.channels) if self.channels > 1 else shape
+
+
+_LAYOUTS = {
+    "rgb": _Layout(2, 3, None),
+    "bgr": _Layout(2, 3, cv2.COLOR_BGR2RGB),
+    "rgba": _Layout(2, 4, cv2.COLOR_RGBA2RGB),
+    "bgra": _Layout(2, 4, cv2.COLOR_BGRA2RGB),
+    "gray": _Layout(2, 1, cv2.COLOR_GRAY2RGB),
+    "yuv420": _Layout(3, 1, cv2.COLOR_YUV2RGB_I420),
+    "nv12": _Layout(3, 1, cv2.COLOR_YUV2RGB_NV12),
+}
+_SUBSAMPLED = frozenset({"yuv420", "nv12"})
+RAW_FORMATS = frozenset(_LAYOUTS)
+
+
+def decode_raw(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
+    """The pixels of a frame in one of `RAW_FORMATS`.
+
+    "rgb" is a view of the frame's bytes, read-only and without a copy.
+
+    Raises:
+        FrameSizeError: the sides are missing or odd where the format needs even ones, or the byte
+            count does not fit them.
+        InputTooLargeError: the picture is over a limit.
+    """
+    width, height = frame.width, frame.height
+    limits.check(width, height)
+    if format_name in _SUBSAMPLED and (width % 2 or height % 2):
+        raise FrameSizeError(
+            f"{format_name} needs an even width and height, not {width} x {height}", field="width"
+        )
+    layout = _LAYOUTS[format_name]
+    shape = layout.shape(width, height)
+    expected = math.prod(shape)
+    if len(frame.data) != expected:
+        raise FrameSizeError(
+            f"{width} x {height} in {format_name} is {expected} bytes, not {len(frame.data)}",
+            field=frame.data_field,
+        )
+    pixels = np.frombuffer(frame.data, np.uint8).reshape(shape)
+    return pixels if layout.to_rgb is None else as_rgb(cv2.cvtColor(pixels, layout.to_rgb))

@@ -1,0 +1,1 @@
+"""One live stream: its order, its back-pressure and its task instance."""
