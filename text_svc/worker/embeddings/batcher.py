@@ -24,16 +24,9 @@ from text_svc.worker.embeddings.encoder import (
     Vectors,
 )
 from text_svc.worker.engines.metrics import EmbeddingMetrics
+from text_svc.worker.length_batches import MAX_BATCH_TOKENS, length_batches
 
 log = logging.getLogger(__name__)
-
-# Padded tokens of one batch at most. On a CPU nothing is gained beyond about a hundred, and a
-# short batch lets others in sooner.
-BATCH_TOKENS = 512
-# Padding of one batch at most: what the fixed cost of a batch more is worth, in tokens.
-PADDING_TOKENS = 16
-# A round is cut finer than BATCH_TOKENS to give each stream a part, but not finer than this.
-SMALLEST_BATCH_TOKENS = 64
 
 
 class _Call:
@@ -152,7 +145,8 @@ class MicroBatcher:
                     return None
                 if not self._round:
                     drawn = self._draw()
-                    batches = cut([_length(item) for item in drawn], self._encoder.streams)
+                    lengths = [_length(item) for item in drawn]
+                    batches = length_batches(lengths, self._encoder.streams)
                     self._round.extend([drawn[index] for index in batch] for batch in batches)
                 batch = self._round.popleft() if self._round else []
             if batch := [item for item in batch if not item[0].gone]:
@@ -161,7 +155,7 @@ class MicroBatcher:
 
     def _draw(self) -> list[_Item]:
         """Takes the texts of a round; holds the lock."""
-        budget = BATCH_TOKENS * self._encoder.streams
+        budget = MAX_BATCH_TOKENS * self._encoder.streams
         drawn: list[_Item] = []
         while self._calls and budget > 0:
             call = self._calls.popleft()
@@ -212,27 +206,3 @@ class MicroBatcher:
 
         if calls and self._loop:
             self._loop.call_soon_threadsafe(settle)
-
-
-def cut(lengths: Sequence[int], streams: int) -> list[list[int]]:
-    """Indices of texts of these lengths, in batches of like length.
-
-    A batch stays within its stream's share of the tokens and BATCH_TOKENS, unless it is a single
-    text, and its padding within PADDING_TOKENS: beyond that a batch more costs less. (Within 2 % of
-    the best cut, by dynamic programming, of 8 or 32 texts of mixed length.)
-
-    The longest come first: a stream that finishes early then finds short ones, and no long one is
-    left over at the end.
-    """
-    share = -(-sum(lengths) // streams)
-    limit = min(max(share, SMALLEST_BATCH_TOKENS), BATCH_TOKENS)
-    batches: list[list[int]] = []
-    width = padding = 0
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        padding += width - lengths[index]
-        full = not batches or width * (len(batches[-1]) + 1) > limit
-        if full or padding > PADDING_TOKENS:
-            batches.append([])
-            width, padding = lengths[index], 0
-        batches[-1].append(index)
-    return batches

@@ -31,7 +31,7 @@ from text_svc.torch_models.causal_lm import (
     choose_dtype,
     measure,
 )
-from text_svc.worker.embeddings.batcher import cut
+from text_svc.worker.length_batches import length_batches
 from text_svc.worker.media.decode import (
     Samples,
     decode_audio,
@@ -236,7 +236,8 @@ class Family(abc.ABC, Generic[Options]):
             CallCancelledError: the caller has gone.
         """
         rows = torch.empty(len(encoded["input_ids"]), self.model.config.num_labels)
-        for batch in cut([len(ids) for ids in encoded["input_ids"]], streams=1):
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        for batch in length_batches(lengths, streams=1):
             end_if(cancelled)
             texts = {name: [values[index] for index in batch] for name, values in encoded.items()}
             inputs = tokenizer.pad(texts, return_tensors="pt")

@@ -17,17 +17,17 @@ from prometheus_client import REGISTRY
 
 from shared.errors import QueueFullError, ShuttingDownError
 from tests.support.waiting import until
-from text_svc.worker.embeddings.batcher import (
-    BATCH_TOKENS,
-    PADDING_TOKENS,
-    MicroBatcher,
-    cut,
-)
+from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.encoder import (
     Done,
     Ids,
 )
 from text_svc.worker.engines.metrics import EmbeddingMetrics
+from text_svc.worker.length_batches import (
+    MAX_BATCH_TOKENS,
+    MAX_PADDING_TOKENS,
+    length_batches,
+)
 
 
 class HeldEncoder:
@@ -187,11 +187,11 @@ async def test_closing_fails_those_who_wait() -> None:
 
 @given(st.lists(st.integers(1, 600), min_size=1, max_size=60), st.integers(1, 8))
 def test_the_cut_has_each_text_once_within_the_limits(lengths: list[int], streams: int) -> None:
-    batches = cut(lengths, streams)
+    batches = length_batches(lengths, streams)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         sizes = [lengths[index] for index in batch]
-        assert max(sizes) * len(sizes) <= BATCH_TOKENS or len(sizes) == 1
-        assert sum(max(sizes) - size for size in sizes) <= PADDING_TOKENS
+        assert max(sizes) * len(sizes) <= MAX_BATCH_TOKENS or len(sizes) == 1
+        assert sum(max(sizes) - size for size in sizes) <= MAX_PADDING_TOKENS
     widths = [max(lengths[index] for index in batch) for batch in batches]
     assert widths == sorted(widths, reverse=True)

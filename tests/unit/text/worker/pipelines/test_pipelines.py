@@ -14,7 +14,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_family import Tiny, infer, launch_of, scores, serve
-from text_svc.worker.embeddings.batcher import BATCH_TOKENS
+from text_svc.worker.length_batches import MAX_BATCH_TOKENS
 from text_svc.worker.pipelines import FAMILIES
 from text_svc.worker.pipelines.zero_shot_classification import (
     ZeroShotClassifier,
@@ -57,7 +57,7 @@ async def test_labels_are_read_in_batches_of_which_a_cancel_spares_the_rest(tiny
     family.model.register_forward_pre_hook(seen, with_kwargs=True)
     answer = family.infer(request, ZeroShotOptions(), cancelled)
     assert len(answer.labels) == len(labels)
-    assert max(batches) <= BATCH_TOKENS
+    assert max(batches) <= MAX_BATCH_TOKENS
     batches.clear()
     family.model.register_forward_hook(lambda *_: cancelled.set())
     with pytest.raises(CallCancelledError):
