@@ -102,7 +102,7 @@ async def test_a_text_model(tmp_path: Path) -> None:
 
 
 async def test_a_model_of_a_vision_task(tmp_path: Path, models: Path) -> None:
-    from tests.integration.vision.encoding import encode_still
+    from tests.support.vision_frames import encode_still
     from tools import vision_clips
 
     data, _ = encode_still(vision_clips.astronaut(), "jpeg")

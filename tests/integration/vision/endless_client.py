@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from ml import mediapipe_pb2_grpc
-from tests.integration.vision.encoding import rgb_frames
 from tests.support.stack import open_channel
+from tests.support.vision_frames import rgb_frames
 from tools import vision_clips
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import mediapipe as mp
 import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
-from tests.integration.vision.encoding import STEP_MS
+from tests.support.vision_frames import STEP_MS
 from vision_svc.backends.mediapipe_tasks import close_task
 
 # What the service promises.

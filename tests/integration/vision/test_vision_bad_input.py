@@ -13,7 +13,7 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import Vision
-from tests.integration.vision.encoding import encode_clip, encode_still, encode_video, rgb_frames
+from tests.support.vision_frames import encode_clip, encode_still, encode_video, rgb_frames
 from tools import vision_clips
 
 BAD = grpc.StatusCode.INVALID_ARGUMENT

@@ -14,10 +14,10 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import StartVision, Vision
-from tests.integration.vision.encoding import encode_still, rgb_frames
 from tests.integration.vision.helpers import error_of, person
 from tests.support.processes import ROOT
 from tests.support.stack import wait_for
+from tests.support.vision_frames import encode_still, rgb_frames
 
 
 def endless(message: pb.VideoFrame, stop: threading.Event) -> Iterator[pb.VideoFrame]:

@@ -12,8 +12,8 @@ import pytest
 from ml import mediapipe_pb2 as pb
 from ml.internal import worker_pb2, worker_pb2_grpc
 from tests.integration.vision.conftest import StartVision, Vision
-from tests.integration.vision.encoding import encode_still, rgb_frames
 from tests.support.providers import Provider, chunks
+from tests.support.vision_frames import encode_still, rgb_frames
 from tools import vision_clips
 
 MODEL = "someone/their-face-model"

@@ -15,9 +15,9 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import Vision
-from tests.integration.vision.encoding import encode_clip, encode_still, encode_video, rgb_frames
 from tests.integration.vision.helpers import error_of, person
 from tests.integration.vision.reference import REFERENCES
+from tests.support.vision_frames import encode_clip, encode_still, encode_video, rgb_frames
 from tools import vision_clips
 
 PORTRAIT = "portrait_hair.jpg"

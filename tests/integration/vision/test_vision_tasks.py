@@ -12,8 +12,8 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import StartVision, Vision
-from tests.integration.vision.encoding import FORMATS, encode_clip, encode_still
 from tests.integration.vision.reference import REFERENCES, Reference, mask_iou
+from tests.support.vision_frames import FORMATS, encode_clip, encode_still
 from tools import vision_clips
 
 FRAMES = 5

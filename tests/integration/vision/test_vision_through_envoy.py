@@ -11,10 +11,10 @@ import pytest
 
 from ml import common_pb2, mediapipe_pb2_grpc, model_management_pb2, model_management_pb2_grpc
 from ml import mediapipe_pb2 as pb
-from tests.integration.vision.encoding import encode_clip, encode_still
 from tests.integration.vision.reference import REFERENCES
 from tests.support.providers import Provider
 from tests.support.stack import MODEL_MGMT, VISION, Stack
+from tests.support.vision_frames import encode_clip, encode_still
 from tools import vision_clips
 
 

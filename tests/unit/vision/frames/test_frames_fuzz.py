@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shared.errors import InvalidArgumentError, ResourceExhaustedError
-from tests.integration.vision.encoding import encode_video
+from tests.support.vision_frames import encode_video
 from vision_svc.frames.decoder import FrameDecoder
 from vision_svc.frames.types import (
     EncodedFrame,

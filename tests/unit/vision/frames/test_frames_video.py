@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, UndecodableImageError
-from tests.integration.vision.encoding import encode_video
+from tests.support.vision_frames import encode_video
 from vision_svc.frames.decoder import FrameDecoder
 from vision_svc.frames.types import (
     DecodedFrame,

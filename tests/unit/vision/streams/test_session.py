@@ -12,7 +12,7 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from shared.errors import FrameSizeError, UndecodableImageError
-from tests.integration.vision.encoding import encode_video
+from tests.support.vision_frames import encode_video
 from vision_svc import tasks
 from vision_svc.detector import Mode
 from vision_svc.engine import Engine
