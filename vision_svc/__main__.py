@@ -21,10 +21,8 @@ from shared.rpc.server import (
     main,
     serve,
 )
-from vision_svc import mediapipe_version
 from vision_svc.frames.wire import add_servicer
-from vision_svc.memory import keep_large_blocks
-from vision_svc.reports import refuse_reports
+from vision_svc.process_setup import keep_large_blocks, mediapipe_fault, refuse_reports
 from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
 from vision_svc.settings import VisionSettings
 
@@ -85,7 +83,7 @@ async def run(settings: VisionSettings) -> None:
 
 
 if __name__ == "__main__":
-    if _fault := mediapipe_version.fault():
+    if _fault := mediapipe_fault():
         sys.exit(_fault)
     keep_large_blocks()
     refuse_reports()

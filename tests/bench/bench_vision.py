@@ -27,7 +27,7 @@ from tests.bench.vision_wire import IN_FLIGHT, Wire, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
 from tools.models import REPOSITORY, model_dir
-from vision_svc.memory import keep_large_blocks
+from vision_svc.process_setup import keep_large_blocks
 
 OUT = REPOSITORY / "out" / "bench"
 STREAMS = (1, 2, 4)

@@ -31,7 +31,7 @@ from vision_svc.frames.types import (
     Limits,
 )
 from vision_svc.frames.wire import read_frame
-from vision_svc.memory import keep_large_blocks
+from vision_svc.process_setup import keep_large_blocks
 
 OUT = REPOSITORY / "out" / "bench"
 # Columns and the threads that they add up, by process and name; the rest is "other".

@@ -1,4 +1,4 @@
-"""The tasks that run on MediaPipe's Tasks API; see `reports` for what it would tell its makers."""
+"""The tasks that run on MediaPipe's Tasks API; see `process_setup` for its reports."""
 
 from __future__ import annotations
 

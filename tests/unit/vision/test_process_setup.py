@@ -1,8 +1,12 @@
-"""The pinned MediaPipe, and what vision_svc uses of it that is private."""
+"""The pinned MediaPipe, which private parts of it vision_svc uses, and where its reports go."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -12,34 +16,74 @@ from mediapipe.tasks.python.vision.core import image
 
 from tests.support.processes import ROOT
 from tools.models import model_dir
-from vision_svc import mediapipe_version
+from vision_svc import process_setup
 from vision_svc.backends.landmarks import POINT
 from vision_svc.backends.mediapipe_tasks import TaskDetector
 from vision_svc.detector import Mode
 from vision_svc.options import parse_options
+from vision_svc.process_setup import NOWHERE
 from vision_svc.tasks import TASKS, VisionTask
 
 MEDIAPIPE_TASKS = [task for task in TASKS.values() if "segmentation" not in task.name]
 
+CLOSE_A_TASK = """
+import sys
+from vision_svc.process_setup import refuse_reports
+refuse_reports(sys.argv[2])
+from mediapipe.tasks.python import BaseOptions, vision
+options = vision.FaceDetectorOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]))
+vision.FaceDetector.create_from_options(options).close()
+sys.stdin.read()  # the report is sent meanwhile
+"""
+
+
+def test_reports_go_to_the_proxy_and_not_to_their_host() -> None:
+    model = model_dir() / "vision" / "blaze_face_short_range.tflite"
+    if not model.is_file():
+        pytest.skip(f"there is no {model}: run `make models`")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(120)
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        with subprocess.Popen(
+            [sys.executable, "-c", CLOSE_A_TASK, str(model), address],
+            cwd=ROOT,
+            env=os.environ | {"NO_PROXY": "*", "no_proxy": "play.googleapis.com"},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as child:
+            try:
+                connection, _ = proxy.accept()
+                with connection:
+                    request = connection.recv(1024)
+            finally:
+                child.kill()
+    assert request.startswith(b"CONNECT play.googleapis.com:443 ")
+
+
+def test_nobody_listens_nowhere() -> None:
+    host, port = NOWHERE.removeprefix("http://").split(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), 60)
+
 
 def test_the_installed_one_is_the_one_that_the_code_is_written_for() -> None:
-    assert mediapipe_version.fault() == ""
+    assert process_setup.mediapipe_fault() == ""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = f"mediapipe=={mediapipe_version.WRITTEN_FOR}"
+    pinned = f"mediapipe=={process_setup.MEDIAPIPE_VERSION}"
     assert pinned in project["optional-dependencies"]["vision"]
 
 
 def test_another_one_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = mediapipe_version.WRITTEN_FOR
-    monkeypatch.setattr(mediapipe_version, "WRITTEN_FOR", "9.8.7")
-    assert mediapipe_version.fault().startswith(f"mediapipe {installed} is installed, and ")
+    installed = process_setup.MEDIAPIPE_VERSION
+    monkeypatch.setattr(process_setup, "MEDIAPIPE_VERSION", "9.8.7")
+    assert process_setup.mediapipe_fault().startswith(f"mediapipe {installed} is installed, but ")
 
 
 def test_the_service_does_not_start_on_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
 
-    monkeypatch.setattr(mediapipe_version, "WRITTEN_FOR", "9.8.7")
-    with pytest.raises(SystemExit, match=r"reads the memory of 9\.8\.7 directly"):
+    monkeypatch.setattr(process_setup, "MEDIAPIPE_VERSION", "9.8.7")
+    with pytest.raises(SystemExit, match=r"reads the memory of version 9\.8\.7 directly"):
         runpy.run_module("vision_svc", run_name="__main__")
 
 
