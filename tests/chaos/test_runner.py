@@ -177,7 +177,7 @@ def test_a_starter_that_ends_the_thread_that_started_it_keeps_its_stack(
 
 _ESCAPES = """
 import subprocess, sys, time
-from tools.stack import guard
+from stack import guard
 def run():
     # A process that leaves session, group and parent behind, as daemons do.
     subprocess.Popen(["setsid", "-f", "sleep", "600"])

@@ -24,8 +24,8 @@ PROGRAM = """
 import asyncio, logging, os
 import grpc
 from pydantic import SecretStr
-from shared.admission import Admission
-from shared.server import main, serve
+from shared.rpc.admission import Admission
+from shared.rpc.server import main, serve
 from shared.settings import ServerSettings
 from ml import transformers_pb2, transformers_pb2_grpc as rpc
 
