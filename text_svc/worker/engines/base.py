@@ -18,21 +18,21 @@ class Limits:
     """What one engine can hold.
 
     Attributes:
-        context: tokens of one prompt and its answer together; of the prompt alone where `answer` is
-            set.
+        context: tokens of one prompt and its answer together; of the prompt alone where
+            `new_tokens` is set.
         running: answers generated at once.
         waiting: answers that wait; one more is refused.
-        answer: tokens of one answer, for a decoder that has the prompt from an encoder.
+        new_tokens: tokens of one answer, for a decoder that has the prompt from an encoder.
     """
 
     context: int
     running: int
     waiting: int
-    answer: int | None = None
+    new_tokens: int | None = None
 
 
 @dataclass(frozen=True)
-class Step:
+class StepOutput:
     """What one step of the engine has added to an answer.
 
     Attributes:
@@ -49,7 +49,7 @@ class Step:
 
 
 @dataclass(eq=False)
-class Answer:
+class Generation:
     """One answer that an engine works on. The engine puts steps, one task of the loop takes them.
 
     Attributes:
@@ -63,20 +63,20 @@ class Answer:
     sampling: Sampling
     inputs: Mapping[str, Any] | None = None
     started: float = 0.0
-    steps: list[Step] = field(default_factory=list)
+    outputs: list[StepOutput] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def put(self, step: Step) -> None:
+    def put(self, output: StepOutput) -> None:
         """Hands over a step; on the event loop's thread alone."""
-        self.steps.append(step)
+        self.outputs.append(output)
         self._wake.set()
 
-    async def take(self) -> list[Step]:
+    async def take(self) -> list[StepOutput]:
         """The steps that came since the last call, at least one."""
         await self._wake.wait()
         self._wake.clear()
-        steps, self.steps = self.steps, []
-        return steps
+        outputs, self.outputs = self.outputs, []
+        return outputs
 
     def start(self) -> None:
         """Notes that the answer has left the queue."""
@@ -92,10 +92,10 @@ class GenerationEngine(Protocol):
 
     limits: Limits
 
-    def submit(self, answer: Answer) -> None:
+    def submit(self, generation: Generation) -> None:
         """Begins, or queues, an answer, first come first served."""
 
-    def cancel(self, answer: Answer) -> None:
+    def cancel(self, generation: Generation) -> None:
         """Ends the work for an answer within one step; an ended one is left alone."""
 
     async def close(self) -> None:

@@ -23,9 +23,9 @@ from text_svc.processes.launch import (
     Report,
 )
 from text_svc.worker.engines.base import (
-    Answer,
+    Generation,
     Limits,
-    Step,
+    StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.tokenizers.fast import TextTokenizer
@@ -116,9 +116,9 @@ class OpenVinoEngine:
         self._end_tokens = list(end_tokens)
         self._free_blocks = cache_blocks
         self._numbers = itertools.count(1)
-        self._waiting: deque[Answer] = deque()
-        self._running: dict[Answer, int] = {}
-        self._answers: dict[int, Answer] = {}
+        self._waiting: deque[Generation] = deque()
+        self._running: dict[Generation, int] = {}
+        self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
         self._on_death = on_death
         self._lines: Lines | None = None
@@ -140,32 +140,32 @@ class OpenVinoEngine:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(setup).encode() + b"\n")
-        answer = json.loads(self._process.stdout.readline() or '{"error": "its process ended"}')
-        if "error" in answer:
+        reply = json.loads(self._process.stdout.readline() or '{"error": "its process ended"}')
+        if "error" in reply:
             self._process.wait()
-            log.error("OpenVINO cannot load the model", extra={"error": answer["error"]})
+            log.error("OpenVINO cannot load the model", extra={"error": reply["error"]})
             raise InvalidModelError("OpenVINO cannot load the converted model")
 
-    def submit(self, answer: Answer) -> None:
+    def submit(self, generation: Generation) -> None:
         if self._lines is None:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             self._lines = Lines(
                 self._process.stdin.fileno(),
                 self._process.stdout.fileno(),
-                self._hear,
+                self._on_message,
                 self._on_death,
             )
-        self._waiting.append(answer)
+        self._waiting.append(generation)
         self._admit()
 
-    def cancel(self, answer: Answer) -> None:
-        if answer in self._running:
+    def cancel(self, generation: Generation) -> None:
+        if generation in self._running:
             assert self._lines is not None, "it was submitted"
-            self._lines.send({"cancel": self._forget(answer)})
+            self._lines.send({"cancel": self._forget(generation)})
             self._admit()
-        elif answer in self._waiting:
-            self._waiting.remove(answer)
+        elif generation in self._waiting:
+            self._waiting.remove(generation)
             self._admit()
 
     async def close(self) -> None:
@@ -184,29 +184,31 @@ class OpenVinoEngine:
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.limits.running:
-            answer = self._waiting[0]
-            if _blocks(answer) > self._free_blocks:
+            generation = self._waiting[0]
+            if _blocks(generation) > self._free_blocks:
                 break
             self._waiting.popleft()
-            self._begin(answer)
+            self._begin(generation)
         self._metrics.answers(len(self._running), len(self._waiting))
 
-    def _begin(self, answer: Answer) -> None:
+    def _begin(self, generation: Generation) -> None:
         assert self._lines is not None, "made by the first submit"
-        answer.start()
+        generation.start()
         number = next(self._numbers)
-        self._running[answer], self._answers[number] = number, answer
-        self._free_blocks -= _blocks(answer)
-        self._lines.send({"id": number, "prompt": answer.prompt, "config": self._config(answer)})
+        self._running[generation], self._by_number[number] = number, generation
+        self._free_blocks -= _blocks(generation)
+        self._lines.send(
+            {"id": number, "prompt": generation.prompt, "config": self._config(generation)}
+        )
 
-    def _forget(self, answer: Answer) -> int:
-        number = self._running.pop(answer)
-        del self._answers[number]
-        self._free_blocks += _blocks(answer)
+    def _forget(self, generation: Generation) -> int:
+        number = self._running.pop(generation)
+        del self._by_number[number]
+        self._free_blocks += _blocks(generation)
         return number
 
-    def _config(self, answer: Answer) -> dict[str, Any]:
-        sampling = answer.sampling
+    def _config(self, generation: Generation) -> dict[str, Any]:
+        sampling = generation.sampling
         config: dict[str, Any] = {
             "max_new_tokens": sampling.max_new_tokens,
             "stop_token_ids": self._end_tokens,
@@ -224,22 +226,26 @@ class OpenVinoEngine:
                 config["top_k"] = sampling.top_k
         return config
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> None:
         # A number that is not known belongs to an answer that was cancelled meanwhile.
-        if "error" in message and (answer := self._answers.get(message["id"])):
+        if "error" in message and (generation := self._by_number.get(message["id"])):
             log.error("an answer was refused", extra={"error": message["error"]})
-            self._forget(answer)
-            answer.put(Step((), 0, error=InternalError("the engine refused this request")))
+            self._forget(generation)
+            generation.put(
+                StepOutput((), 0, error=InternalError("the engine refused this request"))
+            )
         if "steps" in message:
             self._metrics.step(len(message["steps"]))
         for number, tokens, reason in message.get("steps", ()):
-            if answer := self._answers.get(number):
+            if generation := self._by_number.get(number):
                 if reason:
-                    self._forget(answer)
+                    self._forget(generation)
                 count = len(tokens)
-                answer.put(Step(tokens[:-1] if reason == "stop" else tokens, count, reason))
+                generation.put(
+                    StepOutput(tokens[:-1] if reason == "stop" else tokens, count, reason)
+                )
         self._admit()
 
 
-def _blocks(answer: Answer) -> int:
-    return blocks_of(len(answer.prompt) + answer.sampling.max_new_tokens)
+def _blocks(generation: Generation) -> int:
+    return blocks_of(len(generation.prompt) + generation.sampling.max_new_tokens)

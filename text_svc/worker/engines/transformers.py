@@ -39,11 +39,11 @@ from text_svc.torch_models.causal_lm import (
     measure,
 )
 from text_svc.worker.engines.base import (
-    Answer,
     FinishReason,
+    Generation,
     GenerationEngine,
     Limits,
-    Step,
+    StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
@@ -71,10 +71,10 @@ class _Sink(BaseStreamer):
     """Takes tokens in the generating thread and hands them to the event loop."""
 
     def __init__(
-        self, answer: Answer, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
+        self, generation: Generation, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
     ) -> None:
         self.cancelled = threading.Event()
-        self._answer = answer
+        self._generation = generation
         self._end_tokens = end_tokens
         self._loop = loop
         self._prompt_seen = False
@@ -92,16 +92,16 @@ class _Sink(BaseStreamer):
         self._send_last("stop" if self._last in self._end_tokens else "length")
 
     def fail(self, error: Exception) -> None:
-        self._send(Step((), 0, error=error))
+        self._send(StepOutput((), 0, error=error))
 
     def _send_last(self, reason: FinishReason | None) -> None:
         if self._last is not None:
             tokens = () if reason == "stop" else (self._last,)
-            self._send(Step(tokens, 1, reason))
+            self._send(StepOutput(tokens, 1, reason))
 
-    def _send(self, step: Step) -> None:
+    def _send(self, output: StepOutput) -> None:
         if not self.cancelled.is_set():
-            self._loop.call_soon_threadsafe(self._answer.put, step)
+            self._loop.call_soon_threadsafe(self._generation.put, output)
 
 
 class _Chance(LogitsProcessor):
@@ -210,41 +210,41 @@ class TransformersEngine:
         self.end_tokens = tuple(end_tokens)
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
-        self._active: dict[Answer, tuple[_Sink, asyncio.Future[None]]] = {}
+        self._active: dict[Generation, tuple[_Sink, asyncio.Future[None]]] = {}
 
-    def submit(self, answer: Answer) -> None:
+    def submit(self, generation: Generation) -> None:
         loop = asyncio.get_running_loop()
-        sink = _Sink(answer, self.end_tokens, loop)
-        future = loop.run_in_executor(self._threads, self._run, answer, sink)
-        self._active[answer] = sink, future
+        sink = _Sink(generation, self.end_tokens, loop)
+        future = loop.run_in_executor(self._threads, self._run, generation, sink)
+        self._active[generation] = sink, future
         self._count()
 
-    def cancel(self, answer: Answer) -> None:
-        if active := self._active.pop(answer, None):
+    def cancel(self, generation: Generation) -> None:
+        if active := self._active.pop(generation, None):
             sink, future = active
             sink.cancelled.set()
             future.cancel()  # one that waits leaves the queue at once
             self._count()
 
     async def close(self) -> None:
-        for answer in list(self._active):
-            self.cancel(answer)
+        for generation in list(self._active):
+            self.cancel(generation)
         await asyncio.to_thread(self._threads.shutdown)
 
     def _count(self) -> None:
         running = min(len(self._active), self.limits.running)
         self._metrics.answers(running, len(self._active) - running)
 
-    def _run(self, answer: Answer, sink: _Sink) -> None:
+    def _run(self, generation: Generation, sink: _Sink) -> None:
         """Runs in a thread: one `generate` call."""
-        answer.start()
+        generation.start()
         try:
-            chooser = Chooser.of(answer.sampling, (), self.model.device)
+            chooser = Chooser.of(generation.sampling, (), self.model.device)
             chance = [_Chance(chooser)] if chooser.chance else []
             with torch.inference_mode():
                 self.model.generate(
-                    **self._inputs(answer),
-                    generation_config=self._generation_config(answer),
+                    **self._inputs(generation),
+                    generation_config=self._generation_config(generation),
                     streamer=sink,
                     logits_processor=LogitsProcessorList(chance),
                     stopping_criteria=StoppingCriteriaList([_Cancelled(sink.cancelled)]),
@@ -252,14 +252,14 @@ class TransformersEngine:
         except Exception as error:  # noqa: BLE001  # the answer's task raises it
             sink.fail(error)
 
-    def _inputs(self, answer: Answer) -> Mapping[str, Any]:
-        if answer.inputs is not None:
-            return answer.inputs
-        ids = torch.tensor([answer.prompt], device=self.model.device)
+    def _inputs(self, generation: Generation) -> Mapping[str, Any]:
+        if generation.inputs is not None:
+            return generation.inputs
+        ids = torch.tensor([generation.prompt], device=self.model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _generation_config(self, answer: Answer) -> GenerationConfig:
-        sampling, own = answer.sampling, self.model.generation_config
+    def _generation_config(self, generation: Generation) -> GenerationConfig:
+        sampling, own = generation.sampling, self.model.generation_config
         end = list(self.end_tokens)
         return GenerationConfig(
             max_new_tokens=sampling.max_new_tokens,

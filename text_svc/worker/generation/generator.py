@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidArgumentError, QueueFullError
 from text_svc.worker.engines.base import (
-    Answer,
     FinishReason,
+    Generation,
     GenerationEngine,
-    Step,
+    StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import (
@@ -131,27 +131,27 @@ class TextGenerator:
             InvalidArgumentError: the prompt is empty or does not fit.
             QueueFullError: too many answers wait already.
         """
-        answer = Answer(prompt, self._within_limits(prompt, sampling), inputs)
+        generation = Generation(prompt, self._within_limits(prompt, sampling), inputs)
         begun = time.perf_counter()
-        text = _AnswerText(self._tokenizer, answer)
+        text = _GenerationText(self._tokenizer, generation)
         first = last = 0.0
         self._active += 1
-        self._engine.submit(answer)
+        self._engine.submit(generation)
         try:
             while True:
-                for step in await answer.take():
-                    if step.error:
-                        raise step.error
+                for output in await generation.take():
+                    if output.error:
+                        raise output.error
                     now = time.perf_counter()
                     if last:
                         self._metrics.gap(now - last)
                     first, last = first or now, now
-                    delta = text.add(step)
+                    delta = text.add(output)
                     if delta.finish_reason:
                         usage = Usage(
                             len(prompt),
                             delta.tokens_generated,
-                            answer.started - begun,
+                            generation.started - begun,
                             first - begun,
                         )
                         yield replace(delta, usage=usage)
@@ -159,7 +159,7 @@ class TextGenerator:
                     yield delta
         finally:
             self._active -= 1
-            self._engine.cancel(answer)
+            self._engine.cancel(generation)
 
     async def close(self) -> None:
         """Ends the engine and the template's process."""
@@ -175,10 +175,10 @@ class TextGenerator:
         limits = self._engine.limits
         if not prompt:
             raise InvalidArgumentError("the prompt is empty", field="prompt")
-        if limits.answer is None:
+        if limits.new_tokens is None:
             room, held = limits.context - len(prompt), "prompt and answer together may have"
         else:
-            room, held = limits.answer, "the model reads"
+            room, held = limits.new_tokens, "the model reads"
         if room < 1 or len(prompt) > limits.context:
             raise InvalidArgumentError(
                 f"the prompt has {len(prompt)} tokens; {held} {limits.context}",
@@ -192,26 +192,26 @@ class TextGenerator:
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 
-class _AnswerText:
+class _GenerationText:
     """The text of one answer, step by step."""
 
-    def __init__(self, tokenizer: AnswerTokenizer, answer: Answer) -> None:
+    def __init__(self, tokenizer: AnswerTokenizer, generation: Generation) -> None:
         self._detokenizer = tokenizer.detokenizer()
-        self._stops = StopFilter(answer.sampling.stop)
+        self._stops = StopFilter(generation.sampling.stop)
         self._tokens = 0
 
-    def add(self, step: Step) -> Delta:
+    def add(self, output: StepOutput) -> Delta:
         """The text that can be sent now; with a finish reason when the answer has ended."""
         sent = []
-        for token in step.tokens:
+        for token in output.tokens:
             self._tokens += 1
             text, stopped = self._stops.add(self._detokenizer.add(token))
             sent.append(text)
             if stopped:
                 return Delta("".join(sent), self._tokens, "stop")
-        self._tokens += step.count - len(step.tokens)
-        if not step.finish_reason:
+        self._tokens += output.count - len(output.tokens)
+        if not output.finish_reason:
             return Delta("".join(sent), self._tokens)
         text, stopped = self._stops.add(self._detokenizer.rest())
         sent.append(text if stopped else text + self._stops.rest())
-        return Delta("".join(sent), self._tokens, "stop" if stopped else step.finish_reason)
+        return Delta("".join(sent), self._tokens, "stop" if stopped else output.finish_reason)

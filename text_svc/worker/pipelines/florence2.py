@@ -135,7 +135,7 @@ def _generator(family: Florence2, launch: Launch) -> TextGenerator:
         min(context, launch.options.max_length or context),
         min(MAX_GENERATE, launch.max_running),
         launch.max_waiting,
-        answer=answer_room(family.model),
+        new_tokens=answer_room(family.model),
     )
     own = family.processor.tokenizer
     engine = TransformersEngine(family.model, limits, end_tokens_of(family.model, own), metrics)

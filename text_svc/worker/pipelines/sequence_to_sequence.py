@@ -108,7 +108,7 @@ def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
         family.tokenizer.model_max_length,
         min(MAX_GENERATE, launch.max_running),
         launch.max_waiting,
-        answer=answer_room(family.model),
+        new_tokens=answer_room(family.model),
     )
     end_tokens = end_tokens_of(family.model, family.tokenizer)
     engine = TransformersEngine(family.model, limits, end_tokens, metrics)

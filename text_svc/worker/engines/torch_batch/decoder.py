@@ -11,8 +11,8 @@ import torch
 
 from shared.errors import InternalError
 from text_svc.worker.engines.base import (
-    Answer,
-    Step,
+    Generation,
+    StepOutput,
 )
 from text_svc.worker.engines.torch_batch.kv_cache import (
     ALIGNMENT,
@@ -31,19 +31,19 @@ log = logging.getLogger(__name__)
 PROMPT_TOKENS = 128
 CUDA_PROMPT_TOKENS = 1024
 
-Result = tuple[Answer, Step]
+Result = tuple[Generation, StepOutput]
 
 
-def needed(answer: Answer) -> int:
+def needed(generation: Generation) -> int:
     """Tokens of cache that an answer may come to need."""
-    return aligned(len(answer.prompt) + answer.sampling.max_new_tokens)
+    return aligned(len(generation.prompt) + generation.sampling.max_new_tokens)
 
 
 @dataclass(eq=False)
 class _Row:
     """One answer in the batch: `length` tokens of it are in the cache, `last` is not yet."""
 
-    answer: Answer
+    generation: Generation
     chooser: Chooser
     length: int = 0
     last: int = 0
@@ -51,7 +51,7 @@ class _Row:
 
     @property
     def prompt_left(self) -> Sequence[int]:
-        return self.answer.prompt[self.length :]
+        return self.generation.prompt[self.length :]
 
 
 class BatchDecoder:
@@ -70,7 +70,7 @@ class BatchDecoder:
         self._model = model
         self._usual_stride = model.cache.tokens // rows // ALIGNMENT * ALIGNMENT
         self._end_tokens = frozenset(end_tokens)
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[Generation] = deque()
         # A row of the cache each. The last one may still be at its prompt; the others are not.
         self._rows: list[_Row] = []
         self._piece = PROMPT_TOKENS if model.device.type == "cpu" else CUDA_PROMPT_TOKENS
@@ -81,25 +81,25 @@ class BatchDecoder:
         """Nothing is to be done."""
         return not self._rows and not self._waiting
 
-    def begin(self, answer: Answer) -> None:
+    def begin(self, generation: Generation) -> None:
         """Takes an answer in; its prompt is read before later ones."""
-        self._waiting.append(answer)
+        self._waiting.append(generation)
 
-    def cancel(self, answer: Answer) -> None:
+    def cancel(self, generation: Generation) -> None:
         """Forgets an answer; one that has ended is left alone."""
-        if answer in self._waiting:
-            self._waiting.remove(answer)
+        if generation in self._waiting:
+            self._waiting.remove(generation)
         for row in self._rows:
-            if row.answer is answer:
+            if row.generation is generation:
                 self._leave(row)
                 return
 
-    def clear(self) -> list[Answer]:
+    def clear(self) -> list[Generation]:
         """Forgets all answers, and returns them."""
-        answers = [row.answer for row in self._rows] + list(self._waiting)
+        generations = [row.generation for row in self._rows] + list(self._waiting)
         self._rows.clear()
         self._waiting.clear()
-        return answers
+        return generations
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
@@ -123,7 +123,7 @@ class BatchDecoder:
             log.exception("a prompt cannot be read")
             self._leave(row)
             error = InternalError("the engine failed at this prompt")
-            return [(row.answer, Step((), 0, error=error))]
+            return [(row.generation, StepOutput((), 0, error=error))]
 
     def _read(self, row: _Row) -> list[Result]:
         piece = row.prompt_left[: self._piece]
@@ -133,13 +133,15 @@ class BatchDecoder:
         return [] if row.prompt_left else self._chosen([row], logits)
 
     def _join(self) -> _Row:
-        answer = self._waiting.popleft()
+        generation = self._waiting.popleft()
         cache, rows = self._model.cache, len(self._rows)
-        stride = max(needed(each) for each in (answer, *(row.answer for row in self._rows)))
+        stride = max(needed(each) for each in (generation, *(row.generation for row in self._rows)))
         if stride > cache.stride or (rows + 1) * cache.stride > cache.tokens:
             longest = max((row.length for row in self._rows), default=0)
             cache.resize(max(stride, self._usual_stride), rows, longest)
-        row = _Row(answer, Chooser.of(answer.sampling, answer.prompt, self._model.device))
+        row = _Row(
+            generation, Chooser.of(generation.sampling, generation.prompt, self._model.device)
+        )
         self._rows.append(row)
         return row
 
@@ -149,24 +151,26 @@ class BatchDecoder:
         chosen: list[list[int]] = torch.stack((tokens, broken.long()), 1).tolist()
         results = []
         for row, (token, is_broken) in zip(rows, chosen, strict=True):
-            step = self._broken(row) if is_broken else self._step(row, token)
-            results.append((row.answer, step))
-            if step.finish_reason or step.error:
+            output = self._broken(row) if is_broken else self._step(row, token)
+            results.append((row.generation, output))
+            if output.finish_reason or output.error:
                 self._leave(row)
         return results
 
-    def _step(self, row: _Row, token: int) -> Step:
+    def _step(self, row: _Row, token: int) -> StepOutput:
         row.last = token
         row.generated += 1
         if token in self._end_tokens:
-            return Step((), 1, "stop")
-        ended = row.generated == row.answer.sampling.max_new_tokens
-        return Step((token,), 1, "length" if ended else None)
+            return StepOutput((), 1, "stop")
+        ended = row.generated == row.generation.sampling.max_new_tokens
+        return StepOutput((token,), 1, "length" if ended else None)
 
-    def _broken(self, row: _Row) -> Step:
+    def _broken(self, row: _Row) -> StepOutput:
         # What is no number in a cache would spread through the masks of later rows.
         self._model.cache.clear(self._rows.index(row))
-        return Step((), 0, error=InternalError("the model's numbers overflowed in this answer"))
+        return StepOutput(
+            (), 0, error=InternalError("the model's numbers overflowed in this answer")
+        )
 
     def _leave(self, row: _Row) -> None:
         """Fills the gap that a row leaves, in an order that keeps one at its prompt the last."""

@@ -11,9 +11,9 @@ from queue import SimpleQueue
 
 from shared.errors import InternalError
 from text_svc.worker.engines.base import (
-    Answer,
+    Generation,
     Limits,
-    Step,
+    StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.decoder import (
@@ -49,26 +49,26 @@ class BatchEngine:
         self._cache_tokens = model.cache.tokens
         self._decoder = BatchDecoder(model, end_tokens, limits.running)
         self._metrics = metrics
-        self._waiting: deque[Answer] = deque()
-        self._running: set[Answer] = set()
+        self._waiting: deque[Generation] = deque()
+        self._running: set[Generation] = set()
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name="batch", daemon=True)
         self._thread.start()
 
-    def submit(self, answer: Answer) -> None:
+    def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting.append(answer)
+        self._waiting.append(generation)
         self._admit()
 
-    def cancel(self, answer: Answer) -> None:
-        if answer in self._running:
-            self._running.remove(answer)
-            self._commands.put(lambda: self._decoder.cancel(answer))
+    def cancel(self, generation: Generation) -> None:
+        if generation in self._running:
+            self._running.remove(generation)
+            self._commands.put(lambda: self._decoder.cancel(generation))
             self._admit()
-        elif answer in self._waiting:
-            self._waiting.remove(answer)
+        elif generation in self._waiting:
+            self._waiting.remove(generation)
             self._admit()
 
     async def close(self) -> None:
@@ -77,24 +77,24 @@ class BatchEngine:
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.limits.running:
-            answer = self._waiting[0]
-            longest = max(map(needed, (answer, *self._running)))
+            generation = self._waiting[0]
+            longest = max(map(needed, (generation, *self._running)))
             if longest * (len(self._running) + 1) > self._cache_tokens:
                 break
             self._running.add(self._waiting.popleft())
-            answer.start()
-            self._commands.put(lambda answer=answer: self._decoder.begin(answer))  # type: ignore[misc]
+            generation.start()
+            self._commands.put(lambda generation=generation: self._decoder.begin(generation))  # type: ignore[misc]
         self._metrics.answers(len(self._running), len(self._waiting))
 
-    def _hear(self, results: Sequence[Result]) -> None:
+    def _on_results(self, results: Sequence[Result]) -> None:
         """Hands over what a step gave; an answer that is not known was cancelled meanwhile."""
         if results:
             self._metrics.step(len(results))
-        for answer, step in results:
-            if answer in self._running:
-                if step.finish_reason or step.error:
-                    self._running.remove(answer)
-                answer.put(step)
+        for generation, output in results:
+            if generation in self._running:
+                if output.finish_reason or output.error:
+                    self._running.remove(generation)
+                generation.put(output)
         self._admit()
 
     def _end(self) -> None:
@@ -113,7 +113,7 @@ class BatchEngine:
             except Exception:
                 log.exception("a step has failed")
                 error = InternalError("the engine failed at a step of this answer")
-                results = [(each, Step((), 0, error=error)) for each in self._decoder.clear()]
+                results = [(each, StepOutput((), 0, error=error)) for each in self._decoder.clear()]
             if results:
                 assert self._loop is not None, "set by the first submit"
-                self._loop.call_soon_threadsafe(self._hear, results)
+                self._loop.call_soon_threadsafe(self._on_results, results)

@@ -9,7 +9,7 @@ import pytest
 
 from shared.errors import InternalError
 from text_svc.worker.engines.base import (
-    Answer,
+    Generation,
     Limits,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -24,7 +24,7 @@ BLOCKS = 4
 
 async def ended(engine: OpenVinoEngine, prompt: int, tokens: int) -> str | None:
     """How an answer ended. Raises its error."""
-    answer = Answer([5 + index % 300 for index in range(prompt)], Sampling(0, 1, tokens))
+    answer = Generation([5 + index % 300 for index in range(prompt)], Sampling(0, 1, tokens))
     engine.submit(answer)
     async with asyncio.timeout(60):
         while True:

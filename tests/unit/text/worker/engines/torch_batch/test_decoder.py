@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from text_svc.torch_models.causal_lm import load_causal_lm
-from text_svc.worker.engines.base import Answer
+from text_svc.worker.engines.base import Generation
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.engines.torch_batch.decoder import (
     PROMPT_TOKENS,
@@ -33,14 +33,16 @@ def decoder(model: Any, tokens: int = 8192, rows: int = 16) -> BatchDecoder:
     return BatchDecoder(BatchModel(model, layer_shapes(model), tokens), (1,), rows)
 
 
-def answer(number: int, prompt: int, new: int, **sampling: Any) -> Answer:
+def answer(number: int, prompt: int, new: int, **sampling: Any) -> Generation:
     """An answer to a prompt of so many tokens by chance."""
     source = random.Random(number)
     ids = [source.randrange(5, VOCABULARY) for _ in range(prompt)]
-    return Answer(ids, Sampling(**({"temperature": 0, "top_p": 1} | sampling), max_new_tokens=new))
+    return Generation(
+        ids, Sampling(**({"temperature": 0, "top_p": 1} | sampling), max_new_tokens=new)
+    )
 
 
-def step(decoder: BatchDecoder, tokens: dict[Answer, list[int]]) -> int:
+def step(decoder: BatchDecoder, tokens: dict[Generation, list[int]]) -> int:
     """One step; its tokens are added. How many answers it brought forward."""
     results = decoder.step()
     for each, result in results:
@@ -49,7 +51,7 @@ def step(decoder: BatchDecoder, tokens: dict[Answer, list[int]]) -> int:
     return len(results)
 
 
-def alone(model: Any, each: Answer) -> list[int]:
+def alone(model: Any, each: Generation) -> list[int]:
     """The tokens of an answer that has everything for itself."""
     single, tokens = decoder(model), {each: []}
     single.begin(each)
@@ -90,7 +92,7 @@ def test_answers_that_come_go_and_are_cancelled_leave_each_other_alone(
     ]
     # Room for four as long as the longest: whoever asks for more has to wait.
     many = decoder(model, tokens=4 * max(map(needed, answers)), rows=8)
-    tokens: dict[Answer, list[int]] = {}
+    tokens: dict[Generation, list[int]] = {}
     ends, running, cancelled = {}, [], []
     waiting = list(answers)
     while waiting or not many.idle:

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from text_svc.worker.engines.base import Answer
+from text_svc.worker.engines.base import Generation
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.engines.torch_batch.decoder import BatchDecoder
 from text_svc.worker.engines.torch_batch.model import (
@@ -109,7 +109,7 @@ def generated(model: Any, prompts: list[list[int]]) -> list[list[int]]:
 
 def batched(model: Any, prompts: list[list[int]]) -> list[list[int]]:
     batch = BatchDecoder(BatchModel(model, layer_shapes(model), 1024), (), 8)
-    answers = {Answer(prompt, Sampling(0, 1, 12)): [] for prompt in prompts}
+    answers = {Generation(prompt, Sampling(0, 1, 12)): [] for prompt in prompts}
     for each in answers:
         batch.begin(each)
     while not batch.idle:
