@@ -20,7 +20,7 @@ from tests.support.tiny_parts import (
     save,
     widen,
 )
-from text_svc.worker.infer.base import Pretrained
+from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.media.processors import read_processor
 
 # What stands for an image or a sound in a prompt of each model.

@@ -20,11 +20,8 @@ from text_svc.convert.refused import (
     refusal,
 )
 from text_svc.formats.manifest import Manifest
-from text_svc.torch_models.causal_lm import (
-    context_of,
-    end_tokens_of,
-    load_causal_lm,
-)
+from text_svc.torch_models.causal_lm import load_causal_lm
+from text_svc.torch_models.pretrained import context_length, end_tokens_of
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     tokenizer.save_pretrained(target)
     return Manifest(
-        context=context_of(config),
+        context=context_length(config),
         cache_width=width,
         end_tokens=end_tokens_of(model, tokenizer),
         weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,

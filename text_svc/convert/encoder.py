@@ -27,6 +27,7 @@ from text_svc.formats.recipe import (
     max_tokens,
     read_recipe,
 )
+from text_svc.torch_models.pretrained import max_positions
 from text_svc.torch_models.sentence_encoder import (
     MaskKind,
     SentenceEncoder,
@@ -72,7 +73,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         raise RefusedError("its tokenizer exists in Python alone")
     limit = max_tokens(
         recipe,
-        getattr(module.transformer.config, "max_position_embeddings", None),
+        max_positions(module.transformer.config),
         tokenizer.model_max_length,
     )
     try:

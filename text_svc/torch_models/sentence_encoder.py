@@ -10,11 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from shared.errors import InvalidModelError
-from text_svc.formats.recipe import (
-    Dense,
-    Recipe,
-)
+from text_svc.formats.recipe import Dense, Recipe
+from text_svc.torch_models.pretrained import load_model
 
 # How the transformer is told which tokens are padding: its own way (2-D, ones and zeros), or as
 # the 4-D mask that is added to the attention scores. transformers' own code that makes the second
@@ -98,18 +95,14 @@ def load_module(
         InvalidModelError: weights are missing.
         OSError, ValueError: whatever transformers says to broken files.
     """
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    transformer, found = AutoModel.from_pretrained(
+    transformer = load_model(
+        AutoModel,
         folder,
         dtype=dtype,
-        use_safetensors=True,
+        device=device,
+        is_used=lambda name: "pooler" not in name,  # the recipe's pooling takes its place
         attn_implementation="sdpa",
-        output_loading_info=True,
-        **options,
     )
-    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
-        # transformers would fill them with random numbers. Its own pooler is not used here.
-        raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
     dense = nn.Sequential(*(layer for one in recipe.dense for layer in _dense(folder, one)))
     return SentenceEncoder(transformer, dense, recipe).eval().to(device)
 

@@ -11,10 +11,11 @@ from text_svc.formats.recipe import (
     max_tokens,
 )
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import (
+from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
     loading_errors,
+    max_positions,
     measure,
 )
 from text_svc.torch_models.sentence_encoder import (
@@ -71,7 +72,7 @@ def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
             tokenizer.backend_tokenizer,
             max_tokens(
                 recipe,
-                getattr(module.transformer.config, "max_position_embeddings", None),
+                max_positions(module.transformer.config),
                 tokenizer.model_max_length,
             ),
             tokenizer.pad_token_id or 0,

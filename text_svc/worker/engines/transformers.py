@@ -17,9 +17,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
 from transformers.generation.streamers import BaseStreamer
 
@@ -28,16 +25,16 @@ from text_svc.processes.launch import (
     Launch,
     Report,
 )
-from text_svc.torch_models.causal_lm import (
-    cache_budget,
+from text_svc.torch_models.causal_lm import cache_budget, load_causal_lm
+from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
-    context_of,
+    context_length,
     end_tokens_of,
-    load_causal_lm,
     loading_errors,
     measure,
 )
+from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.engines.base import (
     FinishReason,
     Generation,
@@ -115,16 +112,6 @@ class _Chance(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
-class _Cancelled(StoppingCriteria):
-    """Stops `generate` after the token during which the answer was cancelled."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
-
-
 def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, TextTokenizer, Report]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
@@ -140,9 +127,8 @@ def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, Text
             launch.folder, local_files_only=True, trust_remote_code=False
         )
         text_tokenizer = _text_tokenizer(launch.folder, tokenizer)
-    own = context_of(model.config)
     limits = Limits(
-        context=min(own, launch.options.max_length or own),
+        context=context_length(model.config, launch.options.max_length),
         running=min(MAX_GENERATE, launch.max_running),
         waiting=launch.max_waiting,
     )
@@ -246,8 +232,7 @@ class TransformersEngine:
                     **self._inputs(generation),
                     generation_config=self._generation_config(generation),
                     streamer=sink,
-                    logits_processor=LogitsProcessorList(chance),
-                    stopping_criteria=StoppingCriteriaList([_Cancelled(sink.cancelled)]),
+                    logits_processor=cancel_processor(sink.cancelled, *chance),
                 )
         except Exception as error:  # noqa: BLE001  # the answer's task raises it
             sink.fail(error)

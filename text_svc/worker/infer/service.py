@@ -18,7 +18,7 @@ from shared.errors import (
 )
 from text_svc.options import parse_as
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import loading_errors
+from text_svc.torch_models.pretrained import loading_errors
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.infer.base import Family
 from text_svc.worker.pipelines import Loaded

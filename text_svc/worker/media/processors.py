@@ -16,7 +16,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils.hub import PushToHubMixin
 
-from text_svc.worker.infer.base import Pretrained
+from text_svc.torch_models.pretrained import Pretrained
 
 
 class NoVideos(transformers.BaseVideoProcessor, PushToHubMixin):

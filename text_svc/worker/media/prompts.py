@@ -11,12 +11,12 @@ from PIL import Image
 
 from ml import transformers_pb2 as pb
 from shared.errors import (
-    CallCancelledError,
     InputTooLargeError,
     InvalidArgumentError,
     MissingFieldError,
 )
 from text_svc.processes.launch import Launch
+from text_svc.worker.cancel import raise_if_cancelled
 from text_svc.worker.generation.generator import Prompt
 from text_svc.worker.infer.service import ModelThread
 from text_svc.worker.media.decode import (
@@ -214,8 +214,7 @@ class MediaPrompts:
 
         def read(cancelled: Any) -> dict[str, Any]:
             images, sounds = self._images(media), self._sounds(media)
-            if cancelled.is_set():
-                raise CallCancelledError("the call was cancelled")
+            raise_if_cancelled(cancelled)
             return self._model.prepared(text, images, sounds)
 
         inputs = await self._thread.run(read)

@@ -12,12 +12,9 @@ from transformers import AutoModel, AutoProcessor
 
 from ml import transformers_pb2 as pb
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-    in_parts,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.cancel import in_batches
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.labels import (
     required_labels,
     scored,
@@ -41,10 +38,10 @@ class Clap(Family[ClapOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModel)
         self._processor = source.read(AutoProcessor)
-        source.cut(self._processor.tokenizer, self.model.config.text_config)
+        source.truncate_to_model(self._processor.tokenizer, self.model.config.text_config)
         self._rate: int = self._processor.feature_extractor.sampling_rate
 
     def infer(
@@ -63,7 +60,7 @@ class Clap(Family[ClapOptions]):
             logits = torch.cat(
                 [
                     self.model(**self.to_model(self._texts(part)), **sound).logits_per_audio[0]
-                    for part in in_parts(said, cancelled)
+                    for part in in_batches(said, cancelled)
                 ]
             )
         return pb.InferResponse(labels=scored(labels, logits.float().softmax(-1)))

@@ -11,12 +11,9 @@ from transformers import AutoModel, AutoProcessor
 
 from ml import transformers_pb2 as pb
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-    in_parts,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.cancel import in_batches
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.labels import (
     required_labels,
     scored,
@@ -40,10 +37,10 @@ class Clip(Family[ClipOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModel)
         self._processor = source.read(AutoProcessor)
-        source.cut(self._processor.tokenizer, self.model.config.text_config)
+        source.truncate_to_model(self._processor.tokenizer, self.model.config.text_config)
         # SigLIP was trained with texts of full length, and scores each label by itself.
         self._siglip = self.model.config.model_type.startswith("siglip")
 
@@ -63,7 +60,7 @@ class Clip(Family[ClipOptions]):
             logits = torch.cat(
                 [
                     self.model(**self.to_model(self._texts(part)), **image).logits_per_image[0]
-                    for part in in_parts(said, cancelled)
+                    for part in in_batches(said, cancelled)
                 ]
             )
         scores = logits.float().sigmoid() if self._siglip else logits.float().softmax(-1)

@@ -13,8 +13,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import (
-    DEFAULT_CONTEXT,
+from text_svc.torch_models.pretrained import (
+    Pretrained,
+    context_length,
     end_tokens_of,
     loading_errors,
 )
@@ -26,13 +27,7 @@ from text_svc.worker.engines.transformers import (
     TransformersEngine,
 )
 from text_svc.worker.generation.generator import TextGenerator
-from text_svc.worker.infer.base import (
-    Family,
-    GenerateOptions,
-    Pretrained,
-    answer_room,
-    positions,
-)
+from text_svc.worker.infer.base import Family, GenerateOptions, answer_room
 from text_svc.worker.pipelines import Loaded
 from text_svc.worker.pipelines.florence2_service import Florence2Servicer
 from text_svc.worker.tokenizers.slow import WholeTokenizer
@@ -49,7 +44,7 @@ class Florence2(Family[GenerateOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageTextToText)
         self.processor = source.read(AutoProcessor)
         self._tasks: dict[str, str] = self.processor.tasks_answer_post_processing_type
@@ -130,9 +125,8 @@ def _scaled(points: Sequence[float]) -> list[float]:
 def _generator(family: Florence2, launch: Launch) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance, as Infer is."""
     metrics = EngineMetrics(launch.model_id)
-    context = positions(family.model.config.get_text_config()) or DEFAULT_CONTEXT
     limits = Limits(
-        min(context, launch.options.max_length or context),
+        context_length(family.model.config.get_text_config(), launch.options.max_length),
         min(MAX_GENERATE, launch.max_running),
         launch.max_waiting,
         new_tokens=answer_room(family.model),

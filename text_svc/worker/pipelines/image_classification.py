@@ -12,11 +12,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ml import transformers_pb2 as pb
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    LabelOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, LabelOptions
 from text_svc.worker.infer.labels import (
     class_names,
     probabilities,
@@ -34,7 +31,7 @@ class ImageClassifier(Family[LabelOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageClassification)
         self._processor = source.read(AutoImageProcessor)
 

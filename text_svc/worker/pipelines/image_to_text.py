@@ -8,11 +8,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ml import transformers_pb2 as pb
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    GenerateOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, GenerateOptions
 from text_svc.worker.infer.service import load_family
 from text_svc.worker.pipelines import Loaded
 
@@ -25,7 +22,7 @@ class Captioner(Family[GenerateOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageTextToText)
         self._processor = source.read(AutoProcessor)
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from PIL import Image
 from pydantic import Field
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from ml import transformers_pb2 as pb
-from shared.errors import CallCancelledError
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import loading_errors
+from text_svc.torch_models.pretrained import loading_errors
+from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.infer.base import GenerateOptions
 from text_svc.worker.media.decode import encode_png
 from text_svc.worker.pipelines import Loaded
@@ -53,7 +51,7 @@ class Janus(VisualLanguageModel):
                 generation_mode="image",
                 do_sample=options.temperature > 0,
                 **(sampling if options.temperature else {}),
-                logits_processor=LogitsProcessorList([_CancelledStep(cancelled)]),
+                logits_processor=cancel_processor(cancelled),
             )
             pixels = self.model.decode_image_tokens(ids)[0]
         return pb.InferResponse(image=pb.ImageData(data=encode_png(self._picture(pixels))))
@@ -67,18 +65,6 @@ class Janus(VisualLanguageModel):
         mean, deviation = (torch.tensor(values) for values in (images.image_mean, images.image_std))
         colours = (pixels.float().cpu() * deviation + mean) / images.rescale_factor
         return Image.fromarray(colours.clamp(0, 255).to(torch.uint8).numpy())
-
-
-class _CancelledStep(LogitsProcessor):
-    """Ends the drawing of an image, which knows no stopping criteria, by an error."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if self._event.is_set():
-            raise CallCancelledError("the call was cancelled")
-        return scores
 
 
 def load(launch: Launch) -> Loaded:

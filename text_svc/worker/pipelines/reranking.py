@@ -10,11 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError, MissingFieldError
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
 from text_svc.worker.pipelines import Loaded
 
@@ -34,7 +31,7 @@ class Reranker(Family[RankingOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
         self._tokenizer = source.tokenizer(self.model.config)
         if self.model.config.num_labels != 1:

@@ -13,10 +13,7 @@ from transformers import AutoModelForSeq2SeqLM
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import (
-    end_tokens_of,
-    loading_errors,
-)
+from text_svc.torch_models.pretrained import Pretrained, end_tokens_of, loading_errors
 from text_svc.worker.engines.base import Limits
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
@@ -25,12 +22,7 @@ from text_svc.worker.engines.transformers import (
     TransformersEngine,
 )
 from text_svc.worker.generation.generator import TextGenerator
-from text_svc.worker.infer.base import (
-    Family,
-    GenerateOptions,
-    Pretrained,
-    answer_room,
-)
+from text_svc.worker.infer.base import Family, GenerateOptions, answer_room
 from text_svc.worker.pipelines import Loaded
 from text_svc.worker.pipelines.seq2seq_service import Seq2SeqServicer
 from text_svc.worker.tokenizers.slow import WholeTokenizer
@@ -51,7 +43,7 @@ class Seq2Seq(Family[Seq2SeqOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSeq2SeqLM)
         # Shared with GenerateText, so its language stays the model's own.
         self.tokenizer = source.tokenizer(self.model.config)

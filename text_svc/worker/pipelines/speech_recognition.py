@@ -13,14 +13,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import loading_errors
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-    end_if,
-    ending_when,
-)
+from text_svc.torch_models.pretrained import Pretrained, loading_errors
+from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.media.decode import Samples
 from text_svc.worker.media.speech_cutter import SpeechCutter
 from text_svc.worker.pipelines import Loaded
@@ -52,7 +47,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         kind = source.read(AutoConfig).model_type
         ctc = kind in MODEL_FOR_CTC_MAPPING_NAMES
         self.model = source.model(AutoModelForCTC if ctc else AutoModelForSpeechSeq2Seq)
@@ -86,7 +81,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
             cutter = SpeechCutter(self.rate, self.window_seconds)
             segments = []
             for piece in filter(None, (*cutter.add(samples), cutter.rest())):
-                end_if(cancelled)
+                raise_if_cancelled(cancelled)
                 segments += shifted(self._run(piece.samples, options, cancelled), piece.start)
         return segments
 
@@ -109,7 +104,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
                 return_timestamps=True,
                 return_segments=True,
                 num_beams=options.num_beams,
-                stopping_criteria=ending_when(cancelled),
+                logits_processor=cancel_processor(cancelled),
                 **{name: value for name, value in wanted.items() if value},
             )
         except ValueError as error:  # such as a language that the model does not know
@@ -132,7 +127,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
             **self._inputs(samples),
             max_new_tokens=max(int(seconds * _MOONSHINE_TOKENS_A_SECOND), 1),
             num_beams=options.num_beams,
-            stopping_criteria=ending_when(cancelled),
+            logits_processor=cancel_processor(cancelled),
         )
         return self._whole(ids[0], seconds)
 

@@ -9,11 +9,8 @@ from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    LabelOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, LabelOptions
 from text_svc.worker.infer.labels import (
     class_names,
     probabilities,
@@ -31,7 +28,7 @@ class TextClassifier(Family[LabelOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
         self._tokenizer = source.tokenizer(self.model.config)
 

@@ -11,11 +11,8 @@ from transformers import AutoTokenizer, VitsModel
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
 from text_svc.worker.pipelines import Loaded
 
@@ -35,7 +32,7 @@ class Speaker(Family[SpeakerOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(VitsModel)
         self._tokenizer = source.read(AutoTokenizer)
 

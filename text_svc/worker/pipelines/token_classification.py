@@ -10,11 +10,8 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
 from text_svc.worker.pipelines import Loaded
 
@@ -36,7 +33,7 @@ class TokenClassifier(Family[TokenOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForTokenClassification)
         tokenizer = source.tokenizer(self.model.config)
         if not tokenizer.is_fast:

@@ -9,11 +9,8 @@ from transformers import AutoTokenizer
 from ml import transformers_pb2 as pb
 from shared.errors import OutOfRangeError
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
 from text_svc.worker.pipelines import Loaded
 
@@ -33,7 +30,7 @@ class Tokenizer(Family[TokenizerOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        self._tokenizer = Pretrained(launch).read(AutoTokenizer)
+        self._tokenizer = Pretrained(launch.folder, launch.options).read(AutoTokenizer)
 
     def infer(
         self, request: pb.InferRequest, options: TokenizerOptions, cancelled: threading.Event

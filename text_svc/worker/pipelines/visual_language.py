@@ -13,8 +13,9 @@ from transformers import AutoModelForMultimodalLM, Gemma3Processor
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.processes.launch import Launch
-from text_svc.torch_models.causal_lm import (
-    DEFAULT_CONTEXT,
+from text_svc.torch_models.pretrained import (
+    Pretrained,
+    context_length,
     end_tokens_of,
     loading_errors,
 )
@@ -29,12 +30,7 @@ from text_svc.worker.generation.generator import (
     AnswerTokenizer,
     TextGenerator,
 )
-from text_svc.worker.infer.base import (
-    Family,
-    GenerateOptions,
-    Pretrained,
-    positions,
-)
+from text_svc.worker.infer.base import Family, GenerateOptions
 from text_svc.worker.media.decode import (
     Samples,
     decode_audio,
@@ -57,7 +53,7 @@ class VisualLanguageModel(Family[GenerateOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForMultimodalLM)
         self.processor = read_processor(source)
         self.marks = _marks(self.processor)
@@ -81,8 +77,8 @@ class VisualLanguageModel(Family[GenerateOptions]):
     @property
     def context(self) -> int:
         """Tokens of prompt and answer together."""
-        own = positions(self.model.config.get_text_config(decoder=True)) or DEFAULT_CONTEXT
-        return min(own, self.launch.options.max_length or own)
+        config = self.model.config.get_text_config(decoder=True)
+        return context_length(config, self.launch.options.max_length)
 
     def prepared(
         self, text: str, images: list[Image.Image], sounds: list[Samples]

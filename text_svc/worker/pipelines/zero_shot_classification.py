@@ -10,11 +10,8 @@ from transformers import AutoModelForSequenceClassification
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.base import (
-    Family,
-    NoOptions,
-    Pretrained,
-)
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.labels import (
     required_labels,
     scored,
@@ -38,7 +35,7 @@ class ZeroShotClassifier(Family[ZeroShotOptions]):
 
     def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        source = Pretrained(launch)
+        source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
         self._tokenizer = source.tokenizer(self.model.config)
         names = {name.lower(): index for name, index in self.model.config.label2id.items()}

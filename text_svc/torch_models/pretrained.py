@@ -1,0 +1,185 @@
+"""What every model on torch needs: a device and dtype, complete weights, limits and memory use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, NllbTokenizer
+
+from shared.errors import InvalidArgumentError, InvalidModelError
+from text_svc.formats import load_errors
+from text_svc.options import LoadOptions
+from text_svc.processes.launch import Launch, Report
+from text_svc.worker.tokenizers.fast import CONFIG, read_json
+
+# The context length of a model whose config names none.
+DEFAULT_CONTEXT = 2048
+# A limit above this is none: tokenizers without one of their own say int(1e30).
+NO_LIMIT = 1 << 20
+
+
+def choose_device(options: LoadOptions) -> str:
+    """The torch device of an option: "auto" is CUDA where there is one.
+
+    Raises:
+        InvalidArgumentError: the option asks for a CUDA device that does not exist.
+    """
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if options.device == "auto":
+        return "cuda:0" if cards else "cpu"
+    if options.device == "cpu":
+        return "cpu"
+    index = int(options.device.partition(":")[2] or 0)
+    if index >= cards:
+        raise InvalidArgumentError(
+            f"device {options.device!r} does not exist: this service has {cards} CUDA devices",
+            field="options[device]",
+        )
+    return f"cuda:{index}"
+
+
+def choose_dtype(options: LoadOptions, device: str) -> torch.dtype:
+    """The torch dtype of an option: "auto" is float32 on the CPU and bfloat16 on CUDA."""
+    if options.dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, options.dtype)
+    return dtype
+
+
+def loading_errors(launch: Launch) -> AbstractContextManager[None]:
+    """See `text_svc.formats.load_errors`."""
+    return load_errors.loading_errors(launch.model_id, launch.folder)
+
+
+def load_model(
+    auto_class: Any,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: str = "cpu",
+    is_used: Callable[[str], bool] = lambda name: True,
+    **options: Any,
+) -> Any:
+    """A model of safetensors, ready for inference: offline, without code of the model's own.
+
+    Args:
+        auto_class: a class of transformers with `from_pretrained`.
+        folder: config and weights.
+        dtype: of the weights; None keeps that of the files.
+        device: "cpu" or "cuda:N".
+        is_used: whether the tensor of a name may not be missing.
+        options: more arguments of `from_pretrained`.
+
+    Raises:
+        InvalidModelError: weights are missing.
+        OSError, ValueError: transformers cannot read the files.
+    """
+    model, info = auto_class.from_pretrained(
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        **options,
+    )
+    # transformers would fill these with random numbers.
+    if missing := sorted(filter(is_used, info["missing_keys"])):
+        raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")
+    return model.eval().to(device)
+
+
+class Pretrained:
+    """Reads a model's folder with transformers: offline, without code of the model's own.
+
+    Args:
+        folder: config, weights and whatever else the model has.
+        options: device, dtype and the maximum length of a text.
+
+    Raises:
+        InvalidArgumentError: as `choose_device`.
+    """
+
+    def __init__(self, folder: Path, options: LoadOptions) -> None:
+        self.folder = folder
+        self.device = choose_device(options)
+        self.dtype = choose_dtype(options, self.device)
+        self._max_length = options.max_length
+
+    def read(self, auto_class: Any, **options: Any) -> Any:
+        """A tokenizer, a processor or a config."""
+        return auto_class.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False, **options
+        )
+
+    def model(self, auto_class: Any) -> Any:
+        """A model on the chosen device, in the chosen dtype. Raises what `load_model` does."""
+        return load_model(auto_class, self.folder, dtype=self.dtype, device=self.device)
+
+    def tokenizer(self, config: Any) -> Any:
+        """A tokenizer that can truncate texts to what the model of `config` reads."""
+        named = str(read_json(self.folder / CONFIG).get("tokenizer_class")).removesuffix("Fast")
+        # NLLB models have the model type of M2M100; AutoTokenizer then loses NLLB's languages.
+        kind = NllbTokenizer if named == NllbTokenizer.__name__ else AutoTokenizer
+        return self.truncate_to_model(self.read(kind), config)
+
+    def truncate_to_model(self, tokenizer: Any, config: Any) -> Any:
+        """Sets a tokenizer's limit to what the model of `config` reads; returns the tokenizer."""
+        own, limit = tokenizer.model_max_length, max_positions(config) or NO_LIMIT
+        # RoBERTa and its relatives count positions from 2; a limit of the tokenizer's own has
+        # that subtracted already.
+        own = min(own, limit) if own <= NO_LIMIT else limit - 2
+        tokenizer.model_max_length = min(own, self._max_length or own)
+        return tokenizer
+
+
+def max_positions(config: Any) -> int | None:
+    """Tokens that a model can hold; None where its config sets no limit."""
+    for name in ("max_position_embeddings", "max_target_positions"):
+        if limit := getattr(config, name, None):
+            return int(limit)
+    return None
+
+
+def context_length(config: Any, max_length: int | None = None) -> int:
+    """Tokens of prompt and answer together, or of an encoder's prompt.
+
+    Args:
+        config: of the model, or of its text part.
+        max_length: a lower limit that a caller has asked for.
+    """
+    own = max_positions(config) or DEFAULT_CONTEXT
+    return min(own, max_length or own)
+
+
+def end_tokens_of(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the generation config's, else the tokenizer's."""
+    end = model.generation_config.eos_token_id
+    if end is None:
+        end = tokenizer.eos_token_id
+    if end is None:
+        return []
+    return list(end) if isinstance(end, list | tuple) else [int(end)]
+
+
+def measure(model: torch.nn.Module, beside: int = 0) -> Report:
+    """Bytes in RAM and on accelerators: parameters and buffers, each shared one once.
+
+    Args:
+        model: on one kind of device, if `beside` is not 0.
+        beside: bytes that the model has there in other forms, such as a cache.
+    """
+    sizes: dict[tuple[str, int], int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        sizes[tensor.device.type, tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+    ram = sum(size for (kind, _), size in sizes.items() if kind == "cpu")
+    vram = sum(sizes.values()) - ram
+    if vram:
+        vram += beside
+    else:
+        ram += beside
+    return Report(ram_bytes=ram, vram_bytes=vram)
