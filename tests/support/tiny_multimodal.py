@@ -202,7 +202,8 @@ def reference(
     folder: Path, *turns: tuple[str, list[dict[str, str]]], **media: Any
 ) -> tuple[str, int]:
     """Greedy tokens of transformers called directly, as text, and the length of the prompt."""
-    processor = read_processor(Pretrained(launch_of(folder, "vlm")))
+    launch = launch_of(folder, "vlm")
+    processor = read_processor(Pretrained(launch.folder, launch.options))
     model = t.AutoModelForMultimodalLM.from_pretrained(folder).eval()
     conversation = [{"role": role, "content": parts} for role, parts in turns]
     # SmolVLM's own looks at videos first, which want torchvision.

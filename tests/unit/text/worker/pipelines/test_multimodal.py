@@ -294,7 +294,7 @@ def generating() -> bool:
     """Whether a thread of the engine is inside `generate`."""
     frames = sys._current_frames()
     return any(
-        "transformers_engine" in each.filename
+        "engines/transformers" in each.filename
         for thread in threading.enumerate()
         if thread.name.startswith("generate") and thread.ident in frames
         for each in traceback.extract_stack(frames[thread.ident])
