@@ -1,10 +1,13 @@
-"""The project's envoy.yaml, rewritten for a native stack."""
+"""Envoy's configuration: envoy.yaml, its optional parts, and its form for a native stack.
+
+`python -m stack.envoy_config FOLDER` writes what the container's image has: the configuration with
+every choice of parts, and the descriptor set.
+"""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +20,16 @@ from stack.ports import (
 )
 from tools.descriptor_set import descriptor_set
 
-SOURCE = Path(__file__).resolve().parent.parent / "envoy.yaml"
+_ROOT = Path(__file__).resolve().parent.parent
+BASE = _ROOT / "envoy.yaml"
+# What is added to it: parts that need certificates or a collector.
+PARTS = _ROOT / "deploy" / "envoy"
 TLS_FILES = ("server.pem", "server.key", "ca.pem")
 
 _DESCRIPTORS = "/etc/envoy/ml.binpb"
 _TLS_FOLDER = "/etc/envoy/tls/"
-# Fields of a cluster that mean something for names alone.
+# Fields of a cluster that only apply to names, not to fixed addresses.
 _DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
-_PART = re.compile(r"^ *# (begin|end) (\w+)$")
 
 
 @dataclass(frozen=True)
@@ -40,24 +45,31 @@ class Options:
     collector: tuple[str, int] | None = None
 
 
+def load_config(*, tls: bool = False, tracing: bool = False) -> dict[str, Any]:
+    """The configuration for containers, with the parts that are asked for."""
+    config = _read(BASE)
+    # Tracing comes first: the listeners of TLS take their filters from the first one.
+    for name, wanted in (("tracing", tracing), ("tls", tls)):
+        if wanted:
+            _add_part(config, _read(PARTS / f"envoy.{name}.yaml"))
+    return config
+
+
 def native_config(
     ports: Ports,
     options: Options = Options(),
     descriptors: Path = Path(_DESCRIPTORS),
 ) -> dict[str, Any]:
-    """envoy.yaml with the addresses, ports and paths of a native stack.
+    """The configuration with the addresses, ports and paths of a native stack.
 
     Everything else stays as it is: routes, limits, health checks.
 
     Args:
         ports: where everything is.
-        options: which of the optional parts are kept.
+        options: which of the optional parts are added.
         descriptors: where the descriptor set is.
     """
-    wanted = {"tls": options.tls, "tracing": options.collector}
-    text = _keep_parts(SOURCE.read_text(), [name for name in wanted if wanted[name]])
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    config: dict[str, Any] = yaml.load(text, loader)  # noqa: S506 (a safe loader)
+    config = load_config(tls=options.tls is not None, tracing=options.collector is not None)
     _set_address(config["admin"]["address"], ports.envoy_admin)
     listeners = {
         "grpc": ports.envoy,
@@ -82,15 +94,38 @@ def write_native_config(target: Path, ports: Ports, options: Options = Options()
     target.write_text(json.dumps(native_config(ports, options, descriptors)))
 
 
-def _keep_parts(text: str, wanted: Collection[str]) -> str:
-    """Leaves out what stands between "# begin NAME" and "# end NAME" unless NAME is wanted."""
-    kept, skipping = [], False
-    for line in text.splitlines():
-        if mark := _PART.match(line):
-            skipping = mark[1] == "begin" and mark[2] not in wanted
-        elif not skipping:
-            kept.append(line)
-    return "\n".join(kept)
+def write_container_configs(folder: Path) -> None:
+    """Writes ml.binpb and envoy[.tls][.tracing].yaml, of which the entry point takes one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ml.binpb").write_bytes(descriptor_set())
+    for tls in (False, True):
+        for tracing in (False, True):
+            name = f"envoy{'.tls' * tls}{'.tracing' * tracing}.yaml"
+            config = load_config(tls=tls, tracing=tracing)
+            (folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    with path.open("rb") as stream:
+        config: dict[str, Any] = yaml.load(stream, loader)  # noqa: S506 (a safe loader)
+    return config
+
+
+def _add_part(config: dict[str, Any], part: dict[str, Any]) -> None:
+    """Adds a part's listeners and clusters, and its fields of the HTTP connection manager.
+
+    Envoy itself could append the listeners and clusters, but it cannot merge into a listener's
+    filter, and no YAML alias reaches into another file.
+    """
+    resources, added = config["static_resources"], part["static_resources"]
+    filters = resources["listeners"][0]["filter_chains"][0]["filters"]
+    filters[0]["typed_config"].update(part.get("http_connection_manager", {}))
+    for listener in added.get("listeners", ()):
+        for chain in listener["filter_chains"]:
+            chain["filters"] = filters
+    for kind, entries in added.items():
+        resources[kind].extend(entries)
 
 
 def _set_upstreams(
@@ -120,7 +155,7 @@ def _set_address(address: dict[str, Any], port: int) -> None:
 
 
 def _replace_paths(node: Any, paths: dict[str, str]) -> Any:
-    """The same tree with other beginnings of the strings that begin with one of `paths`."""
+    """A copy of the tree in which strings that begin with a key of `paths` begin with its value."""
     if isinstance(node, dict):
         return {key: _replace_paths(value, paths) for key, value in node.items()}
     if isinstance(node, list):
@@ -130,3 +165,7 @@ def _replace_paths(node: Any, paths: dict[str, str]) -> Any:
             if node.startswith(old):
                 return new + node[len(old) :]
     return node
+
+
+if __name__ == "__main__":
+    write_container_configs(Path(sys.argv[1]))

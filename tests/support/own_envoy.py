@@ -15,6 +15,7 @@ from stack.envoy import (
     Admin,
     find_binary,
 )
+from stack.envoy_config import write_container_configs
 from tests.support.stack import ROOT, wait_for
 from tools.descriptor_set import descriptor_set
 
@@ -27,15 +28,15 @@ Start = Callable[[dict[str, Any]], subprocess.Popen[bytes]]
 def entry_point(
     folder: Path, config: dict[str, Any] | None, *arguments: str, **environment: str
 ) -> subprocess.Popen[bytes]:
-    """The entry point as a process group, with a configuration or the project's own file."""
-    source = ROOT / "envoy.yaml"
+    """The entry point as a process group, with a configuration or those that the image has."""
+    source = folder / "source"
+    write_container_configs(source)
     if config:
-        source = folder / "source.yaml"
-        source.write_text(yaml.safe_dump(config))
+        (source / "envoy.yaml").write_text(yaml.safe_dump(config))
     (folder / "ml.binpb").write_bytes(descriptor_set())
     settings = {
         "ENVOY": str(find_binary()),
-        "ENVOY_YAML": str(source),
+        "CONFIG_DIR": str(source),
         "DESCRIPTORS": str(folder / "ml.binpb"),
         "RUN_DIR": str(folder),
     }
