@@ -16,6 +16,7 @@ TARGETS = {
     "model_mgmt": ("model-mgmt", "otel"),
     "text": ("text", "otel"),
     "vision": ("vision", "otel"),
+    "models": ("models",),
     "dev": ("model-mgmt", "text", "vision", "otel", "tools", "dev"),
 }
 # What torch needs beside itself, and what must not come in by another package's wish.
@@ -26,13 +27,18 @@ OVERRIDES += 'opencv-contrib-python; sys_platform == "never"\n'
 HEADLESS = "opencv-python-headless\n"
 # optimum-intel does not run with a newer hub client; 1.3 of the other refuses Python 3.11.
 OVERRIDES += "huggingface-hub<1.22\nbackports-strenum<1.3\n"
+# What fetches the models needs MediaPipe's schemas, and nothing that MediaPipe itself imports.
+NOT_FOR_MODELS = ("absl-py", "matplotlib", "sounddevice")
 HEADER = "# Made by `make lock` from pyproject.toml; complete, install with --no-deps.\n"
 
 
 def lock(name: str, extras: tuple[str, ...], folder: Path) -> None:
     """Writes `requirements/NAME.txt` from the project's dependencies and `extras`."""
     overrides, additions = folder / "overrides.txt", folder / "additions.txt"
-    overrides.write_text(OVERRIDES)
+    unused = NOT_FOR_MODELS if name == "models" else ()
+    overrides.write_text(
+        OVERRIDES + "".join(f'{package}; sys_platform == "never"\n' for package in unused)
+    )
     additions.write_text(
         (TORCH_NEEDS if "text" in extras else "") + (HEADLESS if "vision" in extras else "")
     )

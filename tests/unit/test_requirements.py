@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "ml")
+OWN = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "ml", "tools")
+# Each lock, the folder of what it is for, and modules that the search must have found there.
+LOCKS = {
+    "model_mgmt": ("model_mgmt_svc", {"grpc", "pydantic"}),
+    "text": ("text_svc", {"grpc", "pydantic"}),
+    "vision": ("vision_svc", {"grpc", "pydantic"}),
+    "models": ("tools/models", {"httpx", "pydantic", "mediapipe"}),
+}
 # Imported where the environment asks for traces, with an error that says what to install.
 OPTIONAL = {"shared.telemetry.otel"}
 
@@ -43,11 +50,11 @@ def _file(module: str) -> Path | None:
     )
 
 
-def _third_parties(service: str) -> dict[str, str]:
-    """Top-level modules that a service imports, and who imports each first."""
+def _third_parties(folder: str) -> dict[str, str]:
+    """Top-level modules that the code in a folder imports, and which module imports each first."""
     waiting = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in ROOT.joinpath(service).rglob("*.py")
+        for path in ROOT.joinpath(folder).rglob("*.py")
     ]
     seen, found = set(waiting), {}
     while waiting:
@@ -71,14 +78,15 @@ def _name(distribution: str) -> str:
     return re.sub("[-_.]+", "-", distribution).lower()
 
 
-@pytest.mark.parametrize("service", ["model_mgmt", "text", "vision"])
+@pytest.mark.parametrize("service", LOCKS)
 def test_a_service_imports_what_its_lock_has(service: str) -> None:
     lock = (ROOT / "requirements" / f"{service}.txt").read_text()
     locked = {_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     locked.add("torch")  # the build chooses which
     distributions = packages_distributions()
-    third = _third_parties(f"{service}_svc")
-    assert {"grpc", "pydantic"} <= third.keys()
+    folder, imported = LOCKS[service]
+    third = _third_parties(folder)
+    assert imported <= third.keys()
     for module, importer in third.items():
         names = set(map(_name, distributions.get(module, [module])))
         assert names & locked, (
