@@ -1,1 +1,1 @@
-"""Figures and records of the container images: sizes, times to serve, what is in them."""
+"""Measures and records of the container images: sizes, start times, contents."""

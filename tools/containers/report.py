@@ -1,8 +1,8 @@
-"""How large the images are, and how soon they serve: `python -m tools.containers.report`.
+"""How large the images are and how soon they serve: `python -m tools.containers.report`.
 
 Starts the demo's containers with empty volumes under a project name of its own, and removes them.
-The images must have been built. `--write` puts the table into README.md, between
-`<!-- containers -->` and `<!-- end containers -->`.
+Models are not fetched, so their time is not in it. The images must have been built. `--write` puts
+the table into README.md, between `<!-- containers -->` and `<!-- end containers -->`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from tools.docs import README, place
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPOSE = ("docker", "compose", "--profile", "demo")
-# Each container, and what it is called in the health service that Envoy routes to.
+# What is started: all but `models`, which would fetch them.
+STARTED = ("envoy", "model_mgmt", "text", "vision", "provider")
+# Each container and its name in the health service that Envoy routes to.
 HEALTH_NAMES = {
     "envoy": None,
     "model_mgmt": "ml.ModelManagementService",
@@ -63,24 +65,24 @@ def image_megabytes() -> dict[str, float]:
 
 @contextmanager
 def started(env: Mapping[str, str]) -> Iterator[float]:
-    """The containers, from `up` on; yields when `up` was called."""
+    """Starts the containers and yields the time of the call."""
     start = time.monotonic()
     try:
-        _output(*COMPOSE, "up", "--detach", "--no-build", env=env)
+        _output(*COMPOSE, "up", "--detach", "--no-build", *STARTED, env=env)
         yield start
     finally:
         _output(*COMPOSE, "down", "--volumes", "--timeout", "1", env=env)
 
 
 def _healthy(env: Mapping[str, str]) -> set[str]:
-    """The services that the engine calls healthy; compose prints a list, or an object a line."""
+    """The services that the engine calls healthy; compose prints a list, or one object a line."""
     text = _output(*COMPOSE, "ps", "--format", "json", env=env).strip()
     rows = json.loads(text if text.startswith("[") else f"[{','.join(text.splitlines())}]")
     return {row["Service"] for row in rows if row["Health"] == "healthy"}
 
 
 def _serving(port: int) -> set[str]:
-    """The services that answer through Envoy; Envoy itself when it answers at all."""
+    """The services that respond through Envoy, and Envoy if it responds at all."""
     found = set()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types name no methods
@@ -91,7 +93,7 @@ def _serving(port: int) -> set[str]:
                     found.add(container)
                 found.add("envoy")
             except grpc.RpcError as error:
-                # Envoy names who is missing behind it; a refused connection has no such words.
+                # Envoy names the upstream that is missing; a refused connection does not.
                 if "upstream" in (error.details() or ""):
                     found.add("envoy")
     return found

@@ -1,8 +1,8 @@
 """Writes what each image has installed: `python -m tools.containers.sbom [FOLDER]`.
 
-One CycloneDX file a lock, in `out/sbom/` or FOLDER: names, versions and hashes of every package.
-PyTorch, which no lock holds, is added as the Dockerfile pins it. The generator is fetched by uv
-into an environment of its own.
+One CycloneDX file per lock, in `out/sbom/` or FOLDER: names, versions and hashes of all packages.
+PyTorch is in no lock: its version is added as the Dockerfile pins it. uv fetches the generator into
+an environment of its own.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = "cyclonedx-bom==7.5.0"
-LOCKS = ("model_mgmt", "text", "vision")
+LOCKS = ("model_mgmt", "text", "vision", "models")
 _TORCH = re.compile(r"^ARG TORCH=(\S+)$", re.MULTILINE)
 
 
 def requirements(name: str) -> str:
-    """The packages of one image, as a lock file; without those of other systems."""
+    """The packages of one image, as a lock file; without those for other systems."""
     lock = (ROOT / "requirements" / f"{name}.txt").read_text()
     entries = re.sub(r"^#.*\n", "", lock, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
     kept = [entry for entry in entries if _installed(Requirement(entry.split(" --hash")[0]))]
-    torch = _TORCH.findall((ROOT / f"{name}_svc" / "Dockerfile").read_text())
-    return "\n".join([*kept, *torch, ""])
+    if name == "text":
+        kept += _TORCH.findall((ROOT / "deploy" / "Dockerfile").read_text())
+    return "\n".join([*kept, ""])
 
 
 def _installed(requirement: Requirement) -> bool:
@@ -36,7 +37,7 @@ def _installed(requirement: Requirement) -> bool:
 
 
 def write(name: str, folder: Path) -> int:
-    """Writes FOLDER/NAME.cdx.json and returns how many packages it names."""
+    """Writes FOLDER/NAME.cdx.json and returns the number of packages in it."""
     target = folder / f"{name}.cdx.json"
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as lock:
         lock.write(requirements(name))
