@@ -43,7 +43,7 @@ test: models ## run all tests that need no container engine
 	@$(PY) -m pytest --ignore tests/containers
 
 images: ## build the container images, one after the other
-	@set -e; for name in envoy model_mgmt text vision provider; do \
+	@set -e; for name in envoy model_mgmt text vision models provider; do \
 	  echo "building the image of $$name"; docker compose --profile demo build -q $$name; done
 
 test-containers: models ## test the images and the compose files; needs a container engine

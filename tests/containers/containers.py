@@ -16,15 +16,16 @@ from testcontainers.core.docker_client import DockerClient
 
 from tests.support.processes import free_port
 from tests.support.stack import ROOT, wait_for
+from tools.models import model_dir
 
 SERVICES = ("model_mgmt", "text", "vision")
-IMAGES = ("envoy", *SERVICES, "provider")
-# Limits for things that must happen; they end a test that hangs and measure nothing.
+IMAGES = ("envoy", *SERVICES, "models", "provider")
+# Limits on waiting; they end a test that hangs and measure nothing.
 HEALTHY_SECONDS = 180.0
 ROUTED_SECONDS = 300.0
 STOP_SECONDS = 40
 
-# How many replicas of a service Envoy sends calls to, asked beside it.
+# Prints how many replicas of a service Envoy sends calls to; runs in a container beside it.
 _ROUTED = """
 import re, sys, urllib.request
 page = urllib.request.urlopen("http://envoy:9902/stats/prometheus", timeout=10).read().decode()
@@ -45,16 +46,30 @@ class ContainerSet:
     Args:
         folder: for the file of variables.
         profiles: of the compose file; "demo" has a file provider.
-        variables: more of those that the compose file names.
+        overrides: compose files that are merged into the project's own.
+        variables: more of those that the compose file names; the models are those of this machine
+            unless MODELS says otherwise.
     """
 
-    def __init__(self, folder: Path, profiles: Sequence[str] = ("demo",), **variables: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        profiles: Sequence[str] = ("demo",),
+        overrides: Sequence[Path] = (),
+        **variables: str,
+    ) -> None:
         self.project = f"ml-test-{uuid.uuid4().hex[:8]}"
         self.port = free_port()
+        variables = {"MODELS": str(model_dir())} | variables
         variables |= {"COMPOSE_PROJECT_NAME": self.project, "ML_PORT": str(self.port)}
         file = folder / "compose.env"
         file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
-        self.compose = DockerCompose(ROOT, env_file=str(file), profiles=list(profiles))
+        self.compose = DockerCompose(
+            ROOT,
+            compose_file_name=[str(ROOT / "docker-compose.yml"), *map(str, overrides)],
+            env_file=str(file),
+            profiles=list(profiles),
+        )
         self.client = DockerClient().client
 
     @property
@@ -70,7 +85,7 @@ class ContainerSet:
         return result.stdout
 
     def up(self, *services: str, scale: dict[str, int] | None = None) -> None:
-        """Starts what is not running, without waiting and without building."""
+        """Starts the containers that do not run, without waiting and without building."""
         replicas = [f"--scale={name}={count}" for name, count in (scale or {}).items()]
         self.run("up", "--detach", "--no-build", *replicas, *services)
 
@@ -102,7 +117,7 @@ class ContainerSet:
             )
 
     def wait_routed(self, service: str, replicas: int) -> None:
-        """Waits until so many replicas of a service take calls."""
+        """Waits until this many replicas of a service take calls."""
         wait_for(
             f"{replicas} of {service} behind Envoy",
             lambda: self._beside_envoy(_ROUTED, service) == str(replicas),
@@ -124,7 +139,7 @@ class ContainerSet:
 
 
 def is_healthy(container: Container) -> bool:
-    """What the engine's own check of the container says."""
+    """Whether the engine's own check of the container passes."""
     container.reload()
     return container.status == "running" and container.health == "healthy"
 
@@ -141,7 +156,7 @@ def python(container: Container, code: str, *arguments: str) -> tuple[int, str]:
 
 
 def kill_process(container: Container, signal: str = "KILL") -> None:
-    """Kills the service inside: to the engine that is a crash, and not somebody's wish."""
+    """Kills the process inside: the engine sees a crash, not a deliberate stop."""
     code, output = execute(container, "sh", "-c", f"kill -{signal} $(cat {_CHILDREN})")
     assert code in (0, 137), output  # 137: the container ended under it
 

@@ -34,7 +34,8 @@ def test_every_container_is_confined(services: dict[str, dict[str, Any]]) -> Non
         assert "no-new-privileges:true" in service["security_opt"], name
         assert int(service["mem_limit"]) > 0, name
         assert service["pids_limit"] > 0, name
-        assert service["restart"] == "unless-stopped", name
+        # The fetcher of the models ends; everything else keeps running.
+        assert service["restart"] == ("no" if name == "models" else "unless-stopped"), name
         assert "max-size" in service["logging"]["options"], name
 
 
@@ -45,7 +46,7 @@ def test_only_envoy_is_published_and_on_loopback() -> None:
     assert {port["host_ip"] for port in published["envoy"]} == {"127.0.0.1"}
 
 
-def test_only_model_mgmt_has_a_way_out_and_envoy_a_way_in() -> None:
+def test_only_model_mgmt_and_the_fetcher_have_a_way_out_and_envoy_a_way_in() -> None:
     merged = config()
     members = {
         network: {name for name, s in merged["services"].items() if network in s["networks"]}
@@ -56,6 +57,35 @@ def test_only_model_mgmt_has_a_way_out_and_envoy_a_way_in() -> None:
         "front": {"envoy"},
         "services": {"envoy", "model_mgmt", "text", "vision"},
         "application": {"model_mgmt"},
+        "downloads": {"models"},
+    }
+
+
+def test_the_models_are_a_volume_that_the_fetcher_alone_writes() -> None:
+    assert models_mounts() == {
+        "models": ("volume", "models", False),
+        "provider": ("volume", "models", True),
+        "vision": ("volume", "models", True),
+    }
+
+
+def test_the_models_may_be_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "./models")
+    folder = str(ROOT / "models")
+    assert models_mounts() == {
+        "models": ("bind", folder, False),
+        "provider": ("bind", folder, True),
+        "vision": ("bind", folder, True),
+    }
+
+
+def models_mounts() -> dict[str, tuple[str, str, bool]]:
+    """What each service mounts as its models: kind, source, whether it is read-only."""
+    return {
+        name: (mount["type"], mount["source"], mount.get("read_only", False))
+        for name, service in config("--profile", "demo")["services"].items()
+        for mount in service.get("volumes", ())
+        if mount["target"] == "/models"
     }
 
 
@@ -81,9 +111,14 @@ def test_traces_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -
     endpoint = "http://collector:4317"
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
     services = config("--profile", "tls")["services"]
-    told = {name: s["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] for name, s in services.items()}
+    name = "OTEL_EXPORTER_OTLP_ENDPOINT"
+    endpoints = {
+        service: settings["environment"][name]
+        for service, settings in services.items()
+        if name in settings["environment"]
+    }
     tracing = ("envoy", "envoy-tls", "model_mgmt", "text", "vision")
-    assert told == dict.fromkeys(tracing, endpoint)
+    assert endpoints == dict.fromkeys(tracing, endpoint)
 
 
 def test_the_cuda_file_asks_for_a_device_and_a_cuda_torch() -> None:
