@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+from typing import NewType
 
 from shared.errors import InvalidModelIdError, InvalidPathError, MissingFieldError
+
+# "org/name" or "name", checked by `parse_model_id`, which alone makes them.
+ModelId = NewType("ModelId", str)
 
 # huggingface_hub.utils.validate_repo_id limits the name; here the organisation too.
 MAX_ID_PART_CHARS = 96
@@ -20,7 +24,7 @@ _MODELS_FOLDER = "models"
 _FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".gguf", ".onnx", ".tflite")
 
 
-def parse_model_id(text: str, field: str = "model_id") -> str:
+def parse_model_id(text: str, field: str = "model_id") -> ModelId:
     """The model id that a text means.
 
     "org/name" and "name" are ids; a path such as "models/org/name/model.safetensors" means
@@ -56,7 +60,7 @@ def parse_model_id(text: str, field: str = "model_id") -> str:
                 f"each part has 1 to {MAX_ID_PART_CHARS} letters, digits, '_', '-' and '.', "
                 "without '-' or '.' at an end, '--', '..' or '.git'",
             )
-    return "/".join(parts)
+    return ModelId("/".join(parts))
 
 
 def _model_parts(parts: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
 from shared.files.client import FileProvider
 from shared.rpc.admission import Admission
+from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
     Health,
     main,
@@ -19,7 +20,7 @@ from shared.rpc.server import (
 )
 from text_svc.metrics import ModelCollector
 from text_svc.models.registry import Registry
-from text_svc.service import NAME, WORKER_NAME, ModelWorkerServicer, TransformersServicer
+from text_svc.service import NAME, TransformersServicer
 from text_svc.settings import TextSettings
 
 
@@ -35,7 +36,7 @@ async def run(settings: TextSettings) -> None:
             TransformersServicer(registry), server
         )
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(
-            ModelWorkerServicer(registry, admission), server
+            ModelWorkerServicer(admission, registry), server
         )
 
     @asynccontextmanager
@@ -47,7 +48,7 @@ async def run(settings: TextSettings) -> None:
         settings,
         [NAME],
         register,
-        internal_names=[WORKER_NAME],
+        internal_names=[MODEL_WORKER_NAME],
         lifespan=lifespan,
         admission=admission,
     )

@@ -13,9 +13,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from ml import transformers_pb2 as pb
+from shared.model_host import ModelState
 from shared.model_ids import parse_model_id
 from shared.telemetry.process_metrics import tree_figures
-from text_svc.models.model import State
 from text_svc.models.registry import Registry
 
 # 1 ms, no queue, to 1 min, a long one.
@@ -66,7 +66,7 @@ class ModelCollector(Collector):
         models = self._registry.models()
         counts = Counts(model.state for model in models)
         states = GaugeMetricFamily("text_models", "Models by state.", labels=["state"])
-        for state in State:
+        for state in ModelState:
             states.add_metric([state.value], counts[state])
         yield states
         reserved = sum(model.reserved_bytes for model in models)

@@ -1,4 +1,4 @@
-"""The two services of text_svc: the public one, and the one that the control plane drives."""
+"""ml.TransformersService: each call goes to the process of its model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,10 @@ from typing import Any
 
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
-from ml.internal import worker_pb2, worker_pb2_grpc
-from shared.errors import MissingFieldError
-from shared.rpc.admission import Admission
 from text_svc.metrics import observe
-from text_svc.models.model import Model
 from text_svc.models.registry import Registry
 
 NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
-WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name
 
 
 class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
@@ -93,69 +88,3 @@ async def _chain(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for item in rest:
         yield item
-
-
-class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
-    """Loads, unloads and lists the models of this service."""
-
-    def __init__(self, registry: Registry, admission: Admission) -> None:
-        self._registry = registry
-        self._admission = admission
-
-    async def Load(
-        self, request: worker_pb2.LoadRequest, context: Any
-    ) -> AsyncIterator[worker_pb2.LoadResponse]:
-        if not request.pipeline_type:
-            raise MissingFieldError("pipeline_type is empty", field="pipeline_type")
-        async for model in self._registry.load(
-            request.model_id, request.pipeline_type, request.options
-        ):
-            yield _load_response(model)
-
-    async def Unload(
-        self, request: worker_pb2.UnloadRequest, context: Any
-    ) -> worker_pb2.UnloadResponse:
-        await self._registry.unload(request.model_id)
-        return worker_pb2.UnloadResponse()
-
-    async def List(self, request: worker_pb2.ListRequest, context: Any) -> worker_pb2.ListResponse:
-        self._admission.hear()
-        return worker_pb2.ListResponse(
-            models=map(_model_info, self._registry.models()), admitted=self._admission.admitted
-        )
-
-    async def Admit(
-        self, request: worker_pb2.AdmitRequest, context: Any
-    ) -> worker_pb2.AdmitResponse:
-        self._admission.admit()
-        return worker_pb2.AdmitResponse()
-
-
-def _state(model: Model) -> worker_pb2.ModelState:
-    state: worker_pb2.ModelState = getattr(worker_pb2, f"MODEL_STATE_{model.state.name}")
-    return state
-
-
-def _load_response(model: Model) -> worker_pb2.LoadResponse:
-    state = _state(model)
-    return worker_pb2.LoadResponse(
-        state=state,
-        bytes_fetched=model.bytes_fetched,
-        bytes_total=model.bytes_total,
-        model=_model_info(model) if state == worker_pb2.MODEL_STATE_READY else None,
-    )
-
-
-def _model_info(model: Model) -> worker_pb2.ModelInfo:
-    return worker_pb2.ModelInfo(
-        model_id=model.model_id,
-        pipeline_type=model.pipeline.name,
-        state=_state(model),
-        ram_bytes=model.ram_bytes,
-        vram_bytes=model.vram_bytes,
-        loaded_at=model.loaded_at,
-        reason=model.reason,
-        options=model.raw_options,
-        engine=model.engine or "",
-        note=model.note,
-    )

@@ -16,6 +16,7 @@ import grpc
 from ml.internal import worker_pb2_grpc
 from shared.files.client import FileProvider
 from shared.rpc.admission import Admission
+from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
     Health,
     main,
@@ -23,7 +24,7 @@ from shared.rpc.server import (
 )
 from vision_svc.frames.wire import add_servicer
 from vision_svc.process_setup import keep_large_blocks, mediapipe_fault, refuse_reports
-from vision_svc.service import NAME, WORKER_NAME, MediapipeServicer, ModelWorkerServicer
+from vision_svc.service import NAME, MediapipeServicer
 from vision_svc.settings import VisionSettings
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ async def run(settings: VisionSettings) -> None:
     async def lifespan(_: Health) -> AsyncIterator[None]:
         async with FileProvider(settings.file_provider_addr, settings.cache_dir) as provider:
             engine, models = await asyncio.to_thread(_make_engine, settings, provider, _end_process)
-            vision.engine, worker.models = engine, models
+            vision.engine, worker.host = engine, models
             try:
                 yield
             finally:
@@ -76,7 +77,7 @@ async def run(settings: VisionSettings) -> None:
         settings,
         [NAME],
         register,
-        internal_names=[WORKER_NAME],
+        internal_names=[MODEL_WORKER_NAME],
         lifespan=lifespan,
         admission=admission,
     )

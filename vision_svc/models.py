@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shared.errors import (
-    CallCancelledError,
     FailedPreconditionError,
     ModelNotLoadedError,
     PipelineMismatchError,
@@ -20,7 +16,9 @@ from shared.errors import (
     UnknownPipelineError,
 )
 from shared.files.client import FileProvider
-from shared.model_ids import parse_model_id
+from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
+from shared.model_ids import ModelId
+from shared.pipelines import find_pipeline
 from vision_svc.tasks import TASKS, VisionTask
 
 if TYPE_CHECKING:
@@ -30,33 +28,12 @@ if TYPE_CHECKING:
 FILE_OPTION = "file"
 
 
-class State(enum.Enum):
-    """As `ml.internal.ModelState`."""
+@dataclass(kw_only=True, eq=False)
+class TaskModel(HostedModel):
+    """A model that a task runs on, or will. Its memory is its file's, which instances map."""
 
-    FETCHING = "fetching"
-    LOADING = "loading"
-    READY = "ready"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model and how far it has come.
-
-    Attributes:
-        path: its file, None until READY.
-        ram_bytes: the size of the file, which instances map into memory.
-        loaded_at: Unix seconds, 0 until READY.
-    """
-
-    model_id: str
-    task: str
-    options: Mapping[str, str] = field(default_factory=dict)
-    state: State = State.FETCHING
-    bytes_fetched: int = 0
-    bytes_total: int = 0
-    path: Path | None = None
-    ram_bytes: int = 0
-    loaded_at: int = 0
+    task: VisionTask
+    load: asyncio.Task[None] | None = None
 
 
 class Models:
@@ -65,16 +42,16 @@ class Models:
     def __init__(self, engine: Engine, provider: FileProvider) -> None:
         self._engine = engine
         self._provider = provider
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[ModelId, TaskModel] = {}
         self._one_load = asyncio.Lock()
 
-    def list(self) -> list[LoadedModel]:
+    def models(self) -> list[TaskModel]:
         return list(self._models.values())
 
     async def load(
-        self, model_id: str, task_name: str, options: Mapping[str, str]
-    ) -> AsyncIterator[LoadedModel]:
-        """Fetches a file, tries it and puts it in the task's place; yields how far it has come.
+        self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[LoadProgress]:
+        """Fetches a file, tries it and puts it in the task's place; reports how far it has come.
 
         Streams that are open keep the model that they began with.
 
@@ -83,98 +60,72 @@ class Models:
             PipelineMismatchError: the model is loaded for another task.
             FailedPreconditionError: another model is loaded for this task.
             InvalidModelError: the file is no model of this task.
+            CallCancelledError: the model was unloaded meanwhile.
             ServiceError: as `FileProvider.fetch`.
         """
-        task = _task(task_name)
-        model_id = parse_model_id(model_id)
+        task = _task(pipeline_type)
         for unknown in options.keys() - {FILE_OPTION}:
             raise UnknownOptionError(
                 f"option {unknown[:40]!r} is not known; known is {FILE_OPTION}", field="options"
             )
         async with self._one_load:
-            if known := self._loaded(model_id, task):
-                yield known
-                return
-            model = self._models[model_id] = LoadedModel(model_id, task.name, dict(options))
+            model = self._loaded(model_id, task)
+            if model is None:
+                pipeline = find_pipeline(task.name)
+                model = TaskModel(model_id, pipeline, dict(options), task=task)
+                model.load = asyncio.create_task(self._load(model))
+                self._models[model_id] = model
+            assert model.load is not None, "a model in the table has its load"
             try:
-                async with aclosing(self._load(model, task)) as steps:
-                    async for step in steps:
-                        self._replace(model, step)
-                        model = step
-                        yield model
+                async for progress in follow_load(model, model.load):
+                    yield progress
             finally:
-                if self._models.get(model_id) is model and model.state is not State.READY:
-                    del self._models[model_id]
+                if model.state is not ModelState.READY:
+                    model.load.cancel()
+                    if self._models.get(model_id) is model:
+                        del self._models[model_id]
 
-    async def unload(self, model_id: str) -> None:
+    async def unload(self, model_id: ModelId) -> None:
         """The task runs on its own file again, from the next stream or picture on.
 
-        A load that is under way ends with CANCELLED.
+        A load that is running ends with CANCELLED.
 
         Raises:
             ModelNotLoadedError: no such model.
         """
-        model_id = parse_model_id(model_id)
         model = self._models.pop(model_id, None)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
-        if model.state is State.READY:
-            self._engine.use_model(TASKS[model.task], None)
+        if model.state is ModelState.READY:
+            self._engine.use_model(model.task, None)
+        elif model.load:
+            model.load.cancel()
 
-    def _loaded(self, model_id: str, task: VisionTask) -> LoadedModel | None:
+    def _loaded(self, model_id: ModelId, task: VisionTask) -> TaskModel | None:
         model = self._models.get(model_id)
-        if model and model.task != task.name:
-            raise PipelineMismatchError(f"{model_id} is loaded as {model.task}; unload it first")
+        if model and model.task is not task:
+            raise PipelineMismatchError(
+                f"{model_id} is loaded as {model.task.name}; unload it first"
+            )
         for other in self._models.values():
-            if other.task == task.name and other.model_id != model_id:
+            if other.task is task and other.model_id != model_id:
                 raise FailedPreconditionError(
                     f"{task.name} runs on {other.model_id}; unload it first"
                 )
         return model
 
-    def _replace(self, model: LoadedModel, step: LoadedModel) -> None:
-        """Takes note of a step of a load.
+    async def _load(self, model: TaskModel) -> None:
+        def progress(fetched: int, total: int) -> None:
+            model.bytes_fetched, model.bytes_total = fetched, total
 
-        Raises:
-            CallCancelledError: the model was unloaded meanwhile.
-        """
-        if self._models.get(model.model_id) is not model:
-            raise CallCancelledError(f"{model.model_id} was unloaded while it was loading")
-        self._models[model.model_id] = step
-        if step.state is State.READY:
-            self._engine.use_model(TASKS[step.task], step.path)
-
-    async def _load(self, model: LoadedModel, task: VisionTask) -> AsyncGenerator[LoadedModel]:
-        file = model.options.get(FILE_OPTION) or task.default_asset.file
-        fetched: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
-        fetch = asyncio.create_task(
-            self._provider.fetch(
-                model.model_id, file, lambda done, total: fetched.put_nowait((done, total))
-            )
-        )
-        try:
-            yield model
-            while not fetch.done():
-                changed = asyncio.ensure_future(fetched.get())
-                await asyncio.wait({fetch, changed}, return_when=asyncio.FIRST_COMPLETED)
-                if changed.cancel():
-                    continue
-                done, total = changed.result()
-                model = replace(model, bytes_fetched=done, bytes_total=total)
-                yield model
-            path = fetch.result()
-        finally:
-            fetch.cancel()
-        model = replace(model, state=State.LOADING)
-        yield model
-        await self._engine.try_model(task, path)
-        yield replace(
-            model,
-            state=State.READY,
-            path=path,
-            ram_bytes=path.stat().st_size,
-            loaded_at=int(time.time()),
-        )
+        file = model.raw_options.get(FILE_OPTION) or model.task.default_asset.file
+        path = await self._provider.fetch(model.model_id, file, progress)
+        model.state = ModelState.LOADING
+        await self._engine.try_model(model.task, path)
+        model.ram_bytes = path.stat().st_size
+        self._engine.use_model(model.task, path)
+        model.loaded_at = int(time.time())
+        model.state = ModelState.READY
 
 
 def _task(name: str) -> VisionTask:

@@ -1,4 +1,4 @@
-"""The two services of vision_svc: the public one, and the one that the control plane drives."""
+"""ml.MediapipeService: from messages to the domain and back."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
-from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import NotImplementedRpcError, UnavailableError
-from shared.rpc.admission import Admission
 from shared.rpc.interceptors import Context
 from vision_svc.frames.types import EncodedFrame
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine
     from vision_svc.frames.wire import ReceivedFrame
-    from vision_svc.models import LoadedModel, Models
 
 NAME = "ml.MediapipeService"
-WORKER_NAME = "ml.internal.ModelWorker"
 
 
 class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
@@ -102,52 +98,6 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         return self.engine
 
 
-class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
-    """Answers as soon as `models` is set; until then calls are UNAVAILABLE."""
-
-    def __init__(self, admission: Admission) -> None:
-        self.models: Models | None = None
-        self._admission = admission
-
-    async def Load(self, request: worker_pb2.LoadRequest, context: Context) -> AsyncIterator[Any]:
-        async for model in self._ready().load(
-            request.model_id, request.pipeline_type, request.options
-        ):
-            info = _model_info(model)
-            done = info if info.state == worker_pb2.MODEL_STATE_READY else None
-            yield worker_pb2.LoadResponse(
-                state=info.state,
-                bytes_fetched=model.bytes_fetched,
-                bytes_total=model.bytes_total,
-                model=done,
-            )
-
-    async def Unload(
-        self, request: worker_pb2.UnloadRequest, context: Context
-    ) -> worker_pb2.UnloadResponse:
-        await self._ready().unload(request.model_id)
-        return worker_pb2.UnloadResponse()
-
-    async def List(
-        self, request: worker_pb2.ListRequest, context: Context
-    ) -> worker_pb2.ListResponse:
-        self._admission.hear()
-        return worker_pb2.ListResponse(
-            models=map(_model_info, self._ready().list()), admitted=self._admission.admitted
-        )
-
-    async def Admit(
-        self, request: worker_pb2.AdmitRequest, context: Context
-    ) -> worker_pb2.AdmitResponse:
-        self._admission.admit()
-        return worker_pb2.AdmitResponse()
-
-    def _ready(self) -> Models:
-        if self.models is None:
-            raise UnavailableError("the service is starting")
-        return self.models
-
-
 async def _frames(
     requests: AsyncIterator[ReceivedFrame],
 ) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
@@ -175,14 +125,3 @@ def _metadata(context: Context) -> dict[str, str]:
 
 def _not_built(rpc: str, why: str) -> NoReturn:
     raise NotImplementedRpcError(f"{rpc} is not built: {why}")
-
-
-def _model_info(model: LoadedModel) -> worker_pb2.ModelInfo:
-    return worker_pb2.ModelInfo(
-        model_id=model.model_id,
-        pipeline_type=model.task,
-        state=f"MODEL_STATE_{model.state.name}",
-        ram_bytes=model.ram_bytes,
-        loaded_at=model.loaded_at,
-        options=model.options,
-    )

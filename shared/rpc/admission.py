@@ -30,7 +30,7 @@ class Admission:
         """Whether calls are let in."""
         return self._admitted.is_set()
 
-    def hear(self) -> None:
+    def heartbeat(self) -> None:
         """Notes that the control plane is there."""
         self._heard_at = time.monotonic()
 
@@ -40,7 +40,7 @@ class Admission:
 
     async def wait(self) -> None:
         """Returns once calls are let in; patience begins now."""
-        self.hear()
+        self.heartbeat()
         while not self.admitted:
             left = self._heard_at + self._patience - time.monotonic()
             if left > 0:

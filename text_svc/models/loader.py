@@ -12,6 +12,7 @@ from pathlib import Path
 from shared.errors import InvalidArgumentError, OutOfMemoryError
 from shared.files.client import FileProvider
 from shared.files.snapshot import snapshot
+from shared.model_host import ModelState
 from shared.pipelines import TEXT_GENERATION
 from shared.process import memory_limit_bytes
 from text_svc.models.conversion import (
@@ -22,10 +23,7 @@ from text_svc.models.engine_choice import (
     on_cuda,
     wanted_engine,
 )
-from text_svc.models.model import (
-    Model,
-    State,
-)
+from text_svc.models.model import Model
 from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
 from text_svc.processes.launch import (
@@ -114,7 +112,7 @@ class Loader:
         if _packs_a_head(model, engine):
             engine = replace(engine, weight_bytes=sizes.total + sizes.shared_head)
         cache_bytes = self._reserve(model, engine.weight_bytes)
-        model.state, model.engine, model.note = State.LOADING, engine.name, engine.note
+        model.state, model.engine, model.note = ModelState.LOADING, engine.name, engine.note
         model.process = await ModelProcess.start(
             lambda fd: self._launch(model, folder, engine, cache_bytes, fd),
             self._settings.load_timeout_seconds,
@@ -133,7 +131,7 @@ class Loader:
         )
         manifest = await asyncio.to_thread(planned.manifest)
         if manifest is None:
-            model.state = State.CONVERTING
+            model.state = ModelState.CONVERTING
             self._take(model, CONVERSION_COPIES * weights + PROCESS_BYTES, "to be converted")
             manifest = await convert(planned, self._settings)
             model.reserved_bytes = 0

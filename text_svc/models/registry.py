@@ -8,8 +8,8 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
@@ -19,21 +19,16 @@ from shared.errors import (
     ServiceError,
 )
 from shared.files.client import FileProvider
-from shared.model_ids import parse_model_id
+from shared.model_host import LoadProgress, ModelState, follow_load
+from shared.model_ids import ModelId, parse_model_id
 from shared.pipelines import TEXT_PIPELINES, find_pipeline
 from text_svc.models.loader import Loader
-from text_svc.models.model import (
-    Model,
-    State,
-)
+from text_svc.models.model import Model
 from text_svc.options import parse_options
 from text_svc.processes.model_process import ModelProcess
 from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)
-
-# How often a waiting LoadModel hears of progress at most.
-PROGRESS_SECONDS = 0.2
 
 
 class Registry:
@@ -41,7 +36,7 @@ class Registry:
 
     def __init__(self, settings: TextSettings, provider: FileProvider) -> None:
         self._settings = settings
-        self._models: dict[str, Model] = {}
+        self._models: dict[ModelId, Model] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._loader = Loader(settings, provider, self._models.values)
 
@@ -72,9 +67,9 @@ class Registry:
         return list(self._models.values())
 
     async def load(
-        self, model_id: str, pipeline_type: str, options: Mapping[str, str]
-    ) -> AsyncIterator[Model]:
-        """Loads a model, or joins a load that runs. Yields it as it changes, READY last.
+        self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[LoadProgress]:
+        """Loads a model, or joins a load that runs. Reports how far it has come, READY last.
 
         When the last one who waits goes away, the load is cancelled.
 
@@ -82,13 +77,13 @@ class Registry:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             ServiceError: why it could not be loaded.
         """
-        model_id = parse_model_id(model_id)
         pipeline = find_pipeline(pipeline_type)
         parsed = parse_options(options)
-        while (known := self._models.get(model_id)) and known.state is State.UNLOADING:
-            await asyncio.sleep(PROGRESS_SECONDS)
-        if known is None or known.state is State.FAILED:
-            known = Model(model_id, pipeline, parsed, dict(options))
+        while (known := self._models.get(model_id)) and known.state is ModelState.UNLOADING:
+            assert known.ending is not None, "set together with the state"
+            await asyncio.wait({known.ending})
+        if known is None or known.state is ModelState.FAILED:
+            known = Model(model_id, pipeline, dict(options), options=parsed)
             self._models[model_id] = known
             known.task = asyncio.create_task(self._load(known))
         elif known.pipeline is not pipeline:
@@ -96,10 +91,11 @@ class Registry:
                 f"model {model_id} is loaded as {known.pipeline.name}, not as {pipeline.name}; "
                 "unload it first"
             )
-        async for model in self._wait(known):
-            yield model
+        async with aclosing(self._follow(known)) as reports:
+            async for progress in reports:
+                yield progress
 
-    async def unload(self, model_id: str) -> None:
+    async def unload(self, model_id: ModelId) -> None:
         """Takes a model out of memory; a load that runs is cancelled, running calls have a grace.
 
         Goes on when the caller is cancelled; who unloads the same model meanwhile waits with it.
@@ -107,7 +103,6 @@ class Registry:
         Raises:
             ModelNotLoadedError: there is no such model here.
         """
-        model_id = parse_model_id(model_id)
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
@@ -131,7 +126,7 @@ class Registry:
                 f"model {model_id} is loaded as {model.pipeline.name}, which answers "
                 f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
             )
-        if model.state is not State.READY or model.process is None:
+        if model.state is not ModelState.READY or model.process is None:
             reason = f": {model.reason}" if model.reason else ""
             raise ModelNotLoadedError(
                 f"model {model_id} is not ready, its state is {model.state.name}{reason}"
@@ -145,18 +140,13 @@ class Registry:
             if not model.calls:
                 model.idle.set()
 
-    async def _wait(self, model: Model) -> AsyncIterator[Model]:
+    async def _follow(self, model: Model) -> AsyncGenerator[LoadProgress]:
         task = model.task
         assert task is not None, "a model in the table has its task"
         model.waiters += 1
         try:
-            while not task.done():
-                yield model
-                await asyncio.wait({task}, timeout=PROGRESS_SECONDS)
-            if task.cancelled():
-                raise ModelNotLoadedError(f"model {model.model_id} was unloaded while it loaded")
-            task.result()
-            yield model
+            async for progress in follow_load(model, task):
+                yield progress
         finally:
             model.waiters -= 1
             if not model.waiters and not task.done():
@@ -169,14 +159,14 @@ class Registry:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            model.state, model.reserved_bytes = State.FAILED, 0
+            model.state, model.reserved_bytes = ModelState.FAILED, 0
             model.reason = error.message if isinstance(error, ServiceError) else "internal error"
             raise
         process = model.process
         assert process is not None, "set by the loader"
         model.ram_bytes, model.vram_bytes = process.report.ram_bytes, process.report.vram_bytes
         model.loaded_at = int(time.time())
-        model.state = State.READY
+        model.state = ModelState.READY
         log.info(
             "model ready",
             extra={
@@ -194,8 +184,8 @@ class Registry:
     async def _watch(self, model: Model, process: ModelProcess) -> None:
         """Marks the model FAILED when its process ends unasked."""
         ended = await process.wait()
-        if self._models.get(model.model_id) is model and model.state is State.READY:
-            model.state, model.reserved_bytes = State.FAILED, 0
+        if self._models.get(model.model_id) is model and model.state is ModelState.READY:
+            model.state, model.reserved_bytes = ModelState.FAILED, 0
             model.reason = f"its process ended: {ended}"
             log.error("model process ended", extra={"model": model.model_id, "how": ended})
             await process.stop()
@@ -203,8 +193,8 @@ class Registry:
     async def _end(self, model: Model, grace_seconds: float = 0) -> None:
         """Ends a model, once, whoever asks and goes away meanwhile."""
         if model.ending is None:
-            if model.state is not State.FAILED:
-                model.state = State.UNLOADING
+            if model.state is not ModelState.FAILED:
+                model.state = ModelState.UNLOADING
             if model.task:
                 model.task.cancel()
             model.ending = asyncio.create_task(self._finish(model, grace_seconds))

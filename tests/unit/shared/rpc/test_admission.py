@@ -47,7 +47,7 @@ async def test_whoever_is_there_is_waited_for() -> None:
     await asyncio.sleep(0)
     for _ in range(50):
         heard_at = time.monotonic()
-        admission.hear()
+        admission.heartbeat()
         await asyncio.sleep(0.02)
         if waiting.done():  # this task itself was silent for too long: the machine is busy
             break

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from shared.errors import OutOfMemoryError
 from shared.files.client import FileProvider
+from shared.model_ids import ModelId
 from shared.pipelines import TEXT_GENERATION, Pipeline, find_pipeline
 from text_svc.models import engine_choice
 from text_svc.models.loader import (
@@ -47,7 +48,8 @@ async def needed(
     settings = TextSettings(memory_budget_mb=1, cache_dir=folder / "cache")
     loader = Held(settings, FileProvider("127.0.0.1:1", folder / "cache"), list)
     loader.folder = folder
-    model = Model("tiny", pipeline, LoadOptions(engine="transformers", **options), {})
+    load_options = LoadOptions(engine="transformers", **options)
+    model = Model(ModelId("tiny"), pipeline, options=load_options)
     with pytest.raises(OutOfMemoryError) as caught:
         await loader.load(model)
     return int(caught.value.metadata["needed_bytes"])

@@ -1,0 +1,130 @@
+"""What a service that holds models tells the control plane of them, and how a load is followed."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shared.errors import CallCancelledError
+from shared.model_ids import ModelId
+from shared.pipelines import Pipeline
+
+# Time between two reports of a load.
+PROGRESS_SECONDS = 0.2
+
+
+class ModelState(enum.Enum):
+    """Where a model is in its life; the names are those of `ml.internal.ModelState`."""
+
+    FETCHING = "fetching"
+    CONVERTING = "converting"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+@dataclass(eq=False)
+class HostedModel:
+    """A model that a service holds or is loading. Services add what runs it.
+
+    Attributes:
+        raw_options: the options as the caller wrote them.
+        bytes_fetched: of its files, so far.
+        bytes_total: of the files known so far; 0 while unknown.
+        ram_bytes: host memory that it holds, measured; 0 until READY.
+        vram_bytes: the same of the accelerator's memory.
+        loaded_at: Unix seconds, 0 until READY.
+        reason: why it is FAILED.
+        engine: what runs it, where the service has several engines.
+        note: a sentence for the caller who loads it, often empty.
+    """
+
+    model_id: ModelId
+    pipeline: Pipeline
+    raw_options: Mapping[str, str] = field(default_factory=dict)
+    bytes_fetched: int = 0
+    bytes_total: int = 0
+    ram_bytes: int = 0
+    vram_bytes: int = 0
+    loaded_at: int = 0
+    reason: str = ""
+    engine: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.states = [ModelState.FETCHING]
+
+    @property
+    def state(self) -> ModelState:
+        """The newest of `states`, all that it has been in."""
+        return self.states[-1]
+
+    @state.setter
+    def state(self, state: ModelState) -> None:
+        self.states.append(state)
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far a load has come; `state` may be one that `model` has left by now."""
+
+    model: HostedModel
+    state: ModelState
+    bytes_fetched: int
+    bytes_total: int
+
+
+class ModelHost(Protocol):
+    """A service's models, as the control plane drives them."""
+
+    def load(
+        self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[LoadProgress]:
+        """Loads a model, or joins a load of the same one. The last report is READY.
+
+        Closing the iterator cancels the load when nobody else waits for it.
+
+        Raises:
+            ServiceError: why it could not be loaded.
+        """
+
+    async def unload(self, model_id: ModelId) -> None:
+        """Frees a model, after its running calls; a load of it is cancelled.
+
+        Raises:
+            ModelNotLoadedError: there is no such model here.
+        """
+
+    def models(self) -> Iterable[HostedModel]:
+        """All models that are known here, whatever their state."""
+
+
+async def follow_load(model: HostedModel, task: asyncio.Task[Any]) -> AsyncIterator[LoadProgress]:
+    """Reports a load until its task ends: every state that it enters, and how it goes on in it.
+
+    Raises:
+        CallCancelledError: the task was cancelled, by an unload.
+        Exception: whatever the task raised.
+    """
+    seen = len(model.states) - 1
+
+    def news() -> Iterator[LoadProgress]:
+        nonlocal seen
+        states = model.states[seen:]
+        seen += len(states) - 1  # the newest one comes again, with newer figures
+        for state in states:
+            yield LoadProgress(model, state, model.bytes_fetched, model.bytes_total)
+
+    while not task.done():
+        for progress in news():
+            yield progress
+        await asyncio.wait({task}, timeout=PROGRESS_SECONDS)
+    if task.cancelled():
+        raise CallCancelledError(f"model {model.model_id} was unloaded while it was loading")
+    task.result()
+    for progress in news():
+        yield progress

@@ -1,0 +1,92 @@
+"""ml.internal.ModelWorker: how the control plane drives a service that holds models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from ml.internal import worker_pb2, worker_pb2_grpc
+from shared.errors import MissingFieldError, UnavailableError
+from shared.model_host import HostedModel, LoadProgress, ModelHost, ModelState
+from shared.model_ids import parse_model_id
+from shared.rpc.admission import Admission
+from shared.rpc.interceptors import Context
+
+MODEL_WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name
+
+
+class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
+    """Loads, unloads and lists the models of a service, and lets its calls in.
+
+    Args:
+        admission: whether the service takes calls.
+        host: the models; may be set later, and until then calls are UNAVAILABLE.
+    """
+
+    def __init__(self, admission: Admission, host: ModelHost | None = None) -> None:
+        self.host = host
+        self._admission = admission
+
+    async def Load(  # noqa: N802
+        self, request: worker_pb2.LoadRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.LoadResponse]:
+        model_id = parse_model_id(request.model_id)
+        if not request.pipeline_type:
+            raise MissingFieldError("pipeline_type is empty", field="pipeline_type")
+        host = self._ready()
+        async for progress in host.load(model_id, request.pipeline_type, request.options):
+            yield _load_response(progress)
+
+    async def Unload(  # noqa: N802
+        self, request: worker_pb2.UnloadRequest, context: Context
+    ) -> worker_pb2.UnloadResponse:
+        await self._ready().unload(parse_model_id(request.model_id))
+        return worker_pb2.UnloadResponse()
+
+    async def List(  # noqa: N802
+        self, request: worker_pb2.ListRequest, context: Context
+    ) -> worker_pb2.ListResponse:
+        self._admission.heartbeat()
+        return worker_pb2.ListResponse(
+            models=map(_model_info, self._ready().models()), admitted=self._admission.admitted
+        )
+
+    async def Admit(  # noqa: N802
+        self, request: worker_pb2.AdmitRequest, context: Context
+    ) -> worker_pb2.AdmitResponse:
+        self._admission.admit()
+        return worker_pb2.AdmitResponse()
+
+    def _ready(self) -> ModelHost:
+        if self.host is None:
+            raise UnavailableError("the service is starting")
+        return self.host
+
+
+def _load_response(progress: LoadProgress) -> worker_pb2.LoadResponse:
+    ready = progress.state is ModelState.READY
+    return worker_pb2.LoadResponse(
+        state=_state(progress.state),
+        bytes_fetched=progress.bytes_fetched,
+        bytes_total=progress.bytes_total,
+        model=_model_info(progress.model) if ready else None,
+    )
+
+
+def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
+    return worker_pb2.ModelInfo(
+        model_id=model.model_id,
+        pipeline_type=model.pipeline.name,
+        state=_state(model.state),
+        ram_bytes=model.ram_bytes,
+        vram_bytes=model.vram_bytes,
+        loaded_at=model.loaded_at,
+        reason=model.reason,
+        options=model.raw_options,
+        engine=model.engine or "",
+        note=model.note,
+    )
+
+
+def _state(state: ModelState) -> worker_pb2.ModelState:
+    value: worker_pb2.ModelState = getattr(worker_pb2, f"MODEL_STATE_{state.name}")
+    return value
