@@ -21,7 +21,7 @@ from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Workers
 from model_mgmt_svc.service import ModelManagementService
 from model_mgmt_svc.settings import ModelMgmtSettings
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.pipelines import ServiceName
 from shared.rpc.server import (
     Health,
@@ -41,7 +41,7 @@ async def run(settings: ModelMgmtSettings) -> None:
         "vision": settings.vision_addrs,
     }
     async with (
-        FileProvider(settings.file_provider_addr, settings.cache_dir) as provider,
+        ModelFiles(settings.file_provider_addr, settings.cache_dir) as provider,
         WishStore(settings.state_dir / "wishes.db") as wishes,
         Workers(addresses) as workers,
         contextlib.aclosing(Lifecycle(workers, wishes, provider.refresh)) as lifecycle,

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from shared.errors import OutOfRangeError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class FilePiece:
 
 
 async def stream_file(
-    provider: FileProvider, model_id: str, file_path: str, offset: int, piece_bytes: int
+    provider: ModelFiles, model_id: str, file_path: str, offset: int, piece_bytes: int
 ) -> AsyncGenerator[FilePiece]:
     """The pieces of a file from `offset` on, in order; exactly the last one has `is_last`.
 
@@ -29,7 +29,7 @@ async def stream_file(
 
     Raises:
         OutOfRangeError: the offset is negative or beyond the file's end.
-        As `FileProvider.fetch`.
+        As `ModelFiles.fetch`.
     """
     if offset < 0:
         raise OutOfRangeError(f"offset {offset} is negative", field="offset")

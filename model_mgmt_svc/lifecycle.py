@@ -89,7 +89,7 @@ class Lifecycle:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
             CallCancelledError: it was unloaded meanwhile.
-            What a worker raised, and `FileProvider.refresh`.
+            What a worker raised, and `ModelFiles.refresh`.
         """
         with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
             _check_type(load.wish.pipeline_type, wish)

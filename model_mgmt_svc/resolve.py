@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shared.errors import ModelFileNotFoundError, ModelNotFoundError, UnknownPipelineError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.snapshot import (
     CONFIG,
     read_json,
@@ -12,7 +12,7 @@ from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_o
 
 
 async def resolve_pipeline(
-    provider: FileProvider, model_id: str, pipeline_type: str, architecture: str
+    provider: ModelFiles, model_id: str, pipeline_type: str, architecture: str
 ) -> Pipeline:
     """The type that is named, else the one of the architecture, else the one of config.json.
 
@@ -26,7 +26,7 @@ async def resolve_pipeline(
         UnknownPipelineError: the name is not known, or nothing tells the type; the message lists
             the accepted names.
         ModelNotFoundError: config.json is needed and the provider has none.
-        As `FileProvider.fetch`.
+        As `ModelFiles.fetch`.
     """
     if pipeline_type.strip():
         return find_pipeline(pipeline_type)
@@ -42,7 +42,7 @@ async def resolve_pipeline(
     )
 
 
-async def _architectures(provider: FileProvider, model_id: str) -> list[str]:
+async def _architectures(provider: ModelFiles, model_id: str) -> list[str]:
     try:
         config = await read_json(await provider.fetch(model_id, CONFIG))
     except ModelFileNotFoundError:

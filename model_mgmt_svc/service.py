@@ -12,7 +12,7 @@ from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.loaded_model import LoadedModel
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.resolve import resolve_pipeline
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.model_ids import parse_model_id
 from shared.rpc.interceptors import Context
 
@@ -29,7 +29,7 @@ class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceSer
 
     def __init__(
         self,
-        provider: FileProvider,
+        provider: ModelFiles,
         lifecycle: Lifecycle,
         reconciler: Reconciler,
         chunk_bytes: int,

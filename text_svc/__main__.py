@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -26,7 +26,7 @@ from text_svc.settings import TextSettings
 
 async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
-    provider = FileProvider(settings.file_provider_addr, settings.cache_dir)
+    provider = ModelFiles(settings.file_provider_addr, settings.cache_dir)
     registry = Registry(settings, provider)
     admission = Admission(settings.admission_seconds)
     REGISTRY.register(ModelCollector(registry))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from ml.internal import worker_pb2_grpc
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def _make_engine(
-    settings: VisionSettings, provider: FileProvider, on_failures: Callable[[], None]
+    settings: VisionSettings, provider: ModelFiles, on_failures: Callable[[], None]
 ) -> tuple[Engine, Models]:
     """Imports what is heavy, MediaPipe above all, while the port listens already."""
     from vision_svc.engine import Engine
@@ -65,7 +65,7 @@ async def run(settings: VisionSettings) -> None:
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
-        async with FileProvider(settings.file_provider_addr, settings.cache_dir) as provider:
+        async with ModelFiles(settings.file_provider_addr, settings.cache_dir) as provider:
             engine, models = await asyncio.to_thread(_make_engine, settings, provider, _end_process)
             vision.engine, worker.host = engine, models
             try:

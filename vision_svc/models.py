@@ -15,7 +15,7 @@ from shared.errors import (
     UnknownOptionError,
     UnknownPipelineError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
@@ -39,7 +39,7 @@ class TaskModel(HostedModel):
 class Models:
     """What is loaded. For the event loop; files are read and opened in threads."""
 
-    def __init__(self, engine: Engine, provider: FileProvider) -> None:
+    def __init__(self, engine: Engine, provider: ModelFiles) -> None:
         self._engine = engine
         self._provider = provider
         self._models: dict[ModelId, TaskModel] = {}
@@ -61,7 +61,7 @@ class Models:
             FailedPreconditionError: another model is loaded for this task.
             InvalidModelError: the file is no model of this task.
             CallCancelledError: the model was unloaded meanwhile.
-            ServiceError: as `FileProvider.fetch`.
+            ServiceError: as `ModelFiles.fetch`.
         """
         task = _task(pipeline_type)
         for unknown in options.keys() - {FILE_OPTION}:

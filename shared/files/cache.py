@@ -57,21 +57,21 @@ class CachedFile:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What the provider says a file is: its size in bytes and its SHA-256, "" when not said."""
+class SourceVersion:
+    """Which content the provider has: its size in bytes, and its SHA-256 or "" if not given."""
 
     total_size: int
     sha256: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> Origin | None:
+    def read(cls, path: Path) -> SourceVersion | None:
         """The recorded one, or None when there is none that can be used."""
         match read_json(path):
             case {"total_size": int(total_size), "sha256": str(sha256)}:
                 return cls(total_size, sha256)
         return None
 
-    def agrees_with(self, other: Origin) -> bool:
+    def agrees_with(self, other: SourceVersion) -> bool:
         """Whether both can be the same content, as far as it is known."""
         unknown = not self.sha256 or not other.sha256
         return self.total_size == other.total_size and (unknown or self.sha256 == other.sha256)
@@ -188,17 +188,17 @@ class PartFile:
         self._lock = threading.Lock()
         self._closed = False
         self._place: Path | None = None
-        self.origin = Origin.read(entry.part_record)
+        self.source = SourceVersion.read(entry.part_record)
         self.written = os.fstat(descriptor).st_size
         # Content of an earlier try is not known to be of the same file version.
         self.resumed = self.written > 0
         self._hash = hashlib.sha256()
-        if self.origin is None or self.written > self.origin.total_size:
+        if self.source is None or self.written > self.source.total_size:
             self._truncate()
         elif self.written:
             self._hash = digest(entry.part)
 
-    def begin(self, origin: Origin, offset: int) -> None:
+    def begin(self, source: SourceVersion, offset: int) -> None:
         """Takes note of what the provider sends, from `offset`: 0, or what is written already.
 
         Raises:
@@ -208,15 +208,15 @@ class PartFile:
             if offset == 0:
                 self._truncate()
             self.resumed = offset > 0
-            missing = origin.total_size - self.written
+            missing = source.total_size - self.written
             free = shutil.disk_usage(self._entry.part.parent).free
             if missing > free:
                 raise ResourceExhaustedError(
                     f"the disk of the model cache is full: {missing} bytes are needed, "
                     f"{free} are free"
                 )
-            self.origin = origin
-            write_json(self._entry.part_record, asdict(origin))
+            self.source = source
+            write_json(self._entry.part_record, asdict(source))
 
     def append(self, blocks: Iterable[bytes]) -> None:
         """Writes blocks at the end."""
@@ -239,7 +239,7 @@ class PartFile:
         """
         with self._lock, disk_errors():
             sha256 = self._hash.hexdigest()
-            if self.origin and self.origin.sha256 and sha256 != self.origin.sha256:
+            if self.source and self.source.sha256 and sha256 != self.source.sha256:
                 raise HashMismatchError
             os.fsync(self._descriptor)
             place = self._entry.place()

@@ -51,7 +51,7 @@ _CHANNEL_OPTIONS = (
 )
 
 
-class FileProvider:
+class ModelFiles:
     """Fetches files into `cache_dir`, each once however many ask, and keeps them.
 
     An async context manager; leaving it ends what is under way (what was written is kept for a
@@ -219,7 +219,7 @@ class FileReader:
         Raises:
             UnavailableError: the file changed at its source half-way, or the cached one was
                 damaged; asking again helps.
-            As `FileProvider.fetch`.
+            As `ModelFiles.fetch`.
         """
         # A fetch checks the hash itself; the receiver of the rest of a file has its beginning.
         digest = hashlib.sha256() if self._fetch is None and offset == 0 else None

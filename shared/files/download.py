@@ -22,8 +22,8 @@ from shared.files.cache import (
     CachedFile,
     CacheEntry,
     HashMismatchError,
-    Origin,
     PartFile,
+    SourceVersion,
 )
 from shared.files.fetch import (
     Fetch,
@@ -77,10 +77,10 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
     """Brings a file into the cache unless it is there: whole, right and what the provider has.
 
     Raises:
-        As `FileProvider.fetch`.
+        As `ModelFiles.fetch`.
     """
     old = await asyncio.to_thread(entry.verify)
-    if old and await _counts(stub, entry, old, limits):
+    if old and await _is_current(stub, entry, old, limits):
         return old
     part = await _lock_part(entry)
     keep = False
@@ -102,7 +102,7 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
         await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(part.close, keep)))
 
 
-async def _counts(stub: Stub, entry: CacheEntry, old: CachedFile, limits: FetchLimits) -> bool:
+async def _is_current(stub: Stub, entry: CacheEntry, old: CachedFile, limits: FetchLimits) -> bool:
     """Whether a cached file is still the provider's; one that cannot be asked changes nothing."""
     try:
         return await is_unchanged(stub, entry, old, limits.first_chunk_seconds)
@@ -199,21 +199,21 @@ class _Download:
 
     async def _begin(self, first: Chunk, asked: int) -> int:
         """Prepares the part for what the first chunk says; where writing goes on."""
-        fetch, origin = self._fetch, Origin(first.total_size, first.sha256)
+        fetch, source = self._fetch, SourceVersion(first.total_size, first.sha256)
         if first.offset not in (0, asked) or first.total_size < 0:
             raise self._fault(
                 f"asked for offset {asked} it began at {first.offset} of {first.total_size} bytes"
             )
-        known = self._part.origin
-        if first.offset and known and not origin.agrees_with(known):
+        known = self._part.source
+        if first.offset and known and not source.agrees_with(known):
             raise _StartOverError
         if first.offset == 0 and fetch.part is not None and fetch.written:
             # Before the content changes: readers look at this after each read.
             fetch.restarts += 1
             fetch.part = None
-        await asyncio.to_thread(self._part.begin, origin, first.offset)
-        fetch.total_size = origin.total_size
-        fetch.sha256 = origin.sha256
+        await asyncio.to_thread(self._part.begin, source, first.offset)
+        fetch.total_size = source.total_size
+        fetch.sha256 = source.sha256
         fetch.written = self._part.written
         fetch.part = self._part
         fetch.announce()

@@ -17,7 +17,7 @@ from shared.errors import (
     ModelNotFoundError,
 )
 from shared.files.client import (
-    FileProvider,
+    ModelFiles,
     Progress,
 )
 from shared.files.disk import disk_errors
@@ -50,7 +50,7 @@ LARGE_FILES_AT_ONCE = 2
 
 
 async def snapshot(
-    provider: FileProvider, model_id: str, on_progress: Progress | None = None
+    provider: ModelFiles, model_id: str, on_progress: Progress | None = None
 ) -> Path:
     """Fetches what is known of a model and returns its folder, ready for `from_pretrained`.
 
@@ -65,13 +65,13 @@ async def snapshot(
         InvalidModelIdError: nothing was asked of the provider.
         ModelNotFoundError: there is no config.json.
         InvalidModelError: no safetensors weights, or a file that lists others is broken.
-        As `FileProvider.fetch` for the rest.
+        As `ModelFiles.fetch` for the rest.
     """
     return await _Snapshot(provider, parse_model_id(model_id), on_progress).make()
 
 
 class _Snapshot:
-    def __init__(self, provider: FileProvider, model_id: str, on_progress: Progress | None) -> None:
+    def __init__(self, provider: ModelFiles, model_id: str, on_progress: Progress | None) -> None:
         self._provider = provider
         self._model_id = model_id
         self._on_progress = on_progress

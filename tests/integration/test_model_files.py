@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from ml import model_management_pb2 as pb
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_ids import folder_name
 from tests.support.model_mgmt import ModelMgmt, failure_of, model_mgmt
@@ -247,7 +247,7 @@ async def test_a_damaged_copy_is_not_passed_on(
 async def test_a_worker_gets_its_snapshot_through_it(
     service: ModelMgmt, model: str, source: Provider, tmp_path: Path
 ) -> None:
-    async with FileProvider(service.address, tmp_path / "worker") as files:
+    async with ModelFiles(service.address, tmp_path / "worker") as files:
         folder = await snapshot(files, model)
     assert (folder / NAME).read_bytes() == CONTENT
     assert (folder / "config.json").read_bytes() == b"{}"

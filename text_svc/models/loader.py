@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.errors import InvalidArgumentError, OutOfMemoryError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_host import ModelState
 from shared.pipelines import TEXT_GENERATION
@@ -85,7 +85,7 @@ class Loader:
     def __init__(
         self,
         settings: TextSettings,
-        provider: FileProvider,
+        provider: ModelFiles,
         models: Callable[[], Iterable[Model]],
     ) -> None:
         self._settings = settings

@@ -18,7 +18,7 @@ from shared.errors import (
     PipelineMismatchError,
     ServiceError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.model_host import LoadProgress, ModelState, follow_load
 from shared.model_ids import ModelId, parse_model_id
 from shared.pipelines import TEXT_PIPELINES, find_pipeline
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class Registry:
     """Loads, unloads and lends models. An async context manager; leaving it ends all processes."""
 
-    def __init__(self, settings: TextSettings, provider: FileProvider) -> None:
+    def __init__(self, settings: TextSettings, provider: ModelFiles) -> None:
         self._settings = settings
         self._models: dict[ModelId, Model] = {}
         self._watchers: set[asyncio.Task[None]] = set()

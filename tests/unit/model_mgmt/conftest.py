@@ -12,7 +12,7 @@ import pytest
 from model_mgmt_svc.desired import WishStore
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.replicas import Workers
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from tests.support.model_workers import ModelWorker
 from tests.support.providers import Provider
 
@@ -27,7 +27,7 @@ class Plane:
     wishes: WishStore
     lifecycle: Lifecycle
     source: Provider
-    files: FileProvider
+    files: ModelFiles
 
     @property
     def replicas(self) -> tuple[ModelWorker, ModelWorker]:
@@ -42,7 +42,7 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
         Workers({"text": f"{first.address}, {second.address}"}) as workers,
         WishStore(tmp_path / "wishes.db") as wishes,
         Provider().running() as source,
-        FileProvider(source.address, tmp_path / "cache") as files,
+        ModelFiles(source.address, tmp_path / "cache") as files,
         contextlib.aclosing(Lifecycle(workers, wishes, files.refresh)) as lifecycle,
     ):
         yield Plane(first, second, workers, wishes, lifecycle, source, files)

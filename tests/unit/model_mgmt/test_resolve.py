@@ -10,7 +10,7 @@ import pytest
 
 from model_mgmt_svc.resolve import resolve_pipeline
 from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.pipelines import accepted_names
 from tests.support.providers import Provider
 
@@ -25,8 +25,8 @@ async def source() -> AsyncIterator[Provider]:
 
 
 @pytest.fixture
-async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]:
-    async with FileProvider(source.address, tmp_path) as provider:
+async def files(source: Provider, tmp_path: Path) -> AsyncIterator[ModelFiles]:
+    async with ModelFiles(source.address, tmp_path) as provider:
         yield provider
 
 
@@ -43,7 +43,7 @@ async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]
     ],
 )
 async def test_the_first_that_says_something_counts(
-    files: FileProvider,
+    files: ModelFiles,
     source: Provider,
     pipeline_type: str,
     architecture: str,
@@ -56,7 +56,7 @@ async def test_the_first_that_says_something_counts(
 
 
 async def test_an_unknown_name_is_refused_with_the_known_ones(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     with pytest.raises(UnknownPipelineError) as caught:
         await resolve_pipeline(files, MODEL, "time-travel", "LlamaForCausalLM")
@@ -70,7 +70,7 @@ async def test_an_unknown_name_is_refused_with_the_known_ones(
     [b"{}", b"[]", b'{"architectures": null}', b'{"architectures": ["NoSuchThing", 3]}'],
 )
 async def test_a_config_that_says_nothing(
-    files: FileProvider, source: Provider, config: bytes
+    files: ModelFiles, source: Provider, config: bytes
 ) -> None:
     source.files[f"{MODEL}/config.json"] = config
     with pytest.raises(UnknownPipelineError) as caught:
@@ -78,7 +78,7 @@ async def test_a_config_that_says_nothing(
     assert accepted_names() in caught.value.message
 
 
-async def test_a_config_that_is_broken_or_missing(files: FileProvider, source: Provider) -> None:
+async def test_a_config_that_is_broken_or_missing(files: ModelFiles, source: Provider) -> None:
     source.files[f"{MODEL}/config.json"] = b"{"
     with pytest.raises(InvalidModelError, match=r"config\.json of the model is not JSON"):
         await resolve_pipeline(files, MODEL, "", "")

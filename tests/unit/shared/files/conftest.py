@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from ml import model_management_pb2 as pb
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from tests.support.providers import CHUNK_BYTES, Context, Provider, chunks
 
@@ -47,8 +47,8 @@ async def source() -> AsyncIterator[Provider]:
 
 
 @pytest.fixture
-async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]:
-    async with FileProvider(source.address, tmp_path / "cache", limits=QUICK) as provider:
+async def files(source: Provider, tmp_path: Path) -> AsyncIterator[ModelFiles]:
+    async with ModelFiles(source.address, tmp_path / "cache", limits=QUICK) as provider:
         yield provider
 
 

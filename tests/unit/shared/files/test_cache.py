@@ -14,7 +14,7 @@ from shared.errors import (
     InvalidPathError,
     ResourceExhaustedError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from tests.support.processes import free_port
 from tests.support.providers import CHUNK_BYTES, Provider
 from tests.unit.shared.files.conftest import (
@@ -30,7 +30,7 @@ from tests.unit.shared.files.conftest import (
 @pytest.mark.parametrize("keep_time", [True, False], ids=["silently", "with a new time"])
 @pytest.mark.parametrize("damaged", [CONTENT[:-1] + b"\0", CONTENT[:-1], b""])
 async def test_a_damaged_cached_file_is_fetched_again(
-    files: FileProvider, source: Provider, damaged: bytes, keep_time: bool
+    files: ModelFiles, source: Provider, damaged: bytes, keep_time: bool
 ) -> None:
     path = await files.fetch(MODEL, NAME)
     stat = path.stat()
@@ -42,7 +42,7 @@ async def test_a_damaged_cached_file_is_fetched_again(
 
 
 async def test_a_touched_file_and_one_without_its_record(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     path = await files.fetch(MODEL, NAME)
     path.touch()
@@ -55,14 +55,14 @@ async def test_a_touched_file_and_one_without_its_record(
 
 
 async def test_a_cached_file_needs_no_provider(source: Provider, tmp_path: Path) -> None:
-    async with FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         await files.fetch(MODEL, NAME)
-    async with FileProvider(f"127.0.0.1:{free_port()}", tmp_path, limits=QUICK) as files:
+    async with ModelFiles(f"127.0.0.1:{free_port()}", tmp_path, limits=QUICK) as files:
         assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
 
 
 async def test_a_symlink_out_of_the_cache_is_not_followed(
-    files: FileProvider, source: Provider, tmp_path: Path
+    files: ModelFiles, source: Provider, tmp_path: Path
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -78,7 +78,7 @@ async def test_a_symlink_out_of_the_cache_is_not_followed(
 
 
 async def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     async def enormous(provider, request, content, context):
         yield pb.ModelFileChunk(data=b"x" * 1000, total_size=1 << 60)
@@ -91,7 +91,7 @@ async def test_a_file_larger_than_the_disk_is_refused_before_it_is_written(
 
 
 async def test_a_disk_that_fills_up_leaves_nothing(
-    files: FileProvider, source: Provider, file_size_limit
+    files: ModelFiles, source: Provider, file_size_limit
 ) -> None:
     file_size_limit(5 * CHUNK_BYTES)
     with pytest.raises(ResourceExhaustedError, match="the disk of the model cache is full"):
@@ -118,11 +118,11 @@ def file_size_limit():
 
 async def test_a_cache_that_cannot_be_written(source: Provider, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    async with FileProvider(source.address, tmp_path / "file" / "cache", limits=QUICK) as files:
+    async with ModelFiles(source.address, tmp_path / "file" / "cache", limits=QUICK) as files:
         with pytest.raises(InternalError, match="model cache cannot be used: Not a directory"):
             await files.fetch(MODEL, NAME)
     cache = tmp_path / "cache"
-    async with FileProvider(source.address, cache, limits=QUICK) as files:
+    async with ModelFiles(source.address, cache, limits=QUICK) as files:
         cache.mkdir()
         files.folder(MODEL).write_text("in the way")
         with pytest.raises(InternalError, match="model cache cannot be used") as caught:

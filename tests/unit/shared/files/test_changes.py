@@ -10,7 +10,7 @@ import pytest
 
 from ml import model_management_pb2 as pb
 from shared.errors import ModelFileNotFoundError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from tests.support.providers import CHUNK_BYTES, Provider, chunks, old
 from tests.unit.shared.files.conftest import (
     CONTENT,
@@ -39,7 +39,7 @@ async def knows_offsets_alone(provider, request, content, context):
 
 @pytest.mark.parametrize("changed", CHANGED.values(), ids=CHANGED)
 async def test_a_changed_file_is_fetched_anew(
-    files: FileProvider, source: Provider, changed: bytes
+    files: ModelFiles, source: Provider, changed: bytes
 ) -> None:
     await files.fetch(MODEL, NAME)
     source.files[KEY] = changed
@@ -49,7 +49,7 @@ async def test_a_changed_file_is_fetched_anew(
 
 @pytest.mark.parametrize("changed", ["longer", "shorter", "empty", "other bytes"])
 async def test_an_old_provider_shows_a_change_by_size_or_beginning(
-    files: FileProvider, source: Provider, changed: str
+    files: ModelFiles, source: Provider, changed: str
 ) -> None:
     source.usual = old
     await files.fetch(MODEL, NAME)
@@ -59,7 +59,7 @@ async def test_an_old_provider_shows_a_change_by_size_or_beginning(
     assert (await files.fetch(MODEL, NAME)).read_bytes() == CHANGED[changed]
 
 
-async def test_without_hashes_a_size_tells(files: FileProvider, source: Provider) -> None:
+async def test_without_hashes_a_size_tells(files: ModelFiles, source: Provider) -> None:
     source.usual = knows_offsets_alone
     await files.fetch(MODEL, NAME)
     source.files[KEY] = CHANGED["shorter"]
@@ -69,7 +69,7 @@ async def test_without_hashes_a_size_tells(files: FileProvider, source: Provider
 
 
 async def test_an_answer_from_nowhere_in_the_file_is_no_agreement(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     async def begins_before_the_file(provider, request, content, context):
         if request.offset:
@@ -84,7 +84,7 @@ async def test_an_answer_from_nowhere_in_the_file_is_no_agreement(
     assert source.asked_for(KEY) == [0, len(CONTENT), 0]
 
 
-async def test_a_file_that_is_gone_is_removed(files: FileProvider, source: Provider) -> None:
+async def test_a_file_that_is_gone_is_removed(files: ModelFiles, source: Provider) -> None:
     path = await files.fetch(MODEL, NAME)
     del source.files[KEY]
     with pytest.raises(ModelFileNotFoundError):
@@ -94,7 +94,7 @@ async def test_a_file_that_is_gone_is_removed(files: FileProvider, source: Provi
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL])
 async def test_a_provider_that_cannot_be_asked_changes_nothing(
-    files: FileProvider, source: Provider, code: grpc.StatusCode
+    files: ModelFiles, source: Provider, code: grpc.StatusCode
 ) -> None:
     async def refuses(provider, request, content, context):
         await context.abort(code, "not now")
@@ -108,7 +108,7 @@ async def test_a_provider_that_cannot_be_asked_changes_nothing(
 
 
 async def test_a_change_that_breaks_off_leaves_the_old_file(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     path = await files.fetch(MODEL, NAME)
     source.files[KEY] = CHANGED["other bytes"]
@@ -135,7 +135,7 @@ async def test_a_refresh_makes_all_files_those_of_the_provider(
     same, changed, gone = "config.json", "1_Pooling/config.json", "added_tokens.json"
     for name in (same, changed, gone):
         source.files[f"{MODEL}/{name}"] = name.encode()
-    async with FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         for name in (same, changed, gone):
             await files.fetch(MODEL, name)
         await files.fetch(MODEL, NAME)
@@ -153,7 +153,7 @@ async def test_a_refresh_makes_all_files_those_of_the_provider(
 
 
 async def test_the_hash_of_a_file_that_comes_is_waited_for(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     go_on = asyncio.Event()
 

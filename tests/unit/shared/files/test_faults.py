@@ -16,7 +16,7 @@ from shared.errors import (
     ResourceExhaustedError,
     ServiceError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from tests.support.providers import CHUNK_BYTES, Provider, chunks
 
@@ -119,7 +119,7 @@ async def test_a_lie_is_named_and_nothing_is_kept(
 
     source = Provider({"a/b/f.bin": CONTENT})
     source.usual = liar
-    async with source.running(), FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with source.running(), ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         with pytest.raises(ProviderFaultError) as caught:
             await files.fetch("a/b", "f.bin")
     assert said in caught.value.message
@@ -151,7 +151,7 @@ async def test_statuses_of_a_provider(
 
     source = Provider({"a/b/f.bin": CONTENT})
     source.usual = refuses
-    async with source.running(), FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with source.running(), ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         with pytest.raises(error) as caught:
             await files.fetch("a/b", "f.bin")
     assert "secret" not in caught.value.message
@@ -168,7 +168,7 @@ async def test_a_file_that_never_stays_the_same_is_given_up(tmp_path: Path) -> N
         await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
     source.usual = restless
-    async with source.running(), FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with source.running(), ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         with pytest.raises(ServiceError):
             await files.fetch("a/b", "f.bin")
     assert len(source.requests) < 30

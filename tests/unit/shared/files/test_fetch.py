@@ -16,7 +16,7 @@ from shared.errors import (
     ModelFileNotFoundError,
     ProviderUnavailableError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from tests.support.processes import free_port
 from tests.support.providers import Provider, chunks, honest
 from tests.support.waiting import until
@@ -31,7 +31,7 @@ from tests.unit.shared.files.conftest import (
 )
 
 
-async def test_a_file_is_fetched_once_and_kept(files: FileProvider, source: Provider) -> None:
+async def test_a_file_is_fetched_once_and_kept(files: ModelFiles, source: Provider) -> None:
     seen: list[tuple[int, int]] = []
     path = await files.fetch(MODEL, NAME, lambda done, total: seen.append((done, total)))
     assert path.read_bytes() == CONTENT
@@ -43,20 +43,20 @@ async def test_a_file_is_fetched_once_and_kept(files: FileProvider, source: Prov
     assert leftovers(files.cache_dir) == []
 
 
-async def test_ten_callers_are_one_fetch(files: FileProvider, source: Provider) -> None:
+async def test_ten_callers_are_one_fetch(files: ModelFiles, source: Provider) -> None:
     paths = await asyncio.gather(*(files.fetch(MODEL, NAME) for _ in range(10)))
     assert len(set(paths)) == 1
     assert source.asked_for(KEY) == [0]
 
 
-async def test_an_empty_file(files: FileProvider, source: Provider) -> None:
+async def test_an_empty_file(files: ModelFiles, source: Provider) -> None:
     source.files[f"{MODEL}/empty.txt"] = b""
     path = await files.fetch(MODEL, "empty.txt")
     assert path.read_bytes() == b""
 
 
 async def test_chunks_of_any_size_and_empty_ones_are_taken(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     async def odd(provider, request, content, context):
         for start, chunk in enumerate(chunks(content, size=7_777)):
@@ -69,7 +69,7 @@ async def test_chunks_of_any_size_and_empty_ones_are_taken(
 
 
 async def test_one_that_goes_away_does_not_end_the_fetch_of_others(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     go_on = asyncio.Event()
 
@@ -89,7 +89,7 @@ async def test_one_that_goes_away_does_not_end_the_fetch_of_others(
     assert source.asked_for(KEY) == [0]
 
 
-async def test_the_fetch_ends_when_all_have_gone(files: FileProvider, source: Provider) -> None:
+async def test_the_fetch_ends_when_all_have_gone(files: ModelFiles, source: Provider) -> None:
     source.usual = hangs
     waiters = [asyncio.create_task(files.fetch(MODEL, NAME)) for _ in range(3)]
     await until(lambda: source.requests)
@@ -105,8 +105,8 @@ async def test_two_caches_in_one_folder_do_not_disturb_each_other(
     source: Provider, tmp_path: Path
 ) -> None:
     async with (
-        FileProvider(source.address, tmp_path, limits=QUICK) as one,
-        FileProvider(source.address, tmp_path, limits=QUICK) as two,
+        ModelFiles(source.address, tmp_path, limits=QUICK) as one,
+        ModelFiles(source.address, tmp_path, limits=QUICK) as two,
     ):
         paths = await asyncio.gather(one.fetch(MODEL, NAME), two.fetch(MODEL, NAME))
     assert {path.read_bytes() for path in paths} == {CONTENT}
@@ -114,14 +114,14 @@ async def test_two_caches_in_one_folder_do_not_disturb_each_other(
 
 
 async def test_a_provider_that_is_down(tmp_path: Path) -> None:
-    async with FileProvider(f"127.0.0.1:{free_port()}", tmp_path, limits=QUICK) as files:
+    async with ModelFiles(f"127.0.0.1:{free_port()}", tmp_path, limits=QUICK) as files:
         with pytest.raises(ProviderUnavailableError) as caught:
             await files.fetch(MODEL, NAME)
         assert caught.value.retry_after
     assert leftovers(tmp_path) == []
 
 
-async def test_a_file_that_does_not_exist_leaves_nothing(files: FileProvider) -> None:
+async def test_a_file_that_does_not_exist_leaves_nothing(files: ModelFiles) -> None:
     with pytest.raises(ModelFileNotFoundError, match=r"no file 'nothing\.json'"):
         await files.fetch(MODEL, "nothing.json")
     assert leftovers(files.cache_dir) == []
@@ -141,7 +141,7 @@ async def test_a_file_that_does_not_exist_leaves_nothing(files: FileProvider) ->
     ],
 )
 async def test_bad_names_are_refused_before_anything_is_asked(
-    files: FileProvider, source: Provider, model_id: str, path: str, error: type[Exception]
+    files: ModelFiles, source: Provider, model_id: str, path: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
         await files.fetch(model_id, path)
@@ -154,7 +154,7 @@ async def test_bad_names_are_refused_before_anything_is_asked(
 
 async def test_leaving_ends_what_is_under_way(source: Provider, tmp_path: Path) -> None:
     source.usual = hangs
-    async with FileProvider(source.address, tmp_path, limits=QUICK) as files:
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as files:
         fetch = asyncio.create_task(files.fetch(MODEL, NAME))
         await until(lambda: source.requests)
     with pytest.raises(Exception, match="stopped"):
@@ -165,7 +165,7 @@ async def test_a_fetch_cancelled_at_any_moment_leaves_no_lock(
     source: Provider, tmp_path: Path
 ) -> None:
     for delay in (0, *(0.0005 * step for step in range(20))):
-        async with FileProvider(source.address, tmp_path, limits=QUICK) as files:
+        async with ModelFiles(source.address, tmp_path, limits=QUICK) as files:
             fetch = asyncio.create_task(files.fetch(MODEL, NAME))
             await asyncio.sleep(delay)
             fetch.cancel()

@@ -12,7 +12,7 @@ from shared.errors import (
     InternalError,
     UnavailableError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from tests.support.providers import Provider, chunks, old
 from tests.unit.shared.files.conftest import (
     CONTENT,
@@ -25,7 +25,7 @@ from tests.unit.shared.files.conftest import (
 
 
 async def test_a_reader_follows_a_file_that_is_still_coming(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     go_on = asyncio.Event()
 
@@ -51,7 +51,7 @@ async def test_a_reader_follows_a_file_that_is_still_coming(
 
 
 async def test_a_reader_is_told_when_the_content_changed_half_way(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     source.behaviours = [dies]
     source.usual = old  # begins again at 0, so that what was read may be of another version
@@ -62,7 +62,7 @@ async def test_a_reader_is_told_when_the_content_changed_half_way(
 
 
 async def test_a_reader_never_gets_the_end_of_a_wrong_file(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     async def wrong(provider, request, content, context):
         for chunk in chunks(content, sha256=hashlib.sha256(b"other").hexdigest()):
@@ -78,7 +78,7 @@ async def test_a_reader_never_gets_the_end_of_a_wrong_file(
     assert leftovers(files.cache_dir) == []
 
 
-async def test_a_reader_finds_damage_in_the_cache(files: FileProvider, source: Provider) -> None:
+async def test_a_reader_finds_damage_in_the_cache(files: ModelFiles, source: Provider) -> None:
     path = await files.fetch(MODEL, NAME)
     stat = path.stat()
     path.write_bytes(CONTENT[:-1] + b"\0")

@@ -13,7 +13,7 @@ from ml import model_management_pb2 as pb
 from shared.errors import (
     ProviderUnavailableError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from tests.support.providers import Provider, honest, old
 from tests.support.waiting import until
@@ -32,7 +32,7 @@ from tests.unit.shared.files.conftest import (
 
 
 async def test_an_interrupted_file_resumes_where_it_stopped(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     source.behaviours = [dies, dies]
     assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
@@ -40,7 +40,7 @@ async def test_an_interrupted_file_resumes_where_it_stopped(
 
 
 async def test_an_old_provider_that_ignores_the_offset_is_read_anew(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     source.behaviours = [dies]
     source.usual = old
@@ -53,7 +53,7 @@ async def test_a_provider_that_stops_sending_is_asked_again(
 ) -> None:
     source.behaviours = [hangs]
     limits = FetchLimits(backoff_seconds=0.01, stall_seconds=1)
-    async with FileProvider(source.address, tmp_path, limits=limits) as files:
+    async with ModelFiles(source.address, tmp_path, limits=limits) as files:
         assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
     first, *later = source.asked_for(KEY)
     assert first == 0
@@ -74,7 +74,7 @@ async def test_a_provider_that_never_begins_or_sends_only_nothing_is_given_up(
             await asyncio.sleep(0.001)
 
     limits = FetchLimits(attempts=2, backoff_seconds=0.01, first_chunk_seconds=1, stall_seconds=1)
-    async with FileProvider(source.address, tmp_path, limits=limits) as files:
+    async with ModelFiles(source.address, tmp_path, limits=limits) as files:
         for behaviour in (silent, empty_for_ever):
             source.requests.clear()
             source.usual = behaviour
@@ -86,14 +86,14 @@ async def test_a_provider_that_never_begins_or_sends_only_nothing_is_given_up(
 
 async def test_a_part_is_resumed_by_the_next_process(source: Provider, tmp_path: Path) -> None:
     source.usual = hangs
-    async with FileProvider(source.address, tmp_path, limits=QUICK) as first:
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as first:
         fetch = asyncio.create_task(first.fetch(MODEL, NAME))
         await until(lambda: [part.stat().st_size for part in parts(tmp_path)] == [CUT])
         fetch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await fetch
     source.usual = honest
-    async with FileProvider(source.address, tmp_path, limits=QUICK) as second:
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as second:
         assert (await second.fetch(MODEL, NAME)).read_bytes() == CONTENT
     assert source.asked_for(KEY) == [0, CUT]
     assert leftovers(tmp_path) == []
@@ -114,7 +114,7 @@ async def test_a_part_of_another_version_is_not_mixed_in(
 
     source.usual = dies_known
     limits = FetchLimits(attempts=1)
-    async with FileProvider(source.address, tmp_path, limits=limits) as files:
+    async with ModelFiles(source.address, tmp_path, limits=limits) as files:
         with pytest.raises(ProviderUnavailableError):
             await files.fetch(MODEL, NAME)
         assert leftovers(tmp_path) != []
@@ -126,7 +126,7 @@ async def test_a_part_of_another_version_is_not_mixed_in(
 
 async def test_a_damaged_part_is_found_by_its_hash(source: Provider, tmp_path: Path) -> None:
     source.usual = dies
-    async with FileProvider(source.address, tmp_path, limits=FetchLimits(attempts=1)) as files:
+    async with ModelFiles(source.address, tmp_path, limits=FetchLimits(attempts=1)) as files:
         with pytest.raises(ProviderUnavailableError):
             await files.fetch(MODEL, NAME)
         (part,) = parts(tmp_path)

@@ -16,7 +16,7 @@ from shared.errors import (
     ModelNotFoundError,
     ProviderUnavailableError,
 )
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from shared.files.snapshot import (
     MAX_SHARDS,
@@ -38,9 +38,9 @@ async def source() -> AsyncIterator[Provider]:
 
 
 @pytest.fixture
-async def files(source: Provider, tmp_path: Path) -> AsyncIterator[FileProvider]:
+async def files(source: Provider, tmp_path: Path) -> AsyncIterator[ModelFiles]:
     limits = FetchLimits(attempts=2, backoff_seconds=0.01)
-    async with FileProvider(source.address, tmp_path, limits=limits) as provider:
+    async with ModelFiles(source.address, tmp_path, limits=limits) as provider:
         yield provider
 
 
@@ -63,7 +63,7 @@ def read_folder(folder: Path) -> dict[str, bytes]:
 
 
 async def test_what_is_there_is_in_the_folder_and_nothing_else(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     names = ("config.json", "model.safetensors", *OPTIONAL_FILES)
     published = publish(source, **{name: f"content of {name}".encode() for name in names})
@@ -72,7 +72,7 @@ async def test_what_is_there_is_in_the_folder_and_nothing_else(
     assert read_folder(await snapshot(files, MODEL)) == published
 
 
-async def test_a_path_of_the_model_means_the_model(files: FileProvider, source: Provider) -> None:
+async def test_a_path_of_the_model_means_the_model(files: ModelFiles, source: Provider) -> None:
     published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
     folder = await snapshot(files, f"models/{MODEL}/model.safetensors")
     assert folder == files.folder(MODEL)
@@ -80,7 +80,7 @@ async def test_a_path_of_the_model_means_the_model(files: FileProvider, source: 
 
 
 async def test_shards_are_followed_and_progress_is_summed(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     shards = {f"model-{i:05}-of-00003.safetensors": WEIGHTS[:i] for i in (1, 1000, 300_000)}
     index = {"weight_map": {f"layer.{i}": name for i, name in enumerate([*shards] * 5)}}
@@ -93,7 +93,7 @@ async def test_shards_are_followed_and_progress_is_summed(
     assert all(done <= total or total == 0 for done, total in seen)
 
 
-async def test_folders_of_modules_are_followed(files: FileProvider, source: Provider) -> None:
+async def test_folders_of_modules_are_followed(files: ModelFiles, source: Provider) -> None:
     modules = [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
         {
@@ -118,9 +118,7 @@ async def test_folders_of_modules_are_followed(files: FileProvider, source: Prov
     assert read_folder(await snapshot(files, MODEL)) == published
 
 
-async def test_a_second_snapshot_fetches_nothing_again(
-    files: FileProvider, source: Provider
-) -> None:
+async def test_a_second_snapshot_fetches_nothing_again(files: ModelFiles, source: Provider) -> None:
     published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
     await snapshot(files, MODEL)
     source.requests.clear()
@@ -130,7 +128,7 @@ async def test_a_second_snapshot_fetches_nothing_again(
         assert asked[name] == len(content)  # only whether it is still the same
 
 
-async def test_an_unknown_model(files: FileProvider, source: Provider) -> None:
+async def test_an_unknown_model(files: ModelFiles, source: Provider) -> None:
     publish(source, **{"model.safetensors": WEIGHTS})
     with pytest.raises(ModelNotFoundError, match="no model 'org/name'"):
         await snapshot(files, MODEL)
@@ -139,7 +137,7 @@ async def test_an_unknown_model(files: FileProvider, source: Provider) -> None:
         await snapshot(files, "../name")
 
 
-async def test_a_model_without_safetensors(files: FileProvider, source: Provider) -> None:
+async def test_a_model_without_safetensors(files: ModelFiles, source: Provider) -> None:
     publish(source, **{"config.json": {}, "pytorch_model.bin": b"pickle"})
     with pytest.raises(InvalidModelError, match="only safetensors"):
         await snapshot(files, MODEL)
@@ -167,7 +165,7 @@ async def test_a_model_without_safetensors(files: FileProvider, source: Provider
     ],
 )
 async def test_an_index_that_is_broken_or_hostile(
-    files: FileProvider, source: Provider, index: object, said: str
+    files: ModelFiles, source: Provider, index: object, said: str
 ) -> None:
     publish(source, **{"config.json": {}, INDEX: index})
     with pytest.raises(InvalidModelError, match=said):
@@ -185,7 +183,7 @@ async def test_an_index_that_is_broken_or_hostile(
     ],
 )
 async def test_modules_that_are_broken_or_hostile(
-    files: FileProvider, source: Provider, modules: object, said: str
+    files: ModelFiles, source: Provider, modules: object, said: str
 ) -> None:
     publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS, "modules.json": modules})
     with pytest.raises(InvalidModelError, match=said):
@@ -193,7 +191,7 @@ async def test_modules_that_are_broken_or_hostile(
 
 
 async def test_a_provider_that_goes_away_is_told_by_itself(
-    files: FileProvider, source: Provider
+    files: ModelFiles, source: Provider
 ) -> None:
     publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import OutOfMemoryError
-from shared.files.client import FileProvider
+from shared.files.client import ModelFiles
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_GENERATION, Pipeline, find_pipeline
 from text_svc.models import engine_choice
@@ -46,7 +46,7 @@ async def needed(
     shapes = {"model.embed_tokens.weight": (rows, 64), head: (rows // 2, 128)}
     save_file({name: torch.zeros(s) for name, s in shapes.items()}, folder / "model.safetensors")
     settings = TextSettings(memory_budget_mb=1, cache_dir=folder / "cache")
-    loader = Held(settings, FileProvider("127.0.0.1:1", folder / "cache"), list)
+    loader = Held(settings, ModelFiles("127.0.0.1:1", folder / "cache"), list)
     loader.folder = folder
     load_options = LoadOptions(engine="transformers", **options)
     model = Model(ModelId("tiny"), pipeline, options=load_options)
