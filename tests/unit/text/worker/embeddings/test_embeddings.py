@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import openvino as ov
 import pytest
 import torch
 from safetensors.numpy import save_file
@@ -173,7 +174,12 @@ async def test_bfloat16_and_int8_stay_near(tmp_path: Path) -> None:
         async with serve(launch_of(folder, "embeddings", {"dtype": dtype}, **fields)) as stub:
             got = await embed(stub, TEXTS)
         assert (got * reference).sum(1).min() > 0.98, dtype
-        assert np.abs(got - reference).max() > 1e-6, f"{dtype} is not exact, or was not used"
+        # A processor without bfloat16 computes in float32 instead.
+        exact = dtype == "bfloat16" and "BF16" not in ov.Core().get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        )
+        difference = np.abs(got - reference).max()
+        assert (difference < 1e-5) if exact else (difference > 1e-6), f"{dtype} was not used"
 
 
 def test_what_does_not_convert_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
