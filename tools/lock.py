@@ -1,14 +1,24 @@
 """Pins every dependency with its hashes into `requirements/`, one file a service and one for all.
 
-PyTorch is left out: its CPU build comes from elsewhere and is pinned in the Makefile and the
-Dockerfiles. The files are complete, so they are installed with `--no-deps`.
+    python tools/lock.py [--keep]
+
+Takes the newest versions that pyproject.toml allows, or with `--keep` the pinned ones where they
+still fit. One set serves every Python and machine of `PYTHONS` and `PLATFORMS`; that each has a
+wheel of every pin is checked at the end. PyTorch is left out: its CPU build comes from elsewhere
+and is pinned in the Makefile and the images. The files are complete, so they are installed with
+`--no-deps`.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,10 +29,16 @@ TARGETS = {
     "models": ("models",),
     "dev": ("model-mgmt", "text", "vision", "otel", "tools", "dev"),
 }
-# What torch needs beside itself, and what must not come in by another package's wish.
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# The oldest systems that all wheels run on: Envoy's ask for glibc 2.31 and macOS 15, and
+# OpenVINO's for glibc 2.35 on aarch64.
+PLATFORMS = ("x86_64-manylinux_2_31", "aarch64-manylinux_2_35", "aarch64-apple-darwin")
+MACOS = {"MACOSX_DEPLOYMENT_TARGET": "15.0"}
+CHECKS_AT_ONCE = 4
+# What torch needs beside itself, and what must not come in because another package asks for it.
 TORCH_NEEDS = "filelock\nfsspec\njinja2\nnetworkx\nsetuptools\nsympy\ntyping-extensions\n"
 OVERRIDES = 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n'
-# A server needs no windows: the same OpenCV without them is a third of the size.
+# A server has no windows: the same OpenCV without them is a third of the size.
 OVERRIDES += 'opencv-contrib-python; sys_platform == "never"\n'
 HEADLESS = "opencv-python-headless\n"
 # optimum-intel does not run with a newer hub client; 1.3 of the other refuses Python 3.11.
@@ -32,8 +48,12 @@ NOT_FOR_MODELS = ("absl-py", "matplotlib", "sounddevice")
 HEADER = "# Made by `make lock` from pyproject.toml; complete, install with --no-deps.\n"
 
 
-def lock(name: str, extras: tuple[str, ...], folder: Path) -> None:
-    """Writes `requirements/NAME.txt` from the project's dependencies and `extras`."""
+def lock(name: str, extras: tuple[str, ...], folder: Path, *, keep: bool) -> None:
+    """Writes `requirements/NAME.txt` from the project's dependencies and `extras`.
+
+    Raises:
+        CalledProcessError: no set of versions fits; uv has said why on stderr.
+    """
     overrides, additions = folder / "overrides.txt", folder / "additions.txt"
     unused = NOT_FOR_MODELS if name == "models" else ()
     overrides.write_text(
@@ -44,17 +64,51 @@ def lock(name: str, extras: tuple[str, ...], folder: Path) -> None:
     )
     output = ROOT / "requirements" / f"{name}.txt"
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
-    command += ["--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate"]
-    command += ["--overrides", str(overrides), "--upgrade", "--no-emit-index-url"]
+    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--overrides", str(overrides), "--no-emit-index-url"]
     command += ["--no-emit-package", "torch", "--no-emit-package", "torchvision"]
+    command += [] if keep else ["--upgrade"]
     command += [argument for extra in extras for argument in ("--extra", extra)]
     command += ["pyproject.toml", str(additions), "-o", str(output)]
     subprocess.run(command, check=True, cwd=ROOT)
     output.write_text(HEADER + output.read_text())
 
 
-if __name__ == "__main__":
+def missing_wheels(folder: Path) -> list[str]:
+    """Where `requirements/dev.txt`, which holds all pins, cannot be installed from wheels alone.
+
+    Returns:
+        A paragraph for each such Python and platform, with uv's reason.
+    """
+
+    def check(target: tuple[str, str]) -> str:
+        python, platform = target
+        command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--dry-run"]
+        command += ["--target", str(folder / "none"), "--no-deps", "--require-hashes"]
+        command += ["--python-version", python, "--python-platform", platform]
+        command += ["--only-binary", ":all:", "-r", "requirements/dev.txt"]
+        checked = subprocess.run(
+            command, cwd=ROOT, env=os.environ | MACOS, capture_output=True, text=True, check=False
+        )
+        return f"Python {python}, {platform}:\n{checked.stderr}" if checked.returncode else ""
+
+    with ThreadPoolExecutor(CHECKS_AT_ONCE) as pool:
+        return [text for text in pool.map(check, itertools.product(PYTHONS, PLATFORMS)) if text]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description="Pins all dependencies into requirements/.")
+    parser.add_argument("--keep", action="store_true", help="keep pinned versions that still fit")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         for name, extras in TARGETS.items():
-            lock(name, extras, Path(temporary))
+            lock(name, extras, Path(temporary), keep=options.keep)
             print(f"requirements/{name}.txt")
+        if missing := missing_wheels(Path(temporary)):
+            sys.exit("\n".join(["Some pins have no wheel for:", *missing]))
+    print(f"every pin has wheels for Python {', '.join(PYTHONS)} on {', '.join(PLATFORMS)}")
+
+
+if __name__ == "__main__":
+    main()
