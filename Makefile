@@ -1,13 +1,11 @@
 # Everything that people and CI do with this project; `make` lists it.
-PYTHON ?= python3.11
+# The Python of the environment; by default the first of python3.11 to python3.14 that works.
+PYTHON ?=
 VENV ?= .venv
 PORT ?= 50051
 # PyTorch's index of CPU builds, asked only where the ordinary index has no such build.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
-TORCH_VERSION := 2.13.0
-TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
@@ -18,16 +16,8 @@ help: ## list the targets
 
 setup: $(SETUP) ## make the environment in .venv
 
-# +cpu names the CPU build, so that no index can hand out a CUDA build of several GB.
-$(SETUP): requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
-	@command -v $(PYTHON) >/dev/null || \
-	  { echo "$(PYTHON) is not installed; with PYTHON=... another Python 3.11 is taken"; exit 1; }
-	@echo "making the environment in $(VENV) (about a minute)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -q --no-deps "$(TORCH)" 2>/dev/null || \
-	  $(PIP) install -q --no-deps --index-url $(TORCH_INDEX_URL) "$(TORCH)"
-	@$(PIP) install -q --no-deps --require-hashes -r requirements/dev.txt
-	@$(PIP) install -q --no-deps --no-build-isolation -e .
+$(SETUP): tools/setup.sh requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
+	@PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" tools/setup.sh "$(VENV)"
 	@touch $@
 
 up: models ## run the services, Envoy and a file provider until Ctrl-C
@@ -70,9 +60,9 @@ bench-perplexity: models ## what each dtype costs a model's answers
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
 
 rust: ## build, lint and test the Rust client
-	@$(PYTHON) -m tools.cargo fmt --check
-	@$(PYTHON) -m tools.cargo clippy -q --all-targets --all-features -- -D warnings
-	@$(PYTHON) -m tools.cargo test -q --all-features
+	@python3 -m tools.cargo fmt --check
+	@python3 -m tools.cargo clippy -q --all-targets --all-features -- -D warnings
+	@python3 -m tools.cargo test -q --all-features
 
 lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff format --check -q .
@@ -92,7 +82,7 @@ models: setup ## fetch the models and pictures into models/
 	@$(PY) -m tools.models fetch
 
 lock: setup ## pin all dependencies anew into requirements/
-	@$(PY) tools/lock.py
+	@$(PY) tools/lock.py $(LOCK)
 
 docs: setup ## write the tables of README.md that come from the code
 	@$(PY) -m tools.docs

@@ -1,0 +1,75 @@
+#!/bin/sh
+# Makes the Python environment in a folder: `tools/setup.sh FOLDER`, which is what `make setup` runs.
+#
+# uv does it where it is installed, otherwise pip, which takes two to three times as long. Both check
+# every file against the hashes in requirements/. PYTHON names the interpreter; by default it is the
+# first of python3.11 to python3.14 that works, and if there is none, uv brings one.
+set -u
+venv=$1
+python=${PYTHON:-}
+uv=$(command -v "${UV-uv}" || true)
+index=${TORCH_INDEX_URL:-https://download.pytorch.org/whl/cpu}
+# PyTorch's CPU build. On Linux "+cpu" names it, so that no index can hand out a CUDA build of
+# several GB; elsewhere there is no other.
+torch=torch==2.13.0
+[ "$(uname -s)" != Linux ] || torch=$torch+cpu
+cd "$(dirname "$0")/.." || exit 1
+
+# A pyenv shim of a version that is not chosen is on PATH and does not run.
+works() {
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
+    2>/dev/null
+}
+
+# One that the caller names is taken, or refused by name; another is never taken in its place.
+find_python() {
+  for candidate in ${python:-python3.11 python3.12 python3.13 python3.14 python3}; do
+    if works "$candidate"; then
+      python=$candidate
+      return
+    fi
+  done
+  [ -z "$python" ] || fail "$python is not a Python 3.11, 3.12, 3.13 or 3.14 with venv and pip"
+  [ -n "$uv" ] || fail "no Python 3.11, 3.12, 3.13 or 3.14 with venv and pip was found:" \
+    "install one (on Debian: apt install python3 python3-venv), or uv, which brings its own"
+  python=3.13 # uv downloads it
+}
+
+fail() {
+  echo "$*" >&2
+  exit 1
+}
+
+install() {
+  "$venv/bin/python" -m pip --disable-pip-version-check install -q --no-deps "$@"
+}
+
+# The index that this machine's pip is set up with comes first; it may have the CPU build nearby.
+install_torch() {
+  install "$torch" 2>/dev/null || install --index-url "$index" "$torch"
+}
+
+with_uv() {
+  "$uv" venv -q --seed --allow-existing --python "$python" "$venv" || return
+  install_torch &
+  "$uv" pip install -q --python "$venv/bin/python" --no-deps --require-hashes \
+    -r requirements/dev.txt
+  installed=$?
+  wait $! || exit 1 # pip has said why
+  return $installed
+}
+
+with_pip() {
+  "$python" -m venv "$venv" && install_torch && install --require-hashes -r requirements/dev.txt
+}
+
+find_python
+if [ -n "$uv" ]; then
+  echo "making the environment in $venv with $python and uv (about a minute)"
+  # uv knows nothing of a package index that pip alone is set up for.
+  with_uv || { echo "uv could not do it, see above; trying pip" && with_pip; } || exit 1
+else
+  echo "making the environment in $venv with $python and pip (about two minutes)"
+  with_pip || exit 1
+fi
+install --no-build-isolation -e .
