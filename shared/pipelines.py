@@ -130,16 +130,24 @@ TEXT_PIPELINES = (
     *(SPEECH_RECOGNITION, TEXT_TO_SPEECH),
 )
 
+
+def _vision(name: str, *aliases: str) -> Pipeline:
+    return Pipeline(name, "vision", aliases)
+
+
+FACE_DETECTION = _vision("face-detection", "face-detector")
+FACE_MESH = _vision("face-mesh", "face-landmarker", "face-landmarks")
+IRIS_TRACKING = _vision("iris-tracking", "iris")
+HAND_TRACKING = _vision("hand-tracking", "gesture-recognizer", "hand-landmarker")
+POSE_TRACKING = _vision("pose-tracking", "pose-landmarker", "pose-estimation")
+HOLISTIC_TRACKING = _vision("holistic-tracking", "holistic-landmarker", "holistic")
+SELFIE_SEGMENTATION = _vision("selfie-segmentation", "selfie-segmenter")
+HAIR_SEGMENTATION = _vision("hair-segmentation", "hair-segmenter")
+
 # A model of one of these replaces the one that the service's task runs on.
 VISION_TASKS = (
-    Pipeline("face-detection", "vision", aliases=("face-detector",)),
-    Pipeline("face-mesh", "vision", aliases=("face-landmarker", "face-landmarks")),
-    Pipeline("iris-tracking", "vision", aliases=("iris",)),
-    Pipeline("hand-tracking", "vision", aliases=("gesture-recognizer", "hand-landmarker")),
-    Pipeline("pose-tracking", "vision", aliases=("pose-landmarker", "pose-estimation")),
-    Pipeline("holistic-tracking", "vision", aliases=("holistic-landmarker", "holistic")),
-    Pipeline("selfie-segmentation", "vision", aliases=("selfie-segmenter",)),
-    Pipeline("hair-segmentation", "vision", aliases=("hair-segmenter",)),
+    *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
+    *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
 )
 
 PIPELINES: tuple[Pipeline, ...] = (*TEXT_PIPELINES, *VISION_TASKS)

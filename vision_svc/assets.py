@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from shared.errors import ModelNotLoadedError
 
 if TYPE_CHECKING:
+    from vision_svc.detector import VisionTask
     from vision_svc.options import Options
-    from vision_svc.tasks import VisionTask
 
 
 class Assets:

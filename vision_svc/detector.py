@@ -1,11 +1,15 @@
-"""What every task instance is to the rest of the service."""
+"""The interface of a vision task: its description, and a detector that has its model in memory."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ml import mediapipe_pb2 as pb
+from vision_svc.options import Option, Options
 
 if TYPE_CHECKING:
     from vision_svc.frames.types import Rgb
@@ -22,24 +26,68 @@ Response: TypeAlias = (
 
 
 class Mode(enum.Enum):
-    """Whether pictures stand alone or follow each other."""
+    """Whether pictures are independent (IMAGE) or follow each other (VIDEO)."""
 
     IMAGE = "image"
     VIDEO = "video"
 
 
 class Detector(Protocol):
-    """A task object and its model in memory. One thread at a time may use it."""
+    """A task with its model in memory, for one thread at a time."""
 
     def detect(self, image: Rgb, time_ms: int) -> Response:
-        """What the task finds, without the frame's marks.
+        """Runs the task on one picture.
 
         Args:
             image: the pixels.
-            time_ms: the stream's own clock, strictly increasing; not read in IMAGE mode.
+            time_ms: the stream's own clock, strictly increasing; ignored in IMAGE mode.
+
+        Returns:
+            What was found. The fields that describe the frame (its timestamp and number, the
+            timing) are not set.
         """
         ...
 
     def close(self) -> None:
-        """Frees the model. Later calls of `detect` are an error."""
+        """Frees the model. `detect` must not be called afterwards."""
         ...
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model file, and the MiB that an instance of it takes, measured on 640 x 480."""
+
+    file: str
+    memory_mb: int
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """One vision task: its model files, its options, and how to open a detector.
+
+    Attributes:
+        name: its pipeline type.
+        open: opens a detector from a model file.
+        assets: model files by variant; the first is the default.
+        variant_option: the option that selects the variant, if there is more than one.
+        options: the options that callers may set.
+        keeps_state: whether a detector in VIDEO mode remembers earlier frames, so that it must not
+            pass from one stream to another.
+    """
+
+    name: str
+    open: Callable[[Path, Options, Mode], Detector]
+    assets: Mapping[str, Asset]
+    options: tuple[Option, ...]
+    variant_option: str | None = None
+    keeps_state: bool = True
+
+    def asset(self, options: Options) -> Asset:
+        """The model file that these options select."""
+        variant = str(options[self.variant_option]) if self.variant_option else ""
+        return self.assets[variant]
+
+    @property
+    def default_asset(self) -> Asset:
+        """The model file that the default options select."""
+        return next(iter(self.assets.values()))

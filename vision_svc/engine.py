@@ -20,7 +20,7 @@ from shared.errors import QueueFullError
 from shared.process import memory_limit_bytes
 from vision_svc import metrics
 from vision_svc.assets import Assets
-from vision_svc.detector import Mode, Response
+from vision_svc.detector import Mode, Response, VisionTask
 from vision_svc.frames.decoder import decode_picture
 from vision_svc.frames.types import (
     EncodedFrame,
@@ -34,7 +34,7 @@ from vision_svc.streams.session import (
     Metadata,
     Session,
 )
-from vision_svc.tasks import TASKS, VisionTask
+from vision_svc.tasks import TASKS
 
 if TYPE_CHECKING:
     from vision_svc.settings import VisionSettings

@@ -18,9 +18,9 @@ from vision_svc.options import parse_options
 
 if TYPE_CHECKING:
     from vision_svc.assets import Assets
+    from vision_svc.detector import VisionTask
     from vision_svc.frames.types import Rgb
     from vision_svc.options import Options, Value
-    from vision_svc.tasks import VisionTask
 
 log = logging.getLogger(__name__)
 

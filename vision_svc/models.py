@@ -19,7 +19,8 @@ from shared.files.client import ModelFiles
 from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
-from vision_svc.tasks import TASKS, VisionTask
+from vision_svc.detector import VisionTask
+from vision_svc.tasks import TASKS
 
 if TYPE_CHECKING:
     from vision_svc.engine import Engine

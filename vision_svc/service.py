@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
+from shared import pipelines
 from shared.errors import NotImplementedRpcError, UnavailableError
 from shared.rpc.interceptors import Context
 from vision_svc.frames.types import EncodedFrame
 
 if TYPE_CHECKING:
+    from shared.pipelines import Pipeline
+    from vision_svc.detector import Response
     from vision_svc.engine import Engine
     from vision_svc.frames.wire import ReceivedFrame
+
+Frames: TypeAlias = "AsyncIterator[ReceivedFrame]"
+Responses: TypeAlias = "AsyncIterator[Response]"
 
 NAME = "ml.MediapipeService"
 
@@ -25,58 +31,64 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def __init__(self) -> None:
         self.engine: Engine | None = None
 
-    async def DetectFaces(self, request: pb.ImageRequest, context: Context) -> Any:
-        return await self._detect("face-detection", request, context)
+    async def DetectFaces(self, request: pb.ImageRequest, context: Context) -> Response:
+        return await self._detect(pipelines.FACE_DETECTION, request, context)
 
-    async def DetectHands(self, request: pb.ImageRequest, context: Context) -> Any:
-        return await self._detect("hand-tracking", request, context)
+    async def DetectHands(self, request: pb.ImageRequest, context: Context) -> Response:
+        return await self._detect(pipelines.HAND_TRACKING, request, context)
 
-    async def DetectPose(self, request: pb.ImageRequest, context: Context) -> Any:
-        return await self._detect("pose-tracking", request, context)
+    async def DetectPose(self, request: pb.ImageRequest, context: Context) -> Response:
+        return await self._detect(pipelines.POSE_TRACKING, request, context)
 
-    def StreamFaceDetection(self, requests: Any, context: Context) -> Any:
-        return self._stream("face-detection", requests, context)
+    def StreamFaceDetection(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.FACE_DETECTION, requests, context)
 
-    def StreamHandTracking(self, requests: Any, context: Context) -> Any:
-        return self._stream("hand-tracking", requests, context)
+    def StreamHandTracking(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.HAND_TRACKING, requests, context)
 
-    def StreamPoseTracking(self, requests: Any, context: Context) -> Any:
-        return self._stream("pose-tracking", requests, context)
+    def StreamPoseTracking(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.POSE_TRACKING, requests, context)
 
-    def StreamHolisticTracking(self, requests: Any, context: Context) -> Any:
-        return self._stream("holistic-tracking", requests, context)
+    def StreamHolisticTracking(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.HOLISTIC_TRACKING, requests, context)
 
-    def StreamFaceMesh(self, requests: Any, context: Context) -> Any:
-        return self._stream("face-mesh", requests, context)
+    def StreamFaceMesh(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.FACE_MESH, requests, context)
 
-    def StreamIrisTracking(self, requests: Any, context: Context) -> Any:
-        return self._stream("iris-tracking", requests, context)
+    def StreamIrisTracking(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.IRIS_TRACKING, requests, context)
 
-    def StreamSelfieSegmentation(self, requests: Any, context: Context) -> Any:
-        return self._stream("selfie-segmentation", requests, context)
+    def StreamSelfieSegmentation(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.SELFIE_SEGMENTATION, requests, context)
 
-    def StreamHairSegmentation(self, requests: Any, context: Context) -> Any:
-        return self._stream("hair-segmentation", requests, context)
+    def StreamHairSegmentation(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.HAIR_SEGMENTATION, requests, context)
 
-    def StreamObjectDetection(self, requests: Any, context: Context) -> NoReturn:
+    def StreamObjectDetection(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectDetection", "no object detection model comes with this service")
 
-    def StreamObjectTracking(self, requests: Any, context: Context) -> NoReturn:
+    def StreamObjectTracking(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectTracking", "no object detection model comes with this service")
 
-    def StreamObjectDetection3D(self, requests: Any, context: Context) -> NoReturn:
+    def StreamObjectDetection3D(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectDetection3D", "MediaPipe no longer ships its Objectron models")
 
-    def StreamTemplateMatching(self, requests: Any, context: Context) -> NoReturn:
+    def StreamTemplateMatching(
+        self, requests: AsyncIterator[pb.TemplateMatchingRequest], context: Context
+    ) -> NoReturn:
         _not_built("StreamTemplateMatching", "MediaPipe's Tasks have no template matching")
 
-    def StreamAutoFlip(self, requests: Any, context: Context) -> NoReturn:
+    def StreamAutoFlip(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamAutoFlip", "MediaPipe's Tasks have no AutoFlip")
 
-    async def ProcessMediaSequence(self, requests: Any, context: Context) -> NoReturn:
+    async def ProcessMediaSequence(
+        self, requests: AsyncIterator[pb.MediaSequenceFrame], context: Context
+    ) -> NoReturn:
         _not_built("ProcessMediaSequence", "MediaPipe's Tasks have no media sequences")
 
-    async def _detect(self, task: str, request: pb.ImageRequest, context: Context) -> Any:
+    async def _detect(
+        self, pipeline: Pipeline, request: pb.ImageRequest, context: Context
+    ) -> Response:
         frame = EncodedFrame(
             request.image_data,
             request.format,
@@ -85,12 +97,10 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
             received_at=time.perf_counter(),
             data_field="image_data",
         )
-        return await self._ready().detect(task, frame, _metadata(context))
+        return await self._ready().detect(pipeline.name, frame, _metadata(context))
 
-    def _stream(
-        self, task: str, requests: AsyncIterator[ReceivedFrame], context: Context
-    ) -> AsyncIterator[Any]:
-        return self._ready().stream(task, _frames(requests), _metadata(context))
+    def _stream(self, pipeline: Pipeline, requests: Frames, context: Context) -> Responses:
+        return self._ready().stream(pipeline.name, _frames(requests), _metadata(context))
 
     def _ready(self) -> Engine:
         if self.engine is None:
@@ -99,7 +109,7 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
 
 
 async def _frames(
-    requests: AsyncIterator[ReceivedFrame],
+    requests: Frames,
 ) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
     position = 0
     async for fields, data in requests:

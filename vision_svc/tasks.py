@@ -1,57 +1,16 @@
-"""The table of vision tasks: what each runs, on which files, and with which options."""
+"""The table of vision tasks: what each runs, on which model files, and with which options.
+
+The names are those of `shared.pipelines`. Importing this module imports MediaPipe.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 
-from vision_svc.backends import (
-    mediapipe_tasks,
-    segmentation,
-)
-from vision_svc.detector import Detector, Mode
-from vision_svc.options import Choice, Count, Option, Options, Score
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A model file, and the MiB that an instance on it takes, measured on 640 x 480."""
-
-    file: str
-    memory_mb: int
-
-
-@dataclass(frozen=True)
-class VisionTask:
-    """One task.
-
-    Attributes:
-        name: its pipeline type.
-        open: makes an instance from a model file.
-        assets: model files by variant; the first is the default.
-        variant_option: the option that chooses among them, if there are several.
-        options: what callers may set.
-        keeps_state: whether an instance in VIDEO mode remembers earlier frames, so that it must not
-            pass from one stream to another.
-    """
-
-    name: str
-    open: Callable[[Path, Options, Mode], Detector]
-    assets: Mapping[str, Asset]
-    options: tuple[Option, ...]
-    variant_option: str | None = None
-    keeps_state: bool = True
-
-    def asset(self, options: Options) -> Asset:
-        """The file that these options ask for."""
-        variant = str(options[self.variant_option]) if self.variant_option else ""
-        return self.assets[variant]
-
-    @property
-    def default_asset(self) -> Asset:
-        """The file that the default options ask for."""
-        return next(iter(self.assets.values()))
+from shared import pipelines
+from vision_svc.backends import mediapipe_tasks, segmentation
+from vision_svc.detector import Asset, VisionTask
+from vision_svc.options import Choice, Count, Score
 
 
 def _variants(option: str, assets: Mapping[str, Asset]) -> Choice:
@@ -80,7 +39,7 @@ _SELFIE_MODELS = {
 _MASK_FORMAT = Choice("mask_format", ("binary", "alpha"))
 
 FACE_DETECTION = VisionTask(
-    "face-detection",
+    pipelines.FACE_DETECTION.name,
     mediapipe_tasks.face_detector,
     _FACE_RANGES,
     (Count("max_faces", 100, 100), _DETECTION, _variants("face_range", _FACE_RANGES)),
@@ -88,38 +47,38 @@ FACE_DETECTION = VisionTask(
     keeps_state=False,
 )
 FACE_MESH = VisionTask(
-    "face-mesh",
+    pipelines.FACE_MESH.name,
     mediapipe_tasks.face_mesh,
     {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
 )
 IRIS_TRACKING = VisionTask(
-    "iris-tracking",
+    pipelines.IRIS_TRACKING.name,
     mediapipe_tasks.iris_tracker,
     {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
 )
 HAND_TRACKING = VisionTask(
-    "hand-tracking",
+    pipelines.HAND_TRACKING.name,
     mediapipe_tasks.gesture_recognizer,
     {"": Asset("gesture_recognizer.task", 35)},
     (Count("max_hands", 2, 16), *_TRACKING),
 )
 POSE_TRACKING = VisionTask(
-    "pose-tracking",
+    pipelines.POSE_TRACKING.name,
     mediapipe_tasks.pose_landmarker,
     _POSE_MODELS,
     (Count("max_poses", 1, 8), *_TRACKING, _variants("pose_model", _POSE_MODELS)),
     variant_option="pose_model",
 )
 HOLISTIC_TRACKING = VisionTask(
-    "holistic-tracking",
+    pipelines.HOLISTIC_TRACKING.name,
     mediapipe_tasks.holistic_landmarker,
     {"": Asset("holistic_landmarker.task", 90)},
     (_DETECTION, Score("min_presence_confidence", 0.5)),
 )
 SELFIE_SEGMENTATION = VisionTask(
-    "selfie-segmentation",
+    pipelines.SELFIE_SEGMENTATION.name,
     segmentation.segmenter,
     _SELFIE_MODELS,
     (_MASK_FORMAT, _variants("selfie_model", _SELFIE_MODELS)),
@@ -127,7 +86,7 @@ SELFIE_SEGMENTATION = VisionTask(
     keeps_state=False,
 )
 HAIR_SEGMENTATION = VisionTask(
-    "hair-segmentation",
+    pipelines.HAIR_SEGMENTATION.name,
     segmentation.segmenter,
     {"": Asset("hair_segmenter.tflite", 30)},
     (_MASK_FORMAT,),

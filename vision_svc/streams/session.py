@@ -26,8 +26,8 @@ from vision_svc.streams.serial_executor import Lane
 from vision_svc.streams.tracker import Tracker
 
 if TYPE_CHECKING:
+    from vision_svc.detector import VisionTask
     from vision_svc.engine import Engine
-    from vision_svc.tasks import VisionTask
 
 Metadata: TypeAlias = Mapping[str, str]
 T = TypeVar("T")

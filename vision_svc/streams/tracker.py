@@ -11,9 +11,9 @@ from vision_svc.detector import Mode, Response
 from vision_svc.instances import DEFAULT_STEP_MS, Instance, Instances
 
 if TYPE_CHECKING:
+    from vision_svc.detector import VisionTask
     from vision_svc.frames.types import DecodedFrame
     from vision_svc.options import Options
-    from vision_svc.tasks import VisionTask
 
 
 class Tracker:

@@ -9,12 +9,11 @@ import pytest
 
 from shared.errors import InternalError, QueueFullError
 from vision_svc import tasks
-from vision_svc.detector import Mode
+from vision_svc.detector import Asset, Mode, VisionTask
 from vision_svc.engine import Engine
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import Options
 from vision_svc.settings import VisionSettings
-from vision_svc.tasks import Asset, VisionTask
 
 PICTURE = EncodedFrame(b"\0" * 12, "rgb", 2, 2, data_field="image_data")
 

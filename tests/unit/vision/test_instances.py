@@ -18,10 +18,9 @@ from shared.errors import (
     OutOfMemoryError,
 )
 from vision_svc.assets import Assets
-from vision_svc.detector import Mode
+from vision_svc.detector import Asset, Mode, VisionTask
 from vision_svc.instances import DEFAULT_STEP_MS, MAX_STEP_MS, Instances
 from vision_svc.options import Options
-from vision_svc.tasks import Asset, VisionTask
 
 IMAGE = np.zeros((4, 4, 3), np.uint8)
 

@@ -19,10 +19,10 @@ from tools.models import model_dir
 from vision_svc import process_setup
 from vision_svc.backends.landmarks import POINT
 from vision_svc.backends.mediapipe_tasks import TaskDetector
-from vision_svc.detector import Mode
+from vision_svc.detector import Mode, VisionTask
 from vision_svc.options import parse_options
 from vision_svc.process_setup import NOWHERE
-from vision_svc.tasks import TASKS, VisionTask
+from vision_svc.tasks import TASKS
 
 MEDIAPIPE_TASKS = [task for task in TASKS.values() if "segmentation" not in task.name]
 

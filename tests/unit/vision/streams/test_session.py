@@ -14,13 +14,12 @@ from ml import mediapipe_pb2 as pb
 from shared.errors import FrameSizeError, UndecodableImageError
 from tests.support.vision_frames import encode_video
 from vision_svc import tasks
-from vision_svc.detector import Mode
+from vision_svc.detector import Asset, Mode, VisionTask
 from vision_svc.engine import Engine
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import Options
 from vision_svc.settings import VisionSettings
 from vision_svc.streams.session import Incoming
-from vision_svc.tasks import Asset, VisionTask
 
 LONG = 60.0
 LATEST = {"frame-policy": "latest"}

@@ -12,7 +12,7 @@ import pytest
 from ml import mediapipe_pb2 as pb
 from shared.errors import CallCancelledError
 from vision_svc.assets import Assets
-from vision_svc.detector import Mode
+from vision_svc.detector import Asset, Mode, VisionTask
 from vision_svc.frames.types import (
     DecodedFrame,
     EncodedFrame,
@@ -20,7 +20,6 @@ from vision_svc.frames.types import (
 from vision_svc.instances import Instances
 from vision_svc.options import Options
 from vision_svc.streams.tracker import Tracker
-from vision_svc.tasks import Asset, VisionTask
 
 LONG = 60.0
 
