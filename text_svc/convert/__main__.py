@@ -14,53 +14,55 @@ from pathlib import Path
 from shared.errors import ServiceError
 from shared.process import die_with_parent
 from shared.telemetry import logs
-from text_svc.convert.converters import CONVERTERS
-from text_svc.convert.launch import (
-    ExportLaunch,
-    ExportReport,
-)
+from text_svc.convert import CONVERTERS
+from text_svc.convert.launch import ConversionReport, ConversionSpec
 from text_svc.convert.refused import RefusedError
 from text_svc.formats.load_errors import loading_errors
-from text_svc.formats.manifest import (
-    PART_PREFIX,
-    Manifest,
-)
+from text_svc.formats.manifest import PART_PREFIX, Manifest
 
 
-def export(launch: ExportLaunch) -> None:
-    """Makes `launch.target`, unless another process has made it meanwhile."""
-    parent = launch.target.parent
+def convert(spec: ConversionSpec) -> None:
+    """Makes `spec.target`, unless another process has made it in the meantime.
+
+    The folder is filled under another name and then renamed: it exists only when it is complete.
+
+    Raises:
+        OSError, ValueError, ServiceError: the model itself is broken, or memory or space is short.
+    """
+    parent = spec.target.parent
     parent.mkdir(parents=True, exist_ok=True)
     with (parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if Manifest.read(launch.target):
+        if Manifest.read(spec.target):
             return
-        for left in parent.glob(f"{PART_PREFIX}*"):  # of a process that was killed
-            shutil.rmtree(left)
+        for leftover in parent.glob(f"{PART_PREFIX}*"):  # of a process that was killed
+            shutil.rmtree(leftover)
         part = Path(tempfile.mkdtemp(prefix=f"{PART_PREFIX}{os.getpid()}-", dir=parent))
         try:
-            _make(launch, part).write(part)
-            part.rename(launch.target)
-            _remove_older(launch.target)
+            _make(spec, part).write(part)
+            part.rename(spec.target)
+            _remove_older(spec.target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
 
 def _remove_older(target: Path) -> None:
-    """Removes what was made of other files or by other versions for the same use."""
+    """Removes conversions of older files, or by other versions, for the same use."""
     kind = target.name.rpartition("-")[0]
     for other in target.parent.glob(f"{kind}-*"):
         if other != target:
-            shutil.rmtree(other, ignore_errors=True)  # one in use stays mapped until its end
+            shutil.rmtree(
+                other, ignore_errors=True
+            )  # one in use stays mapped
 
 
-def _make(launch: ExportLaunch, part: Path) -> Manifest:
-    # Without this package, OpenVINO and nncf have nothing to send their usage statistics with.
+def _make(spec: ConversionSpec, part: Path) -> Manifest:
+    # Without this package, OpenVINO and nncf cannot send usage statistics.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    warnings.simplefilter("ignore")  # what tracing says to the authors of the model's code
-    module = import_module(f"text_svc.convert.{CONVERTERS[launch.pipeline]}")
+    warnings.simplefilter("ignore")  # from tracing, to the authors of the model's code
+    module = import_module(f"text_svc.convert.{CONVERTERS[spec.pipeline]}")
     try:
-        manifest: Manifest = module.convert(launch.source, part, launch.weights)
+        manifest: Manifest = module.convert(spec.source, part, spec.weights)
         return manifest
     except RefusedError as error:
         shutil.rmtree(part)
@@ -69,18 +71,18 @@ def _make(launch: ExportLaunch, part: Path) -> Manifest:
 
 
 def main() -> None:
-    """Entry point; the one argument is an `ExportLaunch` as JSON."""
-    launch = ExportLaunch.model_validate_json(sys.argv[1])
-    die_with_parent(launch.parent_pid)
-    logs.configure(f"text_svc.convert {launch.model_id}", launch.log_level, launch.log_style)
-    os.nice(5)  # models that serve go first
-    report = ExportReport()
+    """Entry point; the one argument is a `ConversionSpec` as JSON."""
+    spec = ConversionSpec.model_validate_json(sys.argv[1])
+    die_with_parent(spec.parent_pid)
+    logs.configure(f"text_svc.convert {spec.model_id}", spec.log_level, spec.log_style)
+    os.nice(5)  # models that serve have priority
+    report = ConversionReport()
     try:
-        with loading_errors(launch.model_id, launch.source):
-            export(launch)
+        with loading_errors(spec.model_id, spec.source):
+            convert(spec)
     except ServiceError as error:
-        report = ExportReport(error_reason=error.reason, error=error.message)
-    with os.fdopen(launch.report_fd, "w") as pipe:
+        report = ConversionReport(error_reason=error.reason, error=error.message)
+    with os.fdopen(spec.report_fd, "w") as pipe:
         pipe.write(report.model_dump_json())
     sys.exit(bool(report.error))
 

@@ -1,4 +1,4 @@
-"""English text that is at hand everywhere: what the standard library says about itself."""
+"""English text that every machine has: the docstrings of the standard library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LONG = 12
 def calibration_texts() -> list[str]:
     """About 200 texts, always the same: sentences, single words, long texts, and an empty one.
 
-    Calibrated with sentences alone, a model was twice as far off on texts of a word or two.
+    With sentences alone, a calibrated model was twice as far off on texts of one or two words.
     """
     sentences = _shuffled()
     words = [text.split()[1] for text in sentences[:10]]

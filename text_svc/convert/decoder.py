@@ -1,4 +1,4 @@
-"""A folder of safetensors becomes an OpenVINO model that continuous batching can run."""
+"""Converts a decoder of safetensors to an OpenVINO model for continuous batching."""
 
 from __future__ import annotations
 
@@ -15,22 +15,18 @@ from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig, AutoTokenizer
 
 from text_svc.convert.launch import Weights
-from text_svc.convert.refused import (
-    RefusedError,
-    refusal,
-)
-from text_svc.formats.manifest import Manifest
+from text_svc.convert.refused import RefusedError, refusal
+from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.torch_models.pretrained import context_length, end_tokens_of
 
 log = logging.getLogger(__name__)
 
 TASK = "text-generation-with-past"
-MODEL = "openvino_model.xml"
-# The check of a conversion: greedy tokens of a prompt that every vocabulary has.
+# The check of a conversion: a prompt of tokens that every vocabulary has, and greedy tokens.
 CHECK_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34)
 CHECK_TOKENS = 8
-# Where the reference's best two logits are closer than this, either is right.
+# Where the original's best two logits are closer than this, either token is right.
 CHECK_MARGIN = 0.01
 
 
@@ -40,7 +36,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     Args:
         source: a folder of config, tokenizer and safetensors.
         target: an existing empty folder.
-        weights: as they are, or compressed to int8.
+        weights: "float" keeps their precision, "int8" compresses them.
 
     Raises:
         RefusedError: this model must be served by transformers.
@@ -61,7 +57,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
             _replace(converted, target)
         del converted
         if weights == "float" and model.dtype != torch.float32:
-            model = load_causal_lm(source, torch.float32)  # the other was patched for tracing
+            model = load_causal_lm(source, torch.float32)  # the first was patched for tracing
         _check(model, target, exact=weights == "float")
     except Exception as error:
         log.exception("the model cannot be converted")
@@ -91,7 +87,7 @@ def _check_architecture(config: Any) -> None:
 
 
 def _cache_width(model: Any) -> int:
-    """Numbers that one token adds to the model's state: heads x head size, keys and values."""
+    """Numbers that one token adds to the model's state: heads x head size of keys and values."""
     width = 0
     for variable in model.get_variables():
         shape = variable.info.data_shape  # (batch, heads, tokens, head size)
@@ -104,14 +100,20 @@ def _cache_width(model: Any) -> int:
 
 
 def _replace(model: Any, folder: Path) -> None:
-    """Saves a model over the one that it was read from, which stays mapped until then."""
+    """Saves a model over the file that it was read from, which stays mapped until then."""
     openvino.save_model(model, folder / "new.xml", compress_to_fp16=False)
     for suffix in (".xml", ".bin"):
         (folder / f"new{suffix}").replace((folder / MODEL).with_suffix(suffix))
 
 
 def _check(model: Any, folder: Path, exact: bool) -> None:
-    """Runs the result once; unless weights were compressed, its greedy tokens must be torch's."""
+    """Runs the result once; if `exact`, its greedy tokens must be those of torch.
+
+    Compressed weights are not exact: their tokens may differ.
+
+    Raises:
+        RefusedError: they differ.
+    """
     prompt = [token % model.config.vocab_size for token in CHECK_PROMPT]
     answer = _greedy(folder, prompt)
     if not exact:

@@ -1,4 +1,4 @@
-"""A sentence encoder becomes one OpenVINO graph: transformer, pooling, normalising."""
+"""Converts a sentence encoder to one OpenVINO graph: transformer, pooling, normalisation."""
 
 from __future__ import annotations
 
@@ -13,54 +13,37 @@ import openvino as ov
 import torch
 from transformers import AutoTokenizer
 
-from text_svc.convert.calibration import (
-    calibration_texts,
-    check_texts,
-)
+from text_svc.convert.calibration import calibration_texts, check_texts
 from text_svc.convert.launch import Weights
-from text_svc.convert.refused import (
-    RefusedError,
-    refusal,
-)
-from text_svc.formats.manifest import Manifest
-from text_svc.formats.recipe import (
-    max_tokens,
-    read_recipe,
-)
+from text_svc.convert.refused import RefusedError, refusal
+from text_svc.formats.manifest import MODEL, TOKENIZER, Manifest
+from text_svc.formats.recipe import max_tokens, read_recipe
 from text_svc.torch_models.pretrained import max_positions
-from text_svc.torch_models.sentence_encoder import (
-    MaskKind,
-    SentenceEncoder,
-    load_module,
-)
-from text_svc.worker.embeddings.openvino import (
-    MODEL,
-    TOKENIZER,
-)
+from text_svc.torch_models.sentence_encoder import MaskKind, SentenceEncoder, load_module
 
 log = logging.getLogger(__name__)
 
-
-# The graph's largest difference from torch, relative to the largest number of the answer.
-TOLERANCE = 1e-4
-# The cosine of int8 to float32 vectors, on average over texts that calibration has not seen.
-LEAST_COSINE = 0.99
-# Shapes for the check of a float graph, other than those that it was traced with. The last one is
-# longer than the windows of attention that encoders have, as far as the model reads that much.
+# Largest difference of the graph from torch, relative to the largest number of the vectors.
+MAX_DIFFERENCE = 1e-4
+# Mean cosine of int8 and float32 vectors, over texts that the calibration has not seen.
+MIN_COSINE = 0.99
+# Shapes (texts, tokens) that a graph is traced with, and others that it is checked with. The last
+# check is longer than the attention windows that encoders have, if the model reads that much.
 _TRACED = (2, 7)
 _CHECKED = ((1, 3), (3, 16), (2, 33))
-_LONGEST_CHECKED = 1100
+_MAX_CHECKED_TOKENS = 1100
 
 Inputs = dict[str, torch.Tensor]
 
 
 def convert(source: Path, target: Path, weights: Weights) -> Manifest:
-    """Converts an encoder, and checks the result against the original.
+    """Converts an encoder and checks the result against the original.
 
     Args:
         source: a folder of config, tokenizer and safetensors.
         target: an existing empty folder.
-        weights: as they are, or int8 weights and activations, calibrated on English text.
+        weights: "float" keeps their precision; "int8" makes weights and activations int8,
+            calibrated on English text.
 
     Raises:
         RefusedError: this model must be served by transformers.
@@ -70,7 +53,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     module = load_module(source, recipe, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     if not tokenizer.is_fast:
-        raise RefusedError("its tokenizer exists in Python alone")
+        raise RefusedError("its tokenizer exists only in Python")
     limit = max_tokens(
         recipe,
         max_positions(module.transformer.config),
@@ -93,7 +76,11 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
 
 
 def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
-    """The graph, traced with whichever way of masking gives the original's numbers."""
+    """The graph, traced with the first way of masking that gives the original's numbers.
+
+    Raises:
+        RefusedError: none does.
+    """
     failures: list[Exception] = []
     kinds: tuple[MaskKind, ...] = ("additive", "own")
     if "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ()):
@@ -129,18 +116,18 @@ def _trace(module: SentenceEncoder, kind: MaskKind) -> ov.Model:
 def _check(module: SentenceEncoder, graph: ov.Model, limit: int) -> None:
     """Compares with the original on batches of other shapes, with padding."""
     compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for shape in (*_CHECKED, (2, min(limit, _LONGEST_CHECKED))):
+    for shape in (*_CHECKED, (2, min(limit, _MAX_CHECKED_TOKENS))):
         inputs = _random_inputs(module, shape)
         with torch.inference_mode():
             expected = module(**inputs).numpy()
         got = compiled({name: tensor.numpy() for name, tensor in inputs.items()})[0]
         difference = float(np.abs(got - expected).max() / np.abs(expected).max())
-        if not difference <= TOLERANCE:
+        if not difference <= MAX_DIFFERENCE:
             raise RefusedError(f"the converted model's vectors differ by {difference:.1e}")
 
 
 def _random_inputs(module: SentenceEncoder, shape: tuple[int, int]) -> Inputs:
-    """Tokens of any kind; the first text fills the width, the others are shorter and shorter."""
+    """Random tokens; the first text fills the width, each further one is shorter."""
     texts, width = shape
     vocabulary = module.transformer.config.vocab_size
     generator = torch.Generator().manual_seed(0)
@@ -165,10 +152,10 @@ def _quantised(graph: ov.Model, tokenizer: Any, limit: int) -> ov.Model:
     )
     cosine = _mean_cosine(graph, quantised, map(inputs, check_texts()))
     log.info("quantised", extra={"cosine": cosine})
-    if cosine < LEAST_COSINE:
+    if cosine < MIN_COSINE:
         raise RefusedError(
             f"int8 loses too much: the cosine to float32 is {cosine:.4f} on average, and at least "
-            f"{LEAST_COSINE} is offered"
+            f"{MIN_COSINE} is required"
         )
     return quantised
 

@@ -1,4 +1,4 @@
-"""What the front tells a conversion at its start, and what that answers."""
+"""The start command of a conversion's process, and its report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,22 @@ from pydantic import BaseModel, ConfigDict
 Weights = Literal["float", "int8"]
 
 
-class ExportLaunch(BaseModel):
-    """The command of a conversion: its one argument, as JSON."""
+class ConversionSpec(BaseModel):
+    """What to convert; the one argument of `python -m text_svc.convert`, as JSON.
+
+    Attributes:
+        parent_pid: the process ends with this one.
+        report_fd: a pipe, to which the process writes one `ConversionReport` as JSON.
+        model_id: for messages and the log.
+        pipeline: its canonical name, a key of `CONVERTERS`.
+        source: a folder of config, tokenizer and safetensors.
+        target: the folder to make.
+        weights: "float" keeps the precision of the files.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     parent_pid: int
-    # Where it writes its one `ExportReport`, as JSON.
     report_fd: int
     model_id: str
     pipeline: str
@@ -27,8 +36,8 @@ class ExportLaunch(BaseModel):
     log_style: Literal["json", "text"]
 
 
-class ExportReport(BaseModel):
-    """Empty when the target folder is there; else why the model itself cannot be read."""
+class ConversionReport(BaseModel):
+    """Empty when the target folder exists; else why the model itself cannot be read."""
 
     error_reason: str = ""
     error: str = ""

@@ -1,11 +1,8 @@
-"""Why a model is not converted, and is served by torch instead."""
+"""Why a model is not converted, and is served by transformers instead."""
 
 from __future__ import annotations
 
-from text_svc.formats.load_errors import (
-    out_of_memory,
-    out_of_space,
-)
+from text_svc.formats.load_errors import out_of_memory, out_of_space
 
 
 class RefusedError(Exception):
@@ -13,16 +10,12 @@ class RefusedError(Exception):
 
 
 def refusal(error: Exception) -> Exception:
-    """What to raise for a conversion's failure.
+    """The error to raise for a failed conversion.
 
-    A refusal is kept beside the model's files; want of memory or space is not the model's fault and
-    passes, so it stays what it is.
+    A refusal is stored with the converted models and not tried again. Lack of memory or of disk
+    space may pass and is not the model's fault, so these errors stay what they are.
     """
     if isinstance(error, RefusedError) or out_of_memory(error) or out_of_space(error):
         return error
-    return RefusedError(f"{type(error).__name__}: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """The beginning of what a library said."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
+    first_line = (str(error).strip().splitlines() or [""])[0][:200]
+    return RefusedError(f"{type(error).__name__}: {first_line}")

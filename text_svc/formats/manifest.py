@@ -1,4 +1,4 @@
-"""What a converted folder says about itself, for those who have no torch to ask."""
+"""The manifest of a converted model, which is read without torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-MANIFEST = "export.json"
-# Folders that are not whole yet have this and the number of the process that fills them.
+MANIFEST = "conversion.json"
+MODEL = "openvino_model.xml"
+TOKENIZER = "tokenizer.json"
+# A folder that is not complete yet has this prefix and the id of the process that fills it.
 PART_PREFIX = ".part-"
 
 
 class Manifest(BaseModel):
-    """The file `export.json`, written last: a folder that has it is whole.
+    """The file `conversion.json`, written last: a folder that has it is complete.
 
     Attributes:
         refused: why the model cannot be converted; then the folder holds nothing else.
-        context: tokens that the model was made for: of prompt and answer, or of one text.
+        context: tokens of prompt and answer together that the model takes, or of one text.
         cache_width: numbers that one token takes in the key-value cache, all layers together.
         end_tokens: ids that end an answer.
         pad_token: the id that fills up the short texts of a batch.

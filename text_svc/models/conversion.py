@@ -26,8 +26,8 @@ from shared.model_ids import folder_name
 from shared.pipelines import Pipeline
 from shared.process import exit_text
 from text_svc.convert.launch import (
-    ExportLaunch,
-    ExportReport,
+    ConversionReport,
+    ConversionSpec,
     Weights,
 )
 from text_svc.formats.manifest import (
@@ -45,7 +45,7 @@ from text_svc.settings import TextSettings
 log = logging.getLogger(__name__)
 
 # Raised when `text_svc.convert` makes something else of the same files.
-FORMAT = 2
+FORMAT = 3
 # Packages whose version changes the result.
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
 _REPORTED: dict[str, type[ServiceError]] = {
@@ -96,7 +96,7 @@ async def convert(conversion: Conversion, settings: TextSettings) -> Manifest:
     """
     read_fd, write_fd = os.pipe()
     try:
-        launch = ExportLaunch(
+        launch = ConversionSpec(
             parent_pid=os.getpid(),
             report_fd=write_fd,
             model_id=conversion.model_id,
@@ -143,7 +143,7 @@ async def _result(
         raise InternalError(f"model {name} was not converted within {timeout:g} s") from None
     if not text:
         raise InternalError(f"the process that converts model {name} ended: {ended}")
-    report = ExportReport.model_validate_json(text)
+    report = ConversionReport.model_validate_json(text)
     if report.error:
         raise _REPORTED.get(report.error_reason, InternalError)(report.error)
     manifest = await asyncio.to_thread(conversion.manifest)

@@ -16,7 +16,7 @@ from shared.pipelines import (
     TOKENIZER,
     Pipeline,
 )
-from text_svc.convert.converters import CONVERTERS
+from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
 from text_svc.processes.launch import Engine
 

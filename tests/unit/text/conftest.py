@@ -8,17 +8,17 @@ import pytest
 
 from tests.support import tiny_models, tiny_text
 from tests.support.text_family import Tiny
-from text_svc.convert.__main__ import export
+from text_svc.convert.__main__ import convert as run_conversion
 from text_svc.convert.launch import (
-    ExportLaunch,
+    ConversionSpec,
     Weights,
 )
 
 
 def convert(source: Path, target: Path, weights: Weights = "float") -> Path:
     """Runs a conversion here, without a process of its own."""
-    export(
-        ExportLaunch(
+    run_conversion(
+        ConversionSpec(
             parent_pid=0,
             report_fd=0,
             model_id="tiny",

@@ -10,7 +10,7 @@ import openvino as ov
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
-from text_svc.formats.manifest import Manifest
+from text_svc.formats.manifest import MODEL, TOKENIZER, Manifest
 from text_svc.formats.recipe import Recipe
 from text_svc.processes.launch import (
     Launch,
@@ -21,9 +21,6 @@ from text_svc.worker.embeddings.encoder import (
     Ids,
     LoadedEncoder,
 )
-
-MODEL = "openvino_model.xml"
-TOKENIZER = "tokenizer.json"
 
 
 class OpenVinoEncoder:

@@ -15,8 +15,8 @@ from text_svc.convert import (
     decoder,
     encoder,
 )
-from text_svc.convert.__main__ import export
-from text_svc.convert.launch import ExportLaunch
+from text_svc.convert.__main__ import convert
+from text_svc.convert.launch import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import Manifest
 
@@ -36,7 +36,7 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 
 
 def converted(source: Path, target: Path, pipeline: str) -> Manifest | None:
-    launch = ExportLaunch(
+    spec = ConversionSpec(
         parent_pid=0,
         report_fd=0,
         model_id="tiny",
@@ -48,7 +48,7 @@ def converted(source: Path, target: Path, pipeline: str) -> Manifest | None:
         log_style="text",
     )
     with loading_errors("tiny", source):
-        export(launch)
+        convert(spec)
     return Manifest.read(target)
 
 

@@ -185,7 +185,7 @@ async def test_bfloat16_and_int8_stay_near(tmp_path: Path) -> None:
 def test_what_does_not_convert_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, target = tiny_models.build("bert", tmp_path / "model"), tmp_path / "target"
     target.mkdir()
-    monkeypatch.setattr(encoder, "TOLERANCE", 0.0)  # no graph is as exact as that
+    monkeypatch.setattr(encoder, "MAX_DIFFERENCE", 0.0)  # no graph is as exact as that
     with pytest.raises(RefusedError, match="differ"):
         encoder.convert(folder, target, "float")
     assert Manifest.read(target) is None
