@@ -51,9 +51,7 @@ def _remove_older(target: Path) -> None:
     kind = target.name.rpartition("-")[0]
     for other in target.parent.glob(f"{kind}-*"):
         if other != target:
-            shutil.rmtree(
-                other, ignore_errors=True
-            )  # one in use stays mapped
+            shutil.rmtree(other, ignore_errors=True)  # one in use stays mapped
 
 
 def _make(spec: ConversionSpec, part: Path) -> Manifest:
