@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 import grpc
 from prometheus_client import REGISTRY
 
-from ml import transformers_pb2_grpc
 from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
 from shared.rpc.admission import Admission
@@ -20,7 +19,7 @@ from shared.rpc.server import (
 )
 from text_svc.metrics import ModelCollector
 from text_svc.models.registry import Registry
-from text_svc.service import NAME, TransformersServicer
+from text_svc.service import NAME, TransformersForwarder
 from text_svc.settings import TextSettings
 
 
@@ -32,9 +31,7 @@ async def run(settings: TextSettings) -> None:
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
-        transformers_pb2_grpc.add_TransformersServiceServicer_to_server(
-            TransformersServicer(registry), server
-        )
+        TransformersForwarder(registry).register(server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(
             ModelWorkerServicer(admission, registry), server
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter as Counts
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from ml import transformers_pb2 as pb
+from ml.internal.link_pb2 import Usage
 from shared.model_host import ModelState
 from shared.model_ids import parse_model_id
 from shared.telemetry.process_metrics import tree_figures
@@ -42,18 +41,25 @@ EMBEDDED_TEXTS = Counter("text_embedded_texts", "Texts embedded.", ["model"])
 EMBEDDED_TOKENS = Counter("text_embedded_tokens", "Tokens of the texts embedded.", ["model"])
 
 
-def observe(model: str, response: Any) -> None:
-    """Counts what a model's process has answered; `model` is as the caller has written it."""
-    if isinstance(response, pb.GeneratedEmbeddingsResponse):
-        label = parse_model_id(model)  # one, where a caller has many ways to write it
-        EMBEDDED_TEXTS.labels(label).inc(len(response.embeddings))
-        EMBEDDED_TOKENS.labels(label).inc(response.tokens)
-    elif isinstance(response, pb.TextResponse | pb.ChatResponse) and response.done:
-        label, usage = parse_model_id(model), response.usage
-        PROMPT_TOKENS.labels(label).inc(usage.prompt_tokens)
-        GENERATED_TOKENS.labels(label).inc(usage.generated_tokens)
-        QUEUE_SECONDS.labels(label).observe(usage.queue_seconds)
-        FIRST_TOKEN_SECONDS.labels(label).observe(usage.first_token_seconds)
+def observe(model: str, usage: Usage | None) -> None:
+    """Counts what a response of a model's process has used.
+
+    Args:
+        model: its id, as the caller has written it.
+        usage: as it came with the response; None counts nothing.
+    """
+    if usage is None:
+        return
+    label = parse_model_id(model)  # one label, where callers have many ways to write it
+    if usage.HasField("embedding"):
+        EMBEDDED_TEXTS.labels(label).inc(usage.embedding.texts)
+        EMBEDDED_TOKENS.labels(label).inc(usage.embedding.tokens)
+    else:
+        generation = usage.generation
+        PROMPT_TOKENS.labels(label).inc(generation.prompt_tokens)
+        GENERATED_TOKENS.labels(label).inc(generation.generated_tokens)
+        QUEUE_SECONDS.labels(label).observe(generation.queue_seconds)
+        FIRST_TOKEN_SECONDS.labels(label).observe(generation.first_token_seconds)
 
 
 class ModelCollector(Collector):

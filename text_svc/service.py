@@ -2,89 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
+from functools import partial
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
-from ml import transformers_pb2_grpc
+from shared.rpc.interceptors import Context, Handler
+from text_svc.link.call import Payload
 from text_svc.metrics import observe
 from text_svc.models.registry import Registry
 
-NAME = pb.DESCRIPTOR.services_by_name["TransformersService"].full_name
+_SERVICE = pb.DESCRIPTOR.services_by_name["TransformersService"]
+NAME = _SERVICE.full_name
 
 
-class TransformersServicer(transformers_pb2_grpc.TransformersServiceServicer):
-    """Forwards each call to the process of its model, which checks the rest of the request."""
+class Request(NamedTuple):
+    """A request as it is forwarded: its bytes, and the model that they name."""
+
+    data: bytes
+    model: str
+
+    @classmethod
+    def reader(cls, method: MethodDescriptor) -> Callable[[bytes], Request]:
+        """A deserializer for the requests of an RPC. It raises DecodeError."""
+        kind: Any = GetMessageClass(method.input_type)
+        return lambda data: cls(data, kind.FromString(data).model)
+
+
+class TransformersForwarder:
+    """Forwards each call to the process of its model, which checks the rest of the request.
+
+    A request is parsed once, here, for the model that it names; a response is not parsed at all.
+    """
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def GenerateText(self, request: pb.TextRequest, context: Any) -> AsyncIterator[pb.TextResponse]:
-        return self._stream("GenerateText", request, request.model, context)
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds ml.TransformersService to a server."""
+        handlers = {method.name: self._handler(method) for method in _SERVICE.methods}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
 
-    def ChatCompletion(
-        self, request: pb.ChatRequest, context: Any
-    ) -> AsyncIterator[pb.ChatResponse]:
-        return self._stream("ChatCompletion", request, request.model, context)
-
-    async def GenerateEmbeddings(
-        self, request: pb.GenerateEmbeddingsRequest, context: Any
-    ) -> pb.GeneratedEmbeddingsResponse:
-        response: pb.GeneratedEmbeddingsResponse = await self._unary(
-            "GenerateEmbeddings", request, context
+    def _handler(self, method: MethodDescriptor) -> Handler:
+        make: Any
+        forward: Any
+        if method.client_streaming:
+            make, forward = grpc.stream_stream_rpc_method_handler, self._both
+        elif method.server_streaming:
+            make, forward = grpc.unary_stream_rpc_method_handler, self._stream
+        else:
+            make, forward = grpc.unary_unary_rpc_method_handler, self._unary
+        handler: Handler = make(
+            partial(forward, method.name),
+            request_deserializer=Request.reader(method),
+            response_serializer=attrgetter("data"),
         )
+        return handler
+
+    async def _unary(self, rpc: str, request: Request, context: Context) -> Payload:
+        async with self._registry.use(request.model, rpc) as process:
+            response = await process.unary(rpc, request.data, context.time_remaining())
+        observe(request.model, response.usage)
         return response
 
-    async def StreamEmbeddings(
-        self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
-    ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
-        async with aclosing(self._both("StreamEmbeddings", request_iterator, context)) as responses:
-            async for response in responses:
-                yield response
-
-    async def TranscribeStream(
-        self, request_iterator: AsyncIterator[pb.TranscribeRequest], context: Any
-    ) -> AsyncIterator[pb.TranscribeResponse]:
-        async with aclosing(self._both("TranscribeStream", request_iterator, context)) as responses:
-            async for response in responses:
-                yield response
-
-    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferResponse:
-        response: pb.InferResponse = await self._unary("Infer", request, context)
-        return response
-
-    async def _unary(self, call: str, request: Any, context: Any) -> Any:
-        async with self._registry.use(request.model, call) as process:
-            response = await process.unary(call, request, context.time_remaining())
-        observe(request.model, response)
-        return response
-
-    async def _stream(
-        self, call: str, request: Any, model: str, context: Any
-    ) -> AsyncGenerator[Any, None]:
-        async with (
-            self._registry.use(model, call) as process,
-            aclosing(process.stream(call, request, context.time_remaining())) as responses,
-        ):
-            async for response in responses:
-                observe(model, response)
-                yield response
+    def _stream(
+        self, rpc: str, request: Request, context: Context
+    ) -> AsyncGenerator[Payload, None]:
+        return self._forward(rpc, request.model, request.data, context)
 
     async def _both(
-        self, call: str, requests: AsyncIterator[Any], context: Any
-    ) -> AsyncGenerator[Any, None]:
-        """A call with streams both ways; its first request names the model."""
+        self, rpc: str, requests: AsyncIterator[Request], context: Context
+    ) -> AsyncGenerator[Payload, None]:
+        """Forwards streams in both directions; the first request names the model."""
         first = await anext(requests, None)
         if first is None:
             return
-        chained = _chain(first, requests)
-        async with aclosing(self._stream(call, chained, first.model, context)) as responses:
+        data = _chain(first, requests)
+        async with aclosing(self._forward(rpc, first.model, data, context)) as responses:
             async for response in responses:
                 yield response
 
+    async def _forward(
+        self, rpc: str, model: str, data: bytes | AsyncIterator[bytes], context: Context
+    ) -> AsyncGenerator[Payload, None]:
+        async with (
+            self._registry.use(model, rpc) as process,
+            aclosing(process.stream(rpc, data, context.time_remaining())) as responses,
+        ):
+            async for response in responses:
+                observe(model, response.usage)
+                yield response
 
-async def _chain(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    yield first
-    async for item in rest:
-        yield item
+
+async def _chain(first: Request, rest: AsyncIterator[Request]) -> AsyncIterator[bytes]:
+    yield first.data
+    async for request in rest:
+        yield request.data

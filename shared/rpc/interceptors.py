@@ -15,7 +15,15 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from shared.errors import ERROR_DOMAIN, InvalidArgumentError, ServiceError
+from shared.errors import (
+    ERROR_DOMAIN,
+    CallCancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    ServiceError,
+    UnavailableError,
+)
 from shared.telemetry.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -175,11 +183,11 @@ async def abort(context: Context, error: BaseException) -> None:
     What else is cancelled, such as a call on a channel that was closed meanwhile, must not leave
     the handler as CancelledError: grpc.aio would send no status, and the caller would wait forever.
     """
-    if isinstance(error, grpc.aio.AbortError) or _is_cancelled_by_caller(error):
+    if isinstance(error, grpc.aio.AbortError) or is_cancelled_by_caller(error):
         raise error
     if isinstance(error, grpc.aio.AioRpcError) and (passed := _details_of(error)):
         await context.abort(error.code(), error.details() or "", ((STATUS_DETAILS_KEY, passed),))
-    service_error = _as_service_error(error)
+    service_error = as_service_error(error)
     status = status_of(service_error)
     await context.abort(
         service_error.code,
@@ -188,7 +196,8 @@ async def abort(context: Context, error: BaseException) -> None:
     )
 
 
-def _is_cancelled_by_caller(error: BaseException) -> bool:
+def is_cancelled_by_caller(error: BaseException) -> bool:
+    """Whether an error that ends the current task is its own cancellation."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
@@ -201,33 +210,28 @@ def _details_of(error: grpc.aio.AioRpcError) -> bytes | None:
     return None
 
 
-class _RemoteError(ServiceError):
-    """A failure of a call behind this one, with the code that it had."""
-
-    def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None) -> None:
-        super().__init__(message, retry_after=retry_after)
-        self.code = code  # type: ignore[misc]  # the class default is replaced for this one
-        self.reason = code.name  # type: ignore[misc]
-
-
 # Codes that mean the same to the caller of this service as to this service.
-_PASSED_ON = {
-    grpc.StatusCode.UNAVAILABLE: ("a service behind this one is not reachable", 1.0),
-    grpc.StatusCode.DEADLINE_EXCEEDED: ("the deadline passed in a service behind this one", None),
-    grpc.StatusCode.CANCELLED: ("the call was cancelled in a service behind this one", None),
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ("a message between services is over its limit", None),
+_PASSED_ON: dict[grpc.StatusCode, tuple[type[ServiceError], str]] = {
+    kind.code: (kind, message)
+    for kind, message in (
+        (UnavailableError, "a service behind this one is not reachable"),
+        (DeadlineExceededError, "the deadline passed in a service behind this one"),
+        (CallCancelledError, "the call was cancelled in a service behind this one"),
+        (ResourceExhaustedError, "a message between services is over its limit"),
+    )
 }
 
 
-def _as_service_error(error: BaseException) -> ServiceError:
+def as_service_error(error: BaseException) -> ServiceError:
+    """The error that a caller gets for what a handler raised; logs what nobody expected."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, asyncio.CancelledError):
-        return _RemoteError(grpc.StatusCode.UNAVAILABLE, "a call behind this one was cut off", 1.0)
+        return UnavailableError("a call behind this one was cut off")
     if isinstance(error, grpc.aio.AioRpcError) and error.code() in _PASSED_ON:
-        message, retry_after = _PASSED_ON[error.code()]
-        return _RemoteError(error.code(), message, retry_after)
+        kind, message = _PASSED_ON[error.code()]
+        return kind(message)
     if isinstance(error, asyncio.TimeoutError):
-        return _RemoteError(grpc.StatusCode.DEADLINE_EXCEEDED, "the call took too long", None)
+        return DeadlineExceededError("the call took too long")
     log.error("unexpected error in a call", exc_info=error)
     return ServiceError(f"internal error; the service's log has it under request id {request_id()}")

@@ -23,15 +23,16 @@ def from_details(error: grpc.aio.AioRpcError) -> ServiceError | None:
     """The error that a service of this set has raised, with its class; None if it was another's."""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS_KEY:
-            packed = value if isinstance(value, bytes) else value.encode("latin-1")
-            try:
-                return _from_status(status_pb2.Status.FromString(packed))
-            except DecodeError:
-                return None
+            return from_packed(value if isinstance(value, bytes) else value.encode("latin-1"))
     return None
 
 
-def _from_status(status: status_pb2.Status) -> ServiceError | None:
+def from_packed(packed: bytes) -> ServiceError | None:
+    """The same of a serialised `google.rpc.Status`."""
+    try:
+        status = status_pb2.Status.FromString(packed)
+    except DecodeError:
+        return None
     info = error_details_pb2.ErrorInfo()
     bad = error_details_pb2.BadRequest()
     retry = error_details_pb2.RetryInfo()

@@ -1,6 +1,7 @@
-"""A family of the text worker behind a real gRPC server in the test's own process.
+"""A pipeline of the text worker behind a real gRPC server in the test's own process.
 
-It is what a worker process serves, without the seconds that each process takes to import torch.
+It is what a worker process serves behind the link, without the seconds that each process takes to
+import torch.
 """
 
 from __future__ import annotations
@@ -8,17 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
 
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
+from shared.errors import InternalError
 from shared.pipelines import find_pipeline
 from shared.rpc.server import create_server
 from shared.settings import ServerSettings
+from text_svc.link.call import Payload
+from text_svc.link.client import Link
+from text_svc.link.server import SERVICE, listen
 from text_svc.options import parse_options
 from text_svc.processes.launch import Launch
 from text_svc.settings import TextSettings
@@ -57,14 +64,41 @@ async def serve(
 ) -> AsyncIterator[transformers_pb2_grpc.TransformersServiceAsyncStub]:
     """A client's stub of the model of a launch command."""
     loaded = pipelines.load(launch)
-    server = create_server(ServerSettings())
-    transformers_pb2_grpc.add_TransformersServiceServicer_to_server(loaded.servicer, server)
+    front = create_server(ServerSettings())
     with tempfile.TemporaryDirectory(prefix="text-family-") as folder:
-        server.add_insecure_port(f"unix:{folder}/family.sock")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"unix:{folder}/family.sock") as channel:
+        path = Path(folder, "link.sock")
+        worker = await listen(loaded.handlers, path, max_message_bytes=launch.max_message_bytes)
+        link = await Link.connect(path, lambda: InternalError("the link has ended"))
+        front.add_generic_rpc_handlers((_forwarding(link, loaded.handlers),))
+        front.add_insecure_port(f"unix:{folder}/front.sock")
+        await front.start()
+        async with grpc.aio.insecure_channel(f"unix:{folder}/front.sock") as channel:
             yield transformers_pb2_grpc.TransformersServiceStub(channel)
-        await server.stop(None)
+        await front.stop(None)
+        link.close()
+        worker.close()
+
+
+def _forwarding(link: Link, names: Iterable[str]) -> grpc.GenericRpcHandler:
+    """Sends all calls of these RPCs on over a link, as bytes."""
+
+    def handler(rpc: MethodDescriptor) -> Any:
+        def stream(request: Any, _: Any) -> AsyncIterator[Payload]:
+            return link.call(rpc.name, request, metadata={})
+
+        async def unary(request: bytes, _: Any) -> Payload:
+            async with contextlib.aclosing(link.call(rpc.name, request, metadata={})) as responses:
+                return await anext(responses)
+
+        as_bytes = {"response_serializer": attrgetter("data")}
+        if rpc.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(stream, **as_bytes)
+        if rpc.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, **as_bytes)
+        return grpc.unary_unary_rpc_method_handler(unary, **as_bytes)
+
+    handlers = {name: handler(SERVICE.methods_by_name[name]) for name in names}
+    return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
 
 async def infer(folder: Path, pipeline: str, **request: Any) -> pb.InferResponse:

@@ -5,99 +5,122 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator
+from typing import NamedTuple
 
-from ml.internal.link_pb2 import Ended, Frame
-from text_svc.link.framing import FrameProtocol
+from ml.internal.link_pb2 import Ended, Envelope, Usage
+from text_svc.link.framing import EnvelopeProtocol
 
-# Bytes of a call's messages, one way, that may be on their way or wait to be taken. A message
-# may begin below it, however long it is.
+# Bytes of a call's messages, one way, that may be in flight or wait to be read. A message may be
+# sent while fewer are, however long it is itself.
 WINDOW_BYTES = 1 << 20
 
 
-class Exchange:
-    """The messages of a call, both ways.
+class Payload(NamedTuple):
+    """A serialised request or response.
 
-    Args:
-        frames: the connection.
-        number: the call's.
+    Attributes:
+        data: the bytes of the message.
+        usage: of a response: what it adds to the metrics of text_svc.
+        done: of a response: that it is the last, and the call has succeeded.
     """
 
-    def __init__(self, frames: FrameProtocol, number: int) -> None:
-        self._frames = frames
+    data: bytes
+    usage: Usage | None = None
+    done: bool = False
+
+
+class Call:
+    """The messages of a call, in both directions.
+
+    Args:
+        connection: carries the envelopes.
+        number: identifies the call on that connection.
+    """
+
+    def __init__(self, connection: EnvelopeProtocol, number: int) -> None:
+        self._connection = connection
         self._number = number
-        self._came: deque[bytes] = deque()
+        self._inbox: deque[Payload] = deque()
         self._news = asyncio.Event()
-        self._over = False
+        self._finished = False
         self._failure: Exception | None = None
-        self._taken = 0
-        self._under_way = 0
+        self._unreturned = 0
+        self._in_flight = 0
         self._room = asyncio.Event()
 
     @property
-    def over(self) -> bool:
-        """Whether the other end sends no more."""
-        return self._over
+    def finished(self) -> bool:
+        """Whether the other end sends no more messages."""
+        return self._finished
 
-    def receive(self, frame: Frame) -> None:
-        """What the other end has sent of this call."""
-        if frame.taken:
-            self._under_way -= frame.taken
+    def receive(self, envelope: Envelope) -> None:
+        """Takes an envelope of this call from the other end."""
+        if envelope.credit:
+            self._in_flight -= envelope.credit
             self._room.set()
-        if frame.HasField("message"):
-            self._came.append(frame.message)
-        if frame.last or frame.HasField("ended"):
-            self._over = True
+        ended = envelope.HasField("ended")
+        if envelope.HasField("message"):
+            usage = envelope.usage if envelope.HasField("usage") else None
+            self._inbox.append(Payload(envelope.message, usage, ended))
+        if envelope.last or ended:
+            self._finished = True
         self._news.set()
 
     def fail(self, error: Exception) -> None:
-        """Ends what comes with an error, unless it is over already."""
-        if not self._over:
-            self._over, self._failure = True, error
+        """Makes `payloads` raise an error, unless the call has finished already."""
+        if not self._finished:
+            self._finished, self._failure = True, error
             self._news.set()
 
-    async def messages(self) -> AsyncGenerator[bytes, None]:
-        """What comes, until it is over. Raises what `fail` was given."""
+    async def payloads(self) -> AsyncGenerator[Payload, None]:
+        """Yields the messages from the other end, until it sends no more.
+
+        Raises:
+            Exception: the one that `fail` was given.
+        """
         while True:
-            while self._came:
-                message = self._came.popleft()
-                self._took(len(message))
-                yield message
-            if self._over:
+            while self._inbox:
+                payload = self._inbox.popleft()
+                self._return_credit(len(payload.data))
+                yield payload
+            if self._finished:
                 break
             self._news.clear()
             await self._news.wait()
         if self._failure is not None:
             raise self._failure
 
-    async def send(self, message: bytes) -> None:
-        """Sends a message; waits first while the other end has not taken enough of the others."""
-        while self._under_way >= WINDOW_BYTES:
+    async def send(self, message: bytes, usage: Usage | None = None) -> None:
+        """Sends a message, once fewer than `WINDOW_BYTES` are in flight."""
+        while self._in_flight >= WINDOW_BYTES:
             self._room.clear()
             await self._room.wait()
-        self._under_way += len(message)
-        self._frames.send(Frame(call=self._number, message=message))
+        self._in_flight += len(message)
+        self._connection.send(Envelope(call=self._number, message=message, usage=usage))
 
-    def begin(self, frame: Frame) -> None:
-        """Sends the call's first frame."""
-        frame.call = self._number
-        self._under_way += len(frame.message)
-        self._frames.send(frame)
+    def begin(self, envelope: Envelope) -> None:
+        """Sends the first envelope of the call."""
+        envelope.call = self._number
+        self._in_flight += len(envelope.message)
+        self._connection.send(envelope)
 
     def last(self) -> None:
-        """Says that no message follows."""
-        self._frames.send(Frame(call=self._number, last=True))
+        """Says that no more messages follow."""
+        self._connection.send(Envelope(call=self._number, last=True))
 
     def cancel(self) -> None:
         """Says that nobody waits for the call any more."""
-        self._frames.send(Frame(call=self._number, cancel=True))
+        self._connection.send(Envelope(call=self._number, cancel=True))
 
-    def end(self, ended: Ended, message: bytes | None = None) -> None:
-        """Ends the call, with a last message if there is one to send."""
-        self._frames.send(Frame(call=self._number, message=message, ended=ended))
+    def end(self, ended: Ended, message: bytes | None = None, usage: Usage | None = None) -> None:
+        """Ends the call, with a last message if there is one."""
+        self._connection.send(
+            Envelope(call=self._number, message=message, ended=ended, usage=usage)
+        )
 
-    def _took(self, size: int) -> None:
-        self._taken += size
-        # Told in halves of the window: a stream of short messages is never worth a frame.
-        if self._taken >= WINDOW_BYTES // 2 and not self._over:
-            self._frames.send(Frame(call=self._number, taken=self._taken))
-            self._taken = 0
+    def _return_credit(self, size: int) -> None:
+        self._unreturned += size
+        # Credit goes back per half window, so short messages cost no extra envelope.
+        if self._unreturned >= WINDOW_BYTES // 2 and not self._finished:
+            self._connection.send(Envelope(call=self._number, credit=self._unreturned))
+            self._unreturned = 0

@@ -1,4 +1,4 @@
-"""text_svc's end of the link."""
+"""The front's end of the link: makes calls."""
 
 from __future__ import annotations
 
@@ -8,22 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
-from ml.internal.link_pb2 import Begin, Ended, Frame
-from shared.errors import ServiceError
-from text_svc.link.call import Exchange
-from text_svc.link.framing import FrameProtocol
-
-
-class RemoteError(Exception):
-    """A call has failed in the model's process.
-
-    Attributes:
-        ended: the status, as that told it.
-    """
-
-    def __init__(self, ended: Ended) -> None:
-        super().__init__(ended.message)
-        self.ended = ended
+from ml.internal.link_pb2 import Begin, Ended, Envelope
+from shared.errors import InternalError, ServiceError
+from shared.rpc.remote_errors import from_packed
+from text_svc.link.call import Call, Payload
+from text_svc.link.framing import EnvelopeProtocol
 
 
 class Link:
@@ -36,19 +25,20 @@ class Link:
     def __init__(self, gone: Callable[[], ServiceError]) -> None:
         self._gone = gone
         self._numbers = itertools.count(1)
-        self._calls: dict[int, Exchange] = {}
+        self._calls: dict[int, Call] = {}
         self._open = True
-        self._frames = FrameProtocol(self._receive, self._closed)
+        self._connection = EnvelopeProtocol(self._receive, self._closed)
 
     @classmethod
     async def connect(cls, path: Path, gone: Callable[[], ServiceError]) -> Link:
         """Connects to the process that listens on a Unix socket.
 
         Raises:
-            OSError: none does.
+            OSError: nothing listens there.
         """
         link = cls(gone)
-        await asyncio.get_running_loop().create_unix_connection(lambda: link._frames, str(path))
+        loop = asyncio.get_running_loop()
+        await loop.create_unix_connection(lambda: link._connection, str(path))
         return link
 
     async def call(
@@ -58,74 +48,77 @@ class Link:
         *,
         metadata: Mapping[str, str],
         timeout: float | None = None,
-    ) -> AsyncGenerator[bytes, None]:
-        """Calls a method and yields its answers. Closing the generator stops the work.
+    ) -> AsyncGenerator[Payload, None]:
+        """Calls a method and yields its responses. Closing the generator stops the work.
 
         Args:
-            method: of ml.TransformersService.
-            requests: the one request, or all of them.
+            method: name of an RPC of ml.TransformersService.
+            requests: the one request, or a stream of them, serialised.
             metadata: of the call, such as its request id.
-            timeout: seconds that the call has; None is no limit.
+            timeout: seconds that the call may take; None is no limit.
 
         Raises:
-            RemoteError: the call failed there.
-            TimeoutError: it took too long.
-            ServiceError: the connection has ended; what `gone` made.
+            ServiceError: the error that the method raised in the model's process, or the one that
+                `gone` makes when the connection has ended.
+            TimeoutError: the call took too long.
         """
         if not self._open:
             raise self._gone()
         number = next(self._numbers)
-        exchange = self._calls[number] = Exchange(self._frames, number)
-        loop = asyncio.get_running_loop()
+        call = self._calls[number] = Call(self._connection, number)
         timer = None
         if timeout is not None:
-            timer = loop.call_later(timeout, exchange.fail, TimeoutError())
+            timer = asyncio.get_running_loop().call_later(timeout, call.fail, TimeoutError())
         begin = Begin(method=method, metadata=metadata)
         sending: asyncio.Task[None] | None = None
         if isinstance(requests, bytes):
-            exchange.begin(Frame(begin=begin, message=requests, last=True))
+            call.begin(Envelope(begin=begin, message=requests, last=True))
         else:
-            exchange.begin(Frame(begin=begin))
-            sending = asyncio.create_task(_send(requests, exchange))
+            call.begin(Envelope(begin=begin))
+            sending = asyncio.create_task(_send(requests, call))
         try:
-            async with aclosing(exchange.messages()) as answers:
-                async for answer in answers:
-                    yield answer
+            async with aclosing(call.payloads()) as responses:
+                async for response in responses:
+                    yield response
         finally:
             if timer:
                 timer.cancel()
             if self._calls.pop(number, None):
-                exchange.cancel()
+                call.cancel()
             if sending:
                 sending.cancel()
                 await asyncio.wait({sending})
 
     def close(self) -> None:
         """Ends the connection and its calls."""
-        self._frames.close()
+        self._connection.close()
 
-    def _receive(self, frame: Frame) -> None:
-        exchange = self._calls.get(frame.call)
-        if exchange is None:
-            return  # of a call that was cancelled meanwhile
-        if frame.HasField("ended"):
-            del self._calls[frame.call]
-            if frame.ended.code:
-                exchange.fail(RemoteError(frame.ended))
-        exchange.receive(frame)
+    def _receive(self, envelope: Envelope) -> None:
+        call = self._calls.get(envelope.call)
+        if call is None:
+            return  # it was cancelled meanwhile
+        if envelope.HasField("ended"):
+            del self._calls[envelope.call]
+            if envelope.ended.code:
+                call.fail(_error(envelope.ended))
+        call.receive(envelope)
 
     def _closed(self) -> None:
         self._open = False
-        for exchange in self._calls.values():
-            exchange.fail(self._gone())
+        for call in self._calls.values():
+            call.fail(self._gone())
 
 
-async def _send(requests: AsyncIterator[bytes], exchange: Exchange) -> None:
-    """Sends all requests; the call fails with what their source raises."""
+def _error(ended: Ended) -> ServiceError:
+    return from_packed(ended.details) or InternalError(ended.message)
+
+
+async def _send(requests: AsyncIterator[bytes], call: Call) -> None:
+    """Sends all requests; the call fails with whatever their source raises."""
     try:
         async for request in requests:
-            await exchange.send(request)
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the call's
-        exchange.fail(error)
+            await call.send(request)
+    except Exception as error:  # noqa: BLE001  # any error of the source is the call's
+        call.fail(error)
     else:
-        exchange.last()
+        call.last()

@@ -1,24 +1,24 @@
-"""Frames over a connection."""
+"""Envelopes over a connection: four bytes of length, big endian, then the message."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 
-from ml.internal.link_pb2 import Frame
+from ml.internal.link_pb2 import Envelope
 
 _LENGTH_BYTES = 4
 
 
-class FrameProtocol(asyncio.Protocol):
-    """Frames both ways.
+class EnvelopeProtocol(asyncio.Protocol):
+    """Sends and receives envelopes.
 
     Args:
-        receive: called with each frame that comes.
+        receive: called with each envelope that arrives.
         closed: called once, when the connection has ended.
     """
 
-    def __init__(self, receive: Callable[[Frame], None], closed: Callable[[], None]) -> None:
+    def __init__(self, receive: Callable[[Envelope], None], closed: Callable[[], None]) -> None:
         self._receive = receive
         self._closed = closed
         self._loop = asyncio.get_running_loop()
@@ -41,22 +41,25 @@ class FrameProtocol(asyncio.Protocol):
             end = first + int.from_bytes(self._incoming[begin:first], "big")
             if end > len(self._incoming):
                 break
-            frame = Frame.FromString(bytes(self._incoming[first:end]))
+            envelope = Envelope.FromString(bytes(self._incoming[first:end]))
             begin = end
-            self._receive(frame)
+            self._receive(envelope)
         del self._incoming[:begin]
 
-    def send(self, frame: Frame) -> None:
-        """Sends a frame at the end of this turn of the loop; nothing once the connection ended."""
+    def send(self, envelope: Envelope) -> None:
+        """Sends an envelope at the end of this turn of the event loop.
+
+        Does nothing once the connection has ended.
+        """
         if self._transport is None:
             return
         if not self._outgoing:
             self._loop.call_soon(self._flush)
-        data = frame.SerializeToString()
+        data = envelope.SerializeToString()
         self._outgoing += (len(data).to_bytes(_LENGTH_BYTES, "big"), data)
 
     def close(self) -> None:
-        """Ends the connection, after what was sent before."""
+        """Sends what is waiting, then ends the connection."""
         self._flush()
         if self._transport is not None:
             self._transport.close()

@@ -1,162 +1,138 @@
-"""A model's process's end of the link: the methods of its servicer."""
+"""The end of the link in a model's process: answers calls with the model's handlers."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeAlias
 
-import grpc
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from ml import transformers_pb2
-from ml.internal.link_pb2 import Begin, Ended, Frame
-from shared.errors import ResourceExhaustedError
-from shared.rpc.interceptors import (
-    STATUS_DETAILS_KEY,
-    ErrorInterceptor,
-    Handler,
-    abort,
-    behaviour,
-    rewrap,
-)
+from ml import transformers_pb2 as pb
+from ml.internal.link_pb2 import Begin, EmbeddingUsage, Ended, Envelope, Usage
+from shared.errors import NotImplementedRpcError, ResourceExhaustedError
+from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller, status_of
 from shared.telemetry.logs import set_request_id
 from shared.telemetry.tracing import (
     REQUEST_ID_KEY,
     end_call,
     start_call,
 )
-from text_svc.link.call import Exchange
-from text_svc.link.framing import FrameProtocol
+from text_svc.link.call import Call
+from text_svc.link.framing import EnvelopeProtocol
 
-log = logging.getLogger(__name__)
+SERVICE = pb.DESCRIPTOR.services_by_name["TransformersService"]
 
-_SERVICE = transformers_pb2.DESCRIPTOR.services_by_name["TransformersService"]
-_MAKERS: dict[tuple[bool, bool], Callable[..., Handler]] = {
-    (False, False): grpc.unary_unary_rpc_method_handler,
-    (False, True): grpc.unary_stream_rpc_method_handler,
-    (True, True): grpc.stream_stream_rpc_method_handler,
-}
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+# What answers the RPCs of a model, by name. A handler takes the request, or an async iterator of
+# requests; it is a coroutine function, or an async generator function where responses stream. It
+# raises `ServiceError`.
+Handlers: TypeAlias = Mapping[str, Callable[[Any], Any]]
 
 
-async def listen(servicer: Any, path: Path, *, max_message_bytes: int) -> asyncio.Server:
-    """Serves the methods of a servicer of ml.TransformersService on a Unix socket.
+async def listen(handlers: Handlers, path: Path, *, max_message_bytes: int) -> asyncio.Server:
+    """Serves RPCs of ml.TransformersService on a Unix socket.
 
     Args:
-        servicer: of the model.
+        handlers: of the RPCs that the model answers.
         path: the socket.
-        max_message_bytes: what text_svc can send on to its callers in one message.
+        max_message_bytes: largest response that text_svc can send to its callers.
     """
-    handlers = _handlers(servicer)
+    methods = {name: _Method.of(name, handler) for name, handler in handlers.items()}
     return await asyncio.get_running_loop().create_unix_server(
-        lambda: _Connection(handlers, max_message_bytes).frames, str(path)
+        lambda: _Connection(methods, max_message_bytes).protocol, str(path)
     )
 
 
-def _handlers(servicer: Any) -> dict[str, Handler]:
-    """The servicer's methods; what they raise is a status."""
-    errors = ErrorInterceptor()
-    handlers = {}
-    for method in _SERVICE.methods:
-        handler = _MAKERS[method.client_streaming, method.server_streaming](
-            getattr(servicer, method.name),
-            request_deserializer=GetMessageClass(method.input_type).FromString,
-            response_serializer=GetMessageClass(method.output_type).SerializeToString,
-        )
-        handlers[method.name] = rewrap(handler, errors.wrap(handler, method.name))
-    return handlers
+@dataclass(frozen=True)
+class _Method:
+    """A handler, and what the proto says of its RPC."""
 
+    handler: Callable[[Any], Any]
+    request: type[Message]
+    requests_stream: bool
+    responses_stream: bool
 
-class _Context:
-    """What the error interceptor uses of a gRPC context; the servicers here use none."""
-
-    def __init__(self) -> None:
-        self.ended = Ended()
-
-    async def abort(
-        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()
-    ) -> NoReturn:
-        packed = dict(trailing_metadata).get(STATUS_DETAILS_KEY, b"")
-        self.ended = Ended(code=code.value[0], message=details, details=packed)
-        raise grpc.aio.AbortError
+    @classmethod
+    def of(cls, name: str, handler: Callable[[Any], Any]) -> _Method:
+        rpc = SERVICE.methods_by_name[name]
+        request = GetMessageClass(rpc.input_type)
+        return cls(handler, request, rpc.client_streaming, rpc.server_streaming)
 
 
 class _Connection:
     """The calls that came over one connection; they end with it."""
 
-    def __init__(self, handlers: Mapping[str, Handler], max_message_bytes: int) -> None:
-        self.frames = FrameProtocol(self._receive, self._closed)
-        self._handlers = handlers
+    def __init__(self, methods: Mapping[str, _Method], max_message_bytes: int) -> None:
+        self.protocol = EnvelopeProtocol(self._receive, self._closed)
+        self._methods = methods
         self._max_message_bytes = max_message_bytes
-        self._calls: dict[int, tuple[Exchange, asyncio.Task[None]]] = {}
+        self._calls: dict[int, tuple[Call, asyncio.Task[None]]] = {}
 
-    def _receive(self, frame: Frame) -> None:
-        number = frame.call
-        if frame.HasField("begin"):
-            exchange = Exchange(self.frames, number)
-            task = asyncio.create_task(self._run(exchange, frame.begin))
-            self._calls[number] = exchange, task
+    def _receive(self, envelope: Envelope) -> None:
+        number = envelope.call
+        if envelope.HasField("begin"):
+            call = Call(self.protocol, number)
+            task = asyncio.create_task(self._run(call, envelope.begin))
+            self._calls[number] = call, task
             task.add_done_callback(lambda _: self._calls.pop(number))
         if number not in self._calls:
             return  # it has ended meanwhile
-        exchange, task = self._calls[number]
-        exchange.receive(frame)
-        if frame.cancel:
+        call, task = self._calls[number]
+        call.receive(envelope)
+        if envelope.cancel:
             task.cancel()
 
-    async def _run(self, exchange: Exchange, begin: Begin) -> None:
-        """Runs a call to its end. Its figures and its line in the log are text_svc's."""
+    async def _run(self, call: Call, begin: Begin) -> None:
+        """Runs a call to its end. text_svc counts and logs it; here it gets a span of its own."""
         set_request_id(begin.metadata[REQUEST_ID_KEY])
-        span = start_call(f"/{_SERVICE.full_name}/{begin.method}", begin.metadata)
-        code = grpc.StatusCode.CANCELLED
+        span = start_call(f"/{SERVICE.full_name}/{begin.method}", begin.metadata)
+        code = "CANCELLED"
         try:
-            ended, answer = await self._ended(exchange, begin)
-            exchange.end(ended, answer)
-            code = _CODES[ended.code]
+            await self._answer(call, begin.method)
+            code = "OK"
+        except (Exception, asyncio.CancelledError) as raised:
+            if is_cancelled_by_caller(raised):
+                raise
+            error = as_service_error(raised)
+            code = error.code.name
+            details = status_of(error).SerializeToString()
+            call.end(Ended(code=error.code.value[0], message=error.message, details=details))
         finally:
-            end_call(span, code.name)
+            end_call(span, code)
 
-    async def _ended(self, exchange: Exchange, begin: Begin) -> tuple[Ended, bytes | None]:
-        context = _Context()
-        try:
-            answer = await self._answer(exchange, self._handlers[begin.method], context)
-        except grpc.aio.AbortError:
-            return context.ended, None
-        except Exception as error:
-            log.exception("a call failed outside of its handler", extra={"method": begin.method})
-            code: int = grpc.StatusCode.INTERNAL.value[0]
-            message = f"{type(error).__name__} in the model's process"
-            return Ended(code=code, message=message), None
-        return Ended(), answer
+    async def _answer(self, call: Call, name: str) -> None:
+        """Runs the handler of a call and sends its responses and the end."""
+        method = self._methods.get(name)
+        if method is None:
+            raise NotImplementedRpcError(f"the model does not answer {name}")
+        requests = _requests(call, method.request)
+        request: Any = requests if method.requests_stream else await anext(requests)
+        last: Message | None = None
+        if method.responses_stream:
+            async with aclosing(method.handler(request)) as responses:
+                async for response in responses:
+                    if getattr(response, "done", False):
+                        last = response  # sent with the end: one envelope, not two
+                    else:
+                        await call.send(self._serialized(response), _usage(response))
+        else:
+            last = await method.handler(request)
+        if last is None:
+            call.end(Ended())
+        else:
+            call.end(Ended(), self._serialized(last), _usage(last))
 
-    async def _answer(self, exchange: Exchange, handler: Handler, context: Any) -> bytes | None:
-        """Runs a handler; sends what it streams, returns its one answer if it does not."""
-        call: Any = behaviour(handler)
-        requests = _requests(exchange, handler.request_deserializer)
-        request: Any = requests if handler.request_streaming else await anext(requests)
-        if not handler.response_streaming:
-            return await self._serialized(handler, await call(request, context), context)
-        async with aclosing(call(request, context)) as answers:
-            async for each in answers:
-                await exchange.send(await self._serialized(handler, each, context))
-        return None
-
-    async def _serialized(self, handler: Handler, answer: Any, context: Any) -> bytes:
-        serialize: Any = handler.response_serializer
-        data: bytes = serialize(answer)
-        if len(data) > self._max_message_bytes:
-            limit = self._max_message_bytes
-            await abort(
-                context,
-                ResourceExhaustedError(
-                    f"the answer has {len(data)} bytes and the limit is {limit}",
-                    metadata={"limit": str(limit)},
-                ),
+    def _serialized(self, response: Message) -> bytes:
+        data = response.SerializeToString()
+        limit = self._max_message_bytes
+        if len(data) > limit:
+            raise ResourceExhaustedError(
+                f"the answer has {len(data)} bytes and the limit is {limit}",
+                metadata={"limit": str(limit)},
             )
         return data
 
@@ -165,6 +141,16 @@ class _Connection:
             task.cancel()
 
 
-async def _requests(exchange: Exchange, deserialize: Any) -> AsyncIterator[Any]:
-    async for message in exchange.messages():
-        yield deserialize(message)
+async def _requests(call: Call, kind: type[Message]) -> AsyncIterator[Message]:
+    async for payload in call.payloads():
+        yield kind.FromString(payload.data)
+
+
+def _usage(response: Message) -> Usage | None:
+    """What the front counts of a response."""
+    if isinstance(response, pb.TextResponse | pb.ChatResponse):
+        return Usage(generation=response.usage) if response.done else None
+    if isinstance(response, pb.GeneratedEmbeddingsResponse):
+        texts = len(response.embeddings)
+        return Usage(embedding=EmbeddingUsage(texts=texts, tokens=response.tokens))
+    return None

@@ -6,17 +6,10 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
 
-import grpc
-from google.protobuf.message import Message
-from google.protobuf.message_factory import GetMessageClass
-
-from ml import transformers_pb2
-from ml.internal.link_pb2 import Ended
 from shared.errors import (
     InternalError,
     InvalidArgumentError,
@@ -27,9 +20,9 @@ from shared.errors import (
     WorkerUnavailableError,
 )
 from shared.process import exit_text
-from shared.rpc.interceptors import STATUS_DETAILS_KEY
 from shared.telemetry.tracing import outgoing_metadata
-from text_svc.link.client import Link, RemoteError
+from text_svc.link.call import Payload
+from text_svc.link.client import Link
 from text_svc.processes.launch import (
     Launch,
     Report,
@@ -47,12 +40,6 @@ _REPORTED: dict[str, type[ServiceError]] = {
     kind.reason: kind
     for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError, ResourceExhaustedError)
 }
-
-_SERVICE = transformers_pb2.DESCRIPTOR.services_by_name["TransformersService"]
-_RESPONSES: Mapping[str, type[Message]] = {
-    method.name: GetMessageClass(method.output_type) for method in _SERVICE.methods
-}
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ModelProcess:
@@ -105,40 +92,28 @@ class ModelProcess:
             raise
         return started
 
-    async def stream(
-        self, method: str, request: Message | AsyncIterator[Message], timeout: float | None
-    ) -> AsyncGenerator[Any, None]:
-        """Forwards a call; yields its answers.
+    def stream(
+        self, method: str, requests: bytes | AsyncIterator[bytes], timeout: float | None
+    ) -> AsyncGenerator[Payload, None]:
+        """Forwards a call; yields its responses. Closing the generator cancels the call.
 
         Args:
-            method: of TransformersService.
-            request: the one request, or all of them.
-            timeout: seconds that the call has; None is no limit.
+            method: name of an RPC of TransformersService.
+            requests: the one request, or a stream of them, serialised.
+            timeout: seconds that the call may take; None is no limit.
 
         Raises:
+            ServiceError: as the process raised it.
             WorkerUnavailableError: the process has ended, or was stopped meanwhile.
             TimeoutError: the call took too long.
-            grpc.aio.AioRpcError: the status that the process has ended the call with.
         """
-        requests: bytes | AsyncIterator[bytes]
-        if isinstance(request, Message):
-            requests = request.SerializeToString()
-        else:
-            requests = _serialized(request)
         metadata = dict(outgoing_metadata())
-        call = self._link.call(method, requests, metadata=metadata, timeout=timeout)
-        decode = _RESPONSES[method].FromString
-        try:
-            async with aclosing(call) as answers:
-                async for answer in answers:
-                    yield decode(answer)
-        except RemoteError as error:
-            raise _status(error.ended) from None
+        return self._link.call(method, requests, metadata=metadata, timeout=timeout)
 
-    async def unary(self, method: str, request: Message, timeout: float | None) -> Any:
-        """Forwards a call with one answer. Raises what `stream` does."""
-        async with aclosing(self.stream(method, request, timeout)) as answers:
-            return await anext(answers)
+    async def unary(self, method: str, request: bytes, timeout: float | None) -> Payload:
+        """Forwards a call with one response. Raises what `stream` does."""
+        async with aclosing(self.stream(method, request, timeout)) as responses:
+            return await anext(responses)
 
     async def wait(self) -> str:
         """Waits for the end of the process and says how it ended."""
@@ -161,17 +136,6 @@ class ModelProcess:
         return WorkerUnavailableError(
             f"the process of model {model_id} has ended; the model is loaded again by LoadModel"
         )
-
-
-async def _serialized(requests: AsyncIterator[Message]) -> AsyncIterator[bytes]:
-    async for request in requests:
-        yield request.SerializeToString()
-
-
-def _status(ended: Ended) -> grpc.aio.AioRpcError:
-    trailing = grpc.aio.Metadata((STATUS_DETAILS_KEY, ended.details))
-    code = _CODES[ended.code]
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, ended.message)
 
 
 async def _read_report(

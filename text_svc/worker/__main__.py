@@ -29,7 +29,7 @@ async def serve(launch: Launch) -> None:
     """Loads, serves and reports; returns never, the front ends this process."""
     loaded = await asyncio.to_thread(load, launch)
     server = await listen(
-        loaded.servicer, launch.socket, max_message_bytes=launch.max_message_bytes
+        loaded.handlers, launch.socket, max_message_bytes=launch.max_message_bytes
     )
     _report(launch, loaded.report)
     await server.serve_forever()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ml import transformers_pb2 as pb
-from ml import transformers_pb2_grpc
+from text_svc.link.server import Handlers
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import Vectors
 from text_svc.worker.embeddings.ordered import in_order
@@ -24,23 +24,32 @@ STREAM_ANSWER_BYTES = 1 << 20
 _TAG = b"\x0a"
 
 
-class EmbeddingsServicer(transformers_pb2_grpc.TransformersServiceServicer):
-    """Texts to vectors."""
+class EmbeddingsHandlers:
+    """GenerateEmbeddings and StreamEmbeddings."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
 
-    async def GenerateEmbeddings(
-        self, request: pb.GenerateEmbeddingsRequest, context: Any
+    def table(self) -> Handlers:
+        """The handlers by the names of their RPCs."""
+        return {
+            "GenerateEmbeddings": self.generate_embeddings,
+            "StreamEmbeddings": self.stream_embeddings,
+        }
+
+    async def generate_embeddings(
+        self, request: pb.GenerateEmbeddingsRequest
     ) -> pb.GeneratedEmbeddingsResponse:
+        """One vector per text."""
         vectors, tokens = await self._embed(request)
         return response(vectors, tokens=tokens)
 
-    async def StreamEmbeddings(
-        self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
+    async def stream_embeddings(
+        self, requests: AsyncIterator[pb.GenerateEmbeddingsRequest]
     ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
+        """The same for a stream of requests, in parts of at most `STREAM_ANSWER_BYTES`."""
         first = 0
-        answers = in_order(self._embed, request_iterator, STREAM_AHEAD)
+        answers = in_order(self._embed, requests, STREAM_AHEAD)
         async with aclosing(answers):
             async for vectors, tokens in answers:
                 rows = max(STREAM_ANSWER_BYTES // vectors[0].nbytes, 1)

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ml import transformers_pb2 as pb
-from ml import transformers_pb2_grpc
+from text_svc.link.server import Handlers
 from text_svc.processes.launch import Launch
 from text_svc.worker.checks import check_sizes, refuse_media
 from text_svc.worker.engines.sampling import SamplingRequest
@@ -19,7 +19,7 @@ from text_svc.worker.generation.generator import (
 from text_svc.worker.generation.messages import check_messages
 
 
-class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
+class GenerationHandlers:
     """GenerateText and ChatCompletion."""
 
     def __init__(self, generator: TextGenerator, launch: Launch) -> None:
@@ -27,9 +27,12 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
         self._max_bytes = launch.max_prompt_bytes
         self._pipeline = launch.pipeline
 
-    async def GenerateText(
-        self, request: pb.TextRequest, context: Any
-    ) -> AsyncGenerator[pb.TextResponse, None]:
+    def table(self) -> Handlers:
+        """The handlers by the names of their RPCs."""
+        return {"GenerateText": self.generate_text, "ChatCompletion": self.chat_completion}
+
+    async def generate_text(self, request: pb.TextRequest) -> AsyncGenerator[pb.TextResponse, None]:
+        """A stream of text; the last response has `done`, and no text."""
         check_sizes([request.prompt], "prompt", self._max_bytes)
         sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
         prompt = await self.read_text(request)
@@ -45,9 +48,10 @@ class GenerationServicer(transformers_pb2_grpc.TransformersServiceServicer):
             usage=_usage(delta.usage),
         )
 
-    async def ChatCompletion(
-        self, request: pb.ChatRequest, context: Any
+    async def chat_completion(
+        self, request: pb.ChatRequest
     ) -> AsyncGenerator[pb.ChatResponse, None]:
+        """The same for a conversation."""
         check_messages([message.role for message in request.messages])
         contents = [message.content for message in request.messages]
         check_sizes(contents, "messages", self._max_bytes, empty=True)

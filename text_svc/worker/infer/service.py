@@ -9,19 +9,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ml import transformers_pb2 as pb
-from ml import transformers_pb2_grpc
 from shared.errors import (
     InputTooLargeError,
     InvalidArgumentError,
     MissingFieldError,
     QueueFullError,
 )
+from text_svc.link.server import Handlers
 from text_svc.options import parse_as
 from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import loading_errors
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.infer.base import Family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 Result = TypeVar("Result")
 
@@ -60,15 +60,20 @@ class ModelThread:
         self._active -= 1
 
 
-class InferServicer(transformers_pb2_grpc.TransformersServiceServicer):
-    """Infer, for whatever the family does."""
+class InferHandlers:
+    """Infer, for any family."""
 
     def __init__(self, family: Family[Any], launch: Launch) -> None:
         self._family = family
         self._launch = launch
         self._thread = ModelThread(launch.max_waiting)
 
-    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferResponse:
+    def table(self) -> Handlers:
+        """The handler by the name of its RPC."""
+        return {"Infer": self.infer}
+
+    async def infer(self, request: pb.InferRequest) -> pb.InferResponse:
+        """Checks the request and runs the model in its thread."""
         check_request(request, self._family, self._launch)
         options = parse_as(self._family.options, request.options)
         return await self._thread.run(
@@ -76,7 +81,7 @@ class InferServicer(transformers_pb2_grpc.TransformersServiceServicer):
         )
 
 
-def load_family(launch: Launch, kind: type[Family[Any]]) -> Loaded:
+def load_family(launch: Launch, kind: type[Family[Any]]) -> LoadedPipeline:
     """Loads a model of a family that needs no more than Infer.
 
     Raises:
@@ -84,7 +89,7 @@ def load_family(launch: Launch, kind: type[Family[Any]]) -> Loaded:
     """
     with loading_errors(launch):
         family = kind(launch)
-    return Loaded(InferServicer(family, launch), family.report())
+    return LoadedPipeline(InferHandlers(family, launch).table(), family.report())
 
 
 def check_request(request: pb.InferRequest, family: Family[Any], launch: Launch) -> None:

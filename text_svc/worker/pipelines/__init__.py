@@ -1,21 +1,17 @@
 """What a worker can be: one module a pipeline family, found by the pipeline's canonical name.
 
-Each module has `load(launch) -> Loaded`. Modules are named as text, so that a worker imports what
-its own family needs and no more: torch and transformers alone take seconds.
+Each module has `load(launch) -> LoadedPipeline`. Modules are named as text, so that a worker
+imports what its own family needs and no more: torch and transformers alone take seconds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 
-from ml.transformers_pb2_grpc import TransformersServiceServicer
 from shared import pipelines
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import (
-    Launch,
-    Report,
-)
+from text_svc.processes.launch import Launch
+from text_svc.worker.loaded import LoadedPipeline
 
 FAMILIES = {
     pipelines.TEXT_GENERATION.name: "text_generation",
@@ -40,15 +36,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory: what answers calls, and what it was measured to cost."""
-
-    servicer: TransformersServiceServicer
-    report: Report
-
-
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """Loads the model of a launch command with its family's module. Blocks.
 
     Raises:
@@ -57,5 +45,5 @@ def load(launch: Launch) -> Loaded:
     name = FAMILIES.get(launch.pipeline)
     if name is None:
         raise InvalidArgumentError(f"pipeline {launch.pipeline!r} is not served here")
-    loaded: Loaded = import_module(f"{__name__}.{name}").load(launch)
+    loaded: LoadedPipeline = import_module(f"{__name__}.{name}").load(launch)
     return loaded

@@ -21,7 +21,7 @@ from text_svc.worker.infer.labels import (
     vector,
 )
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class ClapOptions(NoOptions):
@@ -75,6 +75,6 @@ class Clap(Family[ClapOptions]):
         return self._processor(audio=samples, sampling_rate=self._rate, return_tensors="pt")
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Clap)

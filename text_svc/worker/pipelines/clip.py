@@ -20,7 +20,7 @@ from text_svc.worker.infer.labels import (
     vector,
 )
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class ClipOptions(NoOptions):
@@ -71,6 +71,6 @@ class Clip(Family[ClipOptions]):
         return self._processor(text=texts, padding=padding, truncation=True, return_tensors="pt")
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Clip)

@@ -12,10 +12,10 @@ from text_svc.processes.launch import (
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import LoadedEncoder
-from text_svc.worker.embeddings.service import EmbeddingsServicer
+from text_svc.worker.embeddings.service import EmbeddingsHandlers
 from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
 from text_svc.worker.engines.metrics import EmbeddingMetrics
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 ENGINES: dict[Engine, str] = {
     "openvino": "text_svc.worker.embeddings.openvino",
@@ -23,7 +23,7 @@ ENGINES: dict[Engine, str] = {
 }
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
     recipe = read_recipe(launch.folder)
     loaded: LoadedEncoder = import_module(ENGINES[launch.engine]).load(launch, recipe)
@@ -41,4 +41,4 @@ def load(launch: Launch) -> Loaded:
         max_bytes=launch.max_prompt_bytes,
         max_tokens=launch.max_call_tokens,
     )
-    return Loaded(EmbeddingsServicer(embedder), loaded.report)
+    return LoadedPipeline(EmbeddingsHandlers(embedder).table(), loaded.report)

@@ -28,8 +28,8 @@ from text_svc.worker.engines.transformers import (
 )
 from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.infer.base import Family, GenerateOptions, answer_room
-from text_svc.worker.pipelines import Loaded
-from text_svc.worker.pipelines.florence2_service import Florence2Servicer
+from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.pipelines.florence2_service import Florence2Handlers
 from text_svc.worker.tokenizers.slow import WholeTokenizer
 
 # The processor rounds points to pixels: of an image this large, that takes nothing from them.
@@ -140,9 +140,9 @@ def _generator(family: Florence2, launch: Launch) -> TextGenerator:
     return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Florence2(launch)
-        servicer = Florence2Servicer(family, _generator(family, launch), launch)
-        return Loaded(servicer, family.report())
+        handlers = Florence2Handlers(family, _generator(family, launch), launch)
+        return LoadedPipeline(handlers.table(), family.report())

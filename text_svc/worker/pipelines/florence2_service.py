@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
+from text_svc.link.server import Handlers
 from text_svc.processes.launch import Launch
 from text_svc.worker.generation.generator import (
     Prompt,
     TextGenerator,
 )
-from text_svc.worker.generation.service import GenerationServicer
+from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.infer.service import (
-    InferServicer,
+    InferHandlers,
     ModelThread,
 )
 from text_svc.worker.media.decode import decode_image
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from text_svc.worker.pipelines.florence2 import Florence2
 
 
-class Florence2Servicer(GenerationServicer):
+class Florence2Handlers(GenerationHandlers):
     """A task whose answer is text streams it; of others, the answer comes when it is whole."""
 
     def __init__(self, family: Florence2, generator: TextGenerator, launch: Launch) -> None:
@@ -32,13 +33,14 @@ class Florence2Servicer(GenerationServicer):
         self._family = family
         self._max_pixels = launch.max_image_pixels
         self._thread = ModelThread(launch.max_waiting)
-        self._infer = InferServicer(family, launch)
+        self._infer = InferHandlers(family, launch)
 
-    async def GenerateText(
-        self, request: pb.TextRequest, context: Any
-    ) -> AsyncGenerator[pb.TextResponse, None]:
+    def table(self) -> Handlers:
+        return {"GenerateText": self.generate_text, "Infer": self._infer.infer}
+
+    async def generate_text(self, request: pb.TextRequest) -> AsyncGenerator[pb.TextResponse, None]:
         task, text = self._family.task_of(request.prompt), ""
-        async with aclosing(super().GenerateText(request, context)) as responses:
+        async with aclosing(super().generate_text(request)) as responses:
             if self._family.gives_text(task):
                 async for response in responses:
                     yield response
@@ -65,6 +67,3 @@ class Florence2Servicer(GenerationServicer):
 
         inputs = await self._thread.run(read)
         return Prompt(inputs["input_ids"][0].tolist(), inputs)
-
-    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferResponse:
-        return await self._infer.Infer(request, context)

@@ -20,7 +20,7 @@ from text_svc.worker.infer.labels import (
     scored,
 )
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class ImageClassifier(Family[LabelOptions]):
@@ -46,6 +46,6 @@ class ImageClassifier(Family[LabelOptions]):
         return pb.InferResponse(labels=scored(class_names(config), scores, options.top_k))
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, ImageClassifier)

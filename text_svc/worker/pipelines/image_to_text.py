@@ -11,7 +11,7 @@ from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, GenerateOptions
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class Captioner(Family[GenerateOptions]):
@@ -36,6 +36,6 @@ class Captioner(Family[GenerateOptions]):
         return pb.InferResponse(text=text.strip())
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Captioner)

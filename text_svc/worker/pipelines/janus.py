@@ -13,11 +13,11 @@ from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import loading_errors
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.infer.base import GenerateOptions
+from text_svc.worker.loaded import LoadedPipeline
 from text_svc.worker.media.decode import encode_png
-from text_svc.worker.pipelines import Loaded
 from text_svc.worker.pipelines.visual_language import (
     VisualLanguageModel,
-    servicer_of,
+    handlers_of,
 )
 
 
@@ -67,8 +67,8 @@ class Janus(VisualLanguageModel):
         return Image.fromarray(colours.clamp(0, 255).to(torch.uint8).numpy())
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Janus(launch)
-        return Loaded(servicer_of(family, launch), family.report())
+        return LoadedPipeline(handlers_of(family, launch).table(), family.report())

@@ -23,8 +23,8 @@ from text_svc.worker.engines.transformers import (
 )
 from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.infer.base import Family, GenerateOptions, answer_room
-from text_svc.worker.pipelines import Loaded
-from text_svc.worker.pipelines.seq2seq_service import Seq2SeqServicer
+from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.pipelines.seq2seq_service import Seq2SeqHandlers
 from text_svc.worker.tokenizers.slow import WholeTokenizer
 
 
@@ -110,8 +110,9 @@ def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
     return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Seq2Seq(launch)
-    return Loaded(Seq2SeqServicer(family, _generator(family, launch), launch), family.report())
+    handlers = Seq2SeqHandlers(family, _generator(family, launch), launch)
+    return LoadedPipeline(handlers.table(), family.report())

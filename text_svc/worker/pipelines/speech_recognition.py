@@ -16,11 +16,11 @@ from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import Pretrained, loading_errors
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.base import Family, NoOptions
+from text_svc.worker.loaded import LoadedPipeline
 from text_svc.worker.media.decode import Samples
 from text_svc.worker.media.speech_cutter import SpeechCutter
-from text_svc.worker.pipelines import Loaded
 from text_svc.worker.pipelines.speech_service import (
-    SpeechServicer,
+    SpeechHandlers,
     shifted,
 )
 
@@ -151,8 +151,8 @@ def _stripped(segments: list[pb.TranscriptSegment]) -> list[pb.TranscriptSegment
     return segments
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = SpeechRecognizer(launch)
-        return Loaded(SpeechServicer(family, launch), family.report())
+        return LoadedPipeline(SpeechHandlers(family, launch).table(), family.report())

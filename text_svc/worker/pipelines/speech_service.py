@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ml import transformers_pb2 as pb
 from shared.errors import MissingFieldError
+from text_svc.link.server import Handlers
 from text_svc.options import parse_as
 from text_svc.processes.launch import Launch
-from text_svc.worker.infer.service import InferServicer
+from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.media.decode import SoundReader
 from text_svc.worker.media.speech_cutter import (
     Piece,
@@ -24,20 +25,24 @@ if TYPE_CHECKING:
     )
 
 
-class SpeechServicer(InferServicer):
+class SpeechHandlers(InferHandlers):
     """A sound that comes in pieces is worked on as it comes; the caller waits while it is."""
 
     def __init__(self, family: SpeechRecognizer, launch: Launch) -> None:
         super().__init__(family, launch)
         self._speech = family
 
-    async def TranscribeStream(
-        self, request_iterator: AsyncIterator[pb.TranscribeRequest], context: Any
+    def table(self) -> Handlers:
+        return {**super().table(), "TranscribeStream": self.transcribe_stream}
+
+    async def transcribe_stream(
+        self, requests: AsyncIterator[pb.TranscribeRequest]
     ) -> AsyncGenerator[pb.TranscribeResponse, None]:
-        first = await anext(request_iterator)
+        """Segments of a sound as it arrives; the last response tells its length."""
+        first = await anext(requests)
         options = parse_as(self._speech.options, first.options)
         cutter = SpeechCutter(self._speech.rate, self._speech.window_seconds)
-        async for piece in self._pieces(cutter, first, request_iterator):
+        async for piece in self._pieces(cutter, first, requests):
             segments = await self._transcribed(piece, options)
             yield pb.TranscribeResponse(segments=segments, seconds=cutter.end_of(piece))
         yield pb.TranscribeResponse(seconds=cutter.seconds)

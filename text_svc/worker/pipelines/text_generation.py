@@ -11,8 +11,8 @@ from text_svc.processes.launch import (
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import TextGenerator
-from text_svc.worker.generation.service import GenerationServicer
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.generation.service import GenerationHandlers
+from text_svc.worker.loaded import LoadedPipeline
 
 ENGINES: dict[Engine, str] = {
     "openvino": "text_svc.worker.engines.openvino",
@@ -20,7 +20,7 @@ ENGINES: dict[Engine, str] = {
 }
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
     metrics = EngineMetrics(launch.model_id)
     engine, tokenizer, report = import_module(ENGINES[launch.engine]).load(launch, metrics)
@@ -31,4 +31,4 @@ def load(launch: Launch) -> Loaded:
         metrics,
         launch.max_prompt_bytes,
     )
-    return Loaded(GenerationServicer(generator, launch), report)
+    return LoadedPipeline(GenerationHandlers(generator, launch).table(), report)

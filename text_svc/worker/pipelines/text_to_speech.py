@@ -14,7 +14,7 @@ from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class SpeakerOptions(NoOptions):
@@ -58,6 +58,6 @@ class Speaker(Family[SpeakerOptions]):
         )
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Speaker)

@@ -13,7 +13,7 @@ from text_svc.processes.launch import Launch
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 # Windows share this part of them: what lies at the end of one lies within the next.
 OVERLAP = 4
@@ -78,6 +78,6 @@ class TokenClassifier(Family[TokenOptions]):
         return {"stride": limit // OVERLAP}
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, TokenClassifier)

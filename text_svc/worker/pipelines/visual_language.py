@@ -31,6 +31,7 @@ from text_svc.worker.generation.generator import (
     TextGenerator,
 )
 from text_svc.worker.infer.base import Family, GenerateOptions
+from text_svc.worker.loaded import LoadedPipeline
 from text_svc.worker.media.decode import (
     Samples,
     decode_audio,
@@ -40,8 +41,7 @@ from text_svc.worker.media.prompts import (
     Marks,
     MediaPrompts,
 )
-from text_svc.worker.pipelines import Loaded
-from text_svc.worker.pipelines.multimodal_service import MultimodalServicer
+from text_svc.worker.pipelines.multimodal_service import MultimodalHandlers
 from text_svc.worker.tokenizers.fast import TextTokenizer
 from text_svc.worker.tokenizers.slow import WholeTokenizer
 
@@ -140,7 +140,7 @@ def _tokenizer(folder: Path, processor: Any) -> AnswerTokenizer:
     return tokenizer
 
 
-def servicer_of(family: VisualLanguageModel, launch: Launch) -> MultimodalServicer:
+def handlers_of(family: VisualLanguageModel, launch: Launch) -> MultimodalHandlers:
     """All calls of a loaded model."""
     metrics = EngineMetrics(launch.model_id)
     tokenizer = _tokenizer(launch.folder, family.processor)
@@ -155,11 +155,11 @@ def servicer_of(family: VisualLanguageModel, launch: Launch) -> MultimodalServic
     )
     templated = tokenizer.chat_template is not None
     prompts = MediaPrompts(family, generator.render, templated, launch)
-    return MultimodalServicer(family, generator, prompts, launch)
+    return MultimodalHandlers(family, generator, prompts, launch)
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = VisualLanguageModel(launch)
-        return Loaded(servicer_of(family, launch), family.report())
+        return LoadedPipeline(handlers_of(family, launch).table(), family.report())

@@ -17,7 +17,7 @@ from text_svc.worker.infer.labels import (
     scored,
 )
 from text_svc.worker.infer.service import load_family
-from text_svc.worker.pipelines import Loaded
+from text_svc.worker.loaded import LoadedPipeline
 
 
 class ZeroShotOptions(NoOptions):
@@ -67,6 +67,6 @@ class ZeroShotClassifier(Family[ZeroShotOptions]):
         return pb.InferResponse(labels=scored(labels, scores))
 
 
-def load(launch: Launch) -> Loaded:
+def load(launch: Launch) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, ZeroShotClassifier)

@@ -10,22 +10,21 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
 
 from ml import transformers_pb2 as pb
-from ml import transformers_pb2_grpc
-from shared.errors import InputTooLargeError, WorkerUnavailableError
+from shared.errors import InputTooLargeError, ServiceError, WorkerUnavailableError
+from shared.rpc.interceptors import status_of
 from shared.telemetry.logs import request_id
 from text_svc.link.call import WINDOW_BYTES
-from text_svc.link.client import Link, RemoteError
-from text_svc.link.server import listen
+from text_svc.link.client import Link
+from text_svc.link.server import Handlers, listen
 
 METADATA = {"x-request-id": "a call"}
 PART = WINDOW_BYTES // 4
 MAX_MESSAGE_BYTES = 8 * WINDOW_BYTES
 
 
-class Servicer(transformers_pb2_grpc.TransformersServiceServicer):
+class Answering:
     """Answers by the prompt, and counts what it has done."""
 
     def __init__(self) -> None:
@@ -33,7 +32,14 @@ class Servicer(transformers_pb2_grpc.TransformersServiceServicer):
         self.read = 0
         self.stopped = asyncio.Event()
 
-    async def Infer(self, request: pb.InferRequest, context: Any) -> pb.InferResponse:
+    def table(self) -> Handlers:
+        return {
+            "Infer": self.infer,
+            "GenerateText": self.generate_text,
+            "StreamEmbeddings": self.stream_embeddings,
+        }
+
+    async def infer(self, request: pb.InferRequest) -> pb.InferResponse:
         if request.text == "too long":
             raise InputTooLargeError("over the limit of 7", metadata={"limit": "7"})
         if request.text == "bug":
@@ -42,13 +48,14 @@ class Servicer(transformers_pb2_grpc.TransformersServiceServicer):
             return pb.InferResponse(text=request_id())
         return pb.InferResponse(text=request.text)
 
-    async def GenerateText(
-        self, request: pb.TextRequest, context: Any
-    ) -> AsyncIterator[pb.TextResponse]:
+    async def generate_text(self, request: pb.TextRequest) -> AsyncIterator[pb.TextResponse]:
         try:
             for _ in range(request.max_length):
                 self.sent += 1
                 yield pb.TextResponse(text=request.prompt)
+            if request.model == "done":
+                usage = pb.GenerationUsage(prompt_tokens=3, generated_tokens=request.max_length)
+                yield pb.TextResponse(done=True, usage=usage)
             if request.model == "fails":
                 raise InputTooLargeError("over the limit of 7")
             if request.model == "endless":
@@ -56,10 +63,10 @@ class Servicer(transformers_pb2_grpc.TransformersServiceServicer):
         finally:
             self.stopped.set()
 
-    async def StreamEmbeddings(
-        self, request_iterator: AsyncIterator[pb.GenerateEmbeddingsRequest], context: Any
+    async def stream_embeddings(
+        self, requests: AsyncIterator[pb.GenerateEmbeddingsRequest]
     ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
-        async for request in request_iterator:
+        async for request in requests:
             self.read += 1
             if request.prompt_name == "enough":
                 return
@@ -71,15 +78,15 @@ class Servicer(transformers_pb2_grpc.TransformersServiceServicer):
 class Ends:
     """Both ends of a link."""
 
-    def __init__(self, link: Link, servicer: Servicer, server: asyncio.Server) -> None:
+    def __init__(self, link: Link, handlers: Answering, server: asyncio.Server) -> None:
         self.link = link
-        self.servicer = servicer
+        self.handlers = handlers
         self.server = server
 
     async def infer(self, text: str) -> str:
         request = pb.InferRequest(text=text).SerializeToString()
         async with aclosing(self.link.call("Infer", request, metadata=METADATA)) as answers:
-            return pb.InferResponse.FromString(await anext(answers)).text
+            return pb.InferResponse.FromString((await anext(answers)).data).text
 
     def generate(self, prompt: str, count: int, model: str = "", **options: Any) -> Any:
         request = pb.TextRequest(model=model, prompt=prompt, max_length=count).SerializeToString()
@@ -91,11 +98,13 @@ class Ends:
 
 @asynccontextmanager
 async def ends(folder: Path) -> AsyncIterator[Ends]:
-    servicer = Servicer()
-    server = await listen(servicer, folder / "link.sock", max_message_bytes=MAX_MESSAGE_BYTES)
+    handlers = Answering()
+    server = await listen(
+        handlers.table(), folder / "link.sock", max_message_bytes=MAX_MESSAGE_BYTES
+    )
     link = await Link.connect(folder / "link.sock", lambda: WorkerUnavailableError("gone"))
     try:
-        yield Ends(link, servicer, server)
+        yield Ends(link, handlers, server)
     finally:
         link.close()
         server.close()
@@ -129,7 +138,9 @@ async def test_a_message_longer_than_the_window(tmp_path: Path) -> None:
         text = "long" * (5 * WINDOW_BYTES // 4)
         assert await both.infer(text) == text
         async with both.generate(text, 3) as answers:
-            assert [pb.TextResponse.FromString(each).text async for each in answers] == [text] * 3
+            assert [pb.TextResponse.FromString(each.data).text async for each in answers] == [
+                text
+            ] * 3
 
 
 async def test_streams_both_ways(tmp_path: Path) -> None:
@@ -138,26 +149,46 @@ async def test_streams_both_ways(tmp_path: Path) -> None:
             assert len([each async for each in answers]) == 1000
         async with both.embed(requests(20)) as answers:
             tokens = [
-                pb.GeneratedEmbeddingsResponse.FromString(one).tokens async for one in answers
+                pb.GeneratedEmbeddingsResponse.FromString(one.data).tokens async for one in answers
             ]
         assert tokens == list(range(1, 21))
 
 
+async def test_usage_comes_beside_the_messages(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both:
+        async with both.generate("word", 2, "done") as answers:
+            *words, last = [each async for each in answers]
+        assert [(word.usage, word.done) for word in words] == [(None, False)] * 2
+        assert last.done
+        assert last.usage.generation == pb.TextResponse.FromString(last.data).usage
+        assert last.usage.generation.generated_tokens == 2
+        async with both.embed(requests(3)) as answers:
+            embedded = [each async for each in answers]
+        assert [each.usage.embedding.tokens for each in embedded] == [1, 2, 3]
+        assert not any(each.done for each in embedded)
+
+
+async def test_an_rpc_that_the_model_does_not_answer_is_refused(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both:
+        with pytest.raises(ServiceError, match="does not answer ChatCompletion") as refused:
+            await anext(both.link.call("ChatCompletion", b"", metadata=METADATA))
+        assert refused.value.code is grpc.StatusCode.UNIMPLEMENTED
+
+
 async def test_an_error_keeps_its_code_and_details(tmp_path: Path) -> None:
     async with ends(tmp_path) as both:
-        with pytest.raises(RemoteError, match="limit of 7") as refused:
+        with pytest.raises(InputTooLargeError, match="limit of 7") as refused:
             await both.infer("too long")
-        status = status_pb2.Status.FromString(refused.value.ended.details)
-        info = error_details_pb2.ErrorInfo()
-        assert status.details[0].Unpack(info)
-        assert info.metadata["limit"] == "7"
-        assert refused.value.ended.code == InputTooLargeError.code.value[0]
-        with pytest.raises(RemoteError, match="internal error") as failed:
+        sent = InputTooLargeError("over the limit of 7", metadata={"limit": "7"})
+        assert refused.value.metadata["limit"] == "7"
+        assert refused.value.code is InputTooLargeError.code
+        assert status_of(refused.value) == status_of(sent)
+        with pytest.raises(ServiceError, match="internal error") as failed:
             await both.infer("bug")
-        assert failed.value.ended.code == grpc.StatusCode.INTERNAL.value[0]
+        assert failed.value.code is grpc.StatusCode.INTERNAL
         async with both.generate("word", 2, "fails") as answers:
             assert [await anext(answers) for _ in range(2)]
-            with pytest.raises(RemoteError, match="limit of 7"):
+            with pytest.raises(InputTooLargeError, match="limit of 7"):
                 await anext(answers)
         assert await both.infer("the next") == "the next"
 
@@ -165,11 +196,11 @@ async def test_an_error_keeps_its_code_and_details(tmp_path: Path) -> None:
 async def test_an_answer_over_the_limit_is_refused_with_the_number(tmp_path: Path) -> None:
     async with ends(tmp_path) as both:
         text = "x" * MAX_MESSAGE_BYTES
-        with pytest.raises(RemoteError, match=f"the limit is {MAX_MESSAGE_BYTES}") as refused:
+        with pytest.raises(ServiceError, match=f"the limit is {MAX_MESSAGE_BYTES}") as refused:
             await both.infer(text)
-        assert refused.value.ended.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+        assert refused.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         async with both.generate(text, 1) as answers:
-            with pytest.raises(RemoteError, match=f"the limit is {MAX_MESSAGE_BYTES}"):
+            with pytest.raises(ServiceError, match=f"the limit is {MAX_MESSAGE_BYTES}"):
                 await anext(answers)
 
 
@@ -177,8 +208,8 @@ async def test_a_call_that_is_closed_stops_its_work(tmp_path: Path) -> None:
     async with ends(tmp_path) as both:
         async with both.generate("word", 1, "endless") as answers:
             await anext(answers)
-            assert not both.servicer.stopped.is_set()
-        await asyncio.wait_for(both.servicer.stopped.wait(), 60)
+            assert not both.handlers.stopped.is_set()
+        await asyncio.wait_for(both.handlers.stopped.wait(), 60)
         assert await both.infer("the next") == "the next"
 
 
@@ -187,7 +218,7 @@ async def test_a_call_that_takes_too_long_stops_its_work(tmp_path: Path) -> None
         async with both.generate("word", 1, "endless", timeout=0.05) as answers:
             with pytest.raises(TimeoutError):
                 [each async for each in answers]
-        await asyncio.wait_for(both.servicer.stopped.wait(), 60)
+        await asyncio.wait_for(both.handlers.stopped.wait(), 60)
 
 
 async def test_the_end_of_the_connection_ends_its_calls(tmp_path: Path) -> None:
@@ -197,7 +228,7 @@ async def test_the_end_of_the_connection_ends_its_calls(tmp_path: Path) -> None:
             both.link.close()
             with pytest.raises(WorkerUnavailableError):
                 await anext(answers)
-        await asyncio.wait_for(both.servicer.stopped.wait(), 60)
+        await asyncio.wait_for(both.handlers.stopped.wait(), 60)
         with pytest.raises(WorkerUnavailableError):
             await both.infer("afterwards")
 
@@ -206,7 +237,7 @@ async def test_answers_wait_for_a_slow_reader(tmp_path: Path) -> None:
     async with ends(tmp_path) as both, both.generate("x" * PART, 40) as answers:
         await anext(answers)
         # The window, and the one that the handler holds.
-        await reaches(1 + 4, lambda: both.servicer.sent)
+        await reaches(1 + 4, lambda: both.handlers.sent)
         assert await both.infer("others go on") == "others go on"
         assert len([each async for each in answers]) == 39
 
@@ -223,7 +254,7 @@ async def test_requests_wait_for_a_slow_reader(tmp_path: Path) -> None:
     async with ends(tmp_path) as both, both.embed(many()) as answers:
         reading = asyncio.ensure_future(anext(answers))
         await reaches(1 + 4, lambda: drawn)
-        assert both.servicer.read == 1
+        assert both.handlers.read == 1
         reading.cancel()
         await asyncio.wait({reading})
     assert drawn == 5
