@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity rust lint format proto models lock docs figures clean images test-containers sbom
+.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ test-containers: models ## test the images and the compose files; needs a contai
 sbom: setup ## write what each image has installed into out/sbom/ (CycloneDX)
 	@$(PY) -m tools.containers.sbom
 
-bench: bench-vision bench-text bench-embeddings bench-perplexity ## run all benchmarks
+bench: bench-vision bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
@@ -58,6 +58,9 @@ bench-embeddings: models ## time embeddings against sentence-transformers and in
 
 bench-perplexity: models ## what each dtype costs a model's answers
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
+
+bench-link: setup ## CPU of a token between text_svc and a model's process, beside gRPC
+	@$(PY) -m tests.bench.bench_link $(BENCH)
 
 rust: ## build, lint and test the Rust client
 	@python3 -m tools.cargo fmt --check
