@@ -63,9 +63,9 @@ bench-link: setup ## CPU of a token between text_svc and a model's process, besi
 	@$(PY) -m tests.bench.bench_link $(BENCH)
 
 rust: ## build, lint and test the Rust client
-	@python3 -m tools.cargo fmt --check
-	@python3 -m tools.cargo clippy -q --all-targets --all-features -- -D warnings
-	@python3 -m tools.cargo test -q --all-features
+	@python3 -m tools.cargo fmt --all --check
+	@python3 -m tools.cargo clippy -q --workspace --all-targets -- -D warnings
+	@python3 -m tools.cargo test -q --workspace
 
 lint: setup ## check formatting, lint, types and protos
 	@$(PY) -m ruff format --check -q .

@@ -1,8 +1,8 @@
-"""cargo for the Rust client: `python -m tools.cargo COMMAND [OPTIONS]` runs it in clients/rust.
+"""Runs cargo in the workspace of the Rust client: `python -m tools.cargo COMMAND [OPTIONS]`.
 
-Crates come from the registry as Cargo.lock names them, or without a network from a vendored tree
-where a folder beside this project has one. What is built goes to CARGO_TARGET_DIR, which is
-clients/rust/target unless the environment says otherwise. Needs nothing but Python.
+Crates come from the registry at the versions in Cargo.lock or, without a network, from a vendored
+tree where a folder beside this project has one. Build output goes to CARGO_TARGET_DIR, which is
+clients/rust/target by default. Needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CRATE = REPOSITORY / "clients" / "rust"
-# Prints the cargo configuration of a vendored tree, which it unpacks the first time.
+WORKSPACE = REPOSITORY / "clients" / "rust"
+# Prints the path of a cargo configuration for vendored crates; unpacks them the first time.
 UNPACK = REPOSITORY.parent / "shared" / "cargo" / "unpack.sh"
-# Commands that take no crates, and not the options that say where crates are.
+# Commands that need no crates and reject the options that say where crates are.
 WITHOUT_CRATES = ("fmt", "--version")
 
 
 class NoCargoError(Exception):
-    """The Rust client cannot be built here; the message says why in a line."""
+    """The Rust client cannot be built here; the message says why in one line."""
 
 
 def target_dir() -> Path:
-    """The folder of what is built."""
-    return Path(os.environ.get("CARGO_TARGET_DIR") or CRATE / "target").absolute()
+    """The folder of the build output."""
+    return Path(os.environ.get("CARGO_TARGET_DIR") or WORKSPACE / "target").absolute()
 
 
 @functools.cache
 def source_options() -> tuple[str, ...]:
-    """The options that say where crates come from; they are there afterwards.
+    """The options that say where crates come from; fetches the crates.
 
     Raises:
-        NoCargoError: there is no cargo, or the crates cannot be had.
+        NoCargoError: cargo or the crates are not available.
     """
     if not shutil.which("cargo"):
         raise NoCargoError("cargo is not installed")
@@ -45,21 +45,21 @@ def source_options() -> tuple[str, ...]:
     if UNPACK.exists():
         unpacked = subprocess.run((str(UNPACK),), capture_output=True, text=True, check=False)
         if unpacked.returncode:
-            raise NoCargoError(f"the vendored crates were not unpacked: {_last_line(unpacked)}")
+            raise NoCargoError(f"the vendored crates cannot be unpacked: {_last_line(unpacked)}")
         options += ("--offline", "--config", unpacked.stdout.strip())
     fetched = subprocess.run(
-        ("cargo", "fetch", *options), cwd=CRATE, capture_output=True, text=True, check=False
+        ("cargo", "fetch", *options), cwd=WORKSPACE, capture_output=True, text=True, check=False
     )
     if fetched.returncode:
-        raise NoCargoError(f"the crates cannot be had: {_last_line(fetched)}")
+        raise NoCargoError(f"the crates cannot be fetched: {_last_line(fetched)}")
     return options
 
 
 def command(arguments: Sequence[str]) -> list[str]:
-    """The command that runs cargo with the crates there are; to be run in `CRATE`.
+    """The command that runs cargo with the crates available here; run it in `WORKSPACE`.
 
     Raises:
-        NoCargoError: there is no cargo, or the crates cannot be had.
+        NoCargoError: cargo or the crates are not available.
     """
     name, *rest = arguments
     options = () if name in WITHOUT_CRATES else source_options()
@@ -67,19 +67,19 @@ def command(arguments: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment to run it in."""
+    """The environment to run cargo in."""
     return os.environ | {"CARGO_TARGET_DIR": str(target_dir())}
 
 
 def build_load_generator() -> Path:
-    """The load generator of the benchmarks, built if need be (the first time takes minutes).
+    """Builds the load generator of the benchmarks (the first time takes minutes).
 
     Raises:
         NoCargoError: it cannot be built.
     """
-    build = command(("build", "--release", "--features", "loadgen", "--bin", "loadgen"))
+    build = command(("build", "--release", "--package", "ml-loadgen"))
     built = subprocess.run(
-        build, cwd=CRATE, env=environment(), capture_output=True, text=True, check=False
+        build, cwd=WORKSPACE, env=environment(), capture_output=True, text=True, check=False
     )
     if built.returncode:
         raise NoCargoError(f"it does not build: {_last_line(built)}")
@@ -99,7 +99,7 @@ def main() -> None:
         run = command(sys.argv[1:])
     except NoCargoError as error:
         sys.exit(f"the Rust client cannot be built here: {error}")
-    os.chdir(CRATE)
+    os.chdir(WORKSPACE)
     os.execvpe(run[0], run, environment())  # noqa: S606  # this process becomes cargo
 
 

@@ -1,4 +1,4 @@
-"""The tonic client as the benchmarks' client: the load generator of clients/rust."""
+"""The benchmarks' tonic client: the load generator of clients/rust/loadgen."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class RustClient:
 
     @classmethod
     def chosen(cls, option: str) -> RustClient | None:
-        """The tonic client where it is wanted and can be had; says why where it cannot.
+        """The tonic client if the option allows it and it can be built; prints why if it cannot.
 
         Raises:
-            SystemExit: it is demanded and cannot be had.
+            SystemExit: the option requires it and it cannot be built.
         """
         if option == "python":
             return None
@@ -50,8 +50,10 @@ class RustClient:
             return cls(build_load_generator())
         except NoCargoError as error:
             if option == "rust":
-                sys.exit(f"there is no tonic client: {error}")
-            print(f"the Python client is used, for there is no tonic client: {error}", flush=True)
+                sys.exit(f"the tonic client is not available: {error}")
+            print(
+                f"using the Python client, the tonic client is not available: {error}", flush=True
+            )
             return None
 
     def run(
@@ -60,9 +62,9 @@ class RustClient:
         """Runs one plan of the load generator and returns its samples.
 
         Args:
-            kind: of the plan.
-            on_mark: called with "begin" and "end" of the measured time of a video.
-            plan: as `clients/rust/src/bin/loadgen` reads it.
+            kind: the kind of plan.
+            on_mark: called with "begin" and "end" when a video's measured time begins and ends.
+            plan: its fields, as `clients/rust/loadgen` reads them.
 
         Raises:
             RuntimeError: a call failed; the message is the load generator's.

@@ -16,19 +16,27 @@ import pytest
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from tests.bench.rust_client import MARKS, RustClient
 from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack
-from tools.cargo import CRATE, NoCargoError, command, environment, source_options, target_dir
+from tools.cargo import (
+    WORKSPACE,
+    NoCargoError,
+    command,
+    environment,
+    source_options,
+    target_dir,
+)
 
 # A build from nothing on a machine that others use too.
 pytestmark = pytest.mark.timeout(1800)
 
 README = ROOT / "README.md"
+MANIFEST = str(WORKSPACE / "Cargo.toml")
 TOUR = "cargo run --manifest-path clients/rust/Cargo.toml --example tour"
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def crates() -> None:
-    """Cargo with the crates, or else all of this is skipped."""
+    """Skips this module where cargo or the crates are missing."""
     try:
         source_options()
     except NoCargoError as error:
@@ -74,13 +82,12 @@ def text_models(stack: Stack) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def load_generator() -> RustClient:
     """As the benchmarks use it, but built without optimisation, as the tests are."""
-    manifest = str(CRATE / "Cargo.toml")
-    cargo("build", "--manifest-path", manifest, "--all-features", "--bin", "loadgen")
+    cargo("build", "--manifest-path", MANIFEST, "--package", "ml-loadgen")
     return RustClient(target_dir() / "debug" / "loadgen")
 
 
 def test_make_rust() -> None:
-    """Formatting, clippy, and the tests that need no services."""
+    """Formatting, clippy, and the tests and doc tests that need no services."""
     for component in ("clippy", "fmt"):
         found = subprocess.run(("cargo", component, "--version"), capture_output=True, check=False)
         if found.returncode:
@@ -92,7 +99,7 @@ def test_make_rust() -> None:
 
 def test_the_crate_against_the_services(stack: Stack, models: Path) -> None:
     output = cargo(
-        *("test", "--manifest-path", str(CRATE / "Cargo.toml"), "--all-features"),
+        *("test", "--manifest-path", MANIFEST, "--package", "ml-client"),
         *("--test", "services", "--", "--ignored"),
         ML_ENDPOINT=endpoint(stack),
         ML_PICTURES=str(models / "pictures"),

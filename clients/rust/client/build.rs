@@ -3,7 +3,7 @@
 use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protos");
+    let protos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../protos");
     println!("cargo:rerun-if-changed={}", protos.join("ml").display());
     let files = protox::Compiler::new([&protos])?
         .include_imports(true)
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set();
     tonic_prost_build::configure()
         .build_server(false)
-        // Pictures and files are shared, not copied, when they are sent or received.
+        // Pictures and files are not copied when they are sent or received.
         .bytes(".")
         .compile_fds(files)?;
     Ok(())
