@@ -1,6 +1,6 @@
 //! A tour of the services: loads two models, embeds, chats, finds a face, and unloads.
 //!
-//! `cargo run --example tour -- --picture ../../models/pictures/astronaut.png`
+//! `cargo run --example tour -- --picture ../../../models/pictures/astronaut.png`
 
 use std::fs;
 use std::io::{Write, stdout};
@@ -21,19 +21,19 @@ const SENTENCES: [&str; 3] = [
 /// Loads two models, embeds, chats, finds a face, and unloads.
 #[derive(Parser)]
 struct Options {
-    /// Where the services are.
+    /// Address of the services.
     #[arg(long, default_value = "http://localhost:50051")]
     endpoint: String,
-    /// A model that chats.
+    /// The chat model.
     #[arg(long, default_value = "HuggingFaceTB/SmolLM2-135M-Instruct")]
     chat_model: String,
-    /// A model that embeds.
+    /// The embedding model.
     #[arg(long, default_value = "sentence-transformers/all-MiniLM-L6-v2")]
     embedding_model: String,
-    /// What to ask.
+    /// The question for the chat model.
     #[arg(long, default_value = "What is the capital of France?")]
     question: String,
-    /// A picture of somebody: PNG, JPEG or WebP.
+    /// A picture with a face: PNG, JPEG or WebP.
     #[arg(long)]
     picture: PathBuf,
 }
@@ -80,11 +80,7 @@ async fn chat(client: &Client, options: &Options) -> anyhow::Result<()> {
     let mut answer = client
         .chat(ChatRequest {
             model: options.chat_model.clone(),
-            messages: vec![ChatMessage {
-                role: "user".into(),
-                content: options.question.clone(),
-                ..Default::default()
-            }],
+            messages: vec![ChatMessage::user(&options.question)],
             temperature: Some(0.0),
             ..Default::default()
         })
@@ -93,7 +89,7 @@ async fn chat(client: &Client, options: &Options) -> anyhow::Result<()> {
         print!("{text}");
         stdout().flush()?;
     }
-    let finish = answer.finish().context("an answer ends with its finish")?;
+    let finish = answer.finish().context("a complete answer has a finish")?;
     println!(
         "\n{} tokens, {}",
         finish.usage.generated_tokens, finish.reason

@@ -1,4 +1,4 @@
-//! What can go wrong, with the `google.rpc` details that the services send.
+//! Errors, with the `google.rpc` details that the services send.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,22 +9,38 @@ use tonic_types::StatusExt;
 /// The result of a call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why there is no answer, or no more of it.
+/// Why a call failed or a stream ended early.
+///
+/// # Example
+///
+/// ```no_run
+/// # async fn run(client: ml_client::Client) -> Result<(), ml_client::Error> {
+/// let model = "sentence-transformers/all-MiniLM-L6-v2";
+/// let vectors = match client.embed(model, ["a sentence"]).await {
+///     Err(error) if error.reason() == Some("MODEL_NOT_LOADED") => {
+///         client.load(model, "feature-extraction").await?;
+///         client.embed(model, ["a sentence"]).await?
+///     }
+///     result => result?,
+/// };
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is none, or nothing listens there.
+    /// The address is not valid, or nothing listens there.
     #[error("no connection to the services")]
     Transport(#[from] tonic::transport::Error),
     /// The call ended with a status.
     #[error(transparent)]
     Call(Box<CallError>),
-    /// An answer ended early without a status: a service or a proxy that breaks the contract.
-    #[error("the answer ended before it was complete")]
+    /// A response ended early without a status: the server or a proxy breaks the contract.
+    #[error("the response ended before it was complete")]
     Incomplete,
 }
 
 impl Error {
-    /// What the status says, where a call has ended with one.
+    /// The decoded status, if a call ended with one.
     #[must_use]
     pub fn call(&self) -> Option<&CallError> {
         match self {
@@ -39,16 +55,34 @@ impl Error {
         self.call()?.reason.as_deref()
     }
 
-    /// How long to wait before a new try, where the services name a time.
+    /// How long to wait before trying again, if the services say so.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.call()?.retry_after
     }
 
-    /// Whether the same call may succeed later: a service is down or restarts, a queue is full.
+    /// Whether the same call may succeed later: a service is down or restarting, or a queue is full.
     ///
-    /// A service that dies in the middle of an answer is among these; some of the answer may have
-    /// been received.
+    /// Also true if a service dies during a response, part of which may have been received.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// # async fn run(client: ml_client::Client) -> Result<(), ml_client::Error> {
+    /// let models = loop {
+    ///     match client.loaded().await {
+    ///         Err(error) if error.is_retryable() => {
+    ///             let pause = error.retry_after().unwrap_or(Duration::from_secs(1));
+    ///             tokio::time::sleep(pause).await;
+    ///         }
+    ///         result => break result?,
+    ///     }
+    /// };
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -71,23 +105,23 @@ impl From<Status> for Error {
 pub struct CallError {
     /// The gRPC code.
     pub code: Code,
-    /// A sentence for people; it names the field or the limit.
+    /// A sentence for people that names the field or the limit.
     pub message: String,
-    /// For programs: what happened, in capitals (`google.rpc.ErrorInfo`). Absent where the status
-    /// is not the services' own, but Envoy's or tonic's.
+    /// A stable word in capitals for programs (`google.rpc.ErrorInfo`). Absent if the status comes
+    /// from Envoy or tonic instead of a service.
     pub reason: Option<String>,
-    /// Facts that go with the reason, such as a limit.
+    /// Details of the reason, such as a limit.
     pub metadata: HashMap<String, String>,
-    /// The request's fields at fault (`google.rpc.BadRequest`).
+    /// The invalid fields of the request (`google.rpc.BadRequest`).
     pub fields: Vec<FieldViolation>,
     /// When to try again (`google.rpc.RetryInfo`).
     pub retry_after: Option<Duration>,
-    /// As it was received.
+    /// The status as received.
     #[source]
     pub status: Status,
 }
 
-/// A field of a request that was refused.
+/// An invalid field of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// Its name in the proto.
@@ -98,7 +132,7 @@ pub struct FieldViolation {
 
 impl CallError {
     fn is_retryable(&self) -> bool {
-        // Envoy says INTERNAL of a stream whose service died; the services' own has a reason.
+        // Envoy ends a stream whose service died with INTERNAL; the services' own has a reason.
         let cut_off = matches!(self.code, Code::Internal | Code::Unknown) && self.reason.is_none();
         self.code == Code::Unavailable || self.retry_after.is_some() || cut_off
     }

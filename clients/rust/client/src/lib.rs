@@ -1,4 +1,4 @@
-//! Client of the ML services: text models, live vision and the life of the models, on one gRPC port.
+//! Client of the ML services: text models, live vision and model management, on one gRPC port.
 //!
 //! ```no_run
 //! use futures_util::TryStreamExt;
@@ -13,27 +13,22 @@
 //! let mut answer = client
 //!     .chat(ChatRequest {
 //!         model: model.into(),
-//!         messages: vec![ChatMessage {
-//!             role: "user".into(),
-//!             content: "What is the capital of France?".into(),
-//!             ..Default::default()
-//!         }],
+//!         messages: vec![ChatMessage::user("What is the capital of France?")],
 //!         ..Default::default()
 //!     })
 //!     .await?;
 //! while let Some(text) = answer.try_next().await? {
-//!     print!("{text}"); // only what is new
+//!     print!("{text}");
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`Client`] has the calls that take more than one line by hand: answers as streams of text, vectors,
-//! detections, and video with a bound on the frames under way. Everything else is a call of the typed
-//! stubs that it hands out ([`Client::models`], [`Client::text`], [`Client::vision`]), whose messages
-//! are in [`proto`].
+//! [`Client`] wraps the calls that take more than a line by hand: generated text as a stream, vectors,
+//! detections, and video with a limit on the frames in flight. For everything else use the typed stubs
+//! ([`Client::models`], [`Client::text`], [`Client::vision`]); their messages are in [`proto`].
 //!
-//! Nothing is retried: [`Error::is_retryable`] and [`Error::retry_after`] say when a new try helps.
+//! Nothing is retried: [`Error::is_retryable`] and [`Error::retry_after`] say when trying again helps.
 //! Dropping a future or a stream cancels its call, and the service stops the work.
 
 mod client;
@@ -48,6 +43,14 @@ pub use text::{Answer, Finish, Generation};
 pub use video::{Answers, FramePolicy, VideoOptions, VideoTask, tasks};
 
 pub use tonic;
+
+// Compiles the examples of the READMEs with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ClientReadme;
+#[cfg(doctest)]
+#[doc = include_str!("../../../../README.md")]
+struct RepositoryReadme;
 
 /// The messages and stubs, generated from the repository's `protos/ml`.
 #[allow(missing_docs, clippy::pedantic)]

@@ -1,4 +1,4 @@
-//! Answers that come as streams of text.
+//! Generated text, as a stream or whole.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -9,14 +9,38 @@ use tonic::Status;
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::proto::{ChatRequest, ChatResponse, GenerationUsage, TextRequest, TextResponse};
+use crate::proto::{
+    ChatMessage, ChatRequest, ChatResponse, GenerationUsage, TextRequest, TextResponse,
+};
 
 impl Client {
-    /// Answers a conversation.
+    /// Generates the next message of a conversation.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use futures_util::TryStreamExt;
+    /// use ml_client::proto::{ChatMessage, ChatRequest};
+    ///
+    /// # async fn run(client: ml_client::Client) -> Result<(), ml_client::Error> {
+    /// let mut answer = client
+    ///     .chat(ChatRequest {
+    ///         model: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
+    ///         messages: vec![ChatMessage::user("What is the capital of France?")],
+    ///         temperature: Some(0.0),
+    ///         ..Default::default()
+    ///     })
+    ///     .await?;
+    /// while let Some(text) = answer.try_next().await? {
+    ///     print!("{text}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Call`]: the services say why not; so may the stream's items.
+    /// [`Error::Call`]: the call ended with an error status; items of the stream may be errors too.
     pub async fn chat(&self, request: ChatRequest) -> Result<Generation> {
         let messages = self.text().chat_completion(request).await?.into_inner();
         Ok(Generation::new(messages.map_ok(Piece::from)))
@@ -24,38 +48,56 @@ impl Client {
 
     /// Continues a prompt.
     ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use ml_client::proto::TextRequest;
+    ///
+    /// # async fn run(client: ml_client::Client) -> Result<(), ml_client::Error> {
+    /// let request = TextRequest {
+    ///     model: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
+    ///     prompt: "The capital of France is".into(),
+    ///     max_length: 8, // new tokens
+    ///     ..Default::default()
+    /// };
+    /// let answer = client.generate(request).await?.answer().await?;
+    /// println!("{} ({})", answer.text, answer.finish.reason);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// [`Error::Call`]: the services say why not; so may the stream's items.
+    /// [`Error::Call`]: the call ended with an error status; items of the stream may be errors too.
     pub async fn generate(&self, request: TextRequest) -> Result<Generation> {
         let messages = self.text().generate_text(request).await?.into_inner();
         Ok(Generation::new(messages.map_ok(Piece::from)))
     }
 }
 
-/// An answer while it is made: a stream of texts, each only what is new, none of them empty.
+/// Text while it is generated: a stream of new, non-empty pieces.
 ///
-/// It ends with `None` after the whole answer, and [`Generation::finish`] then tells how it ended.
-/// Dropping it earlier cancels the call.
+/// It ends with `None` after the last piece; [`Generation::finish`] then says how it ended.
+/// Dropping it earlier cancels the call. [`Client::chat`] has an example.
 pub struct Generation {
     pieces: BoxStream<'static, Result<Piece, Status>>,
     finish: Option<Finish>,
     failed: bool,
 }
 
-/// How an answer ended.
+/// How a generation ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finish {
-    /// "stop": the model ended it, or a stop string did; "length": it has all the tokens allowed.
+    /// "stop": the model or a stop string ended it; "length": it has reached its limit of tokens.
     pub reason: String,
-    /// Tokens and times.
+    /// Token counts and times.
     pub usage: GenerationUsage,
 }
 
-/// A whole answer.
+/// A complete generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// All of its text.
+    /// The whole text.
     pub text: String,
     /// How it ended.
     pub finish: Finish,
@@ -70,17 +112,17 @@ impl Generation {
         }
     }
 
-    /// How the answer ended, once the last text is there.
+    /// How the generation ended, once the stream has ended.
     #[must_use]
     pub fn finish(&self) -> Option<&Finish> {
         self.finish.as_ref()
     }
 
-    /// Waits for the rest of the answer.
+    /// Waits for the rest of the text; [`Client::generate`] has an example.
     ///
     /// # Errors
     ///
-    /// [`Error::Call`] or [`Error::Incomplete`]: it ended before it was complete.
+    /// [`Error::Call`] or [`Error::Incomplete`]: the stream ended before it was complete.
     pub async fn answer(mut self) -> Result<Answer> {
         let mut text = String::new();
         while let Some(piece) = self.try_next().await? {
@@ -117,6 +159,41 @@ impl Stream for Generation {
             }
         }
         Poll::Ready(None)
+    }
+}
+
+impl ChatMessage {
+    /// A message of the user.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// let message = ml_client::proto::ChatMessage::user("What is the capital of France?");
+    /// assert_eq!(message.role, "user");
+    /// ```
+    #[must_use]
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::of("user", content)
+    }
+
+    /// A message of the model, such as an earlier answer.
+    #[must_use]
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::of("assistant", content)
+    }
+
+    /// Instructions to the model; they come first.
+    #[must_use]
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::of("system", content)
+    }
+
+    fn of(role: &str, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+            ..Default::default()
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Video: frames out, an answer for each back, with a bound on how many are under way.
+//! Video: a stream of frames in, a stream of results out, with a limit on the frames in flight.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,24 +19,34 @@ use crate::window::{Frames, Window, bounded};
 
 type Call<A> = BoxFuture<'static, Result<Response<Streaming<A>>, Status>>;
 
-/// What happens to frames that come faster than they are worked on.
+/// What happens to frames that arrive faster than they are processed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FramePolicy {
-    /// Every frame has its answer, and the sender is slowed down.
+    /// Every frame is answered; the sender is slowed down.
     #[default]
     Every,
-    /// A frame that waits is replaced by a newer one; `frames_dropped` of an answer counts them.
+    /// A newer frame replaces the waiting one; `frames_dropped` of a response counts the replaced.
     Latest,
 }
 
 /// How a video is sent. The task's own options go into the first frame's `metadata`.
+///
+/// # Example
+///
+/// ```
+/// use ml_client::{FramePolicy, VideoOptions};
+///
+/// let options = VideoOptions::default().in_flight(2).policy(FramePolicy::Latest);
+/// assert_eq!(options.in_flight, 2);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VideoOptions {
-    /// Frames that are sent and not answered yet, at most. 1 has the least latency; a few let one
-    /// frame be decoded while another is worked on. More are old when their turn comes.
+    /// At most this many frames are sent and not yet answered. 1 has the lowest latency; with a few,
+    /// one frame is decoded while another is processed. With more, frames are old when their turn
+    /// comes.
     pub in_flight: usize,
-    /// What happens to frames that come too fast.
+    /// What happens to frames that arrive too fast.
     pub policy: FramePolicy,
 }
 
@@ -50,7 +60,7 @@ impl Default for VideoOptions {
 }
 
 impl VideoOptions {
-    /// Sets how many frames are under way at most; 0 counts as 1.
+    /// Sets the largest number of frames in flight; 0 counts as 1.
     #[must_use]
     pub fn in_flight(mut self, frames: usize) -> Self {
         self.in_flight = frames;
@@ -65,15 +75,15 @@ impl VideoOptions {
     }
 }
 
-/// A way to follow something through a video; [`tasks`] has them all.
+/// A vision task that processes a video; [`tasks`] has them all.
 pub trait VideoTask: Copy + Send + 'static {
-    /// What a frame is answered with.
+    /// The response to a frame.
     type Answer: Send + 'static;
-    /// Its RPC's name.
+    /// The name of its RPC.
     const RPC: &'static str;
     /// Starts the call.
     fn call(stub: MediapipeServiceClient<Channel>, frames: Request<Frames>) -> Call<Self::Answer>;
-    /// The number of the frame that is answered.
+    /// The number of the frame that the response belongs to.
     fn frame_number(answer: &Self::Answer) -> i32;
     /// Frames of the stream that newer ones have replaced so far.
     fn frames_dropped(answer: &Self::Answer) -> i64;
@@ -81,7 +91,7 @@ pub trait VideoTask: Copy + Send + 'static {
 
 macro_rules! video_tasks {
     ($($(#[$doc:meta])+ $task:ident, $rpc:ident, $call:ident, $answer:ident;)+) => {
-        /// The tasks that a video can be given to, for [`Client::follow`](crate::Client::follow).
+        /// The vision tasks, for [`Client::follow`](crate::Client::follow).
         pub mod tasks {
             $(
                 $(#[$doc])+
@@ -114,7 +124,7 @@ macro_rules! video_tasks {
 }
 
 video_tasks! {
-    /// Faces, with six points each.
+    /// Faces, with six key points each.
     Faces, StreamFaceDetection, stream_face_detection, FaceDetectionResponse;
     /// Faces, with a mesh of 478 points each.
     FaceMesh, StreamFaceMesh, stream_face_mesh, FaceMeshResponse;
@@ -126,20 +136,38 @@ video_tasks! {
     Poses, StreamPoseTracking, stream_pose_tracking, PoseDetectionResponse;
     /// One person's face, pose and hands together.
     Holistic, StreamHolisticTracking, stream_holistic_tracking, HolisticTrackingResponse;
-    /// People or background, a mask a frame.
+    /// People against background, as a mask for each frame.
     Selfie, StreamSelfieSegmentation, stream_selfie_segmentation, SegmentationResponse;
-    /// Hair or not, a mask a frame.
+    /// Hair, as a mask for each frame.
     Hair, StreamHairSegmentation, stream_hair_segmentation, SegmentationResponse;
 }
 
 impl Client {
-    /// Follows something through a video: `client.follow(tasks::Faces, frames, &options)`.
+    /// Runs a vision task on a video and returns a stream of its results.
     ///
-    /// The next frame is taken from `frames` when fewer than [`VideoOptions::in_flight`] are under
-    /// way, so a camera behind it is read at the pace of the answers. Number the frames
-    /// (`frame_number`) where not every one holds a picture, as in some H.264 and VP8 videos. Under
-    /// [`FramePolicy::Latest`] a replaced frame is under way until the next answer. The call begins
-    /// when the answers are first asked for.
+    /// The next frame is taken from `frames` while fewer than [`VideoOptions::in_flight`] are in
+    /// flight, so a camera is read at the pace of the results. Set `frame_number` if some frames
+    /// show no picture, as in some H.264 and VP8 videos. With [`FramePolicy::Latest`] a replaced
+    /// frame stays in flight until the next result. The call starts when the stream is first polled.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use futures_util::{Stream, TryStreamExt};
+    /// use ml_client::{Client, Error, VideoOptions, proto::VideoFrame, tasks};
+    ///
+    /// # async fn run(
+    /// #     client: Client,
+    /// #     camera: impl Stream<Item = VideoFrame> + Send + 'static,
+    /// # ) -> Result<(), Error> {
+    /// let options = VideoOptions::default();
+    /// let mut results = client.follow(tasks::Faces, camera, &options);
+    /// while let Some(result) = results.try_next().await? {
+    ///     println!("frame {}: {} faces", result.frame_number, result.faces.len());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn follow<T: VideoTask>(
         &self,
         _task: T,
@@ -164,7 +192,7 @@ impl Client {
     }
 }
 
-/// Answers to the frames of a video, in order. Dropping it cancels the call.
+/// The results for the frames of a video, in order. Dropping it cancels the call.
 pub struct Answers<A>(BoxStream<'static, Result<A>>);
 
 impl<A> Stream for Answers<A> {

@@ -1,4 +1,4 @@
-//! The bound on the frames of a video that are sent and not answered.
+//! The limit on the frames of a video in flight: sent and not yet answered.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ impl Stream for Frames {
     }
 }
 
-/// The frames that are sent and not answered.
+/// The frames in flight.
 pub struct Window {
     free: Semaphore,
     sent: Mutex<Sent>,
@@ -54,13 +54,13 @@ impl Window {
         sent.numbers.push_back(frame_number);
     }
 
-    /// Frees the places of the frame and of those before it, which have no answer: their pictures
-    /// were hidden, or newer frames have replaced them.
+    /// Frees the places of the frame and of those before it. Those get no answer: they showed no
+    /// picture, or newer frames replaced them.
     pub fn answered(&self, frame_number: i32, dropped: i64) {
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
         let replaced = usize::try_from(dropped - sent.dropped).unwrap_or(0);
         sent.dropped = dropped;
-        // A video whose pictures are shown in another order than sent has let go of some before.
+        // Already freed: the video shows its pictures in another order than they were sent.
         let Some(place) = sent.numbers.iter().position(|sent| *sent == frame_number) else {
             return;
         };
@@ -70,7 +70,7 @@ impl Window {
     }
 }
 
-/// Takes frames only while the window has places.
+/// Takes frames only while the window has free places.
 pub fn bounded(
     frames: impl Stream<Item = VideoFrame> + Send + 'static,
     window: Arc<Window>,
@@ -104,13 +104,13 @@ mod tests {
         (bounded(frames, Arc::clone(&window)), window)
     }
 
-    /// How many frames can be had now.
+    /// How many frames the window lets through now.
     fn available(frames: &mut Frames) -> usize {
         std::iter::from_fn(|| frames.next().now_or_never().flatten()).count()
     }
 
     #[test]
-    fn no_more_frames_than_allowed_are_under_way() {
+    fn no_more_frames_than_allowed_are_in_flight() {
         let (mut frames, window) = video(3, (0..100).collect());
         assert_eq!(available(&mut frames), 3);
         window.answered(0, 0);

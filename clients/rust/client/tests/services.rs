@@ -1,6 +1,6 @@
-//! The client against the services. What needs them is ignored unless asked for:
+//! The client against running services. Tests that need them are ignored by default:
 //!
-//! `ML_ENDPOINT=http://localhost:50051 ML_PICTURES=../../models/pictures cargo test -- --ignored`
+//! `ML_ENDPOINT=http://localhost:50051 ML_PICTURES=../../../models/pictures cargo test -- --ignored`
 
 use std::env;
 use std::path::Path;
@@ -14,7 +14,7 @@ use ml_client::tonic::Code;
 use ml_client::{Client, Error, FramePolicy, VideoOptions, tasks};
 
 // Nothing listens on the port of tcpmux.
-const NOBODY: &str = "http://127.0.0.1:1";
+const NOTHING_LISTENS: &str = "http://127.0.0.1:1";
 
 async fn client() -> Client {
     let endpoint = env::var("ML_ENDPOINT").expect("ML_ENDPOINT says where the services are");
@@ -30,7 +30,7 @@ fn picture() -> Bytes {
     std::fs::read(path).expect("there is a picture").into()
 }
 
-/// The same picture over and over, and how often it was taken.
+/// The same picture again and again, and how often it was taken.
 fn video(
     count: usize,
 ) -> (
@@ -57,19 +57,21 @@ fn frame(frame_data: Bytes, frame_number: i32) -> VideoFrame {
 }
 
 #[tokio::test]
-async fn nobody_listens() {
-    let eager = Client::connect(NOBODY).await.expect_err("nobody listens");
+async fn nothing_listens() {
+    let eager = Client::connect(NOTHING_LISTENS)
+        .await
+        .expect_err("nothing listens");
     assert!(matches!(eager, Error::Transport(_)), "{eager:?}");
     assert!(eager.is_retryable());
 
-    let lazy = Client::connect_lazy(NOBODY).expect("the address is one");
-    let error = lazy.loaded().await.expect_err("nobody listens");
+    let lazy = Client::connect_lazy(NOTHING_LISTENS).expect("the address is one");
+    let error = lazy.loaded().await.expect_err("nothing listens");
     assert_eq!(error.call().map(|call| call.code), Some(Code::Unavailable));
     assert!(error.is_retryable());
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_refused() {
+async fn an_invalid_address_is_refused() {
     assert!(Client::connect("not an address").await.is_err());
     assert!(Client::connect_lazy("not an address").is_err());
 }
@@ -106,7 +108,7 @@ async fn an_error_names_the_field() {
 
 #[tokio::test]
 #[ignore = "needs ML_ENDPOINT and ML_PICTURES"]
-async fn pictures_are_looked_at() {
+async fn detects_in_pictures() {
     let client = client().await;
     let faces = client
         .detect_faces(picture(), "png")
@@ -126,7 +128,7 @@ async fn pictures_are_looked_at() {
 
 #[tokio::test]
 #[ignore = "needs ML_ENDPOINT and ML_PICTURES"]
-async fn a_video_is_answered_in_order_and_never_more_than_a_few_frames_are_under_way() {
+async fn a_video_is_answered_in_order_with_a_limit_on_frames_in_flight() {
     let (frames, taken) = video(20);
     let options = VideoOptions::default().in_flight(3);
     let mut answers = client().await.follow(tasks::Faces, frames, &options);
@@ -135,7 +137,7 @@ async fn a_video_is_answered_in_order_and_never_more_than_a_few_frames_are_under
         assert_eq!(answer.frame_number, i32::try_from(answered).expect("a few"));
         assert_eq!(answer.timestamp_ms, i64::from(answer.frame_number) * 33);
         assert_eq!(answer.faces.len(), 1);
-        // The place of the answer that is held here may be taken again already.
+        // The place of this answer may already be taken again.
         answered += 1;
         assert!(taken.load(Ordering::SeqCst) <= answered + 3);
     }
@@ -144,7 +146,7 @@ async fn a_video_is_answered_in_order_and_never_more_than_a_few_frames_are_under
 
 #[tokio::test]
 #[ignore = "needs ML_ENDPOINT and ML_PICTURES"]
-async fn the_newest_frame_is_answered_where_that_is_asked_for() {
+async fn the_newest_frame_is_answered_with_policy_latest() {
     let (frames, _) = video(60);
     let options = VideoOptions::default()
         .in_flight(30)
@@ -185,7 +187,7 @@ async fn a_broken_frame_ends_a_video_after_the_answers_before_it() {
 
 #[tokio::test]
 #[ignore = "needs ML_ENDPOINT"]
-async fn an_answer_of_more_than_tonics_4_mib_is_received() {
+async fn a_response_over_the_4_mib_default_of_tonic_is_received() {
     let (width, height) = (2400, 2000);
     let pixels = vec![128; 2400 * 2000];
     let frame = VideoFrame {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// CPU seconds that all threads have had since the start of the process.
+/// CPU seconds of all threads since the process started.
 pub fn seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     let whole = Duration::from_secs(time.tv_sec.unsigned_abs());

@@ -1,4 +1,4 @@
-//! Callers that embed in a closed loop.
+//! Callers that embed in a closed loop: each calls again as soon as it has its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,26 +17,25 @@ use crate::start::Start;
 pub struct Plan {
     endpoint: String,
     model: String,
-    /// Taken in turns, from the first one on after the last.
+    /// Used in turn, starting over after the last.
     texts: Vec<String>,
-    /// Each asks again as soon as it has its answer.
     callers: usize,
-    /// Texts of one call.
+    /// Texts in a call.
     batch: usize,
-    /// No call begins later; each caller makes one even so.
+    /// No call starts later than this, but each caller makes at least one.
     seconds: f64,
-    /// Connections that the callers share.
+    /// Connections shared by the callers.
     connections: usize,
 }
 
 #[derive(Serialize)]
 pub struct Outcome {
-    /// From the moment when all callers were connected until the last answer.
+    /// From the moment all callers were connected until the last answer.
     seconds: f64,
     client_cpu_seconds: f64,
-    /// Of every call.
+    /// Of each call.
     latencies: Vec<f64>,
-    /// Numbers of a vector.
+    /// Length of a vector.
     dimensions: usize,
 }
 
@@ -49,7 +48,7 @@ struct Callers {
 pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     anyhow::ensure!(
         plan.connections > 0 && plan.callers > 0 && plan.batch > 0 && !plan.texts.is_empty(),
-        "callers, connections, batch and texts must not be nothing"
+        "callers, connections, batch and texts must not be 0 or empty"
     );
     let connecting = (0..plan.connections).map(|_| Client::connect(&plan.endpoint));
     let connections = try_join_all(connecting).await?;
@@ -75,7 +74,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
         outcome.latencies.extend(latencies);
         outcome.dimensions = dimensions;
     }
-    let began = callers.start.began().context("nobody called")?;
+    let began = callers.start.began().context("there were no callers")?;
     outcome.seconds = began.time.elapsed().as_secs_f64();
     outcome.client_cpu_seconds = cpu::seconds() - began.cpu_seconds;
     Ok(outcome)

@@ -1,4 +1,4 @@
-//! The moment at which all callers begin.
+//! The moment when all callers start.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -13,7 +13,7 @@ pub struct Start {
     began: OnceLock<Began>,
 }
 
-/// When it was, and what CPU time had been spent before.
+/// The time of the start and the CPU time used before it.
 #[derive(Clone, Copy)]
 pub struct Began {
     pub time: Instant,
@@ -28,7 +28,7 @@ impl Start {
         }
     }
 
-    /// Waits for all callers; the first one to go on sets the time.
+    /// Waits for all callers; the first to continue sets the time.
     pub async fn all(&self) -> Began {
         self.ready.wait().await;
         *self.began.get_or_init(|| Began {
@@ -37,7 +37,7 @@ impl Start {
         })
     }
 
-    /// When all began, once they have.
+    /// When all started, once they have.
     pub fn began(&self) -> Option<Began> {
         self.began.get().copied()
     }

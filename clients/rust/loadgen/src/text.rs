@@ -17,7 +17,7 @@ pub struct Plan {
     endpoint: String,
     rpc: Rpc,
     model: String,
-    /// One a caller, which has a connection of its own.
+    /// One for each caller; each has its own connection.
     questions: Vec<String>,
     max_tokens: i32,
     temperature: f32,
@@ -32,7 +32,7 @@ enum Rpc {
 
 #[derive(Serialize)]
 pub struct Outcome {
-    /// From the moment when all callers were connected until the last message.
+    /// From the moment all callers were connected until the last message.
     seconds: f64,
     client_cpu_seconds: f64,
     /// In the order of the questions.
@@ -41,9 +41,9 @@ pub struct Outcome {
 
 #[derive(Default, Serialize)]
 struct Caller {
-    /// When each message came, the last one included, since all began.
+    /// When each message arrived since the start, the last one included.
     messages: Vec<f64>,
-    /// Tokens generated, as the last message says.
+    /// Generated tokens, from the last message.
     tokens: i32,
     text: String,
     finish_reason: String,
@@ -84,11 +84,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
 
 fn chat_request(plan: &Plan, question: &str) -> ChatRequest {
     ChatRequest {
-        messages: vec![ChatMessage {
-            role: "user".into(),
-            content: question.into(),
-            ..Default::default()
-        }],
+        messages: vec![ChatMessage::user(question)],
         model: plan.model.clone(),
         temperature: Some(plan.temperature),
         max_tokens: plan.max_tokens,
@@ -106,7 +102,7 @@ fn text_request(plan: &Plan, question: &str) -> TextRequest {
     }
 }
 
-/// The messages as they are, since each one's time counts.
+/// Uses the stub, since the time of every message counts.
 async fn chat(client: Client, start: Arc<Start>, request: ChatRequest) -> anyhow::Result<Caller> {
     let mut caller = Caller::default();
     let start = start.all().await.time;

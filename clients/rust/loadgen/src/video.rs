@@ -17,14 +17,14 @@ use tokio::time::{interval, sleep};
 
 use crate::cpu;
 
-/// Where the frames come from and what is made of them.
+/// The frames and the task that processes them.
 #[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Source {
     endpoint: String,
     /// The name of the stream's RPC.
     rpc: String,
-    /// A file a frame, sent over and over.
+    /// A file for each frame, sent again and again.
     files: Vec<String>,
     format: String,
     width: i32,
@@ -35,11 +35,11 @@ struct Source {
 pub struct Plan {
     source: Source,
     streams: usize,
-    /// Frames of a stream that are sent and not answered, at most.
+    /// Largest number of frames in flight in a stream.
     in_flight: usize,
-    /// Of the measured time, which begins when all streams have had their first answers.
+    /// Length of the measured time, which begins after the first answers of all streams.
     seconds: f64,
-    /// First answers of each stream, which do not count.
+    /// First answers of each stream that do not count.
     warm_up: usize,
 }
 
@@ -56,18 +56,18 @@ pub struct PacedPlan {
     source: Source,
     fps: f64,
     frames: usize,
-    /// First answers, which do not count.
+    /// First answers that do not count.
     warm_up: usize,
 }
 
 #[derive(Serialize)]
 pub struct PacedOutcome {
-    /// Of each answered frame when its answer came.
+    /// Age of each answered frame when its answer arrived.
     ages: Vec<f64>,
     client_cpu_seconds: f64,
 }
 
-/// Calls a function with the task that the plan's RPC means.
+/// Calls a function with the task of the plan's RPC.
 macro_rules! for_task {
     ($function:ident, $plan:expr) => {
         for_task!($function, $plan, Faces FaceMesh Irises Hands Poses Holistic Selfie Hair)
@@ -80,30 +80,38 @@ macro_rules! for_task {
     };
 }
 
-/// Frames as fast as they are answered. Lines `begin` and `end` on stderr mark the measured time for
-/// whoever measures the other processes.
+/// Frames as fast as they are answered. Lines `begin` and `end` on stderr mark the measured time, for
+/// the program that measures the other processes.
 pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     for_task!(saturate, plan)
 }
 
-/// One stream at a camera's pace, of which the newest frame is worked on.
+/// One stream at the pace of a camera; the newest frame is processed.
 pub async fn run_paced(plan: PacedPlan) -> anyhow::Result<PacedOutcome> {
     for_task!(pace, plan)
 }
 
-/// When each frame was sent, by its number.
+/// When each frame was sent, by frame number.
 #[derive(Default)]
 struct Clock(Mutex<HashMap<i32, Instant>>);
 
 impl Clock {
     fn sent(&self, number: i32) {
-        let mut sent = self.0.lock().expect("no thread panics with it");
+        let mut sent = self
+            .0
+            .lock()
+            .expect("no thread panics while it holds the lock");
         sent.insert(number, Instant::now());
     }
 
     fn since(&self, number: i32) -> anyhow::Result<f64> {
-        let mut sent = self.0.lock().expect("no thread panics with it");
-        let start = sent.remove(&number).context("an answer to no frame")?;
+        let mut sent = self
+            .0
+            .lock()
+            .expect("no thread panics while it holds the lock");
+        let start = sent
+            .remove(&number)
+            .context("an answer to a frame that was not sent")?;
         Ok(start.elapsed().as_secs_f64())
     }
 }
@@ -146,7 +154,7 @@ async fn saturate<T: VideoTask>(task: T, plan: Plan) -> anyhow::Result<Outcome> 
     })
 }
 
-/// What the streams of one plan share.
+/// Shared by the streams of a plan.
 struct Measure {
     ready: Barrier,
     stop: AtomicBool,
@@ -178,7 +186,7 @@ async fn pace<T: VideoTask>(task: T, plan: PacedPlan) -> anyhow::Result<PacedOut
     let clock = Arc::new(Clock::default());
     let camera = interval(Duration::from_secs_f64(1.0 / plan.fps));
     let frames = numbered(&plan.source, &files, &clock).take(plan.frames);
-    // A frame is taken after its tick: taken before, it would be a tick old when it is sent.
+    // A frame is taken after its tick; taken before, it would be one tick old when it is sent.
     let frames = stream::unfold((camera, frames), |(mut camera, mut frames)| async move {
         camera.tick().await;
         Some((frames.next().await?, (camera, frames)))
@@ -207,7 +215,7 @@ fn read(source: &Source) -> anyhow::Result<Vec<Bytes>> {
         .collect()
 }
 
-/// The frames over and over with ever new numbers; the clock starts when one is taken.
+/// The frames again and again with increasing numbers; the clock starts when one is taken.
 fn numbered(
     source: &Source,
     files: &[Bytes],
