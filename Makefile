@@ -87,10 +87,10 @@ models: setup ## fetch the models and pictures into models/
 lock: setup ## pin all dependencies anew into requirements/
 	@$(PY) tools/lock.py $(LOCK)
 
-docs: setup ## write the tables of README.md that come from the code
+docs: setup ## write the tables of the documents that come from the code
 	@$(PY) -m tools.docs
 
-figures: setup ## take the benchmarks' tables into README.md
+figures: setup ## take the benchmarks' tables into the documents
 	@$(PY) -m tools.docs --figures
 
 clean: ## remove what was made: environment, models, output

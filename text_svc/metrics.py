@@ -84,10 +84,12 @@ class ModelCollector(Collector):
         yield from self._processes()
 
     def _processes(self) -> Iterable[Metric]:
-        calls = _gauge("running_calls", "Calls that a model answers now.")
-        memory = _gauge("resident_memory_bytes", "Resident memory of a model's processes.")
-        threads = _gauge("threads", "Threads of a model's processes.")
-        open_fds = _gauge("open_fds", "File descriptors open in a model's processes.")
+        calls = _gauge("text_model_running_calls", "Calls that a model answers now.")
+        memory = _gauge(
+            "text_model_resident_memory_bytes", "Resident memory of a model's processes."
+        )
+        threads = _gauge("text_model_threads", "Threads of a model's processes.")
+        open_fds = _gauge("text_model_open_fds", "File descriptors open in a model's processes.")
         cpu = CounterMetricFamily(
             "text_model_cpu_seconds", "CPU time of a model's processes.", labels=["model"]
         )
@@ -114,4 +116,4 @@ def _of_engines(folder: Path) -> Iterable[Metric]:
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"text_model_{name}", text, labels=["model"])
+    return GaugeMetricFamily(name, text, labels=["model"])

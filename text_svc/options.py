@@ -17,17 +17,25 @@ class LoadOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    # What runs the model: OpenVINO on the CPU, or transformers; auto takes the faster one that can.
-    engine: Literal["auto", "openvino", "transformers"] = "auto"
-    # auto is float32 on the CPU and bfloat16 on CUDA; int8 compresses the weights.
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    # Tokens of prompt and answer together, or of one text; never more than the model's own.
-    max_length: int | None = Field(None, ge=1)
-    # MiB of the key-value cache.
-    cache_size_mb: int | None = Field(None, ge=1, le=1 << 20)
-    # Answers generated at once.
-    max_sequences: int | None = Field(None, ge=1, le=256)
+    engine: Literal["auto", "openvino", "transformers"] = Field(
+        "auto",
+        description="OpenVINO on the CPU, or transformers; auto takes the faster one that can.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto", description="auto is float32 on the CPU and bfloat16 on CUDA; int8 is for weights."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
+    max_length: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of prompt and answer, or of one text; at most the model's own.",
+    )
+    cache_size_mb: int | None = Field(
+        None, ge=1, le=1 << 20, description="MiB of the key-value cache."
+    )
+    max_sequences: int | None = Field(None, ge=1, le=256, description="Generations at once.")
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:

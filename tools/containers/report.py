@@ -2,7 +2,7 @@
 
 Starts the demo's containers with empty volumes under a project name of its own, and removes them.
 Models are not fetched, so their time is not in it. The images must have been built. `--write` puts
-the table into README.md, between `<!-- containers -->` and `<!-- end containers -->`.
+the table into docs/operations.md, between `<!-- containers -->` and `<!-- end containers -->`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tools.docs import README, place
+from tools.docs.places import OPERATIONS, place
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,12 +135,12 @@ def table() -> str:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tools.containers.report", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="into README.md")
+    parser.add_argument("--write", action="store_true", help="into docs/operations.md")
     options = parser.parse_args()
     text = table()
     sys.stdout.write(text)
     if options.write:
-        README.write_text(place(README.read_text(), "containers", text))
+        OPERATIONS.write_text(place(OPERATIONS.read_text(), "containers", text))
 
 
 if __name__ == "__main__":

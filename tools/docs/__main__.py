@@ -1,0 +1,81 @@
+"""Writes the generated tables of the documents: `python -m tools.docs [--check] [--figures]`.
+
+A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; all other text is left alone. Tables
+that describe the code are made from the code. Figures come from what the benchmarks wrote to
+`out/bench/`, into docs/benchmarks.md; README.md's figures and the plot are made from that page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tools.docs import figures, tables
+from tools.docs.places import API, BENCHMARKS, OPERATIONS, README, ROOT, place
+
+# The tables made from the code, by document and name.
+TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
+    API: {
+        "rpcs": tables.rpcs_table,
+        "errors": tables.errors_table,
+        "pipelines": tables.pipelines_table,
+        "load options": tables.load_options_table,
+    },
+    OPERATIONS: {
+        "settings": tables.settings_table,
+        "metrics": tables.metrics_table,
+        "alerts": tables.alerts_table,
+    },
+}
+# The tables that the benchmarks write, by name.
+BENCHES = {
+    f"{name} benchmark": ROOT / f"out/bench/{name}.md"
+    for name in ("text", "perplexity", "embeddings", "vision", "vision_profile")
+}
+
+
+def rendered(take_figures: bool) -> dict[Path, str]:
+    """The documents with their generated tables made anew.
+
+    Args:
+        take_figures: whether to take in the tables of the benchmarks that have been run here.
+    """
+    documents = {path: path.read_text() for path in (README, BENCHMARKS, *TABLES)}
+    for path, makers in TABLES.items():
+        for name, table in makers.items():
+            documents[path] = place(documents[path], name, table())
+    for name, path in BENCHES.items():
+        if take_figures and path.exists():
+            documents[BENCHMARKS] = place(documents[BENCHMARKS], name, path.read_text())
+    measured = figures.read(documents[BENCHMARKS])
+    documents[README] = place(documents[README], "figures", figures.table(measured))
+    return documents
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
+    parser.add_argument("--figures", action="store_true", help="take in the benchmarks' tables")
+    options = parser.parse_args()
+    documents = rendered(options.figures)
+    measured = figures.read(documents[BENCHMARKS])
+    stale = [path for path, text in documents.items() if path.read_text() != text]
+    if not figures.plot_is_current(measured):
+        stale.append(figures.PLOT)
+    if options.check:
+        if stale:
+            names = ", ".join(str(path.relative_to(ROOT)) for path in stale)
+            sys.exit(f"not up to date: {names}; run `make docs`")
+        return
+    for path in stale:
+        if path == figures.PLOT:
+            figures.plot(measured)
+        else:
+            path.write_text(documents[path])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Tables made from the code: settings, pipeline types, errors, options, RPCs, metrics, alerts."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import AliasChoices
+from pydantic.fields import FieldInfo
+
+from model_mgmt_svc.settings import ModelMgmtSettings
+from shared import errors
+from shared.pipelines import PIPELINES
+from shared.settings import ServerSettings
+from text_svc.options import LoadOptions
+from text_svc.settings import TextSettings
+from tools.docs.places import ROOT, row
+from vision_svc.settings import VisionSettings
+
+SERVICES: tuple[type[ServerSettings], ...] = (ModelMgmtSettings, TextSettings, VisionSettings)
+PROTOS = ("model_management", "transformers", "mediapipe")
+ALERTS = ROOT / "deploy" / "monitoring" / "rules" / "alerts.yml"
+
+# An RPC in a proto, with the comment above it.
+_RPC = re.compile(
+    r"((?:^ *//.*\n)*)^ *rpc (\w+)\((stream )?(\w+)\) returns \((stream )?(\w+)\);", re.MULTILINE
+)
+_KINDS = {
+    (False, False): "unary",
+    (False, True): "server stream",
+    (True, False): "client stream",
+    (True, True): "bidirectional stream",
+}
+# What makes a metric: classes of prometheus_client, and text_svc's helper around one of them.
+_METRICS = {
+    "Counter": "counter",
+    "CounterMetricFamily": "counter",
+    "Gauge": "gauge",
+    "GaugeMetricFamily": "gauge",
+    "_gauge": "gauge",
+    "Histogram": "histogram",
+}
+_METRIC_FOLDERS = ("shared", "model_mgmt_svc", "text_svc", "vision_svc")
+# The template language of Prometheus in an alert's sentence.
+_LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
+_VALUE = re.compile(r"\{\{ \$value(?: \| humanize\w*)? \}\}( %)?")
+
+
+def _variable(settings: type[ServerSettings], name: str, field: FieldInfo) -> str:
+    if isinstance(field.validation_alias, AliasChoices):
+        return str(field.validation_alias.choices[0])
+    return f"{settings.model_config['env_prefix']}{name}".upper()
+
+
+def _default(field: FieldInfo) -> str:
+    text = str(field.default).replace(str(Path.home()), "~")
+    return f"`{text}`"
+
+
+def _rows(settings: type[ServerSettings], names: Iterator[str]) -> Iterator[str]:
+    for name in names:
+        field = settings.model_fields[name]
+        yield row(f"`{_variable(settings, name, field)}`", _default(field), str(field.description))
+
+
+def settings_table() -> str:
+    """The variables of each service; the common ones stand once, but for their ports."""
+    lines = [row("variable", "default", "meaning"), row("---", "---", "---")]
+    common = set(ServerSettings.model_fields)
+    for settings in SERVICES:
+        own = (n for n in settings.model_fields if n not in common or n.endswith("port"))
+        lines += _rows(settings, own)
+    lines.append(row("**every service, here text_svc**", "", ""))
+    lines += _rows(TextSettings, (n for n in ServerSettings.model_fields if not n.endswith("port")))
+    return "\n".join(lines)
+
+
+def pipelines_table() -> str:
+    """The pipeline types, their aliases, the service and its RPCs."""
+    lines = [row("pipeline type", "also accepted", "service", "RPCs"), row(*["---"] * 4)]
+    for pipeline in PIPELINES:
+        aliases = ", ".join(f"`{alias}`" for alias in pipeline.aliases)
+        calls = ", ".join(f"`{call}`" for call in pipeline.calls)
+        lines.append(row(f"`{pipeline.name}`", aliases, pipeline.service, calls))
+    return "\n".join(lines)
+
+
+def errors_table() -> str:
+    """The errors that callers see, in the order of `shared/errors.py`."""
+    lines = [row("code", "reason", "class", "when"), row(*["---"] * 4)]
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.ServiceError):
+            if error is errors.ServiceError:
+                continue
+            when = " ".join((error.__doc__ or "").split())
+            lines.append(
+                row(f"`{error.code.name}`", f"`{error.reason}`", f"`{error.__name__}`", when)
+            )
+    return "\n".join(lines)
+
+
+def _values(field: FieldInfo) -> str:
+    """The values that an option takes, as its annotation and limits say."""
+    if words := [word for word in get_args(field.annotation) if isinstance(word, str)]:
+        return ", ".join(f"`{word}`" for word in words)
+    limits = {type(each).__name__: each for each in field.metadata}
+    low: Any = getattr(limits.get("Ge"), "ge", None)
+    high: Any = getattr(limits.get("Le"), "le", None)
+    if low is None:
+        return "text"
+    return f"{low} to {high}" if high is not None else f"{low} or more"
+
+
+def load_options_table() -> str:
+    """The options of `LoadModel` for text models."""
+    lines = [row("option", "values", "default", "meaning"), row(*["---"] * 4)]
+    for name, field in LoadOptions.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`"
+        lines.append(row(f"`{name}`", _values(field), default, str(field.description)))
+    return "\n".join(lines)
+
+
+def rpcs_table() -> str:
+    """The RPCs of the contract with the first sentence of their comments."""
+    lines = [row("RPC", "kind", "request", "response", "purpose"), row(*["---"] * 5)]
+    for proto in PROTOS:
+        text = (ROOT / "protos" / "ml" / f"{proto}.proto").read_text()
+        service = re.search(r"^service (\w+)", text, re.MULTILINE)
+        assert service, proto
+        lines.append(row(f"**{service[1]}**", "", "", "", ""))
+        for comment, name, asks, request, answers, response in _RPC.findall(text):
+            words = " ".join(re.sub(r"^ *//", "", comment, flags=re.MULTILINE).split())
+            purpose = re.split(r"(?<=\.) (?=[A-Z])", words, maxsplit=1)[0]
+            kind = _KINDS[bool(asks), bool(answers)]
+            lines.append(row(f"`{name}`", kind, f"`{request}`", f"`{response}`", purpose))
+    return "\n".join(lines)
+
+
+def _metric(call: ast.Call) -> tuple[str, str, str] | None:
+    """Name, kind and meaning, if the call makes a metric."""
+    kind = _METRICS.get(call.func.id) if isinstance(call.func, ast.Name) else None
+    texts = [each.value for each in call.args[:2] if isinstance(each, ast.Constant)]
+    if kind is None or len(texts) < 2:
+        return None
+    name, meaning = map(str, texts)
+    return f"{name}_total" if kind == "counter" else name, kind, meaning
+
+
+def metrics_table() -> str:
+    """The metrics of the services, read from their sources."""
+    lines = [row("metric", "kind", "meaning"), row(*["---"] * 3)]
+    for folder in _METRIC_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and (metric := _metric(node)):
+                    name, kind, meaning = metric
+                    lines.append(row(f"`{name}`", kind, meaning))
+    return "\n".join(lines)
+
+
+def alerts_table() -> str:
+    """The alerts of the monitoring, with their severity and delay."""
+    lines = [row("alert", "severity", "after", "says"), row(*["---"] * 4)]
+    for group in yaml.safe_load(ALERTS.read_text())["groups"]:
+        for rule in group["rules"]:
+            says = _LABEL.sub(r"*\1*", rule["annotations"]["summary"])
+            says = _VALUE.sub(r"*value*\1", says)
+            after = rule.get("for", "at once")
+            lines.append(row(f"`{rule['alert']}`", rule["labels"]["severity"], after, says))
+    return "\n".join(lines)
