@@ -1,4 +1,4 @@
-"""Every command of README.md and CONTRIBUTING.md is run here, or is what runs this."""
+"""The documents: their commands are run here or by the tests named here, their links resolve."""
 
 from __future__ import annotations
 
@@ -18,7 +18,20 @@ from tests.support.processes import free_port
 from tests.support.stack import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md")
+DOCUMENTS = (
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "clients" / "rust").glob("*.md")),
+    *sorted((ROOT / "clients" / "rust").glob("*/*.md")),
+)
+MAX_README_LINES = 150
+
+# What is made by running something, and so is not in a fresh clone.
+GENERATED = ("models/", "run/", "out/", "ml/")
+# What has the form of a path and is none of the repository's.
+NO_PATHS = {"org/name", "models/org/name/model.safetensors", "config.json"}
+# A path in backticks: with a slash, or a file by its name alone.
+PATH = re.compile(r"(?:[\w.{},-]+/)+[\w.{},-]*|[\w.-]+\.(?:py|md|ya?ml|toml|proto|sh|rs|json|svg)")
 
 # Command to the test that runs it.
 COVERED = {
@@ -43,16 +56,75 @@ COVERED = {
 def commands() -> Iterator[str]:
     """The lines of the shell blocks of the documents."""
     for document in DOCUMENTS:
-        for block in re.findall(r"```sh\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
+        for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
             for line in block.splitlines():
                 if line.strip() and not line.startswith("#"):
                     yield line.strip()
+
+
+def prose(document: Path) -> str:
+    """A document without its code blocks."""
+    return re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def alternatives(path: str) -> list[str]:
+    """A path with {a,b} as the paths that it stands for."""
+    if not (braces := re.search(r"\{([^{}]*)\}", path)):
+        return [path]
+    before, after = path[: braces.start()], path[braces.end() :]
+    return [
+        each for word in braces[1].split(",") for each in alternatives(f"{before}{word}{after}")
+    ]
+
+
+def known_names() -> set[str]:
+    """The names of the files in the repository's folders."""
+    names: set[str] = set()
+    for folder in (each for each in ROOT.iterdir() if each.is_dir()):
+        if not folder.name.startswith(".") and f"{folder.name}/" not in GENERATED:
+            names |= {path.name for path in folder.rglob("*.*")}
+    return names
 
 
 def test_every_command_is_covered() -> None:
     assert set(commands()) == set(COVERED)
     for place in COVERED.values():
         assert place == "itself" or place in globals() or (ROOT / place).exists(), place
+
+
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= MAX_README_LINES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_resolves(document: Path) -> None:
+    """Files and anchors; addresses on the net are not asked."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_path_exists(document: Path) -> None:
+    """Paths in backticks, from the repository's root or from the document's folder."""
+    names = known_names()
+    for text in re.findall(r"`([^`\n]+)`", prose(document)):
+        if not PATH.fullmatch(text) or text.startswith(GENERATED) or text in NO_PATHS:
+            continue
+        for path in alternatives(text):
+            found = (ROOT / path).exists() or (document.parent / path).exists()
+            assert found or path in names, f"{document.name} names {text}"
 
 
 def make(*arguments: str, timeout: float = 840) -> subprocess.CompletedProcess[str]:
