@@ -34,8 +34,9 @@ class Assets:
         path = self._folder / name
         if not path.is_file():
             raise ModelNotLoadedError(
-                f"the model of {task.name}, {name}, is not in the models folder; "
-                f"`make models` brings it, or LoadModel with pipeline_type {task.name!r}",
+                f"the model of {task.name}, {name}, is not in the models folder: `make models` or "
+                f"the compose service `models` fetches it, or load one with LoadModel and "
+                f"pipeline_type {task.name!r}",
                 metadata={"asset": name},
             )
         return path
