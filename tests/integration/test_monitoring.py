@@ -40,7 +40,7 @@ DASHBOARDS = {
 MAY_BE_EMPTY = {
     "Alerts",
     "Days until a certificate expires",
-    "Generations given up by the caller",
+    "Generations cancelled by the caller",
 }
 # There only once one of them fires: its name cannot be looked up.
 ONLY_WHEN_IT_HAPPENS = {"ALERTS"}
