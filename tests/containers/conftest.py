@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# testcontainers reads it when it is imported: its clean-up container needs an image of its own.
+# testcontainers reads it on import: its clean-up container would need an image of its own.
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 from tests.containers.containers import IMAGES, SERVICES, ContainerSet
@@ -31,10 +31,10 @@ def compose_plugin() -> None:
 
 @pytest.fixture(scope="session")
 def engine(compose_plugin: None) -> None:
-    """Skips where no engine answers."""
+    """Skips if no engine responds."""
     result = subprocess.run(["docker", "version"], capture_output=True, text=True, timeout=30)
     if result.returncode:
-        pytest.skip(f"no container engine answers: {result.stderr.strip()}")
+        pytest.skip(f"no container engine responds: {result.stderr.strip()}")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def images(engine: None) -> None:
 def containers(
     images: None, models: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ContainerSet]:
-    """The whole set, healthy. Leave it as you found it: one container of each service."""
+    """All containers, healthy. A test leaves them as it found them: one of each service."""
     containers = ContainerSet(tmp_path_factory.mktemp("containers"))
     try:
         containers.up()

@@ -1,4 +1,4 @@
-"""What the compose files say, without starting anything."""
+"""The contents of the compose files, without starting anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in the images, and what is not."""
+"""What the images contain, and what they do not."""
 
 from __future__ import annotations
 

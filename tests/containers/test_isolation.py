@@ -1,4 +1,4 @@
-"""What can reach the containers, what they can reach, and where they can write."""
+"""Who can reach the containers, what they can reach, and where they can write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.containers.containers import ContainerSet, execute, python
 
 INTERNAL_METHODS = ("Load", "Unload", "List", "Admit")
-# Every port that something in the set listens on.
+# Every port that one of the containers listens on.
 PORTS = (50051, 50052, 50061, 50062, 50063, 9461, 9462, 9463, 9901)
 WRITABLE = {
     "model_mgmt": {"/tmp", "/var/cache/ml", "/var/lib/ml"},
@@ -23,7 +23,7 @@ WRITABLE = {
     "envoy": {"/tmp"},
     "provider": {"/tmp"},
 }
-# What the engine itself gives every container: memory, devices and what the kernel shows.
+# Mounted by the engine in every container: shared memory, devices, the kernel's file systems.
 ENGINES_OWN = ("/dev", "/proc", "/sys")
 
 CONNECT = """
@@ -72,13 +72,13 @@ def machine_addresses() -> list[str]:
 def reachable_addresses(containers: ContainerSet, service: str) -> list[str]:
     """The addresses of a container that this machine has a link to.
 
-    For the others it would ask its router, which may answer for anybody.
+    Packets to the others would go to its router, which may respond for any address.
     """
     found = []
     for network in containers.one(service).attrs["NetworkSettings"]["Networks"].values():
         link = ipaddress.ip_interface(f"{network['IPAddress']}/{network['IPPrefixLen']}")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(link.ip), 9))  # sends nothing, and chooses the way
+            probe.connect((str(link.ip), 9))  # sends nothing, only chooses the route
             if ipaddress.ip_address(probe.getsockname()[0]) in link.network:
                 found.append(str(link.ip))
     return found

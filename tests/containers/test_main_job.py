@@ -50,7 +50,7 @@ def test_envoy_accepts_while_nothing_is_behind_it(envoy_alone: ContainerSet) -> 
 
 @pytest.fixture
 def provider_port(models: Path) -> Iterator[int]:
-    """A file provider on this machine, where the application's would be."""
+    """A file provider on this machine, in the application's place."""
     port = free_port()
     command = [sys.executable, "-m", "tools.dev_provider", "--host", "0.0.0.0"]
     command += ["--port", str(port), "--root", str(models / "text")]

@@ -1,4 +1,4 @@
-"""Containers that crash, come, go and stop while calls are under way."""
+"""Containers that crash, start, stop and are replaced while calls are in flight."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from tests.containers.traffic import CALL_SECONDS, Caller, traffic
 from tests.support.stack import CHAT, wait_for
 
 LOAD_SECONDS = 240
-# What a caller may see of a process that is gone; both mean "try again".
+# What a caller may see when a process is gone; both mean "try again".
 TRY_AGAIN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL}
 QUESTION = "Tell me about the sea."
 
-# Which models a replica of text_svc has ready, asked inside it.
+# Prints the models that a replica of text_svc has ready; runs inside it.
 LIST_MODELS = """
 import grpc
 from ml.internal import worker_pb2 as pb, worker_pb2_grpc as rpc
@@ -62,7 +62,7 @@ def chat_model(channel: grpc.Channel) -> Iterator[None]:
 
 @pytest.fixture
 def chat(channel: grpc.Channel, chat_model: None) -> Callable[[], None]:
-    """A chat to its end."""
+    """A complete chat."""
     stub = transformers_pb2_grpc.TransformersServiceStub(channel)
     message = transformers_pb2.ChatMessage(role="user", content=QUESTION)
     request = transformers_pb2.ChatRequest(model=CHAT, messages=[message], max_tokens=16)
@@ -75,7 +75,7 @@ def chat(channel: grpc.Channel, chat_model: None) -> Callable[[], None]:
 
 @pytest.fixture
 def watch_faces(channel: grpc.Channel, models: Path) -> Callable[[], None]:
-    """A short video from its beginning to its end."""
+    """A complete short video."""
     stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
     picture = (models / "pictures" / "astronaut.png").read_bytes()
     frames = [
@@ -122,7 +122,7 @@ def test_a_crashed_service_comes_back_with_its_models(
     started, envoy_started = started_at(text), started_at(envoy)
     chat()
     kill_process(text)
-    watch_faces()  # the others serve on
+    watch_faces()  # the others keep serving
     wait_for("the restart of text_svc", lambda: started_at(text) != started)
     wait_for_model(containers, 0)
     wait_for("a chat", lambda: succeeds(chat))
@@ -202,7 +202,7 @@ def test_sigterm_of_envoy_lets_calls_end(
     envoy = containers.one("envoy")
     with traffic(chat, watch_faces) as callers:
         for caller in callers:
-            caller.finished.set()  # the call under way is the last one
+            caller.finished.set()  # the call in flight is the last one
         envoy.stop(timeout=STOP_SECONDS)
         for caller in callers:
             caller.join(CALL_SECONDS)

@@ -1,4 +1,4 @@
-"""Traces of containers reach a collector in their network."""
+"""Traces from the containers reach a collector in their network."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ server.wait_for_termination()
 
 @pytest.fixture
 def traced(images: None, models: Path, tmp_path: Path) -> Iterator[ContainerSet]:
-    """The services and Envoy, which send their traces to `collector`."""
+    """The services and Envoy, sending their traces to `collector`."""
     containers = ContainerSet(
         tmp_path, profiles=(), OTEL_EXPORTER_OTLP_ENDPOINT="http://collector:4317"
     )
@@ -59,7 +59,7 @@ def traced(images: None, models: Path, tmp_path: Path) -> Iterator[ContainerSet]
 
 @pytest.fixture
 def collector(traced: ContainerSet) -> Iterator[Container]:
-    """A container of that name, which prints a line for each span."""
+    """A container of that name that prints a line for each span."""
     docker = traced.client
     container = docker.containers.create(image_name("model_mgmt"), ["python", "-c", COLLECTOR])
     try:

@@ -1,4 +1,4 @@
-"""Callers that call all the time while something happens."""
+"""Callers that keep calling while something happens."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import grpc
 from tests.support.stack import wait_for
 
 CALL_SECONDS = 120
-# Between two calls: callers that leave no core to the containers make every start slow, and without
-# any pause after a failure they soon meet Envoy's rate limits.
+# Between two calls: callers that leave the containers no core slow every start down, and without a
+# pause after failures they soon run into Envoy's rate limits.
 PAUSE_SECONDS = 0.3
 SUCCESS_SECONDS = 180
 
 
 class Caller(threading.Thread):
-    """Makes one call after the other until it is told to stop, and keeps their outcomes."""
+    """Makes one call after another until it is told to stop, and records their outcomes."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         super().__init__(daemon=True)
@@ -38,7 +38,7 @@ class Caller(threading.Thread):
 
     def wait_for_success(self) -> None:
         """Waits until a call that began after this moment has succeeded."""
-        seen = len(self.outcomes) + 1  # the one under way began before
+        seen = len(self.outcomes) + 1  # the call in flight began before
         wait_for(
             "a call that succeeds",
             lambda: grpc.StatusCode.OK in self.outcomes[seen:],
@@ -48,7 +48,7 @@ class Caller(threading.Thread):
 
 @contextmanager
 def traffic(*calls: Callable[[], None], each: int = 2) -> Iterator[list[Caller]]:
-    """Callers that are all under way; at the end each finishes its call."""
+    """Callers that have all succeeded once; at the end each finishes its call."""
     callers = [Caller(call) for call in calls for _ in range(each)]
     for caller in callers:
         caller.start()

@@ -1,4 +1,4 @@
-"""The front door: what Envoy routes, what it refuses, what it tells."""
+"""What Envoy routes, refuses and logs."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def test_every_rpc_has_a_route_of_its_kind(service: Any) -> None:
         assert route["timeout"] == "0s"
         streams = method.client_streaming or method.server_streaming
         capped = "max_stream_duration" in route["max_stream_duration"]
-        # A load may take as long as it likes; the clients set no deadline.
+        # A load may take any time; the clients set no deadline.
         assert capped is not (streams or method.name == "LoadModel"), method.name
-        # A second try needs a copy of the request, which a stream of frames must not have.
+        # A retry needs a copy of the request, which must not be kept of a stream of frames.
         assert ("retry_policy" in route) is not method.client_streaming, method.name
 
 

@@ -1,4 +1,4 @@
-"""What Envoy refuses for being too much: calls, bytes, metadata, connections."""
+"""What Envoy refuses as too much: calls, bytes, metadata, connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_rpc_has_a_rate_limit() -> None:
 def test_a_json_body_over_16_mib_is_413(front: Stack) -> None:
     body = b'{"model": "nobody/nothing", "texts": ["' + b"x" * (17 << 20) + b'"]}'
     request_id = f"test-{uuid.uuid4()}"
-    # Refused before all of it is sent: the answer may be lost with the connection.
+    # Refused before all of it is sent: the response may be lost with the connection.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         rpc, name = f"{TEXT}/GenerateEmbeddings", {"x-request-id": request_id}
         answer, _ = post(front.addresses["envoy"], rpc, body, **name)
@@ -47,7 +47,7 @@ def test_a_json_body_over_16_mib_is_413(front: Stack) -> None:
 
 
 def test_an_oversized_message_is_resource_exhausted(front: Stack) -> None:
-    """Envoy passes it on piece by piece; the service refuses it by its length."""
+    """Envoy forwards it in pieces; the service refuses it because of its length."""
     message = models_pb.ModelFileRequest(model_id="x" * (65 << 20)).SerializeToString()
     sizes = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     with grpc.insecure_channel(front.addresses["envoy"], sizes) as channel:
@@ -73,7 +73,7 @@ def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     routes = {one.get("name"): one for one in manager["route_config"]["virtual_hosts"][0]["routes"]}
     (limit,) = routes["UnloadModel"]["typed_per_filter_config"].values()
-    # A bucket that is not filled again, so that no machine is too slow to empty it.
+    # A bucket that is not refilled, so that no machine is too slow to empty it.
     limit["token_bucket"] = {"max_tokens": 3, "tokens_per_fill": 1, "fill_interval": "3600s"}
     start(config)
     wait_for_upstream(Admin(envoy_ports.envoy_admin))
@@ -114,7 +114,7 @@ def test_connections_over_the_limit_are_closed(
 
     with contextlib.ExitStack() as opened:
         address = ("127.0.0.1", envoy_ports.envoy)
-        # The look whether the port accepts was a connection too.
+        # The check whether the port accepts was a connection too.
         wait_for("the end of all connections", lambda: nobody_connected(admin))
         clients = [
             opened.enter_context(socket.create_connection(address, timeout=30)) for _ in range(3)

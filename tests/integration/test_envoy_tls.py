@@ -1,4 +1,4 @@
-"""The TLS and mTLS ports: whom they serve and whom they refuse."""
+"""The TLS and mTLS ports: which clients they serve and which they refuse."""
 
 from __future__ import annotations
 

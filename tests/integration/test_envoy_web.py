@@ -1,4 +1,4 @@
-"""What pages and plain HTTP clients may do: gRPC-Web, CORS, JSON. Real Envoy, real services."""
+"""Web pages and plain HTTP clients: gRPC-Web, CORS, JSON. Real Envoy, real services."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def frames_of(body: bytes) -> list[tuple[int, bytes]]:
 
 
 def web_call(front: Stack, message: bytes, *, text: bool) -> list[tuple[int, bytes]]:
-    """The frames that answer a ChatCompletion over gRPC-Web."""
+    """The frames of a ChatCompletion response over gRPC-Web."""
     kind = "application/grpc-web-text+proto" if text else "application/grpc-web+proto"
     request = b"\0" + len(message).to_bytes(4) + message
     answer, body = post(
@@ -49,7 +49,7 @@ def web_call(front: Stack, message: bytes, *, text: bool) -> list[tuple[int, byt
     assert answer.status == 200
     assert answer.headers["content-type"].startswith(kind)
     assert "grpc-status" in answer.headers["access-control-expose-headers"]
-    if text:  # base64 piece by piece, each with padding of its own
+    if text:  # base64 in pieces, each with its own padding
         body = b"".join(map(base64.b64decode, re.findall(rb"[^=]+=*", body)))
     return frames_of(body)
 
@@ -121,7 +121,7 @@ def test_a_foreign_page_is_refused_even_without_a_preflight(front: Stack, origin
         front.addresses["envoy"],
         f"{MODEL_MGMT}/UnloadModel",
         b'{"model_id": "nobody/nothing"}',
-        content_type="text/plain",  # what a page may send anywhere without asking
+        content_type="text/plain",  # what a page may send to any origin without asking
         origin=origin,
     )
     assert answer.status == 403

@@ -1,4 +1,4 @@
-"""An Envoy of a test's own, started by the container's entry point."""
+"""A test's own Envoy, started by the container's entry point."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def wait_for_upstream(admin: Admin) -> None:
     """Waits until Envoy reaches model_mgmt_svc."""
 
     def healthy() -> bool:
-        with contextlib.suppress(OSError):  # the page does not answer in time
+        with contextlib.suppress(OSError):  # the page does not respond in time
             return "model_mgmt" in admin.healthy_clusters()
         return False
 
@@ -62,7 +62,7 @@ def wait_for_upstream(admin: Admin) -> None:
 
 
 def nobody_connected(admin: Admin) -> bool:
-    """Whether no client is connected; false where the page does not answer in time."""
+    """Whether no client is connected; false if the page does not respond in time."""
     with contextlib.suppress(OSError):
         return admin.active_connections() == 0
     return False
