@@ -162,12 +162,21 @@ def test_symlinks_inside_are_followed_and_those_that_leave_are_refused(tmp_path:
     (root / "alias.json").symlink_to("real.json")
     (root / "file").symlink_to(outside / "secret")
     (root / "folder").symlink_to(outside)
-    (root / "circle").symlink_to("circle")
     assert resolve_inside(root, PurePosixPath("alias.json")) == (root / "real.json").resolve()
     assert resolve_inside(root, PurePosixPath("new/file")) == (root / "new/file").resolve()
-    for path in ("file", "folder/secret", "folder/new", "circle"):
+    for path in ("file", "folder/secret", "folder/new"):
         with pytest.raises(InvalidPathError):
             resolve_inside(root, PurePosixPath(path))
+
+
+def test_loops_of_symlinks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    (tmp_path / "folder").symlink_to("folder/below")
+    for path in ("circle", "one", "two", "circle/new", "one/config.json", "folder", "folder/a"):
+        with pytest.raises(InvalidPathError, match="does not lead to a file"):
+            resolve_inside(tmp_path, PurePosixPath(path))
 
 
 def test_a_root_that_is_itself_a_symlink_is_fine(tmp_path: Path) -> None:
