@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from shared.errors import OutOfRangeError
 from shared.files.client import ModelFiles
+from shared.model_ids import ModelId
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class FilePiece:
 
 
 async def stream_file(
-    provider: ModelFiles, model_id: str, file_path: str, offset: int, piece_bytes: int
+    provider: ModelFiles, model_id: ModelId, file_path: str, offset: int, piece_bytes: int
 ) -> AsyncGenerator[FilePiece]:
     """The pieces of a file from `offset` on, in order; exactly the last one has `is_last`.
 

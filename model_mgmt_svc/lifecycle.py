@@ -29,6 +29,7 @@ from shared.errors import (
     UnknownPipelineError,
     WorkerUnavailableError,
 )
+from shared.model_ids import ModelId
 from shared.pipelines import ServiceName, find_pipeline
 from shared.single_flight import SharedWork, SingleFlight
 
@@ -62,7 +63,7 @@ class Lifecycle:
     """
 
     def __init__(
-        self, workers: Workers, wishes: WishStore, refresh: Callable[[str], Awaitable[None]]
+        self, workers: Workers, wishes: WishStore, refresh: Callable[[ModelId], Awaitable[None]]
     ) -> None:
         self._workers = workers
         self._wishes = wishes
@@ -164,7 +165,7 @@ class Lifecycle:
             replicas = await self._replicas(wish)
             lacking = [worker for worker, model in replicas.items() if model is None]
             if load.asked and len(lacking) == len(replicas):
-                await self._refresh(wish.model_id)
+                await self._refresh(ModelId(wish.model_id))
             note = ""
             if before and len(lacking) < len(replicas):  # a loaded model keeps its options
                 note = _kept_options(before, wish)

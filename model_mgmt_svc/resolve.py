@@ -8,17 +8,18 @@ from shared.files.snapshot import (
     CONFIG,
     read_json,
 )
+from shared.model_ids import ModelId
 from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_of_architecture
 
 
 async def resolve_pipeline(
-    provider: ModelFiles, model_id: str, pipeline_type: str, architecture: str
+    provider: ModelFiles, model_id: ModelId, pipeline_type: str, architecture: str
 ) -> Pipeline:
     """The type that is named, else the one of the architecture, else the one of config.json.
 
     Args:
         provider: where config.json comes from; it is asked only when nothing else says the type.
-        model_id: a parsed model id.
+        model_id: the model.
         pipeline_type: a name or alias, or empty.
         architecture: a class name as in config.json, or empty; one that says nothing is passed by.
 
@@ -42,7 +43,7 @@ async def resolve_pipeline(
     )
 
 
-async def _architectures(provider: ModelFiles, model_id: str) -> list[str]:
+async def _architectures(provider: ModelFiles, model_id: ModelId) -> list[str]:
     try:
         config = await read_json(await provider.fetch(model_id, CONFIG))
     except ModelFileNotFoundError:

@@ -82,8 +82,9 @@ class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceSer
     async def GetModelFile(
         self, request: model_management_pb2.ModelFileRequest, context: Context
     ) -> AsyncIterator[model_management_pb2.ModelFileChunk]:
+        model_id = parse_model_id(request.model_id)
         pieces = stream_file(
-            self._provider, request.model_id, request.file_path, request.offset, self._chunk_bytes
+            self._provider, model_id, request.file_path, request.offset, self._chunk_bytes
         )
         async with aclosing(pieces):
             async for piece in pieces:

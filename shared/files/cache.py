@@ -1,11 +1,11 @@
-"""Model files on disk: whole ones with a record of what they are, parts of ones under way.
+"""Model files on disk: whole files with a record of their hash, and parts being fetched.
 
 Layout under the root: "org--name/<path>" are the files as published, so that a model's folder can
-be loaded as it is; ".fetch/<key>.json" records size, hash and time of a whole file;
-".fetch/<key>.part" and ".fetch/<key>.part.json" are a file under way.
+be loaded directly; ".fetch/<key>.json" records size, hash and time of a whole file;
+".fetch/<key>.part" and ".fetch/<key>.part.json" are a file that is being fetched.
 
 Everything here blocks on the disk: call it in a thread. Processes that share a root exclude each
-other by a lock on the part; a client and its own provider must not share one.
+other by a lock on the part; a client must not share a root with its own provider.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ from shared.files.disk import (
     sync_folder,
     write_json,
 )
-from shared.model_ids import folder_name, resolve_inside
+from shared.model_ids import ModelId, folder_name, resolve_inside
 
 _STATE_FOLDER = ".fetch"
 
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A whole file: where it is, its size in bytes, its SHA-256 in lower-case hex."""
+    """A whole file: its path, its size in bytes, its SHA-256 in lower-case hex."""
 
     path: Path
     size: int
     sha256: str
 
     def open_reader(self) -> FileIO:
-        """For reading the file.
+        """Opens the file for reading.
 
         Raises:
-            UnavailableError: it was removed meanwhile.
+            UnavailableError: it has been removed meanwhile.
         """
         with disk_errors():
             try:
                 return FileIO(self.path)
             except FileNotFoundError:
-                raise UnavailableError("the cached file was replaced: ask again") from None
+                raise UnavailableError("the cached file was replaced; try again") from None
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,20 @@ class SourceVersion:
 
     @classmethod
     def read(cls, path: Path) -> SourceVersion | None:
-        """The recorded one, or None when there is none that can be used."""
+        """The recorded version; None if the record is missing or damaged."""
         match read_json(path):
             case {"total_size": int(total_size), "sha256": str(sha256)}:
                 return cls(total_size, sha256)
         return None
 
     def agrees_with(self, other: SourceVersion) -> bool:
-        """Whether both can be the same content, as far as it is known."""
+        """Whether both may be the same content: a hash that is not known excludes nothing."""
         unknown = not self.sha256 or not other.sha256
         return self.total_size == other.total_size and (unknown or self.sha256 == other.sha256)
 
 
 class HashMismatchError(Exception):
-    """A whole file's content is not what its provider said."""
+    """The content of a whole file does not have the hash that the provider sent."""
 
 
 class CacheEntry:
@@ -86,11 +86,11 @@ class CacheEntry:
 
     Args:
         root: the cache's folder.
-        model_id: a parsed model id.
-        file_path: a checked path.
+        model_id: the model.
+        file_path: a path from `check_file_path`.
     """
 
-    def __init__(self, root: Path, model_id: str, file_path: PurePosixPath) -> None:
+    def __init__(self, root: Path, model_id: ModelId, file_path: PurePosixPath) -> None:
         self.model_id = model_id
         self.file_path = file_path
         self._root = root
@@ -102,7 +102,7 @@ class CacheEntry:
         self.part_record = self._state / f"{key}.part.json"
 
     def place(self) -> Path:
-        """Where the whole file is or will be.
+        """The path of the whole file, which need not exist.
 
         Raises:
             InvalidPathError: a symlink leads out of the cache.
@@ -110,11 +110,11 @@ class CacheEntry:
         return resolve_inside(self._root, self._inner)
 
     def find(self) -> CachedFile | None:
-        """The whole file when its size and time are the recorded ones, without reading it."""
+        """The whole file; trusted without reading it if its size and time are the recorded ones."""
         return self._check(hashed=False)
 
     def verify(self) -> CachedFile | None:
-        """The whole file when its content has the recorded hash; a damaged one is removed."""
+        """The whole file if its content has the recorded hash; a damaged one is removed."""
         return self._check(hashed=True)
 
     def _check(self, hashed: bool) -> CachedFile | None:
@@ -136,26 +136,26 @@ class CacheEntry:
             return None
 
     def record(self, place: Path, sha256: str) -> CachedFile:
-        """Writes down what a whole file is."""
+        """Records size, hash and time of a whole file."""
         stat = place.stat()
         facts = {"size": stat.st_size, "sha256": sha256, "mtime_ns": stat.st_mtime_ns}
         write_json(self._record, {"file": str(self._inner), **facts})
         return CachedFile(place, stat.st_size, sha256)
 
     def discard(self) -> None:
-        """Removes the whole file and its record, if there are any."""
+        """Removes the whole file and its record, if they exist."""
         with disk_errors():
             self._record.unlink(missing_ok=True)
             self.place().unlink(missing_ok=True)
 
     def open_part(self) -> PartFile | None:
-        """The part with what an earlier try has left in it; None while another one holds it."""
+        """The part with what an earlier attempt left in it; None while another fetch holds it."""
         with disk_errors():
             self._state.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # The holder before may have renamed or removed it between open and lock.
+                # The previous holder may have renamed or removed it between open and lock.
                 if not os.path.samestat(os.fstat(descriptor), self.part.stat()):
                     raise BlockingIOError
                 return PartFile(self, descriptor)
@@ -167,8 +167,8 @@ class CacheEntry:
                 raise
 
 
-def cached_entries(root: Path, model_id: str) -> list[CacheEntry]:
-    """The files in a model's folder."""
+def cached_entries(root: Path, model_id: ModelId) -> list[CacheEntry]:
+    """The files in the folder of a model."""
     with disk_errors():
         folder = root / folder_name(model_id)
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -176,10 +176,10 @@ def cached_entries(root: Path, model_id: str) -> list[CacheEntry]:
 
 
 class PartFile:
-    """A file under way, locked against other processes until it is closed.
+    """A file that is being fetched, locked against other processes until it is closed.
 
-    Its methods run in threads and exclude each other, so that a cancelled fetch can close it while
-    a write still runs.
+    Its methods run in threads and exclude each other, so that a cancelled fetch can close it during
+    a write.
     """
 
     def __init__(self, entry: CacheEntry, descriptor: int) -> None:
@@ -190,7 +190,7 @@ class PartFile:
         self._place: Path | None = None
         self.source = SourceVersion.read(entry.part_record)
         self.written = os.fstat(descriptor).st_size
-        # Content of an earlier try is not known to be of the same file version.
+        # What an earlier attempt wrote may be of another version of the file.
         self.resumed = self.written > 0
         self._hash = hashlib.sha256()
         if self.source is None or self.written > self.source.total_size:
@@ -199,7 +199,7 @@ class PartFile:
             self._hash = digest(entry.part)
 
     def begin(self, source: SourceVersion, offset: int) -> None:
-        """Takes note of what the provider sends, from `offset`: 0, or what is written already.
+        """Records which version follows from `offset`, which is 0 or the end of what is written.
 
         Raises:
             ResourceExhaustedError: the file does not fit on the disk.
@@ -219,7 +219,7 @@ class PartFile:
             write_json(self._entry.part_record, asdict(source))
 
     def append(self, blocks: Iterable[bytes]) -> None:
-        """Writes blocks at the end."""
+        """Appends blocks."""
         with self._lock, disk_errors():
             if self._closed:
                 return
@@ -232,10 +232,10 @@ class PartFile:
                     rest = rest[count:]
 
     def finish(self) -> CachedFile:
-        """Makes it the whole file: flushed, renamed, recorded.
+        """Turns the part into the whole file: flushed, renamed, recorded.
 
         Raises:
-            HashMismatchError: the content is not what the provider said.
+            HashMismatchError: the content does not have the hash that the provider sent.
         """
         with self._lock, disk_errors():
             sha256 = self._hash.hexdigest()
@@ -251,12 +251,12 @@ class PartFile:
             return self._entry.record(place, sha256)
 
     def open_reader(self) -> FileIO:
-        """For reading what is written so far and later; it outlives the rename."""
+        """Opens the part for reading, now and as it grows; stays valid after the rename."""
         with self._lock, disk_errors():
             return FileIO(self._place or self._entry.part)
 
     def close(self, keep: bool = True) -> None:
-        """Gives the lock back; what is written stays for a later try when `keep` is true."""
+        """Releases the lock; what is written stays for a later attempt if `keep` is true."""
         with self._lock:
             if self._closed:
                 return

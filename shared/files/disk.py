@@ -1,4 +1,4 @@
-"""The disk under the model cache: its errors, hashes, and small records that are whole or absent.
+"""Disk access for the model cache: errors, hashes, and small JSON records written atomically.
 
 Everything here blocks: call it in a thread.
 """
@@ -22,7 +22,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turns failures of the disk into errors for the caller, without paths."""
+    """Turns disk errors into `ServiceError`s, without paths."""
     try:
         yield
     except OSError as error:
@@ -32,7 +32,7 @@ def disk_errors() -> Iterator[None]:
 
 
 def digest(path: Path) -> Any:
-    """The SHA-256 of a file so far, which can be continued."""
+    """The SHA-256 of a file so far, as an object that can be updated further."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256")
 
@@ -43,7 +43,7 @@ def hash_file(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the names in a folder written to the disk."""
+    """Flushes the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,7 +52,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; one that is missing or damaged counts as none."""
+    """A record; None if it is missing or damaged."""
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -60,8 +60,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a record in one step, whoever else writes the same one."""
+def write_json(path: Path, value: dict[str, Any], *, durable: bool = False) -> None:
+    """Writes a record atomically, also while another process writes the same one.
+
+    Args:
+        path: its file.
+        value: its content.
+        durable: whether it must survive a power failure once this returns.
+    """
     temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    temporary.write_text(json.dumps(value))
+    with temporary.open("w") as file:
+        json.dump(value, file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     temporary.replace(path)
+    if durable:
+        sync_folder(path.parent)

@@ -1,4 +1,23 @@
-"""One file's way from a provider to the disk: streamed, checked, resumed, retried."""
+"""Downloading one file from a provider to the disk: streamed, checked, resumed, retried.
+
+`_Download` repeats the call until the file is whole. What it does after each failure:
+
+    Failure                                         Then
+    ----------------------------------------------  ---------------------------------------------
+    connection lost, provider unreachable or        wait, then resume after the last written byte;
+    silent, message too large                       after `FetchLimits.attempts` of these in a row
+                                                    without a new byte: give up
+    the provider rejects the offset, or its size    restart at offset 0
+    or hash is not that of the part
+    wrong hash of a file that was resumed           restart at offset 0
+    wrong hash of a file received from offset 0     give up
+    restarted MAX_STARTS times                      give up
+    sizes or offsets contradict each other          give up
+    no such file, any other status                  give up
+
+What is written is kept for the next call if the provider was unavailable or the fetch was
+cancelled; in the other cases it is removed.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +26,7 @@ import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator
+from typing import Self
 
 import grpc
 
@@ -25,27 +45,22 @@ from shared.files.cache import (
     PartFile,
     SourceVersion,
 )
-from shared.files.fetch import (
-    Fetch,
-    FetchLimits,
-)
+from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
-from shared.files.stub import (
-    Call,
-    Chunk,
-    Request,
-    Stub,
-)
-from shared.files.writer import Writer
+from shared.files.stub import Call, Chunk, Request, Stub
 from shared.rpc.channels import MAX_MESSAGE_BYTES
 from shared.rpc.remote_errors import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)
 
-# Between tries for the lock that another process holds on a part.
+# Between attempts to lock a part that another process holds.
 LOCK_POLL_SECONDS = 0.1
-# Codes of a provider that is away, that broke off, and that did not like the request.
+# Bytes in memory that wait for the disk; beyond this, reading from the provider pauses.
+MAX_UNWRITTEN_BYTES = 1 << 20
+# Most starts at offset 0 before the provider is considered faulty.
+MAX_STARTS = 8
+# Codes of a provider that is down, of a broken call, and of an offset that it rejects.
 _DOWN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -57,12 +72,10 @@ _BAD_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
 _AT_LIMITS = (
     f"the file provider is at its limits, or sent a chunk of more than {MAX_MESSAGE_BYTES} bytes"
 )
-# How often a file is begun at offset 0 before its provider is not believed any more.
-MAX_STARTS = 8
 
 
 class _InterruptedError(Exception):
-    """The stream broke in a way that a new try may get over; `final` is raised if none does."""
+    """The stream broke in a way that a retry may fix; `final` is raised when retries run out."""
 
     def __init__(self, final: ServiceError) -> None:
         super().__init__(final.message)
@@ -74,7 +87,7 @@ class _StartOverError(Exception):
 
 
 async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fetch) -> CachedFile:
-    """Brings a file into the cache unless it is there: whole, right and what the provider has.
+    """Brings a file into the cache unless the cached one is undamaged and up to date.
 
     Raises:
         As `ModelFiles.fetch`.
@@ -98,17 +111,17 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
         keep = True
         raise
     finally:
-        # Whoever is cancelled once more while this runs leaves no lock behind.
+        # Shielded: a second cancellation must not leave the lock behind.
         await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(part.close, keep)))
 
 
 async def _is_current(stub: Stub, entry: CacheEntry, old: CachedFile, limits: FetchLimits) -> bool:
-    """Whether a cached file is still the provider's; one that cannot be asked changes nothing."""
+    """Whether a cached file is still the provider's; assumed while it cannot be asked."""
     try:
         return await is_unchanged(stub, entry, old, limits.first_chunk_seconds)
     except ProviderUnavailableError as error:
         extra = {"file": str(entry.file_path), "model": entry.model_id, "error": error.message}
-        log.info("a cached file is used as it is", extra=extra)
+        log.info("using a cached file as it is", extra=extra)
         return True
 
 
@@ -127,13 +140,13 @@ async def _lock_part(entry: CacheEntry) -> PartFile:
 
 
 def _close_late(opening: asyncio.Future[PartFile | None]) -> None:
-    """Closes what a thread has opened for a fetch that is gone."""
+    """Closes a part that a thread opened for a fetch that has been cancelled."""
     if not opening.cancelled() and not opening.exception() and (part := opening.result()):
         asyncio.get_running_loop().run_in_executor(None, part.close)
 
 
 class _Download:
-    """Tries until the file is whole, it is hopeless, or the limits are reached."""
+    """Repeats the call until the file is whole or the table above says to give up."""
 
     def __init__(self, stub: Stub, part: PartFile, limits: FetchLimits, fetch: Fetch) -> None:
         self._stub = stub
@@ -148,12 +161,8 @@ class _Download:
             starts += offset == 0
             try:
                 await self._stream(offset)
-                return await asyncio.to_thread(self._part.finish)
+                return await self._finish()
             except _StartOverError:
-                offset = 0
-            except HashMismatchError:
-                if not self._part.resumed:
-                    raise self._fault("its SHA-256 is not the one it was said to have") from None
                 offset = 0
             except _InterruptedError as error:
                 failures = 1 if self._part.written > offset else failures + 1
@@ -161,7 +170,15 @@ class _Download:
                     raise error.final from error
                 offset = self._part.written
                 await self._back_off(failures, error)
-        raise self._fault(f"it had to be begun {MAX_STARTS} times")
+        raise self._fault(f"restarted {MAX_STARTS} times")
+
+    async def _finish(self) -> CachedFile:
+        try:
+            return await asyncio.to_thread(self._part.finish)
+        except HashMismatchError:
+            if self._part.resumed:  # the beginning may be of an earlier version
+                raise _StartOverError from None
+            raise self._fault("its SHA-256 is not the announced one") from None
 
     async def _back_off(self, failures: int, error: _InterruptedError) -> None:
         wait = self._limits.backoff_seconds * 2.0 ** (failures - 1)
@@ -178,7 +195,7 @@ class _Download:
         await asyncio.sleep(wait)
 
     async def _stream(self, offset: int) -> None:
-        """One call: receives from `offset` to the end."""
+        """One call: receives everything from `offset` to the end."""
         fetch = self._fetch
         call = self._stub.GetModelFile(
             Request(model_id=fetch.model_id, file_path=str(fetch.file_path), offset=offset),
@@ -187,7 +204,7 @@ class _Download:
         try:
             chunk = await self._read(call, offset, self._limits.first_chunk_seconds)
             position = await self._begin(chunk, offset)
-            async with Writer(self._part, fetch) as writer:
+            async with _Writer(self._part, fetch) as writer:
                 while True:
                     position = self._check(chunk, position)
                     await writer.put(chunk.data)
@@ -198,17 +215,17 @@ class _Download:
             call.cancel()
 
     async def _begin(self, first: Chunk, asked: int) -> int:
-        """Prepares the part for what the first chunk says; where writing goes on."""
+        """Prepares the part for what the first chunk announces; returns where writing starts."""
         fetch, source = self._fetch, SourceVersion(first.total_size, first.sha256)
         if first.offset not in (0, asked) or first.total_size < 0:
             raise self._fault(
-                f"asked for offset {asked} it began at {first.offset} of {first.total_size} bytes"
+                f"asked for offset {asked}, it began at {first.offset} of {first.total_size} bytes"
             )
         known = self._part.source
         if first.offset and known and not source.agrees_with(known):
             raise _StartOverError
         if first.offset == 0 and fetch.part is not None and fetch.written:
-            # Before the content changes: readers look at this after each read.
+            # Before the content changes: readers compare this after each read.
             fetch.restarts += 1
             fetch.part = None
         await asyncio.to_thread(self._part.begin, source, first.offset)
@@ -220,21 +237,21 @@ class _Download:
         return first.offset
 
     def _check(self, chunk: Chunk, position: int) -> int:
-        """Where the next chunk must begin; raises when this one does not fit."""
+        """Checks that a chunk fits at `position`; returns where the next one must begin."""
         total = self._fetch.total_size
         end = position + len(chunk.data)
         if chunk.total_size != total:
             raise self._fault(f"total_size changed from {total} to {chunk.total_size}")
         if chunk.offset != position:
-            raise self._fault(f"a chunk has offset {chunk.offset} where {position} was due")
+            raise self._fault(f"a chunk has offset {chunk.offset} instead of {position}")
         if end > total:
-            raise self._fault(f"it has {end} bytes or more of {total}")
+            raise self._fault(f"it has at least {end} bytes instead of {total}")
         if chunk.is_last and end < total:
             raise self._fault(f"the last chunk ends at {end} of {total} bytes")
         return end
 
     async def _read_more(self, call: Call, position: int) -> Chunk:
-        """The next chunk that brings data or the end; empty ones do not count as life."""
+        """The next chunk with data or the end; empty ones do not prove that there is progress."""
         async with self._deadline(self._limits.stall_seconds):
             while True:
                 chunk = await self._next(call, position)
@@ -272,15 +289,53 @@ class _Download:
         if isinstance(ours, UnavailableError) and not isinstance(ours, ProviderUnavailableError):
             return _InterruptedError(ProviderUnavailableError(ours.message))
         if ours:
-            return ours  # what lies behind it has been tried again there
+            return ours  # the service that raised it has made its own retries
         if code is grpc.StatusCode.NOT_FOUND:
             return ModelFileNotFoundError(f"the file provider has no file {self._fetch}")
         if code in _DOWN:
             return _InterruptedError(ProviderUnavailableError("the file provider is not reachable"))
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return _InterruptedError(ResourceExhaustedError(_AT_LIMITS))
-        fault = self._fault(f"it answered {code.name}")
+        fault = self._fault(f"status {code.name}")
         return _InterruptedError(fault) if code in _BROKEN else fault
 
     def _fault(self, what: str) -> ProviderFaultError:
-        return ProviderFaultError(f"the file provider sent {self._fetch} wrongly: {what}")
+        return ProviderFaultError(f"the file provider failed to send {self._fetch}: {what}")
+
+
+class _Writer:
+    """Write-behind buffer: chunks that arrive during a write form the next one.
+
+    Tells the fetch how far the file is written. An async context manager.
+    """
+
+    def __init__(self, part: PartFile, fetch: Fetch) -> None:
+        self._part = part
+        self._fetch = fetch
+        self._blocks: list[bytes] = []
+        self._bytes = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task:
+            await self._task
+
+    async def put(self, block: bytes) -> None:
+        """Adds a block; waits for the disk if too much is unwritten."""
+        self._blocks.append(block)
+        self._bytes += len(block)
+        if self._task and (self._task.done() or self._bytes > MAX_UNWRITTEN_BYTES):
+            await self._task
+            self._task = None
+        if self._task is None and self._blocks:
+            self._task = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._blocks:
+            blocks, self._blocks, self._bytes = self._blocks, [], 0
+            await asyncio.to_thread(self._part.append, blocks)
+            self._fetch.written = self._part.written
+            self._fetch.announce()

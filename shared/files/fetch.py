@@ -1,27 +1,25 @@
-"""A file under way, as the one who fetches it and those who wait for it share it."""
+"""The state of a file that is being fetched, shared by the download and its readers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from shared.files.cache import (
-    CachedFile,
-    PartFile,
-)
+from shared.files.cache import CachedFile, PartFile
+from shared.model_ids import ModelId
 from shared.single_flight import SharedWork
 
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """Waiting times and tries of a fetch.
+    """Timeouts and retries of a fetch.
 
     Attributes:
-        attempts: tries in a row that bring no new byte before it is given up.
+        attempts: failed attempts in a row, none with a new byte, after which it gives up.
         backoff_seconds: wait after the first failure; doubled after each, with jitter.
         max_backoff_seconds: the longest wait.
-        first_chunk_seconds: how long a provider may take to begin (it may have to download).
-        stall_seconds: how long it may send nothing after that.
+        first_chunk_seconds: timeout for the first chunk (the provider may have to download).
+        stall_seconds: timeout for each further chunk.
     """
 
     attempts: int = 4
@@ -32,17 +30,17 @@ class FetchLimits:
 
 
 class Fetch(SharedWork[CachedFile]):
-    """A file under way, as those see it who wait for it.
+    """A file that is being fetched, as its callers see it.
 
     Attributes:
         total_size: in bytes, 0 while unknown.
-        sha256: as the provider says, "" while unknown.
+        sha256: as sent by the provider, "" while unknown.
         written: bytes on disk.
-        restarts: how often the content was begun anew after a part of it was readable.
+        restarts: number of restarts at offset 0 after a part of the file was readable.
         part: set once `total_size` is known; None before, and for a file that was cached.
     """
 
-    def __init__(self, model_id: str, file_path: PurePosixPath) -> None:
+    def __init__(self, model_id: ModelId, file_path: PurePosixPath) -> None:
         super().__init__()
         self.model_id = model_id
         self.file_path = file_path

@@ -1,4 +1,4 @@
-"""Whether a provider still has a file as it is cached: published anew, it would be another."""
+"""Whether a cached file is still what the provider has, or has been published anew."""
 
 from __future__ import annotations
 
@@ -7,19 +7,12 @@ import asyncio
 import grpc
 
 from shared.errors import ProviderUnavailableError
-from shared.files.cache import (
-    CachedFile,
-    CacheEntry,
-)
-from shared.files.stub import (
-    Chunk,
-    Request,
-    Stub,
-)
+from shared.files.cache import CachedFile, CacheEntry
+from shared.files.stub import Chunk, Request, Stub
 from shared.telemetry.tracing import outgoing_metadata
 
-# Statuses of a provider that has no byte where the cached file ends: it has a shorter one or none.
-_OTHER = (
+# Statuses of a provider that has a shorter file, or none.
+_CHANGED = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.OUT_OF_RANGE,
@@ -27,13 +20,17 @@ _OTHER = (
 
 
 async def is_unchanged(stub: Stub, entry: CacheEntry, cached: CachedFile, seconds: float) -> bool:
-    """Asks for what comes after the cached bytes: one message that is empty, with size and hash.
+    """Asks for what follows the cached bytes: the answer is one empty chunk with size and hash.
 
-    The hashes decide where the provider tells its own. Else the sizes do, and what one that knows
-    no offsets sends first; content that differs in nothing of these is taken for the same.
+    If the provider sends its hash, the hashes are compared. Otherwise the sizes are, and the first
+    chunk of a provider that ignores offsets; content that agrees in all of these counts as the
+    same.
 
     Args:
-        seconds: how long the provider may take.
+        stub: of the provider.
+        entry: the file to ask for.
+        cached: its cached content.
+        seconds: timeout of the call.
 
     Raises:
         ProviderUnavailableError: it cannot be asked now.
@@ -47,15 +44,15 @@ async def is_unchanged(stub: Stub, entry: CacheEntry, cached: CachedFile, second
     except TimeoutError:
         raise ProviderUnavailableError("the file provider does not answer") from None
     except grpc.aio.AioRpcError as error:
-        if error.code() in _OTHER:
+        if error.code() in _CHANGED:
             return False
         raise ProviderUnavailableError("the file provider cannot be asked") from error
     finally:
         call.cancel()
-    return isinstance(chunk, Chunk) and await asyncio.to_thread(_is_of, chunk, cached)
+    return isinstance(chunk, Chunk) and await asyncio.to_thread(_matches, chunk, cached)
 
 
-def _is_of(chunk: Chunk, cached: CachedFile) -> bool:
+def _matches(chunk: Chunk, cached: CachedFile) -> bool:
     if chunk.total_size != cached.size or chunk.offset not in (0, cached.size):
         return False
     if chunk.sha256:

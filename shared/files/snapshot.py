@@ -1,4 +1,7 @@
-"""A model's folder, made of single files: the wire has no listing, so known names are asked for."""
+"""The folder of a whole model, fetched file by file.
+
+The wire has no listing, so known names are requested, and those that other files list.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +19,15 @@ from shared.errors import (
     ModelFileNotFoundError,
     ModelNotFoundError,
 )
-from shared.files.client import (
-    ModelFiles,
-    Progress,
-)
+from shared.files.client import ModelFiles, Progress
 from shared.files.disk import disk_errors
-from shared.model_ids import check_file_path, parse_model_id
+from shared.model_ids import ModelId, check_file_path
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 MODULES = "modules.json"
-# What a model may have beside its configuration and weights.
+# What a model may have besides its configuration and weights.
 OPTIONAL_FILES = (
     "generation_config.json",
     # Tokenizers of all kinds.
@@ -44,40 +44,39 @@ OPTIONAL_FILES = (
 MAX_SHARDS = 1000
 MAX_MODULES = 32
 MAX_JSON_BYTES = 64 << 20
-# Files at once: the small ones wait for round trips, the large ones for the wire.
-SMALL_FILES_AT_ONCE = 8
-LARGE_FILES_AT_ONCE = 2
+# Concurrent fetches: small files wait for round trips, large ones for bandwidth.
+MAX_SMALL_FETCHES = 8
+MAX_LARGE_FETCHES = 2
 
 
 async def snapshot(
-    provider: ModelFiles, model_id: str, on_progress: Progress | None = None
+    files: ModelFiles, model_id: ModelId, on_progress: Progress | None = None
 ) -> Path:
-    """Fetches what is known of a model and returns its folder, ready for `from_pretrained`.
+    """Fetches the files of a model and returns their folder, ready for `from_pretrained`.
 
-    Files that are cached whole are checked and not fetched again.
+    Files in the cache are checked and not fetched again.
 
     Args:
-        provider: where the files come from.
-        model_id: "org/name" or "name".
-        on_progress: called with the bytes fetched and the bytes in all, of the files begun so far.
+        files: fetches a single file.
+        model_id: the model.
+        on_progress: called with the bytes fetched and the total bytes of the files begun so far.
 
     Raises:
-        InvalidModelIdError: nothing was asked of the provider.
         ModelNotFoundError: there is no config.json.
-        InvalidModelError: no safetensors weights, or a file that lists others is broken.
+        InvalidModelError: no safetensors weights, or a file that lists others is not valid.
         As `ModelFiles.fetch` for the rest.
     """
-    return await _Snapshot(provider, parse_model_id(model_id), on_progress).make()
+    return await _Snapshot(files, model_id, on_progress).make()
 
 
 class _Snapshot:
-    def __init__(self, provider: ModelFiles, model_id: str, on_progress: Progress | None) -> None:
-        self._provider = provider
+    def __init__(self, files: ModelFiles, model_id: ModelId, on_progress: Progress | None) -> None:
+        self._files = files
         self._model_id = model_id
         self._on_progress = on_progress
         self._progress: dict[str, tuple[int, int]] = {}
-        self._small = asyncio.Semaphore(SMALL_FILES_AT_ONCE)
-        self._large = asyncio.Semaphore(LARGE_FILES_AT_ONCE)
+        self._small = asyncio.Semaphore(MAX_SMALL_FETCHES)
+        self._large = asyncio.Semaphore(MAX_LARGE_FETCHES)
 
     async def make(self) -> Path:
         if await self._fetch(CONFIG) is None:
@@ -88,7 +87,7 @@ class _Snapshot:
                 if name != MODULES:
                     group.create_task(self._fetch(name))
             group.create_task(self._modules())
-        return self._provider.folder(self._model_id)
+        return self._files.folder(self._model_id)
 
     async def _weights(self) -> None:
         if await self._fetch(WEIGHTS, large=True):
@@ -106,7 +105,7 @@ class _Snapshot:
                 group.create_task(self._shard(shard))
 
     def _shards(self, index: Any) -> list[str]:
-        """The names of the shards that an index lists, each checked."""
+        """The checked names of the shards that an index lists."""
         names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict) or not names:
             raise self._broken(WEIGHTS_INDEX, "it has no weight_map")
@@ -123,11 +122,11 @@ class _Snapshot:
     async def _shard(self, name: str) -> None:
         if await self._fetch(name, large=True) is None:
             raise self._broken(
-                WEIGHTS_INDEX, f"the file provider has no {name[:80]!r} that it lists"
+                WEIGHTS_INDEX, f"it lists {name[:80]!r}, which the file provider does not have"
             )
 
     async def _modules(self) -> None:
-        """The files of sentence-transformers' modules that have folders of their own."""
+        """Files of those sentence-transformers modules that have a folder."""
         path = await self._fetch(MODULES)
         if path is None:
             return
@@ -145,17 +144,16 @@ class _Snapshot:
                 group.create_task(self._fetch(name))
 
     async def _fetch(self, name: str, large: bool = False) -> Path | None:
-        """Fetches one file; None when the provider has none of this name."""
+        """Fetches one file; None if the provider does not have it."""
 
         def on_progress(fetched: int, total: int) -> None:
             self._progress[name] = fetched, total
             if self._on_progress:
-                fetched_in_all, in_all = map(sum, zip(*self._progress.values(), strict=True))
-                self._on_progress(fetched_in_all, in_all)
+                self._on_progress(*map(sum, zip(*self._progress.values(), strict=True)))
 
         async with self._large if large else self._small:
             try:
-                return await self._provider.fetch(self._model_id, name, on_progress)
+                return await self._files.fetch(self._model_id, name, on_progress)
             except ModelFileNotFoundError:
                 return None
 
@@ -167,12 +165,12 @@ class _Snapshot:
             raise self._broken(source, error.message) from None
 
     def _broken(self, name: str, why: str) -> InvalidModelError:
-        return InvalidModelError(f"{name} of model {self._model_id!r} cannot be used: {why}")
+        return InvalidModelError(f"{name} of model {self._model_id!r} is not valid: {why}")
 
 
 @asynccontextmanager
 async def _first_error() -> AsyncIterator[None]:
-    """Raises the first error of a group of tasks by itself; the others were cancelled for it."""
+    """Raises the first error of a task group alone; it is why the other tasks were cancelled."""
     try:
         yield
     except BaseExceptionGroup as group:
@@ -186,7 +184,7 @@ async def read_json(path: Path) -> Any:
     """The content of a JSON file of a model.
 
     Raises:
-        InvalidModelError: it is not JSON, or has more than MAX_JSON_BYTES.
+        InvalidModelError: it is not valid JSON, or has more than MAX_JSON_BYTES.
     """
 
     def read() -> Any:
@@ -198,4 +196,4 @@ async def read_json(path: Path) -> Any:
     try:
         return await asyncio.to_thread(read)
     except (ValueError, RecursionError):
-        raise InvalidModelError(f"{path.name} of the model is not JSON") from None
+        raise InvalidModelError(f"{path.name} of the model is not valid JSON") from None

@@ -1,4 +1,4 @@
-"""GetModelFile as its clients call it, with types."""
+"""Types for calling GetModelFile: the generated stub has none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Call: TypeAlias = "grpc.aio.UnaryStreamCall[Request, Chunk]"
 
 
 class Stub(Protocol):
-    """The part of ModelManagementServiceStub that is used."""
+    """The part of ModelManagementServiceStub that is used here."""
 
     @property
     def GetModelFile(self) -> Callable[..., Call]: ...  # noqa: N802

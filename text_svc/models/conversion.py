@@ -22,7 +22,7 @@ from shared.errors import (
     ServiceError,
 )
 from shared.files.cache import CacheEntry
-from shared.model_ids import folder_name
+from shared.model_ids import ModelId, folder_name
 from shared.pipelines import Pipeline
 from shared.process import exit_text
 from text_svc.convert.launch import (
@@ -57,7 +57,7 @@ _REPORTED: dict[str, type[ServiceError]] = {
 class Conversion:
     """One model's conversion: where its files are, and where the result is or will be."""
 
-    model_id: str
+    model_id: ModelId
     pipeline: Pipeline
     source: Path
     target: Path
@@ -69,7 +69,11 @@ class Conversion:
 
 
 def plan(
-    settings: TextSettings, model_id: str, pipeline: Pipeline, folder: Path, options: LoadOptions
+    settings: TextSettings,
+    model_id: ModelId,
+    pipeline: Pipeline,
+    folder: Path,
+    options: LoadOptions,
 ) -> Conversion:
     """The conversion that a model needs. Reads the records of its files, not the files."""
     weights: Weights = "int8" if options.dtype == "int8" else "float"
@@ -152,7 +156,7 @@ async def _result(
     return manifest
 
 
-def _hashes(root: Path, model_id: str, folder: Path) -> dict[str, str]:
+def _hashes(root: Path, model_id: ModelId, folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(each for each in folder.rglob("*") if each.is_file()):
         name = path.relative_to(folder).as_posix()

@@ -17,6 +17,7 @@ from shared.errors import (
     ProviderUnavailableError,
 )
 from shared.files.client import ModelFiles
+from shared.model_ids import parse_model_id
 from tests.support.processes import free_port
 from tests.support.providers import Provider, chunks, honest
 from tests.support.waiting import until
@@ -144,9 +145,9 @@ async def test_bad_names_are_refused_before_anything_is_asked(
     files: ModelFiles, source: Provider, model_id: str, path: str, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
-        await files.fetch(model_id, path)
+        await files.fetch(parse_model_id(model_id), path)
     with pytest.raises(error):
-        async with files.open(model_id, path):
+        async with files.open(parse_model_id(model_id), path):
             pass
     assert not source.requests
     assert not files.cache_dir.exists()

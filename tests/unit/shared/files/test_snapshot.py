@@ -24,6 +24,7 @@ from shared.files.snapshot import (
     read_json,
     snapshot,
 )
+from shared.model_ids import parse_model_id
 from tests.support.providers import Provider
 
 MODEL = "org/name"
@@ -74,7 +75,7 @@ async def test_what_is_there_is_in_the_folder_and_nothing_else(
 
 async def test_a_path_of_the_model_means_the_model(files: ModelFiles, source: Provider) -> None:
     published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
-    folder = await snapshot(files, f"models/{MODEL}/model.safetensors")
+    folder = await snapshot(files, parse_model_id(f"models/{MODEL}/model.safetensors"))
     assert folder == files.folder(MODEL)
     assert read_folder(folder) == published
 
@@ -134,7 +135,7 @@ async def test_an_unknown_model(files: ModelFiles, source: Provider) -> None:
         await snapshot(files, MODEL)
     assert [request.file_path for request in source.requests] == ["config.json"]
     with pytest.raises(InvalidModelIdError):
-        await snapshot(files, "../name")
+        await snapshot(files, parse_model_id("../name"))
 
 
 async def test_a_model_without_safetensors(files: ModelFiles, source: Provider) -> None:
@@ -146,9 +147,9 @@ async def test_a_model_without_safetensors(files: ModelFiles, source: Provider) 
 @pytest.mark.parametrize(
     ("index", "said"),
     [
-        (b"{", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b"\xff\xfe", "not JSON"),
+        (b"{", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
         ([], "no weight_map"),
         ({}, "no weight_map"),
         ({"weight_map": {}}, "no weight_map"),
@@ -157,7 +158,10 @@ async def test_a_model_without_safetensors(files: ModelFiles, source: Provider) 
         ({"weight_map": {"a": ""}}, "is empty"),
         ({"weight_map": {"a": 3}}, "not safetensors"),
         ({"weight_map": {"a": "pytorch_model.bin"}}, "not safetensors"),
-        ({"weight_map": {"a": "gone.safetensors"}}, r"no 'gone\.safetensors' that it lists"),
+        (
+            {"weight_map": {"a": "gone.safetensors"}},
+            r"lists 'gone\.safetensors', which the file provider does not have",
+        ),
         (
             {"weight_map": {str(i): f"{i}.safetensors" for i in range(MAX_SHARDS + 1)}},
             f"{MAX_SHARDS + 1} of at most {MAX_SHARDS} files",

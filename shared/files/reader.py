@@ -1,0 +1,115 @@
+"""Reading a file in order, also while it is still being fetched."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Self
+
+from shared.errors import UnavailableError
+from shared.files.cache import CachedFile, CacheEntry
+from shared.files.disk import disk_errors
+from shared.files.fetch import Fetch
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+# Ten of the chunks that the application's provider sends.
+READ_BYTES = 1_024_000
+
+
+class FileReader:
+    """Reads one file from start to end, at the writer's pace if need be. An async context manager.
+
+    Attributes:
+        total_size: size of the whole file in bytes.
+        sha256: of the whole file, "" while it is not known.
+    """
+
+    def __init__(self, source: CachedFile | Fetch, entry: CacheEntry) -> None:
+        # A fetch is read through its part, which knows whether it has been renamed.
+        opened = source.part if isinstance(source, Fetch) else source
+        if opened is None:
+            raise RuntimeError("a fetch has no part before its size is known")
+        self._opened = opened
+        self._entry = entry
+        self._fetch = source if isinstance(source, Fetch) else None
+        self._restarts = self._fetch.restarts if self._fetch else 0
+        self.total_size = source.total_size if isinstance(source, Fetch) else source.size
+        self.sha256 = source.sha256
+
+    async def __aenter__(self) -> Self:
+        self._file = await asyncio.to_thread(self._opened.open_reader)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._file.close()
+
+    async def whole_sha256(self) -> str:
+        """The file's SHA-256. If the provider does not send it, waits until the file is whole.
+
+        Raises:
+            As `blocks`.
+        """
+        if self._fetch and not self.sha256:
+            file = await self._fetch.finished()
+            if self._fetch.restarts != self._restarts:
+                raise _changed()
+            return file.sha256
+        return self.sha256
+
+    async def blocks(self, offset: int = 0) -> AsyncIterator[memoryview]:
+        """The bytes from `offset` to the end, in blocks of at most READ_BYTES.
+
+        All blocks share one buffer: each is valid until the next one is requested.
+
+        The block that ends the file comes once the file is known to be whole and, if it is read
+        from the beginning, to have the right hash.
+
+        Raises:
+            UnavailableError: the file changed at its source while it was read, or the cached one
+                was damaged; asking again helps.
+            As `ModelFiles.fetch`.
+        """
+        # A fetch checks the hash itself; a caller that reads the rest of a file has its beginning.
+        digest = hashlib.sha256() if self._fetch is None and offset == 0 else None
+        # One buffer for all: separate blocks would leave holes in the allocator's arenas.
+        buffer = memoryview(bytearray(min(READ_BYTES, self.total_size)))
+        while offset < self.total_size:
+            end = min(await self._available(offset), offset + READ_BYTES)
+            block = await asyncio.to_thread(self._read, offset, buffer[: end - offset], digest)
+            if not block or (self._fetch and self._fetch.restarts != self._restarts):
+                raise _changed()
+            offset += len(block)
+            if digest and offset == self.total_size and digest.hexdigest() != self.sha256:
+                await asyncio.to_thread(self._entry.discard)
+                raise UnavailableError("the cached file was damaged and will be fetched again")
+            yield block
+
+    async def _available(self, offset: int) -> int:
+        """How far the file can be read, once there is something to read at `offset`."""
+        fetch = self._fetch
+        if fetch is None:
+            return self.total_size
+        while not fetch.task.done() and fetch.restarts == self._restarts:
+            # The last byte is held back until the hash is known to be right.
+            readable = min(fetch.written, self.total_size - 1)
+            if readable > offset:
+                return readable
+            await fetch.changed()
+        if fetch.task.done():
+            fetch.result()
+        return self.total_size
+
+    def _read(self, offset: int, buffer: memoryview, digest: Hash | None) -> memoryview:
+        with disk_errors():
+            block = buffer[: os.preadv(self._file.fileno(), [buffer], offset)]
+        if digest:
+            digest.update(block)
+        return block
+
+
+def _changed() -> UnavailableError:
+    return UnavailableError("the file changed at its source while it was read")
