@@ -27,7 +27,7 @@ from text_svc.link.call import Payload
 from text_svc.link.client import Link
 from text_svc.link.server import SERVICE, listen
 from text_svc.options import parse_options
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.settings import TextSettings
 from text_svc.worker import pipelines
 
@@ -37,12 +37,12 @@ Tiny = Callable[[str], Path]
 
 def launch_of(
     folder: Path, pipeline: str, options: Mapping[str, str] | None = None, **fields: Any
-) -> Launch:
+) -> WorkerSpec:
     """What the front would tell a worker; `fields` are set otherwise than by the settings."""
     settings = TextSettings().model_dump(
-        include=set(Launch.model_fields) & set(TextSettings.model_fields)
+        include=set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
     )
-    return Launch(
+    return WorkerSpec(
         **{
             **settings,
             "parent_pid": os.getpid(),
@@ -60,7 +60,7 @@ def launch_of(
 
 @contextlib.asynccontextmanager
 async def serve(
-    launch: Launch,
+    launch: WorkerSpec,
 ) -> AsyncIterator[transformers_pb2_grpc.TransformersServiceAsyncStub]:
     """A client's stub of the model of a launch command."""
     loaded = pipelines.load(launch)

@@ -18,7 +18,7 @@ from shared.pipelines import (
 )
 from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import Engine
+from text_svc.processes.launch import EngineName
 
 # Pipelines that do not cut texts.
 _WITHOUT_LENGTH = (
@@ -26,7 +26,7 @@ _WITHOUT_LENGTH = (
 )
 
 # What "auto" is where nothing speaks against it.
-AUTO: Engine = "openvino"
+AUTO: EngineName = "openvino"
 
 
 @cache
@@ -48,7 +48,7 @@ def on_cuda(options: LoadOptions) -> bool:
     return options.device.startswith("cuda") or (options.device == "auto" and has_cuda())
 
 
-def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
+def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     """The engine that `options` ask for; "auto" is OpenVINO where it can be.
 
     Raises:
@@ -58,7 +58,7 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> Engine:
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
         raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
-    engine: Engine = options.engine if options.engine != "auto" else AUTO
+    engine: EngineName = options.engine if options.engine != "auto" else AUTO
     if obstacle:
         engine = "transformers"
     if engine == "transformers" and options.dtype == "int8":

@@ -23,12 +23,12 @@ from text_svc.models.engine_choice import (
     on_cuda,
     wanted_engine,
 )
-from text_svc.models.model import Model
+from text_svc.models.model import ManagedModel
 from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
 from text_svc.processes.launch import (
-    Engine,
-    Launch,
+    EngineName,
+    WorkerSpec,
 )
 from text_svc.processes.model_process import (
     ModelProcess,
@@ -49,10 +49,10 @@ LEAST_CACHE_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
-class _Engine:
+class EnginePlan:
     """What runs a model, and with which converted folder."""
 
-    name: Engine
+    name: EngineName
     # That it holds in memory.
     weight_bytes: int
     converted: Path | None = None
@@ -65,7 +65,7 @@ def _float_bytes(options: LoadOptions) -> int:
     return 2 if halves or (options.dtype == "auto" and on_cuda(options)) else 4
 
 
-def _packs_a_head(model: Model, engine: _Engine) -> bool:
+def _packs_a_head(model: ManagedModel, engine: EnginePlan) -> bool:
     """Whether a head that shares its weight gets a packed one of its own, see `packed_linear`."""
     return (
         engine.name == "transformers"
@@ -86,7 +86,7 @@ class Loader:
         self,
         settings: TextSettings,
         provider: ModelFiles,
-        models: Callable[[], Iterable[Model]],
+        models: Callable[[], Iterable[ManagedModel]],
     ) -> None:
         self._settings = settings
         self._provider = provider
@@ -97,7 +97,7 @@ class Loader:
             memory_limit_bytes() * BUDGET_SHARE
         )
 
-    async def load(self, model: Model) -> None:
+    async def load(self, model: ManagedModel) -> None:
         """Sets the model's process and what is known of it, and its state on the way.
 
         Raises:
@@ -106,7 +106,7 @@ class Loader:
         wanted = wanted_engine(model.pipeline, model.options)
         folder = await self._fetch(model)
         sizes = await asyncio.to_thread(weight_sizes, folder, _float_bytes(model.options))
-        engine = _Engine(wanted, sizes.total)
+        engine = EnginePlan(wanted, sizes.total)
         if wanted == "openvino":
             engine = await self._converted(model, folder, sizes.total)
         if _packs_a_head(model, engine):
@@ -118,13 +118,13 @@ class Loader:
             self._settings.load_timeout_seconds,
         )
 
-    async def _fetch(self, model: Model) -> Path:
+    async def _fetch(self, model: ManagedModel) -> Path:
         def progress(fetched: int, total: int) -> None:
             model.bytes_fetched, model.bytes_total = fetched, total
 
         return await snapshot(self._provider, model.model_id, progress)
 
-    async def _converted(self, model: Model, folder: Path, weights: int) -> _Engine:
+    async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
         """OpenVINO with its converted folder, or the other engine and why."""
         planned = await asyncio.to_thread(
             plan, self._settings, model.model_id, model.pipeline, folder, model.options
@@ -137,16 +137,16 @@ class Loader:
             model.reserved_bytes = 0
         if not manifest.refused:
             held = manifest.weight_bytes if planned.weights == "int8" else weights
-            return _Engine("openvino", held, planned.target)
+            return EnginePlan("openvino", held, planned.target)
         why = f"it cannot be converted to OpenVINO: {manifest.refused}"
         if model.options.engine == "openvino" or model.options.dtype == "int8":
             raise InvalidArgumentError(
                 f"model {model.model_id} needs engine transformers: {why}", field="options[engine]"
             )
         note = f"transformers runs the model, since {why}"
-        return _Engine("transformers", weights, note=note)
+        return EnginePlan("transformers", weights, note=note)
 
-    def _reserve(self, model: Model, weights: int) -> int:
+    def _reserve(self, model: ManagedModel, weights: int) -> int:
         """Takes the model's share of the budget before anything is read into memory.
 
         Returns the bytes of its key-value cache on the host, if it has one there.
@@ -162,7 +162,7 @@ class Loader:
         self._take(model, needed + cache_bytes)
         return cache_bytes
 
-    def _take(self, model: Model, needed: int, purpose: str = "to be loaded") -> None:
+    def _take(self, model: ManagedModel, needed: int, purpose: str = "to be loaded") -> None:
         free = self._free()
         if needed > free:
             raise OutOfMemoryError(
@@ -177,11 +177,16 @@ class Loader:
         return self.budget_bytes - sum(model.reserved_bytes for model in self._models())
 
     def _launch(
-        self, model: Model, folder: Path, engine: _Engine, cache_bytes: int, report_fd: int
-    ) -> Launch:
+        self,
+        model: ManagedModel,
+        folder: Path,
+        engine: EnginePlan,
+        cache_bytes: int,
+        report_fd: int,
+    ) -> WorkerSpec:
         settings = self._settings
-        known = set(Launch.model_fields) & set(TextSettings.model_fields)
-        return Launch(
+        known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
+        return WorkerSpec(
             parent_pid=os.getpid(),
             report_fd=report_fd,
             socket=socket_path(self.sockets, next(self._numbers)),

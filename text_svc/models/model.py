@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 
 from shared.model_host import HostedModel
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import Engine
+from text_svc.processes.launch import EngineName
 from text_svc.processes.model_process import ModelProcess
 
 
 @dataclass(kw_only=True, eq=False)
-class Model(HostedModel):
+class ManagedModel(HostedModel):
     """One model and its process. The registry and its loader change it."""
 
     options: LoadOptions
     reserved_bytes: int = 0
-    engine: Engine | None = None
+    engine: EngineName | None = None
     process: ModelProcess | None = None
     # Its load, and its end.
     task: asyncio.Task[None] | None = None

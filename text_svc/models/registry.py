@@ -23,7 +23,7 @@ from shared.model_host import LoadProgress, ModelState, follow_load
 from shared.model_ids import ModelId, parse_model_id
 from shared.pipelines import TEXT_PIPELINES, find_pipeline
 from text_svc.models.loader import Loader
-from text_svc.models.model import Model
+from text_svc.models.model import ManagedModel
 from text_svc.options import parse_options
 from text_svc.processes.model_process import ModelProcess
 from text_svc.settings import TextSettings
@@ -36,7 +36,7 @@ class Registry:
 
     def __init__(self, settings: TextSettings, provider: ModelFiles) -> None:
         self._settings = settings
-        self._models: dict[ModelId, Model] = {}
+        self._models: dict[ModelId, ManagedModel] = {}
         self._watchers: set[asyncio.Task[None]] = set()
         self._loader = Loader(settings, provider, self._models.values)
 
@@ -62,7 +62,7 @@ class Registry:
         """Folder of the sockets of the models' processes, and of the figures of their engines."""
         return self._loader.sockets
 
-    def models(self) -> list[Model]:
+    def models(self) -> list[ManagedModel]:
         """All models that are known here, in whatever state."""
         return list(self._models.values())
 
@@ -83,7 +83,7 @@ class Registry:
             assert known.ending is not None, "set together with the state"
             await asyncio.wait({known.ending})
         if known is None or known.state is ModelState.FAILED:
-            known = Model(model_id, pipeline, dict(options), options=parsed)
+            known = ManagedModel(model_id, pipeline, dict(options), options=parsed)
             self._models[model_id] = known
             known.task = asyncio.create_task(self._load(known))
         elif known.pipeline is not pipeline:
@@ -140,7 +140,7 @@ class Registry:
             if not model.calls:
                 model.idle.set()
 
-    async def _follow(self, model: Model) -> AsyncGenerator[LoadProgress]:
+    async def _follow(self, model: ManagedModel) -> AsyncGenerator[LoadProgress]:
         task = model.task
         assert task is not None, "a model in the table has its task"
         model.waiters += 1
@@ -153,7 +153,7 @@ class Registry:
                 log.info("load cancelled: nobody waits", extra={"model": model.model_id})
                 await self._end(model)
 
-    async def _load(self, model: Model) -> None:
+    async def _load(self, model: ManagedModel) -> None:
         try:
             await self._loader.load(model)
         except asyncio.CancelledError:
@@ -181,7 +181,7 @@ class Registry:
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)
 
-    async def _watch(self, model: Model, process: ModelProcess) -> None:
+    async def _watch(self, model: ManagedModel, process: ModelProcess) -> None:
         """Marks the model FAILED when its process ends unasked."""
         ended = await process.wait()
         if self._models.get(model.model_id) is model and model.state is ModelState.READY:
@@ -190,7 +190,7 @@ class Registry:
             log.error("model process ended", extra={"model": model.model_id, "how": ended})
             await process.stop()
 
-    async def _end(self, model: Model, grace_seconds: float = 0) -> None:
+    async def _end(self, model: ManagedModel, grace_seconds: float = 0) -> None:
         """Ends a model, once, whoever asks and goes away meanwhile."""
         if model.ending is None:
             if model.state is not ModelState.FAILED:
@@ -200,7 +200,7 @@ class Registry:
             model.ending = asyncio.create_task(self._finish(model, grace_seconds))
         await asyncio.shield(model.ending)
 
-    async def _finish(self, model: Model, grace_seconds: float) -> None:
+    async def _finish(self, model: ManagedModel, grace_seconds: float) -> None:
         """Waits for what runs for the model, ends its process, forgets it."""
         if model.task:
             await asyncio.wait({model.task})

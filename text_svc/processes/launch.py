@@ -9,23 +9,23 @@ from pydantic import BaseModel, ConfigDict
 
 from text_svc.options import LoadOptions
 
-Engine = Literal["openvino", "transformers"]
+EngineName = Literal["openvino", "transformers"]
 
 
-class Launch(BaseModel):
+class WorkerSpec(BaseModel):
     """The command of a worker process: its one argument, as JSON."""
 
     model_config = ConfigDict(frozen=True)
 
     parent_pid: int
-    # Where the worker writes its one `Report`, as JSON.
+    # Where the worker writes its one `WorkerReport`, as JSON.
     report_fd: int
     socket: Path
     model_id: str
     folder: Path
     pipeline: str
     options: LoadOptions
-    engine: Engine = "transformers"
+    engine: EngineName = "transformers"
     # What `text_svc.convert` made of the folder, for the engine that needs it.
     converted: Path | None = None
     # Of the key-value cache of a model that generates.
@@ -45,7 +45,7 @@ class Launch(BaseModel):
     log_style: Literal["json", "text"]
 
 
-class Report(BaseModel):
+class WorkerReport(BaseModel):
     """What a worker says once it serves, or why it cannot."""
 
     ram_bytes: int = 0

@@ -24,8 +24,8 @@ from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
 from text_svc.processes.launch import (
-    Launch,
-    Report,
+    WorkerReport,
+    WorkerSpec,
 )
 from text_svc.processes.spawn import (
     end_process,
@@ -45,7 +45,9 @@ _REPORTED: dict[str, type[ServiceError]] = {
 class ModelProcess:
     """A running `python -m text_svc.worker`. Make it with `start`."""
 
-    def __init__(self, launch: Launch, process: asyncio.subprocess.Process, report: Report) -> None:
+    def __init__(
+        self, launch: WorkerSpec, process: asyncio.subprocess.Process, report: WorkerReport
+    ) -> None:
         self.launch = launch
         self.report = report
         self._process = process
@@ -57,7 +59,7 @@ class ModelProcess:
         return self._process.pid
 
     @classmethod
-    async def start(cls, make_launch: Callable[[int], Launch], timeout: float) -> ModelProcess:
+    async def start(cls, make_launch: Callable[[int], WorkerSpec], timeout: float) -> ModelProcess:
         """Starts a worker and waits until it serves.
 
         Args:
@@ -139,8 +141,8 @@ class ModelProcess:
 
 
 async def _read_report(
-    fd: int, process: asyncio.subprocess.Process, launch: Launch, timeout: float
-) -> Report:
+    fd: int, process: asyncio.subprocess.Process, launch: WorkerSpec, timeout: float
+) -> WorkerReport:
     try:
         async with asyncio.timeout(timeout):
             text = await read_to_end(fd)  # the worker closes it after its report
@@ -151,7 +153,7 @@ async def _read_report(
                 )
     except TimeoutError:
         raise InternalError(f"model {launch.model_id} was not ready within {timeout:g} s") from None
-    report = Report.model_validate_json(text)
+    report = WorkerReport.model_validate_json(text)
     if report.error:
         raise _REPORTED.get(report.error_reason, InternalError)(report.error)
     return report

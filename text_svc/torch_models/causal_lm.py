@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import load_model
 
 # Largest share of a card's free memory for a key-value cache of unspecified size.
@@ -20,7 +20,7 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None, device: str = "cpu")
     return load_model(AutoModelForCausalLM, folder, dtype=dtype, device=device)
 
 
-def cache_budget(launch: Launch, device: torch.device) -> int:
+def cache_budget(launch: WorkerSpec, device: torch.device) -> int:
     """Bytes that a key-value cache may take beside a loaded model."""
     if device.type == "cpu":
         return launch.cache_bytes

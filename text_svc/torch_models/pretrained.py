@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, NllbTokenizer
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.formats import load_errors
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import Launch, Report
+from text_svc.processes.launch import WorkerReport, WorkerSpec
 from text_svc.worker.tokenizers.fast import CONFIG, read_json
 
 # The context length of a model whose config names none.
@@ -50,7 +50,7 @@ def choose_dtype(options: LoadOptions, device: str) -> torch.dtype:
     return dtype
 
 
-def loading_errors(launch: Launch) -> AbstractContextManager[None]:
+def loading_errors(launch: WorkerSpec) -> AbstractContextManager[None]:
     """See `text_svc.formats.load_errors`."""
     return load_errors.loading_errors(launch.model_id, launch.folder)
 
@@ -166,7 +166,7 @@ def end_tokens_of(model: Any, tokenizer: Any) -> list[int]:
     return list(end) if isinstance(end, list | tuple) else [int(end)]
 
 
-def measure(model: torch.nn.Module, beside: int = 0) -> Report:
+def measure(model: torch.nn.Module, beside: int = 0) -> WorkerReport:
     """Bytes in RAM and on accelerators: parameters and buffers, each shared one once.
 
     Args:
@@ -182,4 +182,4 @@ def measure(model: torch.nn.Module, beside: int = 0) -> Report:
         vram += beside
     else:
         ram += beside
-    return Report(ram_bytes=ram, vram_bytes=vram)
+    return WorkerReport(ram_bytes=ram, vram_bytes=vram)

@@ -14,18 +14,18 @@ from shared.telemetry import (
 )
 from text_svc.link.server import listen
 from text_svc.processes.launch import (
-    Launch,
-    Report,
+    WorkerReport,
+    WorkerSpec,
 )
 from text_svc.worker.pipelines import load
 
 
-def _report(launch: Launch, report: Report) -> None:
+def _report(launch: WorkerSpec, report: WorkerReport) -> None:
     with os.fdopen(launch.report_fd, "w") as pipe:
         pipe.write(report.model_dump_json())
 
 
-async def serve(launch: Launch) -> None:
+async def serve(launch: WorkerSpec) -> None:
     """Loads, serves and reports; returns never, the front ends this process."""
     loaded = await asyncio.to_thread(load, launch)
     server = await listen(
@@ -36,15 +36,15 @@ async def serve(launch: Launch) -> None:
 
 
 def main() -> None:
-    """Entry point; the one argument is a `Launch` as JSON."""
-    launch = Launch.model_validate_json(sys.argv[1])
+    """Entry point; the one argument is a `WorkerSpec` as JSON."""
+    launch = WorkerSpec.model_validate_json(sys.argv[1])
     die_with_parent(launch.parent_pid)
     logs.configure(f"text_svc.worker {launch.model_id}", launch.log_level, launch.log_style)
     tracing.configure("text_svc.worker", {"model": launch.model_id})
     try:
         asyncio.run(serve(launch))
     except ServiceError as error:
-        _report(launch, Report(error_reason=error.reason, error=error.message))
+        _report(launch, WorkerReport(error_reason=error.reason, error=error.message))
         sys.exit(1)
 
 

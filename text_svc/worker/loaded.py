@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import Report
+from text_svc.processes.launch import WorkerReport
 
 
 @dataclass(frozen=True)
@@ -13,4 +13,4 @@ class LoadedPipeline:
     """What answers a model's calls, and what the model was measured to cost."""
 
     handlers: Handlers
-    report: Report
+    report: WorkerReport

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from text_svc.processes.launch import Report
+from text_svc.processes.launch import WorkerReport
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
@@ -53,4 +53,4 @@ class LoadedEncoder:
     tokenizer: Tokenizer
     max_tokens: int
     pad_token: int
-    report: Report
+    report: WorkerReport

@@ -13,8 +13,8 @@ from shared.errors import InvalidModelError
 from text_svc.formats.manifest import MODEL, TOKENIZER, Manifest
 from text_svc.formats.recipe import Recipe
 from text_svc.processes.launch import (
-    Launch,
-    Report,
+    WorkerReport,
+    WorkerSpec,
 )
 from text_svc.worker.embeddings.encoder import (
     Done,
@@ -72,7 +72,7 @@ class OpenVinoEncoder:
         self._pool.shutdown()
 
 
-def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
+def load(launch: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     """Loads the converted model of a launch command.
 
     Raises:
@@ -88,5 +88,5 @@ def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
         Tokenizer.from_file(str(folder / TOKENIZER)),
         manifest.context,
         manifest.pad_token,
-        Report(ram_bytes=manifest.weight_bytes),
+        WorkerReport(ram_bytes=manifest.weight_bytes),
     )

@@ -10,7 +10,7 @@ from text_svc.formats.recipe import (
     Recipe,
     max_tokens,
 )
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
@@ -54,7 +54,7 @@ class TorchEncoder:
         """Nothing runs."""
 
 
-def load(launch: Launch, recipe: Recipe) -> LoadedEncoder:
+def load(launch: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     """Loads the model of a launch command.
 
     Raises:

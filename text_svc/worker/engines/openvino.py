@@ -19,8 +19,8 @@ from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.formats.manifest import Manifest
 from text_svc.link.json_lines import Lines
 from text_svc.processes.launch import (
-    Launch,
-    Report,
+    WorkerReport,
+    WorkerSpec,
 )
 from text_svc.worker.engines.base import (
     Generation,
@@ -40,7 +40,9 @@ NUMBER_BYTES = {"f32": 4, "bf16": 2}
 CLOSE_SECONDS = 5.0
 
 
-def load(launch: Launch, metrics: EngineMetrics) -> tuple[OpenVinoEngine, TextTokenizer, Report]:
+def load(
+    launch: WorkerSpec, metrics: EngineMetrics
+) -> tuple[OpenVinoEngine, TextTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
@@ -71,7 +73,7 @@ def load(launch: Launch, metrics: EngineMetrics) -> tuple[OpenVinoEngine, TextTo
         threads=launch.threads,
         metrics=metrics,
     )
-    report = Report(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
+    report = WorkerReport(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
     return engine, TextTokenizer(folder), report
 
 

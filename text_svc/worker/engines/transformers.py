@@ -22,8 +22,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from shared.errors import OutOfMemoryError
 from text_svc.processes.launch import (
-    Launch,
-    Report,
+    WorkerReport,
+    WorkerSpec,
 )
 from text_svc.torch_models.causal_lm import cache_budget, load_causal_lm
 from text_svc.torch_models.pretrained import (
@@ -112,7 +112,9 @@ class _Chance(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
-def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, TextTokenizer, Report]:
+def load(
+    launch: WorkerSpec, metrics: EngineMetrics
+) -> tuple[GenerationEngine, TextTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
@@ -148,7 +150,7 @@ def load(launch: Launch, metrics: EngineMetrics) -> tuple[GenerationEngine, Text
 
 
 def _batch_model(
-    model: Any, shapes: Sequence[LayerShape], launch: Launch, context: int
+    model: Any, shapes: Sequence[LayerShape], launch: WorkerSpec, context: int
 ) -> BatchModel:
     """With a cache of what the launch command or the device grants.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml import transformers_pb2 as pb
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.checks import check_sizes, refuse_media
 from text_svc.worker.engines.sampling import SamplingRequest
 from text_svc.worker.generation.generator import (
@@ -22,7 +22,7 @@ from text_svc.worker.generation.messages import check_messages
 class GenerationHandlers:
     """GenerateText and ChatCompletion."""
 
-    def __init__(self, generator: TextGenerator, launch: Launch) -> None:
+    def __init__(self, generator: TextGenerator, launch: WorkerSpec) -> None:
         self._generator = generator
         self._max_bytes = launch.max_prompt_bytes
         self._pipeline = launch.pipeline

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch, Report
+from text_svc.processes.launch import WorkerReport, WorkerSpec
 from text_svc.torch_models.pretrained import NO_LIMIT, max_positions, measure
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.length_batches import length_batches
@@ -95,7 +95,7 @@ class Family(abc.ABC, Generic[Options]):
     takes: tuple[str, ...]
     options: ClassVar[type[NoOptions]] = NoOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         self.launch = launch
         self.model: Any = None
 
@@ -109,9 +109,9 @@ class Family(abc.ABC, Generic[Options]):
             ServiceError: the request cannot be answered.
         """
 
-    def report(self) -> Report:
+    def report(self) -> WorkerReport:
         """What the model was measured to cost."""
-        return Report() if self.model is None else measure(self.model)
+        return WorkerReport() if self.model is None else measure(self.model)
 
     def image(self, request: pb.InferRequest) -> Image.Image:
         """The request's image, decoded."""

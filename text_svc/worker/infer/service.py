@@ -17,7 +17,7 @@ from shared.errors import (
 )
 from text_svc.link.server import Handlers
 from text_svc.options import parse_as
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import loading_errors
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.infer.base import Family
@@ -63,7 +63,7 @@ class ModelThread:
 class InferHandlers:
     """Infer, for any family."""
 
-    def __init__(self, family: Family[Any], launch: Launch) -> None:
+    def __init__(self, family: Family[Any], launch: WorkerSpec) -> None:
         self._family = family
         self._launch = launch
         self._thread = ModelThread(launch.max_waiting)
@@ -81,7 +81,7 @@ class InferHandlers:
         )
 
 
-def load_family(launch: Launch, kind: type[Family[Any]]) -> LoadedPipeline:
+def load_family(launch: WorkerSpec, kind: type[Family[Any]]) -> LoadedPipeline:
     """Loads a model of a family that needs no more than Infer.
 
     Raises:
@@ -92,7 +92,7 @@ def load_family(launch: Launch, kind: type[Family[Any]]) -> LoadedPipeline:
     return LoadedPipeline(InferHandlers(family, launch).table(), family.report())
 
 
-def check_request(request: pb.InferRequest, family: Family[Any], launch: Launch) -> None:
+def check_request(request: pb.InferRequest, family: Family[Any], launch: WorkerSpec) -> None:
     """Refuses what the family does not take, and texts over the limits.
 
     Raises:

@@ -15,7 +15,7 @@ from shared.errors import (
     InvalidArgumentError,
     MissingFieldError,
 )
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.cancel import raise_if_cancelled
 from text_svc.worker.generation.generator import Prompt
 from text_svc.worker.infer.service import ModelThread
@@ -117,7 +117,7 @@ class MediaPrompts:
         model: MediaModel,
         render: Callable[[list[Turn]], Awaitable[str]],
         templated: bool,
-        launch: Launch,
+        launch: WorkerSpec,
     ) -> None:
         self._model = model
         self._render = render

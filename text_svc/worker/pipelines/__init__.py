@@ -10,7 +10,7 @@ from importlib import import_module
 
 from shared import pipelines
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.loaded import LoadedPipeline
 
 FAMILIES = {
@@ -36,7 +36,7 @@ FAMILIES = {
 }
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """Loads the model of a launch command with its family's module. Blocks.
 
     Raises:

@@ -11,7 +11,7 @@ from pydantic import Field
 from transformers import AutoModel, AutoProcessor
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.cancel import in_batches
 from text_svc.worker.infer.base import Family, NoOptions
@@ -36,7 +36,7 @@ class Clap(Family[ClapOptions]):
     takes = ("audio", "text")
     options = ClapOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModel)
@@ -75,6 +75,6 @@ class Clap(Family[ClapOptions]):
         return self._processor(audio=samples, sampling_rate=self._rate, return_tensors="pt")
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Clap)

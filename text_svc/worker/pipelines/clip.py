@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import AutoModel, AutoProcessor
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.cancel import in_batches
 from text_svc.worker.infer.base import Family, NoOptions
@@ -35,7 +35,7 @@ class Clip(Family[ClipOptions]):
     takes = ("image", "text")
     options = ClipOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModel)
@@ -71,6 +71,6 @@ class Clip(Family[ClipOptions]):
         return self._processor(text=texts, padding=padding, truncation=True, return_tensors="pt")
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Clip)

@@ -6,8 +6,8 @@ from importlib import import_module
 
 from text_svc.formats.recipe import read_recipe
 from text_svc.processes.launch import (
-    Engine,
-    Launch,
+    EngineName,
+    WorkerSpec,
 )
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.embedder import Embedder
@@ -17,13 +17,13 @@ from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
 from text_svc.worker.engines.metrics import EmbeddingMetrics
 from text_svc.worker.loaded import LoadedPipeline
 
-ENGINES: dict[Engine, str] = {
+ENGINES: dict[EngineName, str] = {
     "openvino": "text_svc.worker.embeddings.openvino",
     "transformers": "text_svc.worker.embeddings.torch",
 }
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
     recipe = read_recipe(launch.folder)
     loaded: LoadedEncoder = import_module(ENGINES[launch.engine]).load(launch, recipe)

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import (
     Pretrained,
     context_length,
@@ -42,7 +42,7 @@ class Florence2(Family[GenerateOptions]):
     takes = ("image",)
     options = GenerateOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageTextToText)
@@ -122,7 +122,7 @@ def _scaled(points: Sequence[float]) -> list[float]:
     return [value / _SIDE for value in points]
 
 
-def _generator(family: Florence2, launch: Launch) -> TextGenerator:
+def _generator(family: Florence2, launch: WorkerSpec) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance, as Infer is."""
     metrics = EngineMetrics(launch.model_id)
     limits = Limits(
@@ -140,7 +140,7 @@ def _generator(family: Florence2, launch: Launch) -> TextGenerator:
     return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Florence2(launch)

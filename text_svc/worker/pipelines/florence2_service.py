@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.generation.generator import (
     Prompt,
     TextGenerator,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Florence2Handlers(GenerationHandlers):
     """A task whose answer is text streams it; of others, the answer comes when it is whole."""
 
-    def __init__(self, family: Florence2, generator: TextGenerator, launch: Launch) -> None:
+    def __init__(self, family: Florence2, generator: TextGenerator, launch: WorkerSpec) -> None:
         super().__init__(generator, launch)
         self._family = family
         self._max_pixels = launch.max_image_pixels

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, LabelOptions
 from text_svc.worker.infer.labels import (
@@ -29,7 +29,7 @@ class ImageClassifier(Family[LabelOptions]):
     takes = ("image",)
     options = LabelOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageClassification)
@@ -46,6 +46,6 @@ class ImageClassifier(Family[LabelOptions]):
         return pb.InferResponse(labels=scored(class_names(config), scores, options.top_k))
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, ImageClassifier)

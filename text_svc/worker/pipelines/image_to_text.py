@@ -7,7 +7,7 @@ import threading
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, GenerateOptions
 from text_svc.worker.infer.service import load_family
@@ -20,7 +20,7 @@ class Captioner(Family[GenerateOptions]):
     takes = ("image",)
     options = GenerateOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForImageTextToText)
@@ -36,6 +36,6 @@ class Captioner(Family[GenerateOptions]):
         return pb.InferResponse(text=text.strip())
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Captioner)

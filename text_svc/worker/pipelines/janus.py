@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import loading_errors
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.infer.base import GenerateOptions
@@ -32,7 +32,7 @@ class Janus(VisualLanguageModel):
 
     options = JanusOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         self.takes = ("image", "text")
 
@@ -67,7 +67,7 @@ class Janus(VisualLanguageModel):
         return Image.fromarray(colours.clamp(0, 255).to(torch.uint8).numpy())
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Janus(launch)

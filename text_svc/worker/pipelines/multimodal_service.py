@@ -6,7 +6,7 @@ from typing import Any
 
 from ml import transformers_pb2 as pb
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.generation.generator import (
     Prompt,
     TextGenerator,
@@ -24,7 +24,11 @@ class MultimodalHandlers(GenerationHandlers):
     """The prompts of all calls are made of text and media in the same way."""
 
     def __init__(
-        self, family: Family[Any], generator: TextGenerator, prompts: MediaPrompts, launch: Launch
+        self,
+        family: Family[Any],
+        generator: TextGenerator,
+        prompts: MediaPrompts,
+        launch: WorkerSpec,
     ) -> None:
         super().__init__(generator, launch)
         self._family = family

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError, MissingFieldError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
@@ -29,7 +29,7 @@ class Reranker(Family[RankingOptions]):
     takes = ("ranking",)
     options = RankingOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
@@ -60,6 +60,6 @@ class Reranker(Family[RankingOptions]):
         )
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Reranker)

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained, end_tokens_of, loading_errors
 from text_svc.worker.engines.base import Limits
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -41,7 +41,7 @@ class Seq2Seq(Family[Seq2SeqOptions]):
     takes = ("text",)
     options = Seq2SeqOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSeq2SeqLM)
@@ -93,7 +93,7 @@ class Seq2Seq(Family[Seq2SeqOptions]):
         return int(token)
 
 
-def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
+def _generator(family: Seq2Seq, launch: WorkerSpec) -> TextGenerator:
     """Greedy where neither the caller nor the model asks for chance: a translation wants none."""
     metrics = EngineMetrics(launch.model_id)
     limits = Limits(
@@ -110,7 +110,7 @@ def _generator(family: Seq2Seq, launch: Launch) -> TextGenerator:
     return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = Seq2Seq(launch)

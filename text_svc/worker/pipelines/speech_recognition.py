@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained, loading_errors
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.base import Family, NoOptions
@@ -45,7 +45,7 @@ class SpeechRecognizer(Family[SpeechOptions]):
     options = SpeechOptions
     window_seconds = _WINDOW_SECONDS
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         kind = source.read(AutoConfig).model_type
@@ -151,7 +151,7 @@ def _stripped(segments: list[pb.TranscriptSegment]) -> list[pb.TranscriptSegment
     return segments
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = SpeechRecognizer(launch)

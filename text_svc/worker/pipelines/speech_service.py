@@ -10,7 +10,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import MissingFieldError
 from text_svc.link.server import Handlers
 from text_svc.options import parse_as
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.media.decode import SoundReader
 from text_svc.worker.media.speech_cutter import (
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class SpeechHandlers(InferHandlers):
     """A sound that comes in pieces is worked on as it comes; the caller waits while it is."""
 
-    def __init__(self, family: SpeechRecognizer, launch: Launch) -> None:
+    def __init__(self, family: SpeechRecognizer, launch: WorkerSpec) -> None:
         super().__init__(family, launch)
         self._speech = family
 

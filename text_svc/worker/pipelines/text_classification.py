@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, LabelOptions
 from text_svc.worker.infer.labels import (
@@ -26,7 +26,7 @@ class TextClassifier(Family[LabelOptions]):
     takes = ("text", "text_pair")
     options = LabelOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
@@ -45,6 +45,6 @@ class TextClassifier(Family[LabelOptions]):
         return pb.InferResponse(labels=scored(class_names(config), scores, options.top_k))
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, TextClassifier)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 
 from text_svc.processes.launch import (
-    Engine,
-    Launch,
+    EngineName,
+    WorkerSpec,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
@@ -14,13 +14,13 @@ from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.loaded import LoadedPipeline
 
-ENGINES: dict[Engine, str] = {
+ENGINES: dict[EngineName, str] = {
     "openvino": "text_svc.worker.engines.openvino",
     "transformers": "text_svc.worker.engines.transformers",
 }
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
     metrics = EngineMetrics(launch.model_id)
     engine, tokenizer, report = import_module(ENGINES[launch.engine]).load(launch, metrics)

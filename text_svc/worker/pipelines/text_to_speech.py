@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, VitsModel
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
@@ -30,7 +30,7 @@ class Speaker(Family[SpeakerOptions]):
     takes = ("text",)
     options = SpeakerOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(VitsModel)
@@ -58,6 +58,6 @@ class Speaker(Family[SpeakerOptions]):
         )
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Speaker)

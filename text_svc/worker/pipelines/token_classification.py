@@ -9,7 +9,7 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
@@ -31,7 +31,7 @@ class TokenClassifier(Family[TokenOptions]):
     takes = ("text",)
     options = TokenOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForTokenClassification)
@@ -78,6 +78,6 @@ class TokenClassifier(Family[TokenOptions]):
         return {"stride": limit // OVERLAP}
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, TokenClassifier)

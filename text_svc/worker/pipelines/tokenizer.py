@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from ml import transformers_pb2 as pb
 from shared.errors import OutOfRangeError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.service import load_family
@@ -28,7 +28,7 @@ class Tokenizer(Family[TokenizerOptions]):
     takes = ("text", "token_ids")
     options = TokenizerOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         self._tokenizer = Pretrained(launch.folder, launch.options).read(AutoTokenizer)
 
@@ -62,6 +62,6 @@ class Tokenizer(Family[TokenizerOptions]):
         return text
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, Tokenizer)

@@ -12,7 +12,7 @@ from transformers import AutoModelForMultimodalLM, Gemma3Processor
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import (
     Pretrained,
     context_length,
@@ -51,7 +51,7 @@ class VisualLanguageModel(Family[GenerateOptions]):
 
     options = GenerateOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForMultimodalLM)
@@ -140,7 +140,7 @@ def _tokenizer(folder: Path, processor: Any) -> AnswerTokenizer:
     return tokenizer
 
 
-def handlers_of(family: VisualLanguageModel, launch: Launch) -> MultimodalHandlers:
+def handlers_of(family: VisualLanguageModel, launch: WorkerSpec) -> MultimodalHandlers:
     """All calls of a loaded model."""
     metrics = EngineMetrics(launch.model_id)
     tokenizer = _tokenizer(launch.folder, family.processor)
@@ -158,7 +158,7 @@ def handlers_of(family: VisualLanguageModel, launch: Launch) -> MultimodalHandle
     return MultimodalHandlers(family, generator, prompts, launch)
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     with loading_errors(launch):
         family = VisualLanguageModel(launch)

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
-from text_svc.processes.launch import Launch
+from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import Family, NoOptions
 from text_svc.worker.infer.labels import (
@@ -33,7 +33,7 @@ class ZeroShotClassifier(Family[ZeroShotOptions]):
     takes = ("text",)
     options = ZeroShotOptions
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: WorkerSpec) -> None:
         super().__init__(launch)
         source = Pretrained(launch.folder, launch.options)
         self.model = source.model(AutoModelForSequenceClassification)
@@ -67,6 +67,6 @@ class ZeroShotClassifier(Family[ZeroShotOptions]):
         return pb.InferResponse(labels=scored(labels, scores))
 
 
-def load(launch: Launch) -> LoadedPipeline:
+def load(launch: WorkerSpec) -> LoadedPipeline:
     """See `pipelines.load`."""
     return load_family(launch, ZeroShotClassifier)

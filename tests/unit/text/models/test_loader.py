@@ -20,7 +20,7 @@ from text_svc.models.loader import (
     PROCESS_BYTES,
     Loader,
 )
-from text_svc.models.model import Model
+from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 
@@ -33,7 +33,7 @@ class Held(Loader):
 
     folder: Path
 
-    async def _fetch(self, model: Model) -> Path:
+    async def _fetch(self, model: ManagedModel) -> Path:
         return self.folder
 
 
@@ -49,7 +49,7 @@ async def needed(
     loader = Held(settings, ModelFiles("127.0.0.1:1", folder / "cache"), list)
     loader.folder = folder
     load_options = LoadOptions(engine="transformers", **options)
-    model = Model(ModelId("tiny"), pipeline, options=load_options)
+    model = ManagedModel(ModelId("tiny"), pipeline, options=load_options)
     with pytest.raises(OutOfMemoryError) as caught:
         await loader.load(model)
     return int(caught.value.metadata["needed_bytes"])
