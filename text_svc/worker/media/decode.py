@@ -1,4 +1,4 @@
-"""Images and sounds out of a request, checked before they are decoded."""
+"""Decodes the images and sounds of a request, within limits that are checked first."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from shared.errors import (
 Samples = npt.NDArray[np.float32]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-# Samples as they are: NumPy's name of the type, and FFmpeg's of the layout.
+# Raw samples: NumPy's name of the type, and FFmpeg's name of the sample format.
 RAW_FORMATS = {"pcm_s16le": ("<i2", "s16"), "pcm_f32le": ("<f4", "flt")}
 LAYOUTS = {1: "mono", 2: "stereo"}
 RATES = range(1000, 384_001)
-# Files by their first bytes, and FFmpeg's reader of each. Readers that open other files, such as
-# playlists, are never reached.
+# First bytes of a file at an offset, and FFmpeg's demuxer for it. Demuxers that open further files,
+# such as those of playlists, are never used.
 _CONTAINERS = (
     (0, b"RIFF", "wav"),
     (0, b"fLaC", "flac"),
@@ -47,18 +47,18 @@ _CONTAINERS = (
 def decode_image(
     data: bytes, max_pixels: int, field: str = "image", *, before: int = 0
 ) -> Image.Image:
-    """An upright RGB picture.
+    """An upright RGB image.
 
     Args:
         data: a file of one of IMAGE_FORMATS.
-        max_pixels: what the headers of a call's pictures may tell, all together.
-        field: what the caller calls the `ImageData`.
-        before: pixels of the call's pictures before this one.
+        max_pixels: of all images of a call together, according to their headers.
+        field: the name of the `ImageData` in the request.
+        before: pixels of the call's images before this one.
 
     Raises:
         MissingFieldError: there are no bytes.
-        UndecodableImageError: they are no whole picture of a known format.
-        InputTooLargeError: the headers tell more pixels than `max_pixels`.
+        UndecodableImageError: they are not a complete image in a supported format.
+        InputTooLargeError: the images have more pixels than `max_pixels`.
     """
     if not data:
         raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
@@ -81,8 +81,8 @@ def decode_image(
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's readers raise
         raise UndecodableImageError(
-            f"the {len(data)} bytes of {field}.data are not a whole {', '.join(IMAGE_FORMATS)} "
-            "picture",
+            f"the {len(data)} bytes of {field}.data are not a complete "
+            f"{', '.join(IMAGE_FORMATS)} image",
             field=f"{field}.data",
         ) from error
 
@@ -90,12 +90,12 @@ def decode_image(
 def _upright(picture: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(picture)
-    except (TypeError, struct.error, KeyError):  # numbers in its EXIF that are none
+    except (TypeError, struct.error, KeyError):  # its EXIF has text where a number belongs
         return picture
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """A picture as a PNG file."""
+    """An image as a PNG file."""
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
@@ -104,19 +104,19 @@ def encode_png(picture: Image.Image) -> bytes:
 def decode_audio(
     audio: pb.AudioData, rate: int, max_seconds: float, field: str = "audio", *, before: float = 0.0
 ) -> Samples:
-    """One channel of samples from -1 to 1 at `rate`, shape (samples,).
+    """A sound as one channel of samples from -1 to 1, shape (samples,).
 
     Args:
-        audio: as it came.
-        rate: samples a second.
-        max_seconds: what the call's sounds may last, all together.
-        field: what the caller calls the `AudioData`.
+        audio: a file, or raw samples.
+        rate: samples a second of the result.
+        max_seconds: of all sounds of a call together.
+        field: the name of the `AudioData` in the request.
         before: seconds of the call's sounds before this one.
 
     Raises:
         MissingFieldError, UnknownFormatError, OutOfRangeError: a field is wrong.
-        InvalidArgumentError: the bytes are no sound of a known format.
-        InputTooLargeError: they are longer than `max_seconds`.
+        InvalidArgumentError: the bytes are not a sound in a supported format.
+        InputTooLargeError: the sounds are longer than `max_seconds`.
     """
     reader = SoundReader(rate, field)
     samples = np.concatenate([reader.add(audio, max_seconds, before), reader.rest()])
@@ -126,11 +126,11 @@ def decode_audio(
 
 
 class SoundReader:
-    """The pieces of one sound, resampled as if they had come at once.
+    """Decodes a sound that arrives in pieces; the samples are those of the whole sound.
 
     Args:
-        rate: of the samples that it gives.
-        field: what the caller calls an `AudioData`.
+        rate: samples a second of the result.
+        field: the name of an `AudioData` in the request.
     """
 
     def __init__(self, rate: int, field: str = "audio") -> None:
@@ -139,10 +139,10 @@ class SoundReader:
         self._resampler = av.AudioResampler(format="fltp", rate=rate)
 
     def add(self, audio: pb.AudioData, max_seconds: float, before: float = 0.0) -> Samples:
-        """Samples as of `decode_audio`, but for the last few, which wait for the next piece.
+        """Samples as of `decode_audio`; the last few come with the next piece, or with `rest`.
 
         Raises:
-            As `decode_audio`; and InvalidArgumentError when the piece differs in kind.
+            As `decode_audio`, and InvalidArgumentError if the format differs from the last piece's.
         """
         data, field = audio.data, self._field
         if not data:
@@ -181,7 +181,7 @@ class SoundReader:
 
 
 def _mixed(frame: av.AudioFrame) -> Samples:
-    """One channel. FFmpeg itself would add two up to more than 1."""
+    """The mean of the channels. FFmpeg's own sum of two may exceed 1."""
     mixed: Samples = frame.to_ndarray().mean(0, dtype=np.float32)
     return mixed
 
@@ -195,45 +195,45 @@ def _container(data: bytes, field: str) -> str:
         if data.startswith(magic, offset):
             return name
     raise InvalidArgumentError(
-        f"{field}.data is no WAV, FLAC, Ogg, MP3, MP4 or Matroska file; set {field}.format for "
-        f"samples as they are: {', '.join(RAW_FORMATS)}",
+        f"{field}.data is not a WAV, FLAC, Ogg, MP3, MP4 or Matroska file; for raw samples set "
+        f"{field}.format to one of {', '.join(RAW_FORMATS)}",
         field=f"{field}.data",
     )
 
 
 def _undecodable(size: int, field: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"the {size} bytes of {field}.data hold no sound that can be decoded", field=f"{field}.data"
+        f"the {size} bytes of {field}.data cannot be decoded as sound", field=f"{field}.data"
     )
 
 
 def _raw_frame(audio: pb.AudioData, field: str) -> av.AudioFrame:
     if audio.format not in RAW_FORMATS:
         raise UnknownFormatError(
-            f"{field}.format {audio.format[:40]!r} is not known; accepted are "
+            f"{field}.format is {audio.format[:40]!r}; it must be one of "
             f"{', '.join(RAW_FORMATS)}, or empty for a file",
             field=f"{field}.format",
         )
     if audio.rate not in RATES:
         raise OutOfRangeError(
-            f"{field}.rate is {audio.rate}; accepted is {RATES[0]} to {RATES[-1]}",
+            f"{field}.rate is {audio.rate}; it must be from {RATES[0]} to {RATES[-1]}",
             field=f"{field}.rate",
         )
     channels = audio.channels or 1
     if channels not in LAYOUTS:
         raise OutOfRangeError(
-            f"{field}.channels is {channels}; accepted is 1 or 2", field=f"{field}.channels"
+            f"{field}.channels is {channels}; it must be 1 or 2", field=f"{field}.channels"
         )
     dtype, layout = RAW_FORMATS[audio.format]
     if len(audio.data) % (np.dtype(dtype).itemsize * channels):
         raise InvalidArgumentError(
-            f"the {len(audio.data)} bytes of {field}.data are no whole samples",
+            f"the {len(audio.data)} bytes of {field}.data are not a whole number of samples",
             field=f"{field}.data",
         )
     samples = np.frombuffer(audio.data, dtype).reshape(1, -1)
     if dtype == "<f4" and not np.isfinite(samples).all():
         raise InvalidArgumentError(
-            f"{field}.data has samples that are no numbers", field=f"{field}.data"
+            f"{field}.data has samples that are not finite", field=f"{field}.data"
         )
     frame = av.AudioFrame.from_ndarray(samples, format=layout, layout=LAYOUTS[channels])
     frame.sample_rate = audio.rate

@@ -1,7 +1,10 @@
-"""Processors of models that see and hear, read without torchvision.
+"""Reads the processors of models that take images and sounds without torchvision.
 
-transformers' processors of images run on Pillow too, but its way to some of their classes asks for
-torchvision, and a processor that also knows videos always does. Videos are not served here.
+transformers has image processors on Pillow, but `AutoProcessor` requires torchvision for some of
+them, and for every processor that also takes videos, which are not served here. The public API has
+no way around that, so this module uses internal ones of transformers: the tables of the auto
+classes to find the classes, the mixin that a stand-in for a video processor must have, and a
+variable of SmolVLM's module. The pinned version of transformers keeps them where they are.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from text_svc.torch_models.pretrained import Pretrained
 
 
 class NoVideos(transformers.BaseVideoProcessor, PushToHubMixin):
-    """Stands where a processor of videos is wanted."""
+    """Takes the place of a video processor."""
 
     def __init__(self) -> None:
-        """That of the base class raises where there is no torchvision."""
+        """The base class's own raises without torchvision."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Nothing to be saved."""
+        """Nothing to save."""
         return {}
 
 
@@ -34,17 +37,20 @@ def read_processor(source: Pretrained) -> Any:
     """The processor of a model's folder, on Pillow.
 
     Raises:
-        OSError, ValueError, ImportError: whatever transformers says to files that it cannot use.
+        OSError, ValueError, ImportError: transformers cannot read the files.
     """
-    kind = source.read(AutoConfig).model_type
-    known: Any = getattr(transformers, PROCESSOR_MAPPING_NAMES.get(kind) or "", None)
-    names = known.get_attributes() if known else []
-    pillow = (IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {}).get("pil")
-    shown: Any = getattr(transformers, pillow or "", None)
-    images = shown and getattr(import_module(shown.__module__), shown.__name__)
-    if "video_processor" not in names and images is shown:
+    model_type = source.read(AutoConfig).model_type
+    processor_class: Any = getattr(
+        transformers, PROCESSOR_MAPPING_NAMES.get(model_type) or "", None
+    )
+    names = processor_class.get_attributes() if processor_class else []
+    on_pillow = (IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}).get("pil")
+    # The package's attribute may be a placeholder that raises; the class itself is in its module.
+    public: Any = getattr(transformers, on_pillow or "", None)
+    images = public and getattr(import_module(public.__module__), public.__name__)
+    if "video_processor" not in names and images is public:
         return source.read(AutoProcessor)
-    # SmolVLM demands a package at once that it needs for the times of videos alone.
+    # SmolVLM requires num2words at import, which it uses for the times of videos only.
     vars(processing_smolvlm)["num2words"] = vars(processing_smolvlm)["num2words"] or str
     parts = {
         "image_processor": lambda: source.read(images),
@@ -52,5 +58,5 @@ def read_processor(source: Pretrained) -> Any:
         "tokenizer": lambda: source.read(AutoTokenizer),
         "video_processor": NoVideos,
     }
-    settings, _ = known.get_processor_dict(source.folder, local_files_only=True)
-    return known.from_args_and_dict([parts[name]() for name in names], settings)
+    settings, _ = processor_class.get_processor_dict(source.folder, local_files_only=True)
+    return processor_class.from_args_and_dict([parts[name]() for name in names], settings)

@@ -138,9 +138,12 @@ async def test_bad_streams_have_a_clear_status() -> None:
     cases: list[tuple[list[pb.TranscribeRequest], str]] = [
         ([pb.TranscribeRequest()], "no request has audio"),
         ([pb.TranscribeRequest(audio=pb.AudioData())], "audio.data is empty"),
-        ([pb.TranscribeRequest(audio=pb.AudioData(data=b"no sound"))], "audio.data is no WAV"),
+        ([pb.TranscribeRequest(audio=pb.AudioData(data=b"no sound"))], "audio.data is not a WAV"),
         ([pb.TranscribeRequest(audio=good, options={"colour": "red"})], "num_beams"),
-        ([pb.TranscribeRequest(audio=good), pb.TranscribeRequest(audio=slower)], "audio.data hold"),
+        (
+            [pb.TranscribeRequest(audio=good), pb.TranscribeRequest(audio=slower)],
+            "cannot be decoded",
+        ),
     ]
     async with serve(launch_of(WHISPER, "asr")) as stub:
         for stream, words in cases:
