@@ -129,11 +129,7 @@ def load(
             launch.folder, local_files_only=True, trust_remote_code=False
         )
         text_tokenizer = _text_tokenizer(launch.folder, tokenizer)
-    limits = Limits(
-        context=context_length(model.config, launch.options.max_length),
-        running=min(MAX_GENERATE, launch.max_running),
-        waiting=launch.max_waiting,
-    )
+    limits = generate_limits(launch, context_length(model.config, launch.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     if shapes := layer_shapes(model):
         model, packed_bytes = packed(model, load_model)
@@ -147,6 +143,11 @@ def load(
         return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
     engine = TransformersEngine(model, limits, end_tokens, metrics)
     return engine, text_tokenizer, measure(model)
+
+
+def generate_limits(launch: WorkerSpec, context: int, new_tokens: int | None = None) -> Limits:
+    """The limits of a model with `generate`; see `Limits` for the arguments."""
+    return Limits(context, min(MAX_GENERATE, launch.max_running), launch.max_waiting, new_tokens)
 
 
 def _batch_model(

@@ -1,1 +1,1 @@
-"""The RPC `Infer`: the base of its pipelines, and what serves them."""
+"""The RPC `Infer`: the base of its pipelines, and its handler."""

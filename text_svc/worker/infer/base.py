@@ -1,4 +1,4 @@
-"""What every family behind `Infer` is: it takes a checked request and answers it, in a thread.
+"""The base of the pipelines behind `Infer`: one validated request, answered in the model's thread.
 
 The messages of the wire are the types here: a second set of classes would copy each of them.
 """
@@ -12,92 +12,122 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
+from transformers import AutoProcessor
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
+from text_svc.link.server import Handlers
 from text_svc.processes.launch import WorkerReport, WorkerSpec
-from text_svc.torch_models.pretrained import NO_LIMIT, max_positions, measure
+from text_svc.torch_models.pretrained import NO_LIMIT, Pretrained, max_positions, measure
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
+from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.length_batches import length_batches
 from text_svc.worker.media.decode import Samples, decode_audio, decode_image
 
 
 class NoOptions(BaseModel):
-    """Options of a request, as families without any take them."""
+    """The options of a request to a pipeline that takes none; the base of all others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LabelOptions(NoOptions):
-    """Options of what gives labels."""
+    """Options of pipelines that answer with labels."""
 
-    # The best so many labels; 0 is all of them.
+    # How many of the best labels to return; 0 returns all.
     top_k: int = Field(0, ge=0)
 
 
 class GenerateOptions(NoOptions):
-    """Options of what generates; greedy unless a temperature is set."""
+    """Options of pipelines that generate; greedy unless a temperature is set."""
 
     max_new_tokens: int = Field(256, ge=1, le=4096)
     num_beams: int = Field(1, ge=1, le=16)
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
 
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `generate` that say how it chooses the next token."""
+        if not self.temperature:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+
     def arguments(
         self, model: Any, cancelled: threading.Event, prompt_tokens: int = 0
     ) -> dict[str, Any]:
-        """What `generate` takes; it fails after the token during which `cancelled` is set.
+        """Arguments of `generate`, which raises CallCancelledError once `cancelled` is set.
 
         Args:
-            model: bounds the new tokens by what its decoder can hold.
+            model: its decoder's size limits the new tokens.
             cancelled: set when the caller has gone.
-            prompt_tokens: what the decoder reads before its first token.
+            prompt_tokens: tokens that the decoder reads before its first.
 
         Raises:
             InvalidArgumentError: the prompt leaves no room for an answer.
         """
-        limit = max_positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
-        room = answer_room(model, prompt_tokens)
+        limit = decoder_limit(model)
+        room = limit - prompt_tokens - 1
         if room < 1:
             raise InvalidArgumentError(
-                f"the prompt and its image have {prompt_tokens} tokens; with the answer the model "
-                f"holds {limit}",
+                f"the prompt and its image have {prompt_tokens} tokens; the model holds {limit}, "
+                "the answer included",
                 field="prompt",
             )
-        sampling = {"temperature": self.temperature, "top_p": self.top_p}
         return {
             "max_new_tokens": min(self.max_new_tokens, room),
             "num_beams": self.num_beams,
-            "do_sample": self.temperature > 0,
-            **(sampling if self.temperature else {}),
             "logits_processor": cancel_processor(cancelled),
+            **self.sampling(),
         }
 
 
-def answer_room(model: Any, prompt_tokens: int = 0) -> int:
-    """New tokens that a model's decoder can hold after those that it reads before its first."""
-    limit = max_positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
-    return limit - prompt_tokens - 1
+def decoder_limit(model: Any) -> int:
+    """Tokens that a model's decoder can hold, those of the prompt that it reads included."""
+    return max_positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
 
 
 Options = TypeVar("Options", bound=NoOptions)
 
 
-class Family(abc.ABC, Generic[Options]):
-    """One loaded model.
+class InferPipeline(abc.ABC, Generic[Options]):
+    """One loaded model behind `Infer`.
+
+    A subclass names the classes of transformers that read it, or overrides `read_model` and
+    `read_processor`.
 
     Attributes:
         takes: the fields of InferRequest's `input` that it can read.
         options: the class of a request's options.
+        auto_class: reads the model; None for a pipeline without one.
+        processor_class: reads the processor or the tokenizer.
         model: on torch, or None.
+        processor: turns a request into the model's inputs.
+
+    Args:
+        spec: the folder, the load options and the limits.
+
+    Raises:
+        ServiceError, OSError, ValueError: the model cannot be loaded.
     """
 
     takes: tuple[str, ...]
     options: ClassVar[type[NoOptions]] = NoOptions
+    auto_class: ClassVar[Any] = None
+    processor_class: ClassVar[Any] = AutoProcessor
 
-    def __init__(self, launch: WorkerSpec) -> None:
-        self.launch = launch
-        self.model: Any = None
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.spec = spec
+        source = Pretrained(spec.folder, spec.options)
+        self.model: Any = self.read_model(source)
+        self.processor: Any = self.read_processor(source)
+
+    def read_model(self, source: Pretrained) -> Any:
+        """The model, ready for inference."""
+        return source.model(self.auto_class) if self.auto_class else None
+
+    def read_processor(self, source: Pretrained) -> Any:
+        """The processor; `model` is there already."""
+        return source.read(self.processor_class)
 
     @abc.abstractmethod
     def infer(
@@ -109,17 +139,27 @@ class Family(abc.ABC, Generic[Options]):
             ServiceError: the request cannot be answered.
         """
 
+    def handlers(self) -> Handlers:
+        """What answers the model's RPCs; pipelines that have more than Infer add them."""
+        return InferHandlers(self, self.spec).table()
+
     def report(self) -> WorkerReport:
         """What the model was measured to cost."""
         return WorkerReport() if self.model is None else measure(self.model)
 
     def image(self, request: pb.InferRequest) -> Image.Image:
         """The request's image, decoded."""
-        return decode_image(request.image.data, self.launch.max_image_pixels)
+        return decode_image(request.image.data, self.spec.max_image_pixels)
 
     def audio(self, request: pb.InferRequest, rate: int) -> Samples:
-        """The request's sound at `rate`."""
-        return decode_audio(request.audio, rate, self.launch.max_audio_seconds)
+        """The request's sound at `rate` samples a second."""
+        return decode_audio(request.audio, rate, self.spec.max_audio_seconds)
+
+    def forward(self, inputs: Any) -> torch.Tensor:
+        """The logits of a batch."""
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(**self.to_model(inputs)).logits
+        return logits
 
     def generate(
         self,
@@ -130,35 +170,22 @@ class Family(abc.ABC, Generic[Options]):
         prompt_tokens: int = 0,
         **arguments: Any,
     ) -> torch.Tensor:
-        """Token ids of one answer, shape (tokens,). The arguments are as of `GenerateOptions`.
+        """Token ids of one answer, shape (tokens,).
+
+        Args:
+            inputs: of the processor.
+            options: of the request.
+            cancelled: set when the caller has gone.
+            prompt_tokens: see `GenerateOptions.arguments`.
+            arguments: more of them for the model's `generate`.
 
         Raises:
-            CallCancelledError: the caller has gone; what was generated is of no use.
+            CallCancelledError: the caller has gone.
         """
         arguments |= options.arguments(self.model, cancelled, prompt_tokens)
         with torch.inference_mode():
             ids: torch.Tensor = self.model.generate(**self.to_model(inputs), **arguments)
         return ids[0]
-
-    def logits(self, tokenizer: Any, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
-        """Logits of encoded texts, shape (texts, labels), in batches of texts of like length.
-
-        Args:
-            tokenizer: that made `encoded`, lists of token ids and what goes with them.
-            cancelled: ends the work before the next batch.
-
-        Raises:
-            CallCancelledError: the caller has gone.
-        """
-        rows = torch.empty(len(encoded["input_ids"]), self.model.config.num_labels)
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        for batch in length_batches(lengths, streams=1):
-            raise_if_cancelled(cancelled)
-            texts = {name: [values[index] for index in batch] for name, values in encoded.items()}
-            inputs = tokenizer.pad(texts, return_tensors="pt")
-            with torch.inference_mode():
-                rows[batch] = self.model(**self.to_model(inputs)).logits.float().cpu()
-        return rows
 
     def to_model(self, inputs: Any) -> dict[str, Any]:
         """Tensors on the model's device, floats in its dtype."""
@@ -169,3 +196,29 @@ class Family(abc.ABC, Generic[Options]):
             for name, value in inputs.items()
             if isinstance(value, torch.Tensor)
         }
+
+
+class TextPipeline(InferPipeline[Options]):
+    """A model of texts alone; its processor is a tokenizer that can truncate them."""
+
+    def read_processor(self, source: Pretrained) -> Any:
+        return source.tokenizer(self.model.config)
+
+    def logits(self, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
+        """Logits of tokenised texts, shape (texts, labels), in batches of similar length.
+
+        Args:
+            encoded: the tokenizer's lists of token ids and what belongs to them.
+            cancelled: ends the work before the next batch.
+
+        Raises:
+            CallCancelledError: the caller has gone.
+        """
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        rows = torch.empty(len(lengths), self.model.config.num_labels)
+        for batch in length_batches(lengths, streams=1):
+            raise_if_cancelled(cancelled)
+            texts = {name: [values[index] for index in batch] for name, values in encoded.items()}
+            inputs = self.processor.pad(texts, return_tensors="pt")
+            rows[batch] = self.forward(inputs).float().cpu()
+        return rows

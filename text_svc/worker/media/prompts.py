@@ -1,43 +1,42 @@
-"""Prompts with images and sounds, put where the model's own marks stand."""
+"""Prompts with images and sounds: parsed out of a request, checked, placed into the text.
+
+A model marks the places of images and sounds in its prompt with tokens, such as "<image>". A
+prompt that has these tokens itself is left as it is; otherwise the media come before the text, by
+the model's chat template where there is one.
+"""
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from PIL import Image
 
 from ml import transformers_pb2 as pb
-from shared.errors import (
-    InputTooLargeError,
-    InvalidArgumentError,
-    MissingFieldError,
-)
+from shared.errors import InputTooLargeError, InvalidArgumentError, MissingFieldError
 from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.cancel import raise_if_cancelled
 from text_svc.worker.generation.generator import Prompt
-from text_svc.worker.infer.service import ModelThread
-from text_svc.worker.media.decode import (
-    Samples,
-    decode_audio,
-    decode_image,
-)
+from text_svc.worker.media.decode import Samples, decode_audio, decode_image
+from text_svc.worker.model_thread import ModelThread
 
-Part = dict[str, str]
+# A message as chat templates take it, and one of the parts of its content.
 Turn = dict[str, Any]
+Part = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What stands in a prompt for an image or a sound; empty where the model has no mark for it."""
+class MediaTokens:
+    """What stands for an image or a sound in a prompt; "" where the model has nothing for it."""
 
     image: str = ""
     audio: str = ""
 
     def count(self, text: str) -> tuple[int, int]:
-        """Marks of images and of sounds in a text."""
+        """The places of images and of sounds in a text."""
         return (
             text.count(self.image) if self.image else 0,
             text.count(self.audio) if self.audio else 0,
@@ -46,7 +45,7 @@ class Marks:
     def split(self, text: str) -> list[Part]:
         """The text as parts of a chat message."""
         kinds = {
-            mark: kind for kind, mark in (("image", self.image), ("audio", self.audio)) if mark
+            token: kind for kind, token in (("image", self.image), ("audio", self.audio)) if token
         }
         pieces = re.split("(" + "|".join(map(re.escape, kinds)) + ")", text) if kinds else [text]
         return [
@@ -57,58 +56,80 @@ class Marks:
 
 
 class MediaModel(Protocol):
-    """What is needed of a model.
+    """A model that takes images, sounds, or both.
 
     Attributes:
-        marks: of its processor.
+        media_tokens: of its processor.
+        takes_images: whether it does.
     """
 
-    marks: Marks
+    media_tokens: MediaTokens
+    takes_images: bool
 
-    def prepared(
-        self, text: str, images: list[Image.Image], sounds: list[Samples]
-    ) -> dict[str, Any]:
-        """Tensors for `generate`, on the model's device; "input_ids" of shape (1, tokens)."""
+    def encode(self, text: str, images: list[Image.Image], sounds: list[Samples]) -> dict[str, Any]:
+        """Tensors for `generate`, on the model's device; "input_ids" has shape (1, tokens).
+
+        Raises:
+            InvalidArgumentError: the model's processor refuses them.
+        """
 
     @property
     def audio_rate(self) -> int:
-        """Samples a second that it hears; 0 when it does not."""
+        """Samples a second of the sounds that it takes; 0 if it takes none."""
 
     @property
-    def audio_seconds(self) -> float:
-        """What it can hear of one sound."""
+    def max_sound_seconds(self) -> float:
+        """The longest sound that it takes."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    """A text and its media, as they came.
+
+    Attributes:
+        role: of the speaker.
+        text: may have the model's media tokens.
+        images: in the order of their places.
+        audio: the same.
+        prefix: what the names of its fields begin with, such as "messages[0].".
+    """
+
+    role: str
+    text: str
+    images: Sequence[pb.ImageData]
+    audio: Sequence[pb.AudioData]
+    prefix: str = ""
 
     @property
-    def sees(self) -> bool:
-        """Whether it takes images."""
+    def counts(self) -> tuple[int, int]:
+        """Images and sounds."""
+        return len(self.images), len(self.audio)
 
 
-class _HasMedia(Protocol):
-    @property
-    def images(self) -> Sequence[pb.ImageData]: ...
-    @property
-    def audio(self) -> Sequence[pb.AudioData]: ...
+def _parse_text(request: pb.TextRequest) -> _Message:
+    return _Message("user", request.prompt, request.images, request.audio)
 
 
-@dataclass
-class _Media:
-    """The images and sounds of a call in the order of their marks, by the names of their fields."""
+def _parse_chat(messages: Sequence[pb.ChatMessage]) -> list[_Message]:
+    return [
+        _Message(one.role, one.content, one.images, one.audio, f"messages[{index}].")
+        for index, one in enumerate(messages)
+    ]
 
-    images: dict[str, pb.ImageData] = field(default_factory=dict)
-    audio: dict[str, pb.AudioData] = field(default_factory=dict)
 
-    def add(self, owner: _HasMedia, prefix: str = "") -> None:
-        self.images |= {f"{prefix}images[{i}]": one for i, one in enumerate(owner.images)}
-        self.audio |= {f"{prefix}audio[{i}]": one for i, one in enumerate(owner.audio)}
+def _parse_infer(request: pb.InferRequest) -> _Message:
+    images = [request.image] if request.HasField("image") else []
+    audio = [request.audio] if request.HasField("audio") else []
+    return _Message("user", request.prompt, images, audio)
 
 
 class MediaPrompts:
     """Makes the prompts of one model.
 
     Args:
-        model: its processor runs in one thread here, call after call.
-        render: puts a conversation of parts into the model's chat template, or raises.
-        templated: whether the model has one.
+        model: its processor runs in one thread here, one call at a time.
+        render: writes a conversation with the model's chat template, or raises.
+        templated: whether the model has a chat template.
         launch: the limits.
     """
 
@@ -120,6 +141,7 @@ class MediaPrompts:
         launch: WorkerSpec,
     ) -> None:
         self._model = model
+        self._tokens = model.media_tokens
         self._render = render
         self._templated = templated
         self._launch = launch
@@ -129,123 +151,136 @@ class MediaPrompts:
         """The prompt of a GenerateText.
 
         Raises:
-            InvalidArgumentError: the media do not fit the marks, the model, or do not decode.
+            InvalidArgumentError: the media do not fit the prompt or the model, or do not decode.
             InputTooLargeError: they are over a limit.
             QueueFullError: too many calls wait already.
         """
-        media = _Media()
-        media.add(request)
-        text = await self.placed(request.prompt, len(media.images), len(media.audio))
-        return await self._prompt(text, media)
+        message = _parse_text(request)
+        self._check([message])
+        return await self._read(await self._place(message), [message])
 
     async def of_chat(self, messages: Sequence[pb.ChatMessage]) -> Prompt:
         """The prompt of a ChatCompletion. Raises what `of_text` and `ChatTemplate.render` do."""
-        media = _Media()
-        turns = []
-        for index, message in enumerate(messages):
-            media.add(message, f"messages[{index}].")
-            turns.append({"role": message.role, "content": self._parts(message, index)})
-        return await self._prompt(await self._render(turns), media)
+        parsed = _parse_chat(messages)
+        self._check(parsed)
+        return await self._read(await self._render(list(map(self._turn, parsed))), parsed)
 
-    async def fill_in(self, request: pb.InferRequest) -> None:
-        """Makes the text of an Infer what the model reads. Raises what `of_text` does."""
+    async def place_in(self, request: pb.InferRequest) -> None:
+        """Turns the text of an Infer into what the model reads. Raises what `of_text` does."""
         if request.WhichOneof("input") == "text":
             if self._templated:
-                request.text = await self._render([_user(_parts_before(request.text, 0, 0))])
+                request.text = await self._render([_user_turn(_parts(request.text, 0, 0))])
             return
         if not request.prompt:
             raise MissingFieldError("prompt is empty", field="prompt")
-        images, sounds = int(request.HasField("image")), int(request.HasField("audio"))
-        request.prompt = await self.placed(request.prompt, images, sounds)
-        self._check_counts(request.prompt, images, sounds)
+        message = _parse_infer(request)
+        request.prompt = await self._place(message)
+        self._check_counts(request.prompt, message.counts)
 
-    async def placed(self, prompt: str, images: int, sounds: int) -> str:
-        """A prompt with a mark for each image and sound: its own, or new ones before the text."""
-        marks = self._model.marks
-        if not (images or sounds) or any(marks.count(prompt)):
-            return prompt
-        if self._templated:
-            return await self._render([_user(_parts_before(prompt, images, sounds))])
-        before = marks.image * images + marks.audio * sounds
-        return f"{before}\n{prompt}" if before else prompt
+    def _check(self, messages: list[_Message]) -> None:
+        """Refuses media that the model does not take, too many, or not those of the text."""
+        count = sum(sum(message.counts) for message in messages)
+        for name, able in (("images", self._model.takes_images), ("audio", self._takes_audio)):
+            for message in messages:
+                if getattr(message, name) and not able:
+                    raise InvalidArgumentError(
+                        f"model {self._launch.model_id} takes no {name}",
+                        field=f"{message.prefix}{name}[0]",
+                    )
+        if count > self._launch.max_media:
+            raise InputTooLargeError(
+                f"{count} images and sounds are over the limit of {self._launch.max_media} a call",
+                metadata={"limit": str(self._launch.max_media)},
+            )
+        for message in messages:
+            if any(self._tokens.count(message.text)):
+                self._check_counts(message.text, message.counts, message.prefix)
 
-    def _parts(self, message: pb.ChatMessage, index: int) -> list[Part]:
-        images, sounds = self._model.marks.count(message.content)
-        if not (images or sounds):
-            return _parts_before(message.content, len(message.images), len(message.audio))
-        given = len(message.images), len(message.audio)
-        self._check_counts(message.content, *given, f"messages[{index}].")
-        return self._model.marks.split(message.content)
+    @property
+    def _takes_audio(self) -> bool:
+        return self._model.audio_rate > 0
 
-    def _check_counts(self, text: str, images: int, sounds: int, prefix: str = "") -> None:
-        marks = self._model.marks
-        image_marks, sound_marks = marks.count(text)
-        for name, mark, there, given in (
-            ("images", marks.image, image_marks, images),
-            ("audio", marks.audio, sound_marks, sounds),
+    def _check_counts(self, text: str, counts: tuple[int, int], prefix: str = "") -> None:
+        """Refuses a text whose places are not as many as the media."""
+        for name, token, places, given in zip(
+            ("images", "audio"),
+            (self._tokens.image, self._tokens.audio),
+            self._tokens.count(text),
+            counts,
+            strict=True,
         ):
-            if mark and there != given:
+            if token and places != given:
                 raise InvalidArgumentError(
-                    f"the prompt has the mark {mark} {there} times, and {prefix}{name} has {given}",
+                    f"the prompt has {token} {places} times, and {prefix}{name} has {given}",
                     field=f"{prefix}{name}",
                 )
 
-    def _check_kinds(self, media: _Media) -> None:
-        for name, given, able in (
-            ("images", media.images, self._model.sees),
-            ("audio", media.audio, self._model.audio_rate > 0),
-        ):
-            if given and not able:
-                raise InvalidArgumentError(
-                    f"model {self._launch.model_id} takes no {name}", field=next(iter(given))
-                )
-        count, limit = len(media.images) + len(media.audio), self._launch.max_media
-        if count > limit:
-            raise InputTooLargeError(
-                f"{count} images and sounds are over the limit of {limit} a call",
-                metadata={"limit": str(limit)},
-            )
+    async def _place(self, message: _Message) -> str:
+        """A prompt with a place for each image and sound: its own, or new ones before the text."""
+        images, sounds = message.counts
+        if not (images or sounds) or any(self._tokens.count(message.text)):
+            return message.text
+        if self._templated:
+            return await self._render([self._turn(message)])
+        before = self._tokens.image * images + self._tokens.audio * sounds
+        return f"{before}\n{message.text}" if before else message.text
 
-    async def _prompt(self, text: str, media: _Media) -> Prompt:
+    def _turn(self, message: _Message) -> Turn:
+        if any(self._tokens.count(message.text)):
+            return {"role": message.role, "content": self._tokens.split(message.text)}
+        return {"role": message.role, "content": _parts(message.text, *message.counts)}
+
+    async def _read(self, text: str, messages: list[_Message]) -> Prompt:
+        """Decodes the media and encodes them with the text, in the thread of the processor."""
         if not text:
             raise MissingFieldError("the prompt is empty", field="prompt")
-        self._check_kinds(media)
-        self._check_counts(text, len(media.images), len(media.audio))
+        images = _by_field("images", messages)
+        audio = _by_field("audio", messages)
+        self._check_counts(text, (len(images), len(audio)))  # a template may leave some out
 
-        def read(cancelled: Any) -> dict[str, Any]:
-            images, sounds = self._images(media), self._sounds(media)
+        def read(cancelled: threading.Event) -> dict[str, Any]:
+            pictures, sounds = self._decode_images(images), self._decode_sounds(audio)
             raise_if_cancelled(cancelled)
-            return self._model.prepared(text, images, sounds)
+            return self._model.encode(text, pictures, sounds)
 
         inputs = await self._thread.run(read)
         return Prompt(inputs["input_ids"][0].tolist(), inputs)
 
-    def _images(self, media: _Media) -> list[Image.Image]:
-        images: list[Image.Image] = []
+    def _decode_images(self, images: dict[str, pb.ImageData]) -> list[Image.Image]:
+        pictures: list[Image.Image] = []
         pixels, limit = 0, self._launch.max_image_pixels
-        for name, one in media.images.items():
-            images.append(decode_image(one.data, limit, name, before=pixels))
-            pixels += images[-1].width * images[-1].height
-        return images
+        for field, image in images.items():
+            pictures.append(decode_image(image.data, limit, field, before=pixels))
+            pixels += pictures[-1].width * pictures[-1].height
+        return pictures
 
-    def _sounds(self, media: _Media) -> list[Samples]:
+    def _decode_sounds(self, audio: dict[str, pb.AudioData]) -> list[Samples]:
         sounds: list[Samples] = []
         seconds, limit = 0.0, self._launch.max_audio_seconds
-        rate, longest = self._model.audio_rate, self._model.audio_seconds
-        for name, one in media.audio.items():
+        rate, longest = self._model.audio_rate, self._model.max_sound_seconds
+        for field, one in audio.items():
             if longest <= limit - seconds:
-                sounds.append(decode_audio(one, rate, longest, name))
+                sounds.append(decode_audio(one, rate, longest, field))
             else:
-                sounds.append(decode_audio(one, rate, limit, name, before=seconds))
+                sounds.append(decode_audio(one, rate, limit, field, before=seconds))
             seconds += len(sounds[-1]) / rate
         return sounds
 
 
-def _user(parts: list[Part]) -> Turn:
+def _by_field(name: str, messages: list[_Message]) -> dict[str, Any]:
+    """The media of one kind by the names of their fields, such as "messages[0].images[1]"."""
+    return {
+        f"{message.prefix}{name}[{index}]": one
+        for message in messages
+        for index, one in enumerate(getattr(message, name))
+    }
+
+
+def _user_turn(parts: list[Part]) -> Turn:
     return {"role": "user", "content": parts}
 
 
-def _parts_before(text: str, images: int, sounds: int) -> list[Part]:
+def _parts(text: str, images: int, sounds: int) -> list[Part]:
     """Images and sounds, and then the text."""
     parts = [{"type": "image"}] * images + [{"type": "audio"}] * sounds
     return [*parts, {"type": "text", "text": text}] if text else parts

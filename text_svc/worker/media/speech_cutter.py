@@ -1,4 +1,4 @@
-"""Cuts a sound that is still growing into pieces that a model of speech can hear one by one."""
+"""Cuts a sound that is still arriving into pieces that a speech model can transcribe one by one."""
 
 from __future__ import annotations
 
@@ -7,96 +7,105 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ml import transformers_pb2 as pb
 from text_svc.worker.media.decode import Samples
 
-FRAME_SECONDS = 0.02
-# A frame is quiet below this effective value, or below this share of the piece's loudest frame.
+# The loudness of the sound is measured in windows of this length.
+WINDOW_SECONDS = 0.02
+# A window is quiet below this RMS value, or below this share of the piece's loudest window.
 QUIET, QUIET_SHARE = 0.004, 0.1
-# A pause ends a piece: a short one once the piece has enough to be understood, else a long one.
+# A pause ends a piece: a short one once the piece is long enough to be understood, else a long one.
 SHORT_PAUSE_SECONDS, ENOUGH_SECONDS, LONG_PAUSE_SECONDS = 0.5, 5.0, 1.0
-# Where there is no pause, the cut is in the quietest place of the last part of what fits.
+# Without a pause, a piece of the maximum length ends in the quietest window of its last part.
 SEARCHED_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the sound: where it starts, in seconds, and its samples."""
+    """A part of the sound.
+
+    Attributes:
+        start: its first sample in the sound, in seconds.
+        samples: shape (samples,).
+    """
 
     start: float
     samples: Samples
 
+    def shift(self, segments: list[pb.TranscriptSegment]) -> list[pb.TranscriptSegment]:
+        """Changes the times of the piece's segments to those in the sound; returns the segments."""
+        for segment in segments:
+            segment.start += self.start
+            segment.end += self.start
+        return segments
+
 
 class SpeechCutter:
-    """Takes samples as they come and gives pieces as they end; silence between them is left out.
+    """Takes samples as they arrive and returns pieces as they end. Silence in between is dropped.
 
     Args:
         rate: samples a second.
-        longest: seconds that a piece may have.
+        max_seconds: of a piece.
     """
 
-    def __init__(self, rate: int, longest: float) -> None:
+    def __init__(self, rate: int, max_seconds: float) -> None:
         self._rate = rate
-        self._frame = int(rate * FRAME_SECONDS)
-        self._limit = int(longest / FRAME_SECONDS)
-        self._begun = 0  # samples of the sound before the piece
-        self._left = np.empty(0, np.float32)  # less than a frame
-        self._frames: list[Samples] = []
+        self._window_size = int(rate * WINDOW_SECONDS)
+        self._max_windows = int(max_seconds / WINDOW_SECONDS)
+        self._begun = 0  # samples of the sound before the growing piece
+        self._partial = np.empty(0, np.float32)  # less than a window
+        self._windows: list[Samples] = []
         self._levels: list[float] = []
         self._loudest = 0.0
-        self._quiet = 0  # frames at the end of the piece
+        self._quiet = 0  # windows at the end of the piece
 
     @property
     def seconds(self) -> float:
-        """What lies before the piece that grows: it is worked through."""
+        """The length of the sound before the growing piece."""
         return self._begun / self._rate
 
     def end_of(self, piece: Piece) -> float:
-        """Where a piece ends, in seconds."""
+        """The end of a piece in the sound, in seconds."""
         return piece.start + len(piece.samples) / self._rate
 
     def add(self, samples: Samples) -> Iterator[Piece]:
         """The pieces that end in these samples."""
-        samples = np.concatenate([self._left, samples])
-        whole = len(samples) // self._frame * self._frame
-        self._left = samples[whole:]
-        for frame in samples[:whole].reshape(-1, self._frame):
-            self._frames.append(frame)
-            self._levels.append(level := float(np.sqrt(np.mean(frame * frame))))
+        samples = np.concatenate([self._partial, samples])
+        whole = len(samples) // self._window_size * self._window_size
+        self._partial = samples[whole:]
+        for window in samples[:whole].reshape(-1, self._window_size):
+            self._windows.append(window)
+            self._levels.append(level := float(np.sqrt(np.mean(window * window))))
             self._loudest = max(self._loudest, level)
             quiet = level < max(QUIET, QUIET_SHARE * self._loudest)
             self._quiet = self._quiet + 1 if quiet else 0
-            if end := self._end():
-                piece = self._cut(end)
-                if piece:
-                    yield piece
+            if (end := self._find_end()) and (piece := self._end_piece(end)):
+                yield piece
 
     def rest(self) -> Piece | None:
-        """What has not ended, at the end of the sound."""
-        self._frames.append(self._left)
-        self._left = np.empty(0, np.float32)
-        return self._cut(len(self._frames))
+        """The last piece, at the end of the sound; None if it is silence."""
+        self._windows.append(self._partial)
+        self._partial = np.empty(0, np.float32)
+        return self._end_piece(len(self._windows))
 
-    def _end(self) -> int:
-        """Frames of the piece that ends here; 0 when it goes on."""
-        frames = len(self._frames)
-        pause = (
-            SHORT_PAUSE_SECONDS
-            if frames * FRAME_SECONDS >= ENOUGH_SECONDS
-            else (LONG_PAUSE_SECONDS)
-        )
-        if self._quiet * FRAME_SECONDS >= pause:
-            return frames - self._quiet // 2
-        if frames < self._limit:
+    def _find_end(self) -> int:
+        """Windows of the piece that ends here; 0 while it goes on."""
+        windows = len(self._windows)
+        enough = windows * WINDOW_SECONDS >= ENOUGH_SECONDS
+        pause = SHORT_PAUSE_SECONDS if enough else LONG_PAUSE_SECONDS
+        if self._quiet * WINDOW_SECONDS >= pause:
+            return windows - self._quiet // 2
+        if windows < self._max_windows:
             return 0
-        searched = int(frames * (1 - SEARCHED_SHARE))
+        searched = int(windows * (1 - SEARCHED_SHARE))
         return searched + int(np.argmin(self._levels[searched:])) + 1
 
-    def _cut(self, end: int) -> Piece | None:
-        """Ends the piece after so many frames; None when it was silence."""
-        samples, start = np.concatenate(self._frames[:end]), self.seconds
-        heard = self._loudest >= QUIET
+    def _end_piece(self, windows: int) -> Piece | None:
+        """Ends the piece after its first `windows`; None if it is silence."""
+        samples, start = np.concatenate(self._windows[:windows]), self.seconds
+        audible = self._loudest >= QUIET
         self._begun += len(samples)
-        self._frames, self._levels = self._frames[end:], self._levels[end:]
+        self._windows, self._levels = self._windows[windows:], self._levels[windows:]
         self._loudest = max(self._levels, default=0.0)
-        self._quiet = min(self._quiet, len(self._frames))
-        return Piece(start, samples) if heard and len(samples) else None
+        self._quiet = min(self._quiet, len(self._windows))
+        return Piece(start, samples) if audible and len(samples) else None

@@ -1,49 +1,56 @@
-"""What a worker can be: one module a pipeline family, found by the pipeline's canonical name.
+"""What a worker can serve: one class for each pipeline, found by the pipeline's canonical name.
 
-Each module has `load(launch) -> LoadedPipeline`. Modules are named as text, so that a worker
-imports what its own family needs and no more: torch and transformers alone take seconds.
+Classes are named as text, so that a worker imports what its own pipeline needs and no more: torch
+and transformers alone take seconds. A class is made of a worker's spec, which loads the model, and
+has two methods: `handlers()`, what answers the model's RPCs, and `report()`, what the model was
+measured to cost.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 from shared import pipelines
 from shared.errors import InvalidArgumentError
+from text_svc.formats.load_errors import loading_errors
 from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.loaded import LoadedPipeline
 
-FAMILIES = {
-    pipelines.TEXT_GENERATION.name: "text_generation",
-    pipelines.FEATURE_EXTRACTION.name: "feature_extraction",
-    pipelines.TEXT2TEXT.name: "sequence_to_sequence",
-    pipelines.TRANSLATION.name: "sequence_to_sequence",
-    pipelines.SUMMARIZATION.name: "sequence_to_sequence",
-    pipelines.ZERO_SHOT.name: "zero_shot_classification",
-    pipelines.TEXT_CLASSIFICATION.name: "text_classification",
-    pipelines.RERANKING.name: "reranking",
-    pipelines.TOKEN_CLASSIFICATION.name: "token_classification",
-    pipelines.TOKENIZER.name: "tokenizer",
-    pipelines.FLORENCE2.name: "florence2",
-    pipelines.IMAGE_TO_TEXT.name: "image_to_text",
-    pipelines.VISUAL_LANGUAGE.name: "visual_language",
-    pipelines.JANUS.name: "janus",
-    pipelines.CLIP.name: "clip",
-    pipelines.CLAP.name: "clap",
-    pipelines.IMAGE_CLASSIFICATION.name: "image_classification",
-    pipelines.SPEECH_RECOGNITION.name: "speech_recognition",
-    pipelines.TEXT_TO_SPEECH.name: "text_to_speech",
+PIPELINES = {
+    pipelines.TEXT_GENERATION.name: "text_generation:TextGeneration",
+    pipelines.FEATURE_EXTRACTION.name: "feature_extraction:FeatureExtraction",
+    pipelines.TEXT2TEXT.name: "sequence_to_sequence:Seq2Seq",
+    pipelines.TRANSLATION.name: "sequence_to_sequence:Seq2Seq",
+    pipelines.SUMMARIZATION.name: "sequence_to_sequence:Seq2Seq",
+    pipelines.ZERO_SHOT.name: "zero_shot_classification:ZeroShotClassifier",
+    pipelines.TEXT_CLASSIFICATION.name: "text_classification:TextClassifier",
+    pipelines.RERANKING.name: "reranking:Reranker",
+    pipelines.TOKEN_CLASSIFICATION.name: "token_classification:TokenClassifier",
+    pipelines.TOKENIZER.name: "tokenizer:Tokenizer",
+    pipelines.FLORENCE2.name: "florence2:Florence2",
+    pipelines.IMAGE_TO_TEXT.name: "image_to_text:Captioner",
+    pipelines.VISUAL_LANGUAGE.name: "visual_language:VisualLanguageModel",
+    pipelines.JANUS.name: "janus:Janus",
+    pipelines.CLIP.name: "dual_encoder:Clip",
+    pipelines.CLAP.name: "dual_encoder:Clap",
+    pipelines.IMAGE_CLASSIFICATION.name: "image_classification:ImageClassifier",
+    pipelines.SPEECH_RECOGNITION.name: "speech_recognition:SpeechRecognizer",
+    pipelines.TEXT_TO_SPEECH.name: "text_to_speech:Synthesizer",
 }
 
 
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """Loads the model of a launch command with its family's module. Blocks.
+def load(spec: WorkerSpec) -> LoadedPipeline:
+    """Loads the model of a worker's spec with its pipeline's class. Blocks.
 
     Raises:
         ServiceError: why it cannot be loaded, in a sentence without paths.
     """
-    name = FAMILIES.get(launch.pipeline)
+    name = PIPELINES.get(spec.pipeline)
     if name is None:
-        raise InvalidArgumentError(f"pipeline {launch.pipeline!r} is not served here")
-    loaded: LoadedPipeline = import_module(f"{__name__}.{name}").load(launch)
-    return loaded
+        raise InvalidArgumentError(f"pipeline {spec.pipeline!r} is not served here")
+    module, _, class_name = name.partition(":")
+    pipeline_class: Any = getattr(import_module(f"{__name__}.{module}"), class_name)
+    with loading_errors(spec.model_id, spec.folder):
+        pipeline = pipeline_class(spec)
+        return LoadedPipeline(pipeline.handlers(), pipeline.report())

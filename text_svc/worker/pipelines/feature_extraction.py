@@ -5,40 +5,48 @@ from __future__ import annotations
 from importlib import import_module
 
 from text_svc.formats.recipe import read_recipe
-from text_svc.processes.launch import (
-    EngineName,
-    WorkerSpec,
-)
+from text_svc.link.server import Handlers
+from text_svc.processes.launch import EngineName, WorkerReport, WorkerSpec
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import LoadedEncoder
 from text_svc.worker.embeddings.service import EmbeddingsHandlers
 from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
 from text_svc.worker.engines.metrics import EmbeddingMetrics
-from text_svc.worker.loaded import LoadedPipeline
 
-ENGINES: dict[EngineName, str] = {
+# Named as text: a worker does not import what the other engine needs.
+ENCODERS: dict[EngineName, str] = {
     "openvino": "text_svc.worker.embeddings.openvino",
     "transformers": "text_svc.worker.embeddings.torch",
 }
 
 
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
-    recipe = read_recipe(launch.folder)
-    loaded: LoadedEncoder = import_module(ENGINES[launch.engine]).load(launch, recipe)
-    max_tokens = min(loaded.max_tokens, launch.options.max_length or loaded.max_tokens)
-    embedder = Embedder(
-        SentenceTokenizer(loaded.tokenizer, recipe, max_tokens),
-        MicroBatcher(
-            loaded.encoder,
-            pad_token=loaded.pad_token,
-            max_waiting=launch.max_waiting_texts,
-            metrics=EmbeddingMetrics(launch.model_id),
-        ),
-        normalized=recipe.normalize,
-        max_texts=launch.max_texts,
-        max_bytes=launch.max_prompt_bytes,
-        max_tokens=launch.max_call_tokens,
-    )
-    return LoadedPipeline(EmbeddingsHandlers(embedder).table(), loaded.report)
+class FeatureExtraction:
+    """A sentence encoder on the engine of a spec. Raises what the encoder's `load` does."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        recipe = read_recipe(spec.folder)
+        loaded: LoadedEncoder = import_module(ENCODERS[spec.engine]).load(spec, recipe)
+        max_tokens = min(loaded.max_tokens, spec.options.max_length or loaded.max_tokens)
+        self._report = loaded.report
+        self._embedder = Embedder(
+            SentenceTokenizer(loaded.tokenizer, recipe, max_tokens),
+            MicroBatcher(
+                loaded.encoder,
+                pad_token=loaded.pad_token,
+                max_waiting=spec.max_waiting_texts,
+                metrics=EmbeddingMetrics(spec.model_id),
+            ),
+            normalized=recipe.normalize,
+            max_texts=spec.max_texts,
+            max_bytes=spec.max_prompt_bytes,
+            max_tokens=spec.max_call_tokens,
+        )
+
+    def handlers(self) -> Handlers:
+        """See `pipelines`."""
+        return EmbeddingsHandlers(self._embedder).table()
+
+    def report(self) -> WorkerReport:
+        """See `pipelines`."""
+        return self._report

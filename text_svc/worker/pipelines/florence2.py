@@ -1,61 +1,54 @@
-"""Florence-2: what is asked of an image is a task prompt, such as "<OCR>" or "<OD>"."""
+"""Florence-2: what to do with an image is a task in the prompt, such as "<OCR>" or "<OD>"."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
+from text_svc.link.server import Handlers
 from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import (
-    Pretrained,
-    context_length,
-    end_tokens_of,
-    loading_errors,
-)
-from text_svc.worker.engines.base import Limits
-from text_svc.worker.engines.metrics import EngineMetrics
-from text_svc.worker.engines.sampling import SamplingDefaults
-from text_svc.worker.engines.transformers import (
-    MAX_GENERATE,
-    TransformersEngine,
-)
-from text_svc.worker.generation.generator import TextGenerator
-from text_svc.worker.infer.base import Family, GenerateOptions, answer_room
-from text_svc.worker.loaded import LoadedPipeline
-from text_svc.worker.pipelines.florence2_service import Florence2Handlers
+from text_svc.torch_models.pretrained import context_length, end_tokens_of
+from text_svc.worker.generation.generator import Prompt, TextGenerator
+from text_svc.worker.generation.service import GenerationHandlers
+from text_svc.worker.infer.base import GenerateOptions, InferPipeline, decoder_limit
+from text_svc.worker.infer.service import InferHandlers
+from text_svc.worker.infer.streaming import text_generator
+from text_svc.worker.media.decode import decode_image
+from text_svc.worker.model_thread import ModelThread
 from text_svc.worker.tokenizers.slow import WholeTokenizer
 
-# The processor rounds points to pixels: of an image this large, that takes nothing from them.
+# The processor rounds points to whole pixels; on an image of this size nothing is lost.
 _SIDE = 1_000_000
 
 
-class Florence2(Family[GenerateOptions]):
-    """The prompt is a task, with the text that some tasks take after it."""
+class Florence2(InferPipeline[GenerateOptions]):
+    """The prompt is a task, followed by a text for some tasks."""
 
     takes = ("image",)
     options = GenerateOptions
+    auto_class = AutoModelForImageTextToText
 
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(AutoModelForImageTextToText)
-        self.processor = source.read(AutoProcessor)
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
         self._tasks: dict[str, str] = self.processor.tasks_answer_post_processing_type
-        # Infer and GenerateText have a thread each, and the processor is made for one.
-        self._turn = threading.Lock()
+        # Infer and GenerateText have a thread each, and the processor is not thread-safe.
+        self._lock = threading.Lock()
+
+    def handlers(self) -> Handlers:
+        return Florence2Handlers(self, self._generator(), self.spec).table()
 
     def infer(
         self, request: pb.InferRequest, options: GenerateOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         task = self.task_of(request.prompt)
-        inputs = self.prepared(request.prompt, self.image(request))
+        inputs = self.encode(request.prompt, self.image(request))
         ids = self.generate(inputs, options, cancelled)
         return self.answer(task, self.processor.decode(ids, skip_special_tokens=False))
 
@@ -63,25 +56,25 @@ class Florence2(Family[GenerateOptions]):
         """The task that a prompt begins with.
 
         Raises:
-            InvalidArgumentError: none that the model knows.
+            InvalidArgumentError: it begins with none of the model's tasks.
         """
         for task in self._tasks:
             if prompt.startswith(task):
                 return task
         raise InvalidArgumentError(
-            f"prompt {prompt[:40]!r} begins with no task; known are {', '.join(self._tasks)}",
+            f"prompt {prompt[:40]!r} must begin with one of {', '.join(self._tasks)}",
             field="prompt",
         )
 
-    def gives_text(self, task: str) -> bool:
-        """Whether the model's own words are the answer, and not what can be read out of them."""
+    def answers_text(self, task: str) -> bool:
+        """Whether the answer is the model's text itself, and not regions parsed out of it."""
         return self._tasks[task] == "pure_text"
 
-    def prepared(self, prompt: str, image: Image.Image) -> dict[str, Any]:
-        """What `generate` takes.
+    def encode(self, prompt: str, image: Image.Image) -> dict[str, Any]:
+        """The inputs of `generate`.
 
         Raises:
-            InvalidArgumentError: the task takes no text after it, or not this one.
+            InvalidArgumentError: the task takes no text, or not this one.
         """
         if self.processor.image_token in prompt:
             raise InvalidArgumentError(
@@ -89,14 +82,14 @@ class Florence2(Family[GenerateOptions]):
                 field="prompt",
             )
         try:
-            with self._turn:
+            with self._lock:
                 inputs = self.processor(text=prompt, images=image, return_tensors="pt")
         except ValueError as error:
             raise InvalidArgumentError(str(error)[:300], field="prompt") from None
         return self.to_model(inputs)
 
     def answer(self, task: str, text: str) -> pb.InferResponse:
-        """A text, or regions with the labels as text too, out of what the model has written."""
+        """The answer in what the model wrote: a text, or regions with their labels as the text."""
         size = (_SIDE, _SIDE)
         found = self.processor.post_process_generation(text, task=task, image_size=size)[task]
         if isinstance(found, str):
@@ -104,6 +97,65 @@ class Florence2(Family[GenerateOptions]):
         regions = list(_regions(found))
         labels = [region.label for region in regions if region.label]
         return pb.InferResponse(text="\n".join(labels), regions=regions)
+
+    def _generator(self) -> TextGenerator:
+        own = self.processor.tokenizer
+        config = self.model.config.get_text_config()
+        return text_generator(
+            self.model,
+            # Only these are left out: its places, such as <loc_7>, are special tokens as well in
+            # some of its tokenizers.
+            WholeTokenizer(own, (own.bos_token_id, own.eos_token_id, own.pad_token_id)),
+            end_tokens_of(self.model, own),
+            self.spec,
+            context=context_length(config, self.spec.options.max_length),
+            new_tokens=decoder_limit(self.model) - 1,
+            greedy=True,
+        )
+
+
+class Florence2Handlers(GenerationHandlers):
+    """Infer, and GenerateText, which streams where the answer is the text that the model writes."""
+
+    def __init__(self, pipeline: Florence2, generator: TextGenerator, spec: WorkerSpec) -> None:
+        super().__init__(generator, spec)
+        self._model = pipeline
+        self._max_pixels = spec.max_image_pixels
+        self._thread = ModelThread(spec.max_waiting)
+        self._infer = InferHandlers(pipeline, spec)
+
+    def table(self) -> Handlers:
+        return {"GenerateText": self.generate_text, "Infer": self._infer.infer}
+
+    async def generate_text(self, request: pb.TextRequest) -> AsyncGenerator[pb.TextResponse, None]:
+        task, text = self._model.task_of(request.prompt), ""
+        async with aclosing(super().generate_text(request)) as responses:
+            if self._model.answers_text(task):
+                async for response in responses:
+                    yield response
+                return
+            async for response in responses:
+                text += response.text
+        answer = self._model.answer(task, text)
+        if answer.text:
+            yield pb.TextResponse(text=answer.text, tokens_generated=response.tokens_generated)
+        response.regions.extend(answer.regions)
+        yield response
+
+    async def read_text(self, request: pb.TextRequest) -> Prompt:
+        if len(request.images) != 1 or request.audio:
+            raise InvalidArgumentError(
+                f"Florence-2 takes one image; the request has {len(request.images)} and "
+                f"{len(request.audio)} sounds",
+                field="images",
+            )
+
+        def read(_: Any) -> dict[str, Any]:
+            image = decode_image(request.images[0].data, self._max_pixels, "images[0]")
+            return self._model.encode(request.prompt, image)
+
+        inputs = await self._thread.run(read)
+        return Prompt(inputs["input_ids"][0].tolist(), inputs)
 
 
 def _regions(answer: dict[str, Any]) -> Iterator[pb.ImageRegion]:
@@ -120,29 +172,3 @@ def _regions(answer: dict[str, Any]) -> Iterator[pb.ImageRegion]:
 
 def _scaled(points: Sequence[float]) -> list[float]:
     return [value / _SIDE for value in points]
-
-
-def _generator(family: Florence2, launch: WorkerSpec) -> TextGenerator:
-    """Greedy where neither the caller nor the model asks for chance, as Infer is."""
-    metrics = EngineMetrics(launch.model_id)
-    limits = Limits(
-        context_length(family.model.config.get_text_config(), launch.options.max_length),
-        min(MAX_GENERATE, launch.max_running),
-        launch.max_waiting,
-        new_tokens=answer_room(family.model),
-    )
-    own = family.processor.tokenizer
-    engine = TransformersEngine(family.model, limits, end_tokens_of(family.model, own), metrics)
-    defaults = SamplingDefaults.read(launch.folder)
-    defaults = replace(defaults, temperature=defaults.temperature or 0.0)
-    # Its places, such as <loc_7>, are special tokens in some of its tokenizers.
-    tokenizer = WholeTokenizer(own, (own.bos_token_id, own.eos_token_id, own.pad_token_id))
-    return TextGenerator(engine, tokenizer, defaults, metrics, launch.max_prompt_bytes)
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    with loading_errors(launch):
-        family = Florence2(launch)
-        handlers = Florence2Handlers(family, _generator(family, launch), launch)
-        return LoadedPipeline(handlers.table(), family.report())

@@ -1,4 +1,4 @@
-"""Documents in the order in which they answer a query, by a cross-encoder."""
+"""Documents ordered by how well they answer a query, by a cross-encoder."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from transformers import AutoModelForSequenceClassification
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError, MissingFieldError
 from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import Pretrained
-from text_svc.worker.infer.base import Family, NoOptions
-from text_svc.worker.infer.service import load_family
-from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.infer.base import NoOptions, TextPipeline
 
 
 class RankingOptions(NoOptions):
-    """`top_k`: the best so many documents, 0 is all. `raw`: the model's number, not its sigmoid."""
+    """Options of a ranking.
+
+    Attributes:
+        top_k: how many of the best documents to return; 0 returns all.
+        raw: scores are the model's output, not its sigmoid.
+    """
 
     top_k: int = Field(0, ge=0)
     raw: bool = False
 
 
-class Reranker(Family[RankingOptions]):
-    """A score for each pair of query and document; as sentence-transformers' CrossEncoder."""
+class Reranker(TextPipeline[RankingOptions]):
+    """A score for each pair of query and document, as sentence-transformers' CrossEncoder.
+
+    Raises:
+        InvalidModelError: the model has more than one output.
+    """
 
     takes = ("ranking",)
     options = RankingOptions
+    auto_class = AutoModelForSequenceClassification
 
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(AutoModelForSequenceClassification)
-        self._tokenizer = source.tokenizer(self.model.config)
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
         if self.model.config.num_labels != 1:
             raise InvalidModelError(
                 "reranking needs a model with one output; this one has "
@@ -46,10 +50,10 @@ class Reranker(Family[RankingOptions]):
         query, documents = request.ranking.query, list(request.ranking.documents)
         if not query or not documents:
             raise MissingFieldError("ranking has no query or no documents", field="ranking")
-        encoded = self._tokenizer(
+        encoded = self.processor(
             [query] * len(documents), documents, truncation=True, return_token_type_ids=None
         )
-        scores = self.logits(self._tokenizer, encoded, cancelled)[:, 0]
+        scores = self.logits(encoded, cancelled)[:, 0]
         if not options.raw:
             scores = scores.sigmoid()
         order = scores.argsort(descending=True, stable=True)[: options.top_k or None].tolist()
@@ -58,8 +62,3 @@ class Reranker(Family[RankingOptions]):
                 pb.RankedDocument(index=index, score=float(scores[index])) for index in order
             ]
         )
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    return load_family(launch, Reranker)

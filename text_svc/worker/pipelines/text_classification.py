@@ -1,50 +1,27 @@
-"""Texts, or pairs of texts, under the labels that the model was trained for."""
+"""Labels of texts and of pairs of texts, out of those that the model was trained with."""
 
 from __future__ import annotations
 
 import threading
 
-import torch
 from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import Pretrained
-from text_svc.worker.infer.base import Family, LabelOptions
-from text_svc.worker.infer.labels import (
-    class_names,
-    probabilities,
-    scored,
-)
-from text_svc.worker.infer.service import load_family
-from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.infer.base import LabelOptions, TextPipeline
+from text_svc.worker.infer.labels import classified
 
 
-class TextClassifier(Family[LabelOptions]):
-    """Softmax over the labels, or a sigmoid each where several can hold at once."""
+class TextClassifier(TextPipeline[LabelOptions]):
+    """A text, or a pair of texts, to scores of labels."""
 
     takes = ("text", "text_pair")
     options = LabelOptions
-
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(AutoModelForSequenceClassification)
-        self._tokenizer = source.tokenizer(self.model.config)
+    auto_class = AutoModelForSequenceClassification
 
     def infer(
         self, request: pb.InferRequest, options: LabelOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         pair = request.text_pair
         texts = [request.text] if request.text else [pair.first, pair.second]
-        inputs = self._tokenizer(*texts, truncation=True, return_tensors="pt")
-        with torch.inference_mode():
-            logits = self.model(**self.to_model(inputs)).logits[0]
-        config = self.model.config
-        scores = probabilities(logits, config)
-        return pb.InferResponse(labels=scored(class_names(config), scores, options.top_k))
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    return load_family(launch, TextClassifier)
+        inputs = self.processor(*texts, truncation=True, return_tensors="pt")
+        return classified(self.forward(inputs)[0], self.model.config, options.top_k)

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from text_svc.processes.launch import (
-    EngineName,
-    WorkerSpec,
-)
+from text_svc.link.server import Handlers
+from text_svc.processes.launch import EngineName, WorkerReport, WorkerSpec
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
-from text_svc.worker.loaded import LoadedPipeline
 
+# Named as text: a worker does not import what the other engine needs.
 ENGINES: dict[EngineName, str] = {
     "openvino": "text_svc.worker.engines.openvino",
     "transformers": "text_svc.worker.engines.transformers",
 }
 
 
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`. Engines are named as text: one never imports what another needs."""
-    metrics = EngineMetrics(launch.model_id)
-    engine, tokenizer, report = import_module(ENGINES[launch.engine]).load(launch, metrics)
-    generator = TextGenerator(
-        engine,
-        tokenizer,
-        SamplingDefaults.read(launch.folder),
-        metrics,
-        launch.max_prompt_bytes,
-    )
-    return LoadedPipeline(GenerationHandlers(generator, launch).table(), report)
+class TextGeneration:
+    """A language model on the engine of a spec. Raises what the engine's `load` does."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        metrics = EngineMetrics(spec.model_id)
+        engine, tokenizer, report = import_module(ENGINES[spec.engine]).load(spec, metrics)
+        self._spec = spec
+        self._report: WorkerReport = report
+        self._generator = TextGenerator(
+            engine, tokenizer, SamplingDefaults.read(spec.folder), metrics, spec.max_prompt_bytes
+        )
+
+    def handlers(self) -> Handlers:
+        """See `pipelines`."""
+        return GenerationHandlers(self._generator, self._spec).table()
+
+    def report(self) -> WorkerReport:
+        """See `pipelines`."""
+        return self._report

@@ -10,36 +10,28 @@ from transformers import AutoTokenizer, VitsModel
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
-from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import Pretrained
-from text_svc.worker.infer.base import Family, NoOptions
-from text_svc.worker.infer.service import load_family
-from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.infer.base import InferPipeline, NoOptions
 
 
-class SpeakerOptions(NoOptions):
-    """The voice, for models with several, and the chance in rhythm and tone."""
+class SpeechOptions(NoOptions):
+    """The voice, for models with several, and the seed of rhythm and tone."""
 
     speaker: int = Field(0, ge=0)
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class Speaker(Family[SpeakerOptions]):
+class Synthesizer(InferPipeline[SpeechOptions]):
     """The same text, speaker and seed give the same sound."""
 
     takes = ("text",)
-    options = SpeakerOptions
-
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(VitsModel)
-        self._tokenizer = source.read(AutoTokenizer)
+    options = SpeechOptions
+    auto_class = VitsModel
+    processor_class = AutoTokenizer
 
     def infer(
-        self, request: pb.InferRequest, options: SpeakerOptions, cancelled: threading.Event
+        self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        inputs = self._tokenizer(request.text, return_tensors="pt")
+        inputs = self.processor(request.text, return_tensors="pt")
         if not inputs["input_ids"].numel():
             raise InvalidArgumentError("text has nothing that can be spoken", field="text")
         config = self.model.config
@@ -56,8 +48,3 @@ class Speaker(Family[SpeakerOptions]):
         return pb.InferResponse(
             audio=pb.AudioData(data=data, format="pcm_f32le", rate=config.sampling_rate, channels=1)
         )
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    return load_family(launch, Speaker)

@@ -1,4 +1,4 @@
-"""Names, places and the like in a text, with where they stand."""
+"""Names, places and the like in a text, and where they are."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import Pretrained
-from text_svc.worker.infer.base import Family, NoOptions
-from text_svc.worker.infer.service import load_family
-from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.infer.base import NoOptions, TextPipeline
 
-# Windows share this part of them: what lies at the end of one lies within the next.
+# Windows overlap by this part of their length: a span at the end of one is inside the next.
 OVERLAP = 4
 
 
@@ -25,20 +22,22 @@ class TokenOptions(NoOptions):
     aggregation: Literal["none", "simple", "first", "average", "max"] = "simple"
 
 
-class TokenClassifier(Family[TokenOptions]):
-    """transformers' pipeline, for its rules of joining tokens."""
+class TokenClassifier(TextPipeline[TokenOptions]):
+    """transformers' own pipeline, for its rules of joining tokens.
+
+    Raises:
+        InvalidModelError: the tokenizer does not know the positions of its tokens.
+    """
 
     takes = ("text",)
     options = TokenOptions
+    auto_class = AutoModelForTokenClassification
 
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(AutoModelForTokenClassification)
-        tokenizer = source.tokenizer(self.model.config)
-        if not tokenizer.is_fast:
-            raise InvalidModelError("the tokenizer does not tell where its tokens stand")
-        self._pipeline = TokenClassificationPipeline(model=self.model, tokenizer=tokenizer)
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
+        if not self.processor.is_fast:
+            raise InvalidModelError("the tokenizer does not tell the positions of its tokens")
+        self._pipeline = TokenClassificationPipeline(model=self.model, tokenizer=self.processor)
 
     def infer(
         self, request: pb.InferRequest, options: TokenOptions, cancelled: threading.Event
@@ -59,25 +58,20 @@ class TokenClassifier(Family[TokenOptions]):
         )
 
     def _windows(self, request: pb.InferRequest, options: TokenOptions) -> dict[str, Any]:
-        """What has the pipeline read a long text in windows that overlap; it would cut it off.
+        """Makes the pipeline read a long text in overlapping windows; it would truncate it.
 
         Raises:
-            InvalidArgumentError: spans that are not joined cannot be told apart in an overlap.
+            InvalidArgumentError: tokens are not joined, and would be there twice in an overlap.
         """
-        tokenizer: Any = self._pipeline.tokenizer
-        tokens, limit = len(tokenizer(request.text)["input_ids"]), tokenizer.model_max_length
+        tokens = len(self.processor(request.text)["input_ids"])
+        limit = self.processor.model_max_length
         if tokens <= limit:
             return {}
         if options.aggregation == "none":
             raise InvalidArgumentError(
-                f"text has {tokens} tokens and the model reads {limit}; a longer one needs another "
-                "aggregation than none",
+                f"text has {tokens} tokens and the model reads {limit}; a longer text needs an "
+                "aggregation other than none",
                 field="text",
                 metadata={"limit": str(limit)},
             )
         return {"stride": limit // OVERLAP}
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    return load_family(launch, TokenClassifier)

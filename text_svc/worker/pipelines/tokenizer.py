@@ -1,4 +1,4 @@
-"""The tokenizer of a model alone: text to tokens, and token ids to text."""
+"""The tokenizer of a model alone: a text to tokens, and token ids to a text."""
 
 from __future__ import annotations
 
@@ -8,43 +8,36 @@ from transformers import AutoTokenizer
 
 from ml import transformers_pb2 as pb
 from shared.errors import OutOfRangeError
-from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import Pretrained
-from text_svc.worker.infer.base import Family, NoOptions
-from text_svc.worker.infer.service import load_family
-from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.infer.base import InferPipeline, NoOptions
 
 
 class TokenizerOptions(NoOptions):
-    """Special tokens: whether they are put around a text, and left out of a decoded one."""
+    """Whether special tokens are added around a text, and left out of a decoded one."""
 
     add_special_tokens: bool = True
     skip_special_tokens: bool = False
 
 
-class Tokenizer(Family[TokenizerOptions]):
-    """Any tokenizer that transformers can read without a model's own code."""
+class Tokenizer(InferPipeline[TokenizerOptions]):
+    """Any tokenizer that transformers can read without code of the model's own."""
 
     takes = ("text", "token_ids")
     options = TokenizerOptions
-
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        self._tokenizer = Pretrained(launch.folder, launch.options).read(AutoTokenizer)
+    processor_class = AutoTokenizer
 
     def infer(
         self, request: pb.InferRequest, options: TokenizerOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         if request.WhichOneof("input") == "token_ids":
             return pb.InferResponse(text=self._decode(list(request.token_ids.ids), options))
-        encoded = self._tokenizer(
+        encoded = self.processor(
             request.text,
             add_special_tokens=options.add_special_tokens,
-            return_offsets_mapping=self._tokenizer.is_fast,
+            return_offsets_mapping=self.processor.is_fast,
         )
         ids = encoded["input_ids"]
         offsets = encoded.get("offset_mapping") or [(0, 0)] * len(ids)
-        tokens = self._tokenizer.convert_ids_to_tokens(ids)
+        tokens = self.processor.convert_ids_to_tokens(ids)
         return pb.InferResponse(
             tokens=[
                 pb.TextToken(id=number, text=token, start=start, end=end)
@@ -53,15 +46,10 @@ class Tokenizer(Family[TokenizerOptions]):
         )
 
     def _decode(self, ids: list[int], options: TokenizerOptions) -> str:
-        size = len(self._tokenizer)
+        size = len(self.processor)
         if unknown := [number for number in ids if not 0 <= number < size]:
             raise OutOfRangeError(
                 f"token id {unknown[0]} is not in the vocabulary of {size}", field="token_ids"
             )
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=options.skip_special_tokens)
+        text: str = self.processor.decode(ids, skip_special_tokens=options.skip_special_tokens)
         return text
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    return load_family(launch, Tokenizer)

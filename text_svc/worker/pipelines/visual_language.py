@@ -1,10 +1,9 @@
-"""Language models that see or hear: LLaVA, SmolVLM, Qwen2-VL, Qwen2-Audio and the like."""
+"""Language models that take images or sounds: LLaVA, SmolVLM, Qwen2-VL, Qwen2-Audio and others."""
 
 from __future__ import annotations
 
 import math
 import threading
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -12,90 +11,75 @@ from transformers import AutoModelForMultimodalLM, Gemma3Processor
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
+from text_svc.link.server import Handlers
 from text_svc.processes.launch import WorkerSpec
-from text_svc.torch_models.pretrained import (
-    Pretrained,
-    context_length,
-    end_tokens_of,
-    loading_errors,
-)
-from text_svc.worker.engines.base import Limits
-from text_svc.worker.engines.metrics import EngineMetrics
-from text_svc.worker.engines.sampling import SamplingDefaults
-from text_svc.worker.engines.transformers import (
-    MAX_GENERATE,
-    TransformersEngine,
-)
-from text_svc.worker.generation.generator import (
-    AnswerTokenizer,
-    TextGenerator,
-)
-from text_svc.worker.infer.base import Family, GenerateOptions
-from text_svc.worker.loaded import LoadedPipeline
-from text_svc.worker.media.decode import (
-    Samples,
-    decode_audio,
-)
+from text_svc.torch_models.pretrained import Pretrained, context_length, end_tokens_of
+from text_svc.worker.generation.generator import AnswerTokenizer, Prompt, TextGenerator
+from text_svc.worker.generation.service import GenerationHandlers
+from text_svc.worker.infer.base import GenerateOptions, InferPipeline
+from text_svc.worker.infer.service import InferHandlers, check_request
+from text_svc.worker.infer.streaming import text_generator
+from text_svc.worker.media.decode import Samples, decode_audio
 from text_svc.worker.media.processors import read_processor
-from text_svc.worker.media.prompts import (
-    Marks,
-    MediaPrompts,
-)
-from text_svc.worker.pipelines.multimodal_service import MultimodalHandlers
+from text_svc.worker.media.prompts import MediaPrompts, MediaTokens
 from text_svc.worker.tokenizers.fast import TextTokenizer
 from text_svc.worker.tokenizers.slow import WholeTokenizer
 
 
-class VisualLanguageModel(Family[GenerateOptions]):
-    """Implements `media_prompt.MediaModel`. A request's prompt comes with its marks."""
+class VisualLanguageModel(InferPipeline[GenerateOptions]):
+    """Implements `media.prompts.MediaModel`. The prompt of a request has its media tokens."""
 
     options = GenerateOptions
+    auto_class = AutoModelForMultimodalLM
 
-    def __init__(self, launch: WorkerSpec) -> None:
-        super().__init__(launch)
-        source = Pretrained(launch.folder, launch.options)
-        self.model = source.model(AutoModelForMultimodalLM)
-        self.processor = read_processor(source)
-        self.marks = _marks(self.processor)
-        self.sees = hasattr(self.processor, "image_processor")
-        self._ears = getattr(self.processor, "feature_extractor", None)
-        self.takes = tuple(
-            name for name, able in (("image", self.sees), ("audio", self._ears)) if able
-        )
-        # Infer and the other calls have a thread each, and the processor is made for one.
-        self._turn = threading.Lock()
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
+        self.media_tokens = _media_tokens(self.processor)
+        self.takes_images = hasattr(self.processor, "image_processor")
+        self._feature_extractor = getattr(self.processor, "feature_extractor", None)
+        taken = (("image", self.takes_images), ("audio", self._feature_extractor))
+        self.takes = tuple(name for name, able in taken if able)
+        # Infer and the other calls have a thread each, and the processor is not thread-safe.
+        self._lock = threading.Lock()
+
+    def read_processor(self, source: Pretrained) -> Any:
+        return read_processor(source)
 
     @property
     def audio_rate(self) -> int:
-        return int(self._ears.sampling_rate) if self._ears else 0
+        """See `MediaModel`."""
+        return int(self._feature_extractor.sampling_rate) if self._feature_extractor else 0
 
     @property
-    def audio_seconds(self) -> float:
-        """Whisper's way into a model cuts off, without a word, what comes after its window."""
-        return float(getattr(self._ears, "chunk_length", math.inf))
+    def max_sound_seconds(self) -> float:
+        """See `MediaModel`; Whisper's feature extractor silently drops what is after its window."""
+        return float(getattr(self._feature_extractor, "chunk_length", math.inf))
 
-    @property
-    def context(self) -> int:
-        """Tokens of prompt and answer together."""
-        config = self.model.config.get_text_config(decoder=True)
-        return context_length(config, self.launch.options.max_length)
+    def handlers(self) -> Handlers:
+        tokenizer = self._answer_tokenizer()
+        generator = text_generator(
+            self.model,
+            tokenizer,
+            end_tokens_of(self.model, self.processor.tokenizer),
+            self.spec,
+            context=context_length(
+                self.model.config.get_text_config(decoder=True), self.spec.options.max_length
+            ),
+        )
+        templated = tokenizer.chat_template is not None
+        prompts = MediaPrompts(self, generator.render, templated, self.spec)
+        return MultimodalHandlers(self, generator, prompts, self.spec).table()
 
-    def prepared(
-        self, text: str, images: list[Image.Image], sounds: list[Samples]
-    ) -> dict[str, Any]:
-        """See `media_prompt.MediaModel`.
-
-        Raises:
-            InvalidArgumentError: the processor refuses them.
-        """
+    def encode(self, text: str, images: list[Image.Image], sounds: list[Samples]) -> dict[str, Any]:
+        """See `MediaModel`."""
         media: dict[str, Any] = {"images": [images]} if images else {}
         if sounds:
             media |= {"audio": sounds, "sampling_rate": self.audio_rate}
         start = self.processor.tokenizer.bos_token
-        if start and text.startswith(start):  # as transformers does where a template has written it
+        if start and text.startswith(start):  # as transformers, for a template that has written it
             media["add_special_tokens"] = False
         try:
-            with self._turn:
+            with self._lock:
                 inputs = self.processor(text=[text], **media, return_tensors="pt")
         except (ValueError, IndexError) as error:
             raise InvalidArgumentError(
@@ -106,60 +90,70 @@ class VisualLanguageModel(Family[GenerateOptions]):
     def infer(
         self, request: pb.InferRequest, options: GenerateOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
-        heard = request.WhichOneof("input") == "audio"
-        images = [] if heard else [self.image(request)]
-        limit = min(self.launch.max_audio_seconds, self.audio_seconds)
-        sounds = [decode_audio(request.audio, self.audio_rate, limit)] if heard else []
-        inputs = self.prepared(request.prompt, images, sounds)
+        images, sounds = [], []
+        if request.WhichOneof("input") == "audio":
+            limit = min(self.spec.max_audio_seconds, self.max_sound_seconds)
+            sounds.append(decode_audio(request.audio, self.audio_rate, limit))
+        else:
+            images.append(self.image(request))
+        inputs = self.encode(request.prompt, images, sounds)
         prompt_tokens = inputs["input_ids"].shape[1]
         ids = self.generate(inputs, options, cancelled, prompt_tokens=prompt_tokens)
         text = self.processor.decode(ids[prompt_tokens:], skip_special_tokens=True)
         return pb.InferResponse(text=text.strip())
 
+    def _answer_tokenizer(self) -> AnswerTokenizer:
+        """The model's tokenizer, with the processor's chat template."""
+        own = self.processor.tokenizer
+        tokenizer: AnswerTokenizer
+        if (self.spec.folder / "tokenizer.json").exists():
+            tokenizer = TextTokenizer(self.spec.folder)
+        else:
+            tokenizer = WholeTokenizer(own)
+        template = self.processor.chat_template or own.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        tokenizer.chat_template = template
+        tokenizer.special_tokens = {
+            name: text for name, text in own.special_tokens_map.items() if isinstance(text, str)
+        }
+        return tokenizer
 
-def _marks(processor: Any) -> Marks:
+
+class MultimodalHandlers(GenerationHandlers):
+    """Infer, GenerateText and ChatCompletion, whose prompts are all made by `MediaPrompts`."""
+
+    def __init__(
+        self,
+        pipeline: VisualLanguageModel,
+        generator: TextGenerator,
+        prompts: MediaPrompts,
+        spec: WorkerSpec,
+    ) -> None:
+        super().__init__(generator, spec)
+        self._model = pipeline
+        self._prompts = prompts
+        self._spec = spec
+        self._infer = InferHandlers(pipeline, spec)
+
+    def table(self) -> Handlers:
+        return {**super().table(), "Infer": self.infer}
+
+    async def read_text(self, request: pb.TextRequest) -> Prompt:
+        return await self._prompts.of_text(request)
+
+    async def read_chat(self, request: pb.ChatRequest) -> Prompt:
+        return await self._prompts.of_chat(request.messages)
+
+    async def infer(self, request: pb.InferRequest) -> pb.InferResponse:
+        """Places the media in the prompt, then as `InferHandlers`."""
+        check_request(request, self._model, self._spec)
+        await self._prompts.place_in(request)
+        return await self._infer.infer(request)
+
+
+def _media_tokens(processor: Any) -> MediaTokens:
     image = getattr(processor, "image_token", None)
-    if isinstance(processor, Gemma3Processor):  # the only one that looks for another than it says
+    if isinstance(processor, Gemma3Processor):  # it alone looks for another token than this
         image = processor.boi_token
-    return Marks(str(image or ""), str(getattr(processor, "audio_token", None) or ""))
-
-
-def _tokenizer(folder: Path, processor: Any) -> AnswerTokenizer:
-    """The model's, with the processor's chat template."""
-    own = processor.tokenizer
-    tokenizer: AnswerTokenizer
-    if (folder / "tokenizer.json").exists():
-        tokenizer = TextTokenizer(folder)
-    else:
-        tokenizer = WholeTokenizer(own)
-    template = processor.chat_template or own.chat_template
-    tokenizer.chat_template = template.get("default") if isinstance(template, dict) else template
-    tokenizer.special_tokens = {
-        name: text for name, text in own.special_tokens_map.items() if isinstance(text, str)
-    }
-    return tokenizer
-
-
-def handlers_of(family: VisualLanguageModel, launch: WorkerSpec) -> MultimodalHandlers:
-    """All calls of a loaded model."""
-    metrics = EngineMetrics(launch.model_id)
-    tokenizer = _tokenizer(launch.folder, family.processor)
-    limits = Limits(family.context, min(MAX_GENERATE, launch.max_running), launch.max_waiting)
-    end_tokens = end_tokens_of(family.model, family.processor.tokenizer)
-    generator = TextGenerator(
-        TransformersEngine(family.model, limits, end_tokens, metrics),
-        tokenizer,
-        SamplingDefaults.read(launch.folder),
-        metrics,
-        launch.max_prompt_bytes,
-    )
-    templated = tokenizer.chat_template is not None
-    prompts = MediaPrompts(family, generator.render, templated, launch)
-    return MultimodalHandlers(family, generator, prompts, launch)
-
-
-def load(launch: WorkerSpec) -> LoadedPipeline:
-    """See `pipelines.load`."""
-    with loading_errors(launch):
-        family = VisualLanguageModel(launch)
-        return LoadedPipeline(handlers_of(family, launch).table(), family.report())
+    return MediaTokens(str(image or ""), str(getattr(processor, "audio_token", None) or ""))

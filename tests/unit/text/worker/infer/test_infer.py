@@ -23,11 +23,8 @@ from tests.support.speech import speak, wav
 from tests.support.stack import MODELS
 from tests.support.text_family import launch_of, serve
 from tests.support.waiting import until
-from text_svc.worker.infer.service import ModelThread
-from text_svc.worker.media.decode import (
-    decode_audio,
-    decode_image,
-)
+from text_svc.worker.media.decode import decode_audio, decode_image
+from text_svc.worker.model_thread import ModelThread
 
 WHISPER = MODELS / "text" / "openai" / "whisper-tiny.en"
 

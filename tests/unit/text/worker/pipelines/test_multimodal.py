@@ -187,7 +187,7 @@ async def test_florence2_says_what_it_wants(tiny: Tiny) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"prompt": "<OCR>"}, "takes one image; the request has 0"),
         ({"prompt": "<OCR>", "images": [image] * 2}, "the request has 2"),
-        ({"prompt": "what ?", "images": [image]}, "begins with no task; known are <OCR>"),
+        ({"prompt": "what ?", "images": [image]}, "must begin with one of <OCR>"),
         ({"prompt": "<OCR> and more", "images": [image]}, "only content"),
         ({"prompt": "<REGION_TO_OCR><image>", "images": [image]}, "without it"),
         ({"prompt": "<OCR>", "images": [pb.ImageData(data=b"x")]}, r"images\[0\].data are not"),

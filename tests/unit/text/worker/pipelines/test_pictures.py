@@ -1,4 +1,4 @@
-"""Families behind Infer that see, over gRPC, held against transformers called directly."""
+"""Pipelines behind Infer that see, over gRPC, held against transformers called directly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families behind Infer that read texts, over gRPC, held against transformers called directly."""
+"""Pipelines behind Infer that read texts, over gRPC, held against transformers called directly."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_family import Tiny, infer, launch_of, scores, serve
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS
-from text_svc.worker.pipelines import FAMILIES
+from text_svc.worker.pipelines import PIPELINES
 from text_svc.worker.pipelines.zero_shot_classification import (
     ZeroShotClassifier,
     ZeroShotOptions,
 )
 
 
-def test_every_text_pipeline_has_a_family() -> None:
-    assert {pipeline.name for pipeline in TEXT_PIPELINES} == FAMILIES.keys()
+def test_every_text_pipeline_has_a_class() -> None:
+    assert {pipeline.name for pipeline in TEXT_PIPELINES} == PIPELINES.keys()
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
@@ -45,7 +45,7 @@ async def test_zero_shot_classification(tiny: Tiny, multi_label: bool) -> None:
 
 async def test_labels_are_read_in_batches_of_which_a_cancel_spares_the_rest(tiny: Tiny) -> None:
     launch = launch_of(tiny("bert-nli"), "zero-shot")
-    family = ZeroShotClassifier(launch)
+    pipeline = ZeroShotClassifier(launch)
     labels = [f"label {number}" for number in range(300)]
     request = pb.InferRequest(text="a photo " * 20, labels=labels)
     batches: list[int] = []
@@ -54,14 +54,14 @@ async def test_labels_are_read_in_batches_of_which_a_cancel_spares_the_rest(tiny
     def seen(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
         batches.append(inputs["input_ids"].numel())
 
-    family.model.register_forward_pre_hook(seen, with_kwargs=True)
-    answer = family.infer(request, ZeroShotOptions(), cancelled)
+    pipeline.model.register_forward_pre_hook(seen, with_kwargs=True)
+    answer = pipeline.infer(request, ZeroShotOptions(), cancelled)
     assert len(answer.labels) == len(labels)
     assert max(batches) <= MAX_BATCH_TOKENS
     batches.clear()
-    family.model.register_forward_hook(lambda *_: cancelled.set())
+    pipeline.model.register_forward_hook(lambda *_: cancelled.set())
     with pytest.raises(CallCancelledError):
-        family.infer(request, ZeroShotOptions(), cancelled)
+        pipeline.infer(request, ZeroShotOptions(), cancelled)
     assert len(batches) == 1
 
 

@@ -1,4 +1,4 @@
-"""Families behind Infer that hear or speak, over gRPC, held against transformers itself."""
+"""Pipelines behind Infer that hear or speak, over gRPC, held against transformers itself."""
 
 from __future__ import annotations
 
@@ -96,16 +96,16 @@ async def test_a_long_sound_is_heard_in_pieces(tiny: Tiny, sound: np.ndarray, na
     folder, part = tiny(name), np.concatenate([sound] * 5)
     whole = np.concatenate([pause, part, *[pause, part] * 5])
     launch = launch_of(folder, "asr")
-    family = SpeechRecognizer(launch)
+    recognizer = SpeechRecognizer(launch)
     heard: list[int] = []
 
     def seen(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
         heard.append(inputs["input_values"].shape[1])
 
-    encoder = family.model.get_encoder() if name == "moonshine" else family.model
+    encoder = recognizer.model.get_encoder() if name == "moonshine" else recognizer.model
     encoder.register_forward_pre_hook(seen, with_kwargs=True)
     request = pb.InferRequest(audio=samples(whole))
-    answer = family.infer(request, SpeechOptions(), threading.Event())
+    answer = recognizer.infer(request, SpeechOptions(), threading.Event())
     assert len(heard) == len(answer.segments) == 6
     assert max(heard) < 8 * RATE
     starts = [segment.start for segment in answer.segments]
@@ -114,17 +114,17 @@ async def test_a_long_sound_is_heard_in_pieces(tiny: Tiny, sound: np.ndarray, na
 
 
 async def test_a_cancel_ends_a_long_whisper_at_its_next_token(tiny: Tiny) -> None:
-    family = SpeechRecognizer(launch_of(tiny("whisper"), "asr"))
+    recognizer = SpeechRecognizer(launch_of(tiny("whisper"), "asr"))
     cancelled, windows = threading.Event(), []
 
     def seen(*_: Any) -> None:
         windows.append(1)
         cancelled.set()
 
-    family.model.get_encoder().register_forward_hook(seen)
+    recognizer.model.get_encoder().register_forward_hook(seen)
     minutes = np.random.default_rng(0).normal(0, 0.1, 120 * RATE).astype(np.float32)
     with pytest.raises(CallCancelledError):
-        family.transcribe(minutes, SpeechOptions(language="en"), cancelled)
+        recognizer.transcribe(minutes, SpeechOptions(language="en"), cancelled)
     assert len(windows) == 1
 
 
