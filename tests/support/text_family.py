@@ -7,7 +7,6 @@ import torch.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from operator import attrgetter
@@ -45,8 +44,6 @@ def launch_of(
     return WorkerSpec(
         **{
             **settings,
-            "parent_pid": os.getpid(),
-            "report_fd": 0,
             "socket": Path("unused.sock"),
             "model_id": folder.name,
             "folder": folder,

@@ -15,10 +15,11 @@ from shared.errors import ServiceError
 from shared.process import die_with_parent
 from shared.telemetry import logs
 from text_svc.convert import CONVERTERS
-from text_svc.convert.launch import ConversionReport, ConversionSpec
+from text_svc.convert.launch import ConversionSpec
 from text_svc.convert.refused import RefusedError
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import PART_PREFIX, Manifest
+from text_svc.processes.launch import Report
 
 
 def convert(spec: ConversionSpec) -> None:
@@ -74,14 +75,13 @@ def main() -> None:
     die_with_parent(spec.parent_pid)
     logs.configure(f"text_svc.convert {spec.model_id}", spec.log_level, spec.log_style)
     os.nice(5)  # models that serve have priority
-    report = ConversionReport()
+    report = Report()
     try:
         with loading_errors(spec.model_id, spec.source):
             convert(spec)
     except ServiceError as error:
-        report = ConversionReport(error_reason=error.reason, error=error.message)
-    with os.fdopen(spec.report_fd, "w") as pipe:
-        pipe.write(report.model_dump_json())
+        report = Report(error_reason=error.reason, error=error.message)
+    spec.send(report)
     sys.exit(bool(report.error))
 
 

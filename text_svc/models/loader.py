@@ -114,8 +114,7 @@ class Loader:
         cache_bytes = self._reserve(model, engine.weight_bytes)
         model.state, model.engine, model.note = ModelState.LOADING, engine.name, engine.note
         model.process = await ModelProcess.start(
-            lambda fd: self._launch(model, folder, engine, cache_bytes, fd),
-            self._settings.load_timeout_seconds,
+            self._spec(model, folder, engine, cache_bytes), self._settings.load_timeout_seconds
         )
 
     async def _fetch(self, model: ManagedModel) -> Path:
@@ -176,19 +175,12 @@ class Loader:
     def _free(self) -> int:
         return self.budget_bytes - sum(model.reserved_bytes for model in self._models())
 
-    def _launch(
-        self,
-        model: ManagedModel,
-        folder: Path,
-        engine: EnginePlan,
-        cache_bytes: int,
-        report_fd: int,
+    def _spec(
+        self, model: ManagedModel, folder: Path, engine: EnginePlan, cache_bytes: int
     ) -> WorkerSpec:
         settings = self._settings
         known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
         return WorkerSpec(
-            parent_pid=os.getpid(),
-            report_fd=report_fd,
             socket=socket_path(self.sockets, next(self._numbers)),
             model_id=model.model_id,
             folder=folder.resolve(),

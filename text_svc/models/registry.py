@@ -211,7 +211,7 @@ class Registry:
         try:
             if model.process:
                 await model.process.stop()
-                model.process.launch.socket.unlink(missing_ok=True)
+                model.process.spec.socket.unlink(missing_ok=True)
         finally:
             if self._models.get(model.model_id) is model:
                 del self._models[model.model_id]

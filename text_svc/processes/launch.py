@@ -1,7 +1,8 @@
-"""What the front tells a model's process at its start, and what that answers."""
+"""What the front tells its child processes when it starts them, and what they report."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -12,23 +13,57 @@ from text_svc.options import LoadOptions
 EngineName = Literal["openvino", "transformers"]
 
 
-class WorkerSpec(BaseModel):
-    """The command of a worker process: its one argument, as JSON."""
+class Report(BaseModel):
+    """What a child process reports, once.
+
+    Attributes:
+        error_reason: of the `ServiceError` that ended it; empty on success.
+        error: its message.
+    """
+
+    error_reason: str = ""
+    error: str = ""
+
+
+class ChildSpec(BaseModel):
+    """The command of a child process: its one argument, as JSON.
+
+    Attributes:
+        parent_pid: the child ends with this process; `spawn` fills it in.
+        report_fd: where the child writes its one `Report`, as JSON; `spawn` fills it in.
+        model_id: the model that it works on.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    parent_pid: int
-    # Where the worker writes its one `WorkerReport`, as JSON.
-    report_fd: int
-    socket: Path
+    parent_pid: int = 0
+    report_fd: int = -1
     model_id: str
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+    log_style: Literal["json", "text"]
+
+    def send(self, report: Report) -> None:
+        """Writes the report and closes its pipe. Called in the child."""
+        with os.fdopen(self.report_fd, "w") as pipe:
+            pipe.write(report.model_dump_json())
+
+
+class WorkerSpec(ChildSpec):
+    """The model that a worker loads and serves, and its limits.
+
+    Attributes:
+        socket: where it listens.
+        folder: the files of the model.
+        converted: what `text_svc.convert` made of them, for the engine that needs it.
+        cache_bytes: of the key-value cache of a model that generates.
+    """
+
+    socket: Path
     folder: Path
     pipeline: str
     options: LoadOptions
     engine: EngineName = "transformers"
-    # What `text_svc.convert` made of the folder, for the engine that needs it.
     converted: Path | None = None
-    # Of the key-value cache of a model that generates.
     cache_bytes: int = 0
     threads: int
     max_running: int
@@ -41,15 +76,15 @@ class WorkerSpec(BaseModel):
     max_media: int
     max_prompt_bytes: int
     max_message_bytes: int
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
-    log_style: Literal["json", "text"]
 
 
-class WorkerReport(BaseModel):
-    """What a worker says once it serves, or why it cannot."""
+class WorkerReport(Report):
+    """What a worker reports once it serves, or why it cannot.
+
+    Attributes:
+        ram_bytes: host memory of the model, measured.
+        vram_bytes: the same of the accelerator.
+    """
 
     ram_bytes: int = 0
     vram_bytes: int = 0
-    # Set when the model cannot be loaded: the error's reason and its sentence.
-    error_reason: str = ""
-    error: str = ""

@@ -1,12 +1,34 @@
-"""Processes that the front starts: their environment, their one report, their end."""
+"""Starts child processes of the front: their environment, their one report, their end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import sys
+from collections.abc import Mapping
+from typing import TypeVar
+
+from shared.errors import (
+    InternalError,
+    InvalidArgumentError,
+    InvalidModelError,
+    OutOfMemoryError,
+    ResourceExhaustedError,
+    ServiceError,
+)
+from shared.process import exit_text
+from text_svc.processes.launch import ChildSpec, Report
 
 # Time between SIGTERM and SIGKILL for a process whose work is over.
 TERMINATE_SECONDS = 3.0
+
+# Errors that a child may report; anything else is a fault of this side.
+_REPORTED: dict[str, type[ServiceError]] = {
+    kind.reason: kind
+    for kind in (InvalidModelError, InvalidArgumentError, OutOfMemoryError, ResourceExhaustedError)
+}
+
+AnyReport = TypeVar("AnyReport", bound=Report)
 
 
 def worker_environment(threads: int) -> dict[str, str]:
@@ -24,7 +46,86 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
 
 
-async def read_to_end(fd: int) -> bytes:
+class Child:
+    """A process made by `spawn`."""
+
+    def __init__(self, process: asyncio.subprocess.Process, report_fd: int) -> None:
+        self._process = process
+        self._report_fd = report_fd
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def report(self, kind: type[AnyReport], task: str, timeout: float) -> AnyReport:
+        """Waits for the report; call it once.
+
+        Args:
+            kind: the class of the report.
+            task: what the process does, for messages: "loading model org/name".
+            timeout: seconds that it may take.
+
+        Raises:
+            ServiceError: the one that the process reported.
+            InternalError: it ended without a report, or took too long.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                text = await _read_to_end(self._report_fd)  # the child closes it
+                if not text:
+                    raise InternalError(f"the process {task} ended: {await self.wait()}")
+        except TimeoutError:
+            raise InternalError(f"{task} took longer than {timeout:g} s") from None
+        report = kind.model_validate_json(text)
+        if report.error:
+            raise _REPORTED.get(report.error_reason, InternalError)(report.error)
+        return report
+
+    async def wait(self) -> str:
+        """Waits for the end of the process and says how it ended."""
+        return exit_text(await self._process.wait())
+
+    async def end(self) -> None:
+        """Sends SIGTERM, after `TERMINATE_SECONDS` SIGKILL; returns when the process is gone."""
+        if self._process.returncode is None:
+            self._process.terminate()
+            try:
+                async with asyncio.timeout(TERMINATE_SECONDS):
+                    await self._process.wait()
+            except TimeoutError:
+                self._process.kill()
+        await self._process.wait()
+
+
+async def spawn(
+    module: str, spec: ChildSpec, *, threads: int, environment: Mapping[str, str] | None = None
+) -> Child:
+    """Starts `python -m MODULE SPEC` with a pipe for its report.
+
+    Args:
+        module: its name.
+        spec: the command; `parent_pid` and `report_fd` are filled in here.
+        threads: of OpenMP.
+        environment: variables besides those of `worker_environment`.
+    """
+    read_fd, write_fd = os.pipe()
+    try:
+        spec = spec.model_copy(update={"parent_pid": os.getpid(), "report_fd": write_fd})
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", module, spec.model_dump_json()),
+            pass_fds=(write_fd,),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=worker_environment(threads) | dict(environment or {}),
+        )
+    except BaseException:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    return Child(process, read_fd)
+
+
+async def _read_to_end(fd: int) -> bytes:
     """All bytes of a pipe until its other end is closed; closes `fd`."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -34,15 +135,3 @@ async def read_to_end(fd: int) -> bytes:
         return await reader.read()
     finally:
         transport.close()
-
-
-async def end_process(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, a short wait, SIGKILL; returns when the process is gone."""
-    if process.returncode is None:
-        process.terminate()
-        try:
-            async with asyncio.timeout(TERMINATE_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-    await process.wait()

@@ -19,8 +19,6 @@ def convert(source: Path, target: Path, weights: Weights = "float") -> Path:
     """Runs a conversion here, without a process of its own."""
     run_conversion(
         ConversionSpec(
-            parent_pid=0,
-            report_fd=0,
             model_id="tiny",
             pipeline="text-generation",
             source=source,

@@ -37,8 +37,6 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 
 def converted(source: Path, target: Path, pipeline: str) -> Manifest | None:
     spec = ConversionSpec(
-        parent_pid=0,
-        report_fd=0,
         model_id="tiny",
         pipeline=pipeline,
         source=source,

@@ -1,0 +1,29 @@
+"""A child process for tests of `spawn`: what it does is the model id of its command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from text_svc.processes.launch import ChildSpec, WorkerReport
+
+
+def main() -> None:
+    """Entry point; the one argument is a `ChildSpec` as JSON."""
+    spec = ChildSpec.model_validate_json(sys.argv[1])
+    match spec.model_id:
+        case "reports":
+            spec.send(WorkerReport(ram_bytes=int(os.environ["RAM"]), vram_bytes=spec.parent_pid))
+        case "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hangs":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case reason:
+            spec.send(WorkerReport(error_reason=reason, error="a sentence"))
+    time.sleep(60)
+
+
+if __name__ == "__main__":
+    main()
