@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared.errors import InvalidArgumentError, OutOfMemoryError
+from shared.errors import InvalidArgumentError
 from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_host import ModelState
 from shared.pipelines import TEXT_GENERATION
-from shared.process import memory_limit_bytes
+from text_svc.models.budget import MIB, MemoryBudget
 from text_svc.models.conversion import (
     convert,
     plan,
@@ -36,16 +36,10 @@ from text_svc.processes.model_process import (
 )
 from text_svc.settings import TextSettings
 
-MIB = 1 << 20
-# Share of the memory limit that models may use when no budget is set.
-BUDGET_SHARE = 0.8
 # What a worker needs beside its weights: interpreter, libraries, activations.
 PROCESS_BYTES = 512 * MIB
-# A conversion holds the weights as torch's, as OpenVINO's, and as what checks them.
+# A conversion holds the weights three times: for torch, for OpenVINO, and to check the result.
 CONVERSION_COPIES = 3
-# Share of the free budget that a cache of unsaid size takes at most, and the least that is of use.
-CACHE_SHARE = 0.5
-LEAST_CACHE_BYTES = 32 * MIB
 
 
 @dataclass(frozen=True)
@@ -90,12 +84,9 @@ class Loader:
     ) -> None:
         self._settings = settings
         self._provider = provider
-        self._models = models
         self._numbers = itertools.count(1)
         self.sockets = Path()
-        self.budget_bytes = settings.memory_budget_mb * MIB or int(
-            memory_limit_bytes() * BUDGET_SHARE
-        )
+        self.budget = MemoryBudget(settings.memory_budget_mb, models)
 
     async def load(self, model: ManagedModel) -> None:
         """Sets the model's process and what is known of it, and its state on the way.
@@ -131,7 +122,8 @@ class Loader:
         manifest = await asyncio.to_thread(planned.manifest)
         if manifest is None:
             model.state = ModelState.CONVERTING
-            self._take(model, CONVERSION_COPIES * weights + PROCESS_BYTES, "to be converted")
+            needed = CONVERSION_COPIES * weights + PROCESS_BYTES
+            self.budget.reserve(model, needed, "to be converted")
             manifest = await convert(planned, self._settings)
             model.reserved_bytes = 0
         if not manifest.refused:
@@ -146,9 +138,9 @@ class Loader:
         return EnginePlan("transformers", weights, note=note)
 
     def _reserve(self, model: ManagedModel, weights: int) -> int:
-        """Takes the model's share of the budget before anything is read into memory.
+        """Reserves the model's share of the budget before anything is read into memory.
 
-        Returns the bytes of its key-value cache on the host, if it has one there.
+        Returns the bytes of its key-value cache on the host; 0 where it has none there.
         """
         needed = weights + PROCESS_BYTES
         cache_bytes = 0
@@ -156,24 +148,9 @@ class Loader:
             if model.options.cache_size_mb:
                 cache_bytes = model.options.cache_size_mb * MIB
             else:
-                share = int((self._free() - needed) * CACHE_SHARE)
-                cache_bytes = max(LEAST_CACHE_BYTES, min(share, self._settings.kv_cache_mb * MIB))
-        self._take(model, needed + cache_bytes)
+                cache_bytes = self.budget.cache_bytes(needed, self._settings.kv_cache_mb * MIB)
+        self.budget.reserve(model, needed + cache_bytes)
         return cache_bytes
-
-    def _take(self, model: ManagedModel, needed: int, purpose: str = "to be loaded") -> None:
-        free = self._free()
-        if needed > free:
-            raise OutOfMemoryError(
-                f"model {model.model_id} needs about {needed // MIB} MiB {purpose} and "
-                f"{max(free, 0) // MIB} MiB of the budget of {self.budget_bytes // MIB} MiB are "
-                "free; unload another model or raise TEXT_MEMORY_BUDGET_MB",
-                metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
-            )
-        model.reserved_bytes = needed
-
-    def _free(self) -> int:
-        return self.budget_bytes - sum(model.reserved_bytes for model in self._models())
 
     def _spec(
         self, model: ManagedModel, folder: Path, engine: EnginePlan, cache_bytes: int

@@ -55,7 +55,7 @@ class Registry:
     @property
     def budget_bytes(self) -> int:
         """Memory that all models together may use."""
-        return self._loader.budget_bytes
+        return self._loader.budget.total_bytes
 
     @property
     def sockets(self) -> Path:

@@ -14,12 +14,8 @@ from shared.files.client import ModelFiles
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_GENERATION, Pipeline, find_pipeline
 from text_svc.models import engine_choice
-from text_svc.models.loader import (
-    LEAST_CACHE_BYTES,
-    MIB,
-    PROCESS_BYTES,
-    Loader,
-)
+from text_svc.models.budget import MIB, MIN_CACHE_BYTES
+from text_svc.models.loader import PROCESS_BYTES, Loader
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
@@ -63,7 +59,7 @@ async def test_a_head_that_is_packed_beside_its_embedding_counts(
     tmp_path: Path, tied: bool, dtype: str, head: int
 ) -> None:
     weights = WEIGHTS if dtype == "auto" else WEIGHTS // 2
-    wanted = weights + head + PROCESS_BYTES + LEAST_CACHE_BYTES
+    wanted = weights + head + PROCESS_BYTES + MIN_CACHE_BYTES
     assert await needed(tmp_path, tied=tied, dtype=dtype, device="cpu") == wanted
 
 
