@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from shared.errors import InvalidModelError
 from tests.support import tiny_text
 from tests.support.text_family import launch_of
+from text_svc.models import weights
 from text_svc.models.weights import weight_sizes
 from text_svc.worker.engines import transformers as transformers_engine
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -44,7 +45,11 @@ def _header(header: object, data: bytes = b"") -> bytes:
         b"",
         b"PK\x03\x04 a pickle in a zip",
         b"\xff" * 64,
+        b"\x02\0\0\0",
         (1 << 40).to_bytes(8, "little") + b"{}",
+        (64).to_bytes(8, "little") + b"{}",
+        (4).to_bytes(8, "little") + b"nope",
+        (4).to_bytes(8, "little") + b'"\xff\xfe"',
         _header([]),
         _header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 15),
         _header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, b"\0" * 17),
@@ -52,9 +57,28 @@ def _header(header: object, data: bytes = b"") -> bytes:
         _header({"a": 1}),
         _header({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 0]}}),
         _header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}),
+        _header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, b"\0" * 4),
+        _header({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 4),
+        _header({"a": {"dtype": "F32", "shape": [1 << 62, 4], "data_offsets": [0, 4]}}, b"\0" * 4),
+        _header(
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+            },
+            b"\0" * 12,
+        ),
     ],
 )
 def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(InvalidModelError, match=r"model\.safetensors"):
+        weight_sizes(tmp_path, 4)
+
+
+def test_a_header_over_the_limit_is_refused_before_it_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"a": torch.zeros(3)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(weights, "MAX_HEADER_BYTES", 16)
+    with pytest.raises(InvalidModelError, match="the limit is 16"):
         weight_sizes(tmp_path, 4)
