@@ -28,34 +28,36 @@ from vision_svc.service import NAME, MediapipeServicer
 from vision_svc.settings import VisionSettings
 
 if TYPE_CHECKING:
-    from vision_svc.engine import Engine
     from vision_svc.models import Models
+    from vision_svc.runtime import VisionRuntime
+    from vision_svc.task_runner import TaskRunner
 
 log = logging.getLogger(__name__)
 
 
-def _make_engine(
-    settings: VisionSettings, provider: ModelFiles, on_failures: Callable[[], None]
-) -> tuple[Engine, Models]:
-    """Imports what is heavy, MediaPipe above all, while the port listens already."""
-    from vision_svc.engine import Engine
+def _build(
+    settings: VisionSettings, files: ModelFiles, on_failures: Callable[[], None]
+) -> tuple[VisionRuntime, TaskRunner, Models]:
+    """Imports the heavy modules, MediaPipe above all, while the port is already open."""
     from vision_svc.models import Models
+    from vision_svc.runtime import VisionRuntime
+    from vision_svc.task_runner import TaskRunner
 
-    engine = Engine(settings, on_failures)
-    return engine, Models(engine, provider)
+    runtime = VisionRuntime(settings, on_failures)
+    return runtime, TaskRunner(runtime, settings.max_waiting_calls), Models(runtime, files)
 
 
 def _end_process() -> None:
-    """Failed graphs leak threads, so after some only a new process helps: ends this one in order.
+    """Ends this process in order, because failed graphs leak threads until it ends.
 
-    Whoever started it starts it again; no container engine does that for health alone.
+    Its supervisor starts it again; container engines do not restart a container for its health.
     """
-    log.error("too many MediaPipe graphs have failed: the process ends, to be started again")
+    log.error("too many MediaPipe graphs have failed: this process ends, to be started again")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def run(settings: VisionSettings) -> None:
-    """Serves until it is told to stop."""
+    """Serves until SIGTERM or SIGINT."""
     admission = Admission(settings.admission_seconds)
     vision, worker = MediapipeServicer(), ModelWorkerServicer(admission)
 
@@ -65,13 +67,13 @@ async def run(settings: VisionSettings) -> None:
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
-        async with ModelFiles(settings.file_provider_addr, settings.cache_dir) as provider:
-            engine, models = await asyncio.to_thread(_make_engine, settings, provider, _end_process)
-            vision.engine, worker.host = engine, models
+        async with ModelFiles(settings.file_provider_addr, settings.cache_dir) as files:
+            runtime, runner, models = await asyncio.to_thread(_build, settings, files, _end_process)
+            vision.runner, worker.host = runner, models
             try:
                 yield
             finally:
-                await asyncio.to_thread(engine.close)
+                await asyncio.to_thread(runtime.close)
 
     await serve(
         settings,

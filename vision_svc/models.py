@@ -23,7 +23,7 @@ from vision_svc.detector import VisionTask
 from vision_svc.tasks import TASKS
 
 if TYPE_CHECKING:
-    from vision_svc.engine import Engine
+    from vision_svc.runtime import VisionRuntime
 
 # The one option: the path of the file in the model; else the name that the task's own file has.
 FILE_OPTION = "file"
@@ -40,8 +40,8 @@ class TaskModel(HostedModel):
 class Models:
     """What is loaded. For the event loop; files are read and opened in threads."""
 
-    def __init__(self, engine: Engine, provider: ModelFiles) -> None:
-        self._engine = engine
+    def __init__(self, runtime: VisionRuntime, provider: ModelFiles) -> None:
+        self._runtime = runtime
         self._provider = provider
         self._models: dict[ModelId, TaskModel] = {}
         self._one_load = asyncio.Lock()
@@ -98,7 +98,7 @@ class Models:
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
         if model.state is ModelState.READY:
-            self._engine.use_model(model.task, None)
+            self._runtime.use_model(model.task, None)
         elif model.load:
             model.load.cancel()
 
@@ -122,9 +122,9 @@ class Models:
         file = model.raw_options.get(FILE_OPTION) or model.task.default_asset.file
         path = await self._provider.fetch(model.model_id, file, progress)
         model.state = ModelState.LOADING
-        await self._engine.try_model(model.task, path)
+        await self._runtime.try_model(model.task, path)
         model.ram_bytes = path.stat().st_size
-        self._engine.use_model(model.task, path)
+        self._runtime.use_model(model.task, path)
         model.loaded_at = int(time.time())
         model.state = ModelState.READY
 

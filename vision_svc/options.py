@@ -14,7 +14,7 @@ Options: TypeAlias = Mapping[str, Value]
 # Call metadata with this prefix is an option; other metadata is not ours.
 METADATA_PREFIX = "vision-"
 FRAME_POLICY_KEY = "frame-policy"
-FramePolicy: TypeAlias = Literal["every", "latest"]
+FramePolicyName: TypeAlias = Literal["every", "latest"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def options_of_call(metadata: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def frame_policy_of_call(metadata: Mapping[str, str]) -> FramePolicy:
+def frame_policy_of_call(metadata: Mapping[str, str]) -> FramePolicyName:
     """What to do with frames that come faster than answers.
 
     Raises:

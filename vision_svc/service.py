@@ -16,8 +16,8 @@ from vision_svc.frames.types import EncodedFrame
 if TYPE_CHECKING:
     from shared.pipelines import Pipeline
     from vision_svc.detector import Response
-    from vision_svc.engine import Engine
     from vision_svc.frames.wire import ReceivedFrame
+    from vision_svc.task_runner import TaskRunner
 
 Frames: TypeAlias = "AsyncIterator[ReceivedFrame]"
 Responses: TypeAlias = "AsyncIterator[Response]"
@@ -26,10 +26,10 @@ NAME = "ml.MediapipeService"
 
 
 class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
-    """Answers as soon as `engine` is set; until then calls are UNAVAILABLE."""
+    """Answers as soon as `runner` is set; until then calls are UNAVAILABLE."""
 
     def __init__(self) -> None:
-        self.engine: Engine | None = None
+        self.runner: TaskRunner | None = None
 
     async def DetectFaces(self, request: pb.ImageRequest, context: Context) -> Response:
         return await self._detect(pipelines.FACE_DETECTION, request, context)
@@ -102,10 +102,10 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def _stream(self, pipeline: Pipeline, requests: Frames, context: Context) -> Responses:
         return self._ready().stream(pipeline.name, _frames(requests), _metadata(context))
 
-    def _ready(self) -> Engine:
-        if self.engine is None:
+    def _ready(self) -> TaskRunner:
+        if self.runner is None:
             raise UnavailableError("the service is starting")
-        return self.engine
+        return self.runner
 
 
 async def _frames(

@@ -104,8 +104,8 @@ class FrameDecoder:
             name = _format_name(frame, _STREAM_FORMATS)
             return _decode_still(frame, name, self._limits)
 
-    def is_free(self, frame: EncodedFrame) -> bool:
-        """Whether `decode` has nothing to do for this frame, as its bytes are its pixels."""
+    def needs_no_decoding(self, frame: EncodedFrame) -> bool:
+        """Whether the frame's bytes are its pixels, and no earlier frame is held back."""
         name = frame.format.strip().lower()
         return self._video is None and _ALIASES.get(name, name) == "rgb"
 

@@ -1,4 +1,4 @@
-"""Work of one stream in worker threads, in order, with no event loop between two steps."""
+"""Runs the items of one stream in the threads of a pool, in order, without the event loop."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Lane(Generic[T]):
-    """Runs a function on items one after the other, each in whatever thread of a pool is free.
+class SerialExecutor(Generic[T]):
+    """Runs a function on one item after the other, each in any free thread of a pool.
 
-    Lanes that share a pool take turns, an item each.
+    Executors that share a pool take turns after each item.
 
     Args:
-        pool: where it runs.
-        run: what is done with an item; it must not raise.
+        pool: the threads.
+        run: called with each item; it must not raise.
     """
 
     def __init__(self, pool: Executor, run: Callable[[T], None]) -> None:
@@ -32,11 +31,11 @@ class Lane(Generic[T]):
 
     @property
     def idle(self) -> bool:
-        """Whether all that was put is done."""
+        """Whether every item has been processed."""
         return not self._busy
 
     def put(self, item: T) -> None:
-        """Does not block. A closed lane drops the item."""
+        """Queues an item, without blocking. A closed executor drops it."""
         with self._lock:
             if self._closed:
                 return
@@ -44,15 +43,15 @@ class Lane(Generic[T]):
             if self._busy:
                 return
             self._busy = True
-        self._pool.submit(self._turn)
+        self._pool.submit(self._run_next)
 
     def close(self) -> None:
-        """Drops what has not begun, and all that comes."""
+        """Drops the items that have not started, and all later ones."""
         with self._lock:
             self._closed = True
             self._items.clear()
 
-    def _turn(self) -> None:
+    def _run_next(self) -> None:
         with self._lock:
             item = self._items.popleft() if self._items else None
         if item is not None:
@@ -61,11 +60,4 @@ class Lane(Generic[T]):
             if not self._items:
                 self._busy = False
                 return
-        self._pool.submit(self._turn)
-
-
-def name_thread(name: str) -> None:
-    """Gives the calling thread a name that the system's tools show (Linux)."""
-    comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
-    if comm.exists():
-        comm.write_text(name[:15])
+        self._pool.submit(self._run_next)

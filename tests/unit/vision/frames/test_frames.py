@@ -199,9 +199,9 @@ def test_a_stream_names_the_frame() -> None:
 
 def test_what_is_free_to_decode() -> None:
     decoder = FrameDecoder(LIMITS)
-    assert decoder.is_free(EncodedFrame(b"", " RGB"))
-    assert decoder.is_free(EncodedFrame(b"", "raw"))
-    assert not decoder.is_free(EncodedFrame(b"", "bgr"))
+    assert decoder.needs_no_decoding(EncodedFrame(b"", " RGB"))
+    assert decoder.needs_no_decoding(EncodedFrame(b"", "raw"))
+    assert not decoder.needs_no_decoding(EncodedFrame(b"", "bgr"))
 
 
 def test_which_formats_need_every_frame() -> None:

@@ -1,15 +1,11 @@
-"""Lanes keep their order, take turns and stop at once."""
+"""Serial executors keep their order, take turns and stop at once."""
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from vision_svc.streams.serial_executor import (
-    Lane,
-    name_thread,
-)
+from vision_svc.streams.serial_executor import SerialExecutor
 
 LONG = 10.0
 
@@ -24,15 +20,15 @@ def test_items_are_done_in_order_by_any_thread() -> None:
             all_done.set()
 
     with ThreadPoolExecutor(4) as pool:
-        lane = Lane(pool, run)
+        executor = SerialExecutor(pool, run)
         for number in range(1000):
-            lane.put(number)
+            executor.put(number)
         assert all_done.wait(LONG)
     assert done == list(range(1000))
-    assert lane.idle
+    assert executor.idle
 
 
-def test_one_item_of_a_lane_runs_at_a_time() -> None:
+def test_one_item_of_an_executor_runs_at_a_time() -> None:
     inside, most, everything = 0, 0, threading.Semaphore(0)
     lock = threading.Lock()
 
@@ -47,24 +43,24 @@ def test_one_item_of_a_lane_runs_at_a_time() -> None:
         everything.release()
 
     with ThreadPoolExecutor(4) as pool:
-        lane = Lane(pool, run)
+        executor = SerialExecutor(pool, run)
         for number in range(20):
-            lane.put(number)
+            executor.put(number)
         for _ in range(20):
             assert everything.acquire(timeout=LONG)
     assert most == 1
 
 
-def test_lanes_take_turns() -> None:
+def test_executors_take_turns() -> None:
     order: list[str] = []
     go = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(go.wait, LONG)
-        lanes = [Lane(pool, order.append) for _ in range(2)]
-        for lane, name in zip(lanes, "ab", strict=True):
+        executors = [SerialExecutor(pool, order.append) for _ in range(2)]
+        for executor, name in zip(executors, "ab", strict=True):
             for _ in range(3):
-                lane.put(name)
-        last = Lane(pool, lambda event: event.set())
+                executor.put(name)
+        last = SerialExecutor(pool, lambda event: event.set())
         go.set()
         for _ in range(4):  # each turn of the pool lets the others go on
             turned = threading.Event()
@@ -73,7 +69,7 @@ def test_lanes_take_turns() -> None:
     assert order == ["a", "b"] * 3
 
 
-def test_a_closed_lane_finishes_what_runs_and_no_more() -> None:
+def test_a_closed_executor_finishes_what_runs_and_no_more() -> None:
     done: list[int] = []
     began, go = threading.Event(), threading.Event()
 
@@ -83,22 +79,12 @@ def test_a_closed_lane_finishes_what_runs_and_no_more() -> None:
         done.append(number)
 
     with ThreadPoolExecutor(1) as pool:
-        lane = Lane(pool, run)
+        executor = SerialExecutor(pool, run)
         for number in range(3):
-            lane.put(number)
+            executor.put(number)
         assert began.wait(LONG)
-        lane.close()
-        lane.put(3)
+        executor.close()
+        executor.put(3)
         go.set()
     assert done == [0]
-    assert lane.idle
-
-
-def test_the_name_of_a_thread_is_cut_to_what_fits() -> None:
-    with ThreadPoolExecutor(
-        1, initializer=name_thread, initargs=("a-name-of-many-letters",)
-    ) as pool:
-        path = pool.submit(
-            lambda: Path(f"/proc/self/task/{threading.get_native_id()}/comm")
-        ).result()
-        assert path.read_text().strip() == "a-name-of-many-"
+    assert executor.idle

@@ -1,4 +1,4 @@
-"""A stream's frames: how many are under way, which are dropped, and what an end frees."""
+"""A stream's frames: how many are in flight, which are dropped, and what an end frees."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from shared.errors import FrameSizeError, UndecodableImageError
 from tests.support.vision_frames import encode_video
 from vision_svc import tasks
 from vision_svc.detector import Asset, Mode, VisionTask
-from vision_svc.engine import Engine
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import Options
+from vision_svc.runtime import VisionRuntime
 from vision_svc.settings import VisionSettings
 from vision_svc.streams.session import Incoming
+from vision_svc.task_runner import TaskRunner
 
 LONG = 60.0
 LATEST = {"frame-policy": "latest"}
@@ -69,17 +70,24 @@ def gated() -> GatedTask:
 
 
 @pytest.fixture
-def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gated: GatedTask) -> Iterator[Engine]:
+def runtime(tmp_path: Path) -> Iterator[VisionRuntime]:
+    (tmp_path / "model").write_bytes(b"1")
+    runtime = VisionRuntime(VisionSettings(assets_dir=tmp_path, workers=1), lambda: None)
+    yield runtime
+    runtime.close()
+
+
+@pytest.fixture
+def runner(
+    runtime: VisionRuntime, monkeypatch: pytest.MonkeyPatch, gated: GatedTask
+) -> Iterator[TaskRunner]:
     def open_gated(path: Path, options: Options, mode: Mode) -> GatedTask:
         return gated
 
-    (tmp_path / "model").write_bytes(b"1")
     task = VisionTask("gated", open_gated, {"": Asset("model", 1)}, ())
     monkeypatch.setitem(tasks.TASKS, "gated", task)  # type: ignore[arg-type]
-    engine = Engine(VisionSettings(assets_dir=tmp_path, workers=1), lambda: None)
-    yield engine
+    yield TaskRunner(runtime, 64)
     gated.permits.release(1000)
-    engine.close()
 
 
 async def settle() -> None:
@@ -92,14 +100,14 @@ async def numbers(answers: AsyncIterator[object]) -> list[int]:
     return [answer.frame_number async for answer in answers]  # type: ignore[attr-defined]
 
 
-async def test_every_frame_is_answered_in_order(engine: Engine, gated: GatedTask) -> None:
+async def test_every_frame_is_answered_in_order(runner: TaskRunner, gated: GatedTask) -> None:
     gated.permits.release(200)
-    assert await numbers(engine.stream("gated", Sender(200).frames(), {})) == list(range(200))
+    assert await numbers(runner.stream("gated", Sender(200).frames(), {})) == list(range(200))
 
 
-async def test_four_frames_are_under_way_and_no_more(engine: Engine, gated: GatedTask) -> None:
+async def test_four_frames_are_in_flight_and_no_more(runner: TaskRunner, gated: GatedTask) -> None:
     sender = Sender(100)
-    answers = engine.stream("gated", sender.frames(), {})
+    answers = runner.stream("gated", sender.frames(), {})
     first = asyncio.ensure_future(anext(answers))
     await settle()
     assert sender.taken == 4  # a fifth has been read and waits for room
@@ -110,7 +118,9 @@ async def test_four_frames_are_under_way_and_no_more(engine: Engine, gated: Gate
     assert await numbers(answers) == list(range(1, 100))
 
 
-async def test_the_newest_frame_replaces_those_that_wait(engine: Engine, gated: GatedTask) -> None:
+async def test_the_newest_frame_replaces_those_that_wait(
+    runner: TaskRunner, gated: GatedTask
+) -> None:
     sender = Sender(50)
 
     async def frames() -> Incoming:
@@ -119,7 +129,7 @@ async def test_the_newest_frame_replaces_those_that_wait(engine: Engine, gated: 
             if frame.number == 0:
                 await gated.wait_begun()
 
-    answers = engine.stream("gated", frames(), LATEST)
+    answers = runner.stream("gated", frames(), LATEST)
     first = asyncio.ensure_future(anext(answers))
     await asyncio.wait_for(sender.all_taken.wait(), LONG)
     gated.permits.release(50)
@@ -131,12 +141,12 @@ async def test_the_newest_frame_replaces_those_that_wait(engine: Engine, gated: 
 
 
 async def test_a_frame_that_waits_for_a_core_is_replaced_too(
-    engine: Engine, gated: GatedTask
+    runner: TaskRunner, gated: GatedTask
 ) -> None:
-    other = asyncio.create_task(numbers(engine.stream("gated", Sender(1).frames(), {})))
+    other = asyncio.create_task(numbers(runner.stream("gated", Sender(1).frames(), {})))
     await gated.wait_begun()  # the one worker is taken
     sender = Sender(10)
-    answers = engine.stream("gated", sender.frames(), LATEST)
+    answers = runner.stream("gated", sender.frames(), LATEST)
     first = asyncio.ensure_future(anext(answers))
     await asyncio.wait_for(sender.all_taken.wait(), LONG)
     gated.permits.release(2)
@@ -145,7 +155,9 @@ async def test_a_frame_that_waits_for_a_core_is_replaced_too(
     assert await other == [0]
 
 
-async def test_under_latest_too_an_error_ends_the_stream(engine: Engine, gated: GatedTask) -> None:
+async def test_under_latest_too_an_error_ends_the_stream(
+    runner: TaskRunner, runtime: VisionRuntime, gated: GatedTask
+) -> None:
     """What follows a frame that cannot be decoded must not take its place."""
     ((_, key),), _ = encode_video([np.zeros((32, 32, 3), np.uint8)], "h264")
     sent = asyncio.Event()
@@ -156,11 +168,11 @@ async def test_under_latest_too_an_error_ends_the_stream(engine: Engine, gated: 
         sent.set()
         await asyncio.Event().wait()
 
-    answers = engine.stream("gated", frames(), LATEST)
+    answers = runner.stream("gated", frames(), LATEST)
     first = asyncio.ensure_future(anext(answers))
     await asyncio.wait_for(sent.wait(), LONG)
     for _ in range(10):  # each lets the decoder do one frame
-        await asyncio.wrap_future(engine.decoders.submit(lambda: None))
+        await asyncio.wrap_future(runtime.decode_pool.submit(lambda: None))
     await settle()
     gated.permits.release(2)
     await first
@@ -169,9 +181,11 @@ async def test_under_latest_too_an_error_ends_the_stream(engine: Engine, gated: 
     await answers.aclose()  # type: ignore[attr-defined]
 
 
-async def test_an_error_comes_after_the_answers_before_it(engine: Engine, gated: GatedTask) -> None:
+async def test_an_error_comes_after_the_answers_before_it(
+    runner: TaskRunner, gated: GatedTask
+) -> None:
     gated.permits.release(50)
-    answers = engine.stream("gated", Sender(10, bad=3).frames(), {})
+    answers = runner.stream("gated", Sender(10, bad=3).frames(), {})
     got = []
     with pytest.raises(FrameSizeError, match="frame 4 of the stream"):
         async for answer in answers:
@@ -180,9 +194,11 @@ async def test_an_error_comes_after_the_answers_before_it(engine: Engine, gated:
     assert got == [0, 1, 2]
 
 
-async def test_a_reader_that_is_cancelled_frees_the_model(engine: Engine, gated: GatedTask) -> None:
+async def test_a_reader_that_is_cancelled_frees_the_model(
+    runner: TaskRunner, gated: GatedTask
+) -> None:
     sender = Sender(10**9)
-    reader = asyncio.create_task(numbers(engine.stream("gated", sender.frames(), {})))
+    reader = asyncio.create_task(numbers(runner.stream("gated", sender.frames(), {})))
     await gated.wait_begun()
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""What the engine does about failures and limits of its own."""
+"""What is done about graphs that fail, and about too many pictures."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 from shared.errors import InternalError, QueueFullError
 from vision_svc import tasks
 from vision_svc.detector import Asset, Mode, VisionTask
-from vision_svc.engine import Engine
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import Options
+from vision_svc.runtime import VisionRuntime
 from vision_svc.settings import VisionSettings
+from vision_svc.task_runner import TaskRunner
 
 PICTURE = EncodedFrame(b"\0" * 12, "rgb", 2, 2, data_field="image_data")
 
@@ -38,24 +39,26 @@ async def test_failed_graphs_are_told_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(tasks.TASKS, "failing", task)  # type: ignore[arg-type]
     asked: list[bool] = []
     settings = VisionSettings(assets_dir=tmp_path, max_failed_graphs=3)
-    engine = Engine(settings, lambda: asked.append(True))
+    runtime = VisionRuntime(settings, lambda: asked.append(True))
+    runner = TaskRunner(runtime, settings.max_waiting_calls)
     try:
         for number in range(1, 6):
             with pytest.raises(InternalError, match="failing failed on a frame"):
-                await engine.detect("failing", PICTURE, {})
+                await runner.detect("failing", PICTURE, {})
             assert len(asked) == (number >= 3)
     finally:
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(runtime.close)
 
 
 async def test_pictures_that_wait_are_limited(tmp_path: Path) -> None:
     settings = VisionSettings(assets_dir=tmp_path, workers=1, max_waiting_calls=2)
-    engine = Engine(settings, lambda: None)
+    runtime = VisionRuntime(settings, lambda: None)
+    runner = TaskRunner(runtime, settings.max_waiting_calls)
     try:
-        calls = [engine.detect("face-detection", PICTURE, {}) for _ in range(8)]
+        calls = [runner.detect("face-detection", PICTURE, {}) for _ in range(8)]
         results = await asyncio.gather(*calls, return_exceptions=True)
         refused = [each for each in results if isinstance(each, QueueFullError)]
         assert len(refused) == 5
         assert "3 pictures" in refused[0].message
     finally:
-        await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(runtime.close)

@@ -1,0 +1,121 @@
+"""What all calls of vision_svc share: threads, limits, detectors in memory, places for streams."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+
+from shared.errors import QueueFullError
+from shared.process import memory_limit_bytes
+from vision_svc.assets import Assets
+from vision_svc.frames.types import Limits
+from vision_svc.instances import Instances
+
+if TYPE_CHECKING:
+    from vision_svc.detector import VisionTask
+    from vision_svc.settings import VisionSettings
+
+# Share of the container's memory for instances; the rest is for the frames in flight.
+_MEMORY_SHARE = 0.6
+
+
+class VisionRuntime:
+    """The resources that streams and single pictures share.
+
+    Streams decode and run their frames in one thread a core each. Single pictures have as many
+    threads of their own, so that they do not wait behind streams; the operating system shares the
+    cores among them.
+
+    Args:
+        settings: the service's settings.
+        on_failures: called once, in one of the threads, when too many graphs have failed.
+
+    Attributes:
+        limits: how large a picture may be.
+        instances: the detectors in memory.
+        threads: the size of each pool.
+        decode_pool: decodes the frames of streams.
+        frame_pool: runs tasks on the frames of streams.
+        picture_pool: decodes single pictures and runs tasks on them; also tries models.
+    """
+
+    def __init__(self, settings: VisionSettings, on_failures: Callable[[], None]) -> None:
+        # Frames run side by side; threads inside the conversion of one picture only get in the way.
+        cv2.setNumThreads(1)
+        self.limits = Limits(settings.max_pixels, settings.max_side)
+        self._assets = Assets(settings.assets_dir)
+        self.instances = Instances(
+            self._assets,
+            min(settings.instance_memory_mb, int(_MEMORY_SHARE * memory_limit_bytes()) >> 20),
+            settings.max_idle_instances,
+            self._count_failure,
+        )
+        self._max_failures = settings.max_failed_graphs
+        self._on_failures = on_failures
+        self._failures = itertools.count(1)  # safe to share between threads
+        self._max_streams = settings.max_streams
+        self._streams = 0
+        self.threads = settings.workers or len(os.sched_getaffinity(0))
+        self.decode_pool = _pool(self.threads, "decode")
+        self.frame_pool = _pool(self.threads, "frame")
+        self.picture_pool = _pool(self.threads, "picture")
+
+    def open_stream(self) -> None:
+        """Takes one of the places for streams, until `close_stream`.
+
+        Raises:
+            QueueFullError: all places are taken.
+        """
+        if self._streams >= self._max_streams:
+            raise QueueFullError(
+                f"{self._streams} streams are open, which is the limit",
+                metadata={"max_streams": str(self._max_streams)},
+            )
+        self._streams += 1
+
+    def close_stream(self) -> None:
+        """Frees a place for streams."""
+        self._streams -= 1
+
+    async def try_model(self, task: VisionTask, path: Path) -> None:
+        """Opens a model file once, with default options, and closes it.
+
+        Raises:
+            InvalidModelError: the file is not a model of this task.
+            OutOfMemoryError: there is not enough memory to try it.
+        """
+        await asyncio.wrap_future(self.picture_pool.submit(self.instances.try_model, task, path))
+
+    def use_model(self, task: VisionTask, path: Path | None) -> None:
+        """Makes new streams and pictures run on this file; None restores the task's own file."""
+        self._assets.replace(task, path)
+        self.instances.drop_idle(task)
+
+    def close(self) -> None:
+        """Ends the threads and frees the models. Blocks until the frames that run are done."""
+        for pool in (self.decode_pool, self.frame_pool, self.picture_pool):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.instances.shut_down()
+
+    def _count_failure(self) -> None:
+        if next(self._failures) == self._max_failures:
+            self._on_failures()
+
+
+def name_thread(name: str) -> None:
+    """Gives the calling thread a name that the system's tools show (Linux)."""
+    comm = Path(f"/proc/self/task/{threading.get_native_id()}/comm")
+    if comm.exists():
+        comm.write_text(name[:15])
+
+
+def _pool(threads: int, name: str) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, name, initializer=name_thread, initargs=(name,))

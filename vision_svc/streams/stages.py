@@ -1,0 +1,141 @@
+"""The two stages of a stream that run in threads: decoding, and the task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from vision_svc import metrics
+from vision_svc.detector import Response
+from vision_svc.frames.decoder import FrameDecoder
+from vision_svc.frames.types import DecodedFrame, EncodedFrame
+from vision_svc.streams.serial_executor import SerialExecutor
+from vision_svc.streams.tracker import Tracker
+
+if TYPE_CHECKING:
+    from vision_svc.detector import VisionTask
+    from vision_svc.options import Options
+    from vision_svc.runtime import VisionRuntime
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class End:
+    """Follows the last frame of a stream; with an error, the stream has failed there."""
+
+    error: Exception | None = None
+
+
+# What passes through the stages: a frame before or after decoding, and at last the end.
+StreamItem: TypeAlias = EncodedFrame | DecodedFrame | End
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the task has found in a frame, and how long that took."""
+
+    response: Response
+    frame: DecodedFrame
+    inference_seconds: float
+
+
+class Stages:
+    """Decodes a stream's frames and runs the task on them, each stage in threads and in order.
+
+    The stages run side by side: a frame is decoded while the one before it runs.
+
+    Args:
+        runtime: the threads and detectors.
+        task: the task to run.
+        on_answer: called in the event loop for each item that has passed the second stage.
+
+    Attributes:
+        options: the task's options; to be set before the first frame.
+    """
+
+    def __init__(
+        self, runtime: VisionRuntime, task: VisionTask, on_answer: Callable[[Answer | End], None]
+    ) -> None:
+        self.options: Options = {}
+        self._on_answer = on_answer
+        self._metrics = metrics.of_task(task.name)
+        self._decoder = FrameDecoder(runtime.limits)
+        self._tracker = Tracker(runtime.instances, task)
+        self._decoding = SerialExecutor(runtime.decode_pool, self._decode)
+        self._running = SerialExecutor(runtime.frame_pool, self._detect)
+        self._loop = asyncio.get_running_loop()
+        self._closed = False
+
+    def decode(self, item: EncodedFrame | End, pass_on: Callable[[list[StreamItem]], None]) -> None:
+        """Queues an item for the first stage.
+
+        Args:
+            item: a frame; the end brings the pictures that a video decoder still holds.
+            pass_on: called in the decoding thread with the result: pictures, and an `End` after
+                them if decoding has failed or the item was one.
+        """
+        self._decoding.put((item, pass_on))
+
+    def detect(self, take: Callable[[], StreamItem]) -> None:
+        """Queues a turn of the second stage.
+
+        Args:
+            take: returns the item to run; called in the thread, once the turn has come. A frame
+                that is still encoded must be a picture by itself and is decoded there.
+        """
+        self._running.put(take)
+
+    def can_skip_decoding(self, frame: EncodedFrame) -> bool:
+        """Whether a frame may go straight to the second stage without overtaking another one."""
+        return self._decoding.idle and self._decoder.needs_no_decoding(frame)
+
+    def call_in_loop(self, function: Callable[[T], None], argument: T) -> None:
+        """Calls a function in the event loop, from any thread; ignored after `close`."""
+        if not self._closed:
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def close(self) -> None:
+        """Drops what is queued and frees the detector. A frame that runs now is still finished."""
+        self._closed = True
+        self._decoding.close()
+        self._running.close()
+        self._tracker.close()
+
+    def _decode(
+        self, queued: tuple[EncodedFrame | End, Callable[[list[StreamItem]], None]]
+    ) -> None:
+        item, pass_on = queued
+        pass_on(list(self._pictures(item)))
+
+    def _pictures(self, item: EncodedFrame | End) -> Iterator[StreamItem]:
+        """The result of decoding an item; an error follows the pictures before it."""
+        error = item.error if isinstance(item, End) else None
+        try:
+            if isinstance(item, EncodedFrame):
+                yield from self._decoder.decode(item)
+            else:
+                yield from self._decoder.flush()
+        except Exception as fault:  # noqa: BLE001
+            yield End(error or fault)
+        else:
+            if isinstance(item, End):
+                yield item
+
+    def _detect(self, take: Callable[[], StreamItem]) -> None:
+        answer: Answer | End
+        try:
+            item = take()
+            if isinstance(item, EncodedFrame):
+                item = self._decoder.decode_still(item)
+            answer = item if isinstance(item, End) else self._answer(item)
+        except Exception as error:  # noqa: BLE001
+            answer = End(error)
+        self.call_in_loop(self._on_answer, answer)
+
+    def _answer(self, frame: DecodedFrame) -> Answer:
+        self._metrics.decode_seconds.observe(frame.decode_seconds)
+        response, seconds = self._tracker.detect(frame, self.options)
+        return Answer(response, frame, seconds)
