@@ -55,8 +55,8 @@ from text_svc.worker.engines.torch_batch.model import (
     packed,
 )
 from text_svc.worker.engines.torch_batch.sampler import (
-    Chooser,
-    sampled,
+    TokenSampler,
+    sample,
 )
 from text_svc.worker.tokenizers.fast import TextTokenizer
 
@@ -101,14 +101,14 @@ class _Sink(BaseStreamer):
             self._loop.call_soon_threadsafe(self._generation.put, output)
 
 
-class _Chance(LogitsProcessor):
+class _SeededSampler(LogitsProcessor):
     """Chooses a token with the answer's own seed, and leaves `generate` no other."""
 
-    def __init__(self, chooser: Chooser) -> None:
-        self._chooser = chooser
+    def __init__(self, sampler: TokenSampler) -> None:
+        self._sampler = sampler
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token = sampled(scores, [self._chooser])
+        token = sample(scores, [self._sampler])
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
@@ -228,14 +228,14 @@ class TransformersEngine:
         """Runs in a thread: one `generate` call."""
         generation.start()
         try:
-            chooser = Chooser.of(generation.sampling, (), self.model.device)
-            chance = [_Chance(chooser)] if chooser.chance else []
+            sampler = TokenSampler.of(generation.sampling, (), self.model.device)
+            processors = [_SeededSampler(sampler)] if sampler.generator else []
             with torch.inference_mode():
                 self.model.generate(
                     **self._inputs(generation),
                     generation_config=self._generation_config(generation),
                     streamer=sink,
-                    logits_processor=cancel_processor(sink.cancelled, *chance),
+                    logits_processor=cancel_processor(sink.cancelled, *processors),
                 )
         except Exception as error:  # noqa: BLE001  # the answer's task raises it
             sink.fail(error)
@@ -255,6 +255,6 @@ class TransformersEngine:
             bos_token_id=own.bos_token_id,
             eos_token_id=end or None,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
-            do_sample=False,  # `_Chance` samples
+            do_sample=False,  # `_SeededSampler` samples
             num_beams=1,  # whatever the model's own config says: several do not stream
         )

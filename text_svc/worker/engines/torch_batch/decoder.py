@@ -20,8 +20,8 @@ from text_svc.worker.engines.torch_batch.kv_cache import (
 )
 from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.torch_batch.sampler import (
-    Chooser,
-    choose,
+    TokenSampler,
+    next_tokens,
 )
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class _Row:
     """One answer in the batch: `length` tokens of it are in the cache, `last` is not yet."""
 
     generation: Generation
-    chooser: Chooser
+    sampler: TokenSampler
     length: int = 0
     last: int = 0
     generated: int = 0
@@ -140,14 +140,14 @@ class BatchDecoder:
             longest = max((row.length for row in self._rows), default=0)
             cache.resize(max(stride, self._usual_stride), rows, longest)
         row = _Row(
-            generation, Chooser.of(generation.sampling, generation.prompt, self._model.device)
+            generation, TokenSampler.of(generation.sampling, generation.prompt, self._model.device)
         )
         self._rows.append(row)
         return row
 
     def _chosen(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[Result]:
         broken = logits.isnan().any(-1)
-        tokens = choose(logits.nan_to_num_(), [row.chooser for row in rows])
+        tokens = next_tokens(logits.nan_to_num_(), [row.sampler for row in rows])
         chosen: list[list[int]] = torch.stack((tokens, broken.long()), 1).tolist()
         results = []
         for row, (token, is_broken) in zip(rows, chosen, strict=True):

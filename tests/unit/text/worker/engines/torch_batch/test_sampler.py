@@ -19,8 +19,8 @@ from text_svc.worker.engines.sampling import (
 )
 from text_svc.worker.engines.torch_batch.sampler import (
     CANDIDATES,
-    Chooser,
-    choose,
+    TokenSampler,
+    next_tokens,
 )
 
 CPU = torch.device("cpu")
@@ -66,12 +66,12 @@ CASES = {
 def test_shares_are_those_of_transformers(size: int, changes: dict[str, Any]) -> None:
     asked, scores, prompt = sampling(seed=11, **changes), logits(size), [3, 4, 5]
     expected = shares(scores, asked, prompt)
-    chooser = Chooser.of(asked, prompt, CPU)
-    known = chooser.ids
+    sampler = TokenSampler.of(asked, prompt, CPU)
+    known = sampler.ids
     drawn: Counter[int] = Counter()
     for _ in range(DRAWS):
-        chooser.ids = known
-        drawn[int(choose(scores.clone(), [chooser]))] += 1
+        sampler.ids = known
+        drawn[int(next_tokens(scores.clone(), [sampler]))] += 1
     assert all(expected[token] > 0 for token in drawn)
     for token in expected.topk(5).indices.tolist():
         share = float(expected[token])
@@ -93,8 +93,8 @@ def test_rows_of_a_batch_have_their_own_parameters_and_chance() -> None:
     ]
 
     def tokens(rows: list[int]) -> list[list[int]]:
-        choosers = [Chooser.of(asked[row], [1, 2, 3], CPU) for row in rows]
-        chosen = [choose(step[rows], choosers) for step in steps]
+        samplers = [TokenSampler.of(asked[row], [1, 2, 3], CPU) for row in rows]
+        chosen = [next_tokens(step[rows], samplers) for step in steps]
         return torch.stack(chosen, 1).tolist()
 
     together = tokens(list(range(6)))
@@ -104,13 +104,13 @@ def test_rows_of_a_batch_have_their_own_parameters_and_chance() -> None:
 
 def test_a_penalty_counts_prompt_and_answer() -> None:
     scores = torch.tensor([[0.0, 5.0, 4.9, 4.8]])
-    chooser = Chooser.of(sampling(temperature=0.0, repetition_penalty=2.0), [1], CPU)
-    assert [int(choose(scores.clone(), [chooser])) for _ in range(3)] == [2, 3, 1]
+    sampler = TokenSampler.of(sampling(temperature=0.0, repetition_penalty=2.0), [1], CPU)
+    assert [int(next_tokens(scores.clone(), [sampler])) for _ in range(3)] == [2, 3, 1]
 
 
 def test_without_a_seed_chance_decides() -> None:
     drawn = {
-        tuple(int(choose(logits(1000, 0.1, step), [chooser])) for step in range(8))
-        for chooser in (Chooser.of(sampling(), (), CPU) for _ in range(3))
+        tuple(int(next_tokens(logits(1000, 0.1, step), [sampler])) for step in range(8))
+        for sampler in (TokenSampler.of(sampling(), (), CPU) for _ in range(3))
     }
     assert len(drawn) == 3
