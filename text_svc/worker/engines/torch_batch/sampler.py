@@ -1,25 +1,21 @@
-"""The next token of answers: greedy or by chance, with every answer's own parameters and seed."""
+"""The next token of every row of a batch, each with its own parameters and seed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import (
-    RepetitionPenaltyLogitsProcessor,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from text_svc.worker.engines.sampling import Sampling
 
-# Sorting a whole vocabulary costs more than a layer; most nuclei lie within so many tokens.
+# Sorting a whole vocabulary costs more than a layer; most nuclei lie within this many tokens.
 CANDIDATES = 256
 
 
 def seeded_generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
-    """The source of chance of one answer; None where it needs none."""
+    """The random numbers of one generation; None if it is greedy."""
     if not sampling.temperature:
         return None
     source = torch.Generator(device)
@@ -32,12 +28,13 @@ def seeded_generator(sampling: Sampling, device: torch.device) -> torch.Generato
 
 @dataclass
 class TokenSampler:
-    """What chooses the tokens of one answer.
+    """Samples the tokens of one generation.
 
     Attributes:
         sampling: its parameters.
         generator: see `seeded_generator`.
-        ids: prompt and answer so far, shape (tokens,), for a repetition penalty.
+        ids: prompt and generated tokens, shape (tokens,), for the repetition penalty; empty
+            without one.
     """
 
     sampling: Sampling
@@ -46,60 +43,88 @@ class TokenSampler:
 
     @classmethod
     def of(cls, sampling: Sampling, prompt: Sequence[int], device: torch.device) -> TokenSampler:
-        """For an answer that begins."""
+        """The sampler of a generation that begins."""
         known = prompt if sampling.repetition_penalty != 1 else ()
         ids = torch.tensor(known, dtype=torch.long, device=device)
         return cls(sampling, seeded_generator(sampling, device), ids)
 
 
 def next_tokens(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
-    """One token a row, on the device of the logits.
+    """One token per row, shape (rows,), on the device of the logits.
 
     Args:
         logits: float32, shape (rows, vocabulary); changed in place.
-        choosers: one a row.
+        samplers: one per row.
     """
-    for row, sampler in zip(logits, samplers, strict=True):
-        if (penalty := sampler.sampling.repetition_penalty) != 1:
-            row[:] = RepetitionPenaltyLogitsProcessor(penalty)(sampler.ids[None], row[None])[0]
+    penalized = [each.sampling.repetition_penalty != 1 for each in samplers]
+    for row, sampler, is_penalized in zip(logits, samplers, penalized, strict=True):
+        if is_penalized:
+            penalty = RepetitionPenaltyLogitsProcessor(sampler.sampling.repetition_penalty)
+            row[:] = penalty(sampler.ids[None], row[None])[0]
     tokens = logits.argmax(-1)
     sampled = [index for index, each in enumerate(samplers) if each.generator]
     if sampled:
         tokens[sampled] = sample(logits[sampled], [samplers[index] for index in sampled])
-    for token, sampler in zip(tokens, samplers, strict=True):
-        if sampler.sampling.repetition_penalty != 1:
+    for token, sampler, is_penalized in zip(tokens, samplers, penalized, strict=True):
+        if is_penalized:
             sampler.ids = torch.cat((sampler.ids, token[None]))
     return tokens
 
 
 def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
-    """One token a row by chance; as `choose`. Temperature, then top_k, then top_p."""
-    column = logits.new_tensor
-    scores = logits / column([each.sampling.temperature for each in samplers])[:, None]
-    best, ids = scores.topk(min(CANDIDATES, scores.shape[-1]))
-    # All of a row's candidates that its top_k leaves; 0 leaves them all.
-    top_k = column([each.sampling.top_k or scores.shape[-1] for each in samplers])[:, None]
-    within = torch.arange(best.shape[-1], device=best.device) < top_k
-    left = best.masked_fill(~within, -torch.inf)
-    total = torch.where(top_k[:, 0] <= best.shape[-1], left.logsumexp(-1), scores.logsumexp(-1))
-    shares = (left - total[:, None]).exp()
-    mass = shares.cumsum(-1)
-    top_p = column([each.sampling.top_p for each in samplers])[:, None]
-    shares = shares.masked_fill(mass - shares >= top_p, 0)
-    complete = ((mass[:, -1:] >= top_p) | (top_k <= best.shape[-1]))[:, 0].tolist()
+    """Samples one token per row, with temperature, then top_k, then top_p, as transformers does.
+
+    Only the CANDIDATES likeliest tokens of a row are sorted. A row whose parameters may choose a
+    token beyond them is sampled from its whole vocabulary instead.
+
+    Args:
+        logits: float32, shape (rows, vocabulary).
+        samplers: one per row, none of them greedy.
+    """
+
+    def column(values: Iterable[float]) -> torch.Tensor:
+        return logits.new_tensor(list(values))[:, None]
+
+    vocabulary = logits.shape[-1]
+    top_k = column(each.sampling.top_k or vocabulary for each in samplers)
+    top_p = column(each.sampling.top_p for each in samplers)
+    scores = logits / column(each.sampling.temperature for each in samplers)
+    best, ids = scores.topk(min(CANDIDATES, vocabulary))
+    probabilities = _top_k_probabilities(best, top_k, scores)
+    cumulative = probabilities.cumsum(-1)
+    # A token is in the nucleus if the likelier ones together do not reach top_p yet.
+    nucleus = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)
+    complete = (cumulative[:, -1:] >= top_p) | (top_k <= best.shape[-1])
     tokens = [
-        row_ids[torch.multinomial(row_shares, 1, generator=sampler.generator)]
+        row_ids[torch.multinomial(row_nucleus, 1, generator=sampler.generator)]
         if is_complete
         else _sample_vocabulary(row[None], sampler)
-        for row, row_ids, row_shares, sampler, is_complete in zip(
-            scores, ids, shares, samplers, complete, strict=True
+        for row, row_ids, row_nucleus, sampler, is_complete in zip(
+            scores, ids, nucleus, samplers, complete[:, 0].tolist(), strict=True
         )
     ]
     return torch.cat(tokens)
 
 
+def _top_k_probabilities(
+    best: torch.Tensor, top_k: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
+    """Probabilities of each row's candidates among all tokens that its top_k keeps.
+
+    Args:
+        best: the candidates' scores, likeliest first, shape (rows, candidates).
+        top_k: shape (rows, 1).
+        scores: of the vocabulary, shape (rows, vocabulary).
+    """
+    candidates = best.shape[-1]
+    kept = torch.arange(candidates, device=best.device) < top_k
+    best = best.masked_fill(~kept, -torch.inf)
+    total = torch.where(top_k[:, 0] <= candidates, best.logsumexp(-1), scores.logsumexp(-1))
+    return (best - total[:, None]).exp()
+
+
 def _sample_vocabulary(scores: torch.Tensor, sampler: TokenSampler) -> torch.Tensor:
-    """From a vocabulary whose best candidates are not all that the parameters leave."""
+    """Samples one row, shape (1, vocabulary), whose parameters keep more than the candidates."""
     ids = sampler.ids[None]
     if sampler.sampling.top_k:
         scores = TopKLogitsWarper(sampler.sampling.top_k)(ids, scores)
