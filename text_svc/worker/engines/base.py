@@ -1,4 +1,4 @@
-"""The interface of a generation engine: token ids in, token ids out, while others do the same."""
+"""The interface of a generation engine: token ids in, token ids out, for many callers at once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,48 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from text_svc.worker.engines.sampling import Sampling
+
+if TYPE_CHECKING:  # an engine without torch never imports it
+    import torch
 
 FinishReason = Literal["stop", "length"]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one engine can hold.
+class Engine(Protocol):
+    """Generates with one loaded model.
+
+    All methods are called on the event loop's thread and do not block. An engine hands over what
+    each of its steps produced with `Generation.put`.
 
     Attributes:
-        context: tokens of one prompt and its answer together; of the prompt alone where
-            `new_tokens` is set.
-        running: answers generated at once.
-        waiting: answers that wait; one more is refused.
-        new_tokens: tokens of one answer, for a decoder that has the prompt from an encoder.
+        limits: what `submit` accepts; the caller checks it.
+    """
+
+    limits: Limits
+
+    def submit(self, generation: Generation) -> None:
+        """Starts or queues a generation, first come, first served."""
+
+    def cancel(self, generation: Generation) -> None:
+        """Stops a generation within one step; does nothing if it has already ended."""
+
+    async def close(self) -> None:
+        """Stops all generations and the engine's threads and processes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The capacity of an engine.
+
+    Attributes:
+        context: most tokens of a prompt and what is generated from it together; of the prompt
+            alone if `new_tokens` is set.
+        running: most generations that run at once.
+        waiting: most generations that wait; further ones are refused.
+        new_tokens: most tokens to generate, for a decoder that gets the prompt from an encoder.
     """
 
     context: int
@@ -31,72 +56,53 @@ class Limits:
     new_tokens: int | None = None
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """What one step of the engine has added to an answer.
+@dataclass(eq=False)
+class Generation:
+    """One request in an engine. The engine puts outputs; one task on the event loop takes them.
 
     Attributes:
-        tokens: new ids, without the one that ended the answer.
-        count: how many were generated, that one included.
-        finish_reason: set on the last step.
-        error: the answer has failed; nothing comes after.
+        prompt: token ids.
+        sampling: its `max_new_tokens` is already within the engine's limits.
+        inputs: the model's inputs, on its device, if it reads more than `prompt`.
+        started: `time.perf_counter()` when it left the queue; 0 before.
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    inputs: Mapping[str, torch.Tensor] | None = None
+    started: float = 0.0
+    _outputs: list[StepOutput] = field(default_factory=list)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def put(self, output: StepOutput) -> None:
+        """Adds an output. Called on the event loop's thread only."""
+        self._outputs.append(output)
+        self._wake.set()
+
+    async def take(self) -> list[StepOutput]:
+        """Waits for the outputs since the last call, at least one."""
+        await self._wake.wait()
+        self._wake.clear()
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def start(self) -> None:
+        """Notes that the generation has left the queue."""
+        self.started = time.perf_counter()
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step of the engine added to a generation.
+
+    Attributes:
+        tokens: new ids, without an end token.
+        count: tokens generated, with the end token.
+        finish_reason: set in the last output.
+        error: the generation failed; this is its last output.
     """
 
     tokens: Sequence[int]
     count: int
     finish_reason: FinishReason | None = None
     error: Exception | None = None
-
-
-@dataclass(eq=False)
-class Generation:
-    """One answer that an engine works on. The engine puts steps, one task of the loop takes them.
-
-    Attributes:
-        prompt: token ids.
-        sampling: `max_new_tokens` is already within the limits.
-        inputs: all that the model reads, where that is more than the prompt: tensors on its device.
-        started: `time.perf_counter()` when the engine took it out of its queue; 0 before.
-    """
-
-    prompt: list[int]
-    sampling: Sampling
-    inputs: Mapping[str, Any] | None = None
-    started: float = 0.0
-    outputs: list[StepOutput] = field(default_factory=list)
-    _wake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def put(self, output: StepOutput) -> None:
-        """Hands over a step; on the event loop's thread alone."""
-        self.outputs.append(output)
-        self._wake.set()
-
-    async def take(self) -> list[StepOutput]:
-        """The steps that came since the last call, at least one."""
-        await self._wake.wait()
-        self._wake.clear()
-        outputs, self.outputs = self.outputs, []
-        return outputs
-
-    def start(self) -> None:
-        """Notes that the answer has left the queue."""
-        self.started = time.perf_counter()
-
-
-class GenerationEngine(Protocol):
-    """Generates with one loaded model. Its methods are called on the event loop and do not block.
-
-    Attributes:
-        limits: what `submit` may be asked for; the caller checks.
-    """
-
-    limits: Limits
-
-    def submit(self, generation: Generation) -> None:
-        """Begins, or queues, an answer, first come first served."""
-
-    def cancel(self, generation: Generation) -> None:
-        """Ends the work for an answer within one step; an ended one is left alone."""
-
-    async def close(self) -> None:
-        """Ends all work and the threads that do it."""

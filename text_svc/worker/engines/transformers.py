@@ -36,9 +36,9 @@ from text_svc.torch_models.pretrained import (
 )
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.engines.base import (
+    Engine,
     FinishReason,
     Generation,
-    GenerationEngine,
     Limits,
     StepOutput,
 )
@@ -114,7 +114,7 @@ class _SeededSampler(LogitsProcessor):
 
 def load(
     launch: WorkerSpec, metrics: EngineMetrics
-) -> tuple[GenerationEngine, TextTokenizer, WorkerReport]:
+) -> tuple[Engine, TextTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 from shared.errors import InvalidArgumentError, QueueFullError
 from text_svc.worker.engines.base import (
+    Engine,
     FinishReason,
     Generation,
-    GenerationEngine,
     StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -85,7 +85,7 @@ class TextGenerator:
 
     def __init__(
         self,
-        engine: GenerationEngine,
+        engine: Engine,
         tokenizer: AnswerTokenizer,
         defaults: SamplingDefaults,
         metrics: EngineMetrics,

@@ -14,7 +14,7 @@ from shared.errors import InvalidArgumentError, QueueFullError
 from tests.support.stack import MODELS
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines.base import (
-    GenerationEngine,
+    Engine,
     Limits,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -50,9 +50,7 @@ THINGS = (
 Make = Callable[..., TextGenerator]
 
 
-def openvino_engine(
-    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
-) -> GenerationEngine:
+def openvino_engine(folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]) -> Engine:
     return OpenVinoEngine(
         folder.parent / "converted" / "text-generation-float-1",
         limits=limits,
@@ -64,17 +62,13 @@ def openvino_engine(
     )
 
 
-def batch_engine(
-    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
-) -> GenerationEngine:
+def batch_engine(folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]) -> Engine:
     model = load_causal_lm(folder, torch.float32)
     batch = BatchModel(model, layer_shapes(model), blocks * BLOCK_TOKENS)
     return BatchEngine(batch, limits, end, EngineMetrics("tiny"))
 
 
-def generate_engine(
-    folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]
-) -> GenerationEngine:
+def generate_engine(folder: Path, limits: Limits, blocks: int, end: tuple[int, ...]) -> Engine:
     model = load_causal_lm(folder, torch.float32)
     return TransformersEngine(model, limits, end, EngineMetrics("tiny"))
 
