@@ -18,7 +18,7 @@ import openvino
 from tests.bench.text_peers import MODEL_FOLDER, converted_folder
 from tests.support.stack import ROOT
 from text_svc.worker.engines.openvino import PRECISIONS
-from text_svc.worker.tokenizers.fast import TextTokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
 
 DTYPES = ("float32", "bfloat16", "int8")
 # More than this over float32 is not offered.
@@ -80,7 +80,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point."""
-    ids = np.array(TextTokenizer(MODEL_FOLDER).encode(TEXT, special=True)[:MAX_TOKENS])
+    ids = np.array(FastTokenizer(MODEL_FOLDER).encode(TEXT, special=True)[:MAX_TOKENS])
     found = {dtype: perplexity(dtype, ids) for dtype in DTYPES}
     report = {
         "tokens": len(ids),

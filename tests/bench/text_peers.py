@@ -22,7 +22,7 @@ from tests.bench.text_types import MODEL, Stretch, as_chat
 from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
 from text_svc.processes.spawn import worker_environment
 from text_svc.worker.generation.chat_template import ChatTemplate
-from text_svc.worker.tokenizers.fast import TextTokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
 
 MODEL_FOLDER = MODELS / "text" / MODEL
 # Of one line of a child.
@@ -150,7 +150,7 @@ class Child:
         self.name = {"openvino": "OpenVINO GenAI", "generate": "transformers generate"}[engine]
         self.name += f", {dtype}"
         self._engine, self._dtype = engine, dtype
-        self._tokenizer = TextTokenizer(MODEL_FOLDER)
+        self._tokenizer = FastTokenizer(MODEL_FOLDER)
         self._template = ChatTemplate(
             self._tokenizer.chat_template, self._tokenizer.special_tokens, 1 << 20
         )

@@ -28,7 +28,7 @@ from text_svc.worker.engines.base import (
     StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
-from text_svc.worker.tokenizers.fast import TextTokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ CLOSE_SECONDS = 5.0
 
 def load(
     launch: WorkerSpec, metrics: EngineMetrics
-) -> tuple[OpenVinoEngine, TextTokenizer, WorkerReport]:
+) -> tuple[OpenVinoEngine, FastTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
@@ -74,7 +74,7 @@ def load(
         metrics=metrics,
     )
     report = WorkerReport(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
-    return engine, TextTokenizer(folder), report
+    return engine, FastTokenizer(folder), report
 
 
 def blocks_of(tokens: int) -> int:

@@ -58,7 +58,7 @@ from text_svc.worker.engines.torch_batch.sampler import (
     TokenSampler,
     sample,
 )
-from text_svc.worker.tokenizers.fast import TextTokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
 
 # Answers that `generate` works on at once: more of them share the same processor cores.
 MAX_GENERATE = 2
@@ -114,7 +114,7 @@ class _SeededSampler(LogitsProcessor):
 
 def load(
     launch: WorkerSpec, metrics: EngineMetrics
-) -> tuple[Engine, TextTokenizer, WorkerReport]:
+) -> tuple[Engine, FastTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
@@ -172,13 +172,13 @@ def _batch_model(
     return BatchModel(model, shapes, tokens)
 
 
-def _text_tokenizer(folder: Path, tokenizer: Any) -> TextTokenizer:
+def _text_tokenizer(folder: Path, tokenizer: Any) -> FastTokenizer:
     """What transformers makes of older tokenizer files where there is no tokenizer.json."""
     if (folder / "tokenizer.json").exists():
-        return TextTokenizer(folder)
+        return FastTokenizer(folder)
     with tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
-        return TextTokenizer(Path(saved))
+        return FastTokenizer(Path(saved))
 
 
 class TransformersEngine:

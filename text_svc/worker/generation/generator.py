@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from shared.errors import InvalidArgumentError, QueueFullError
 from text_svc.worker.engines.base import (
@@ -22,6 +22,7 @@ from text_svc.worker.engines.sampling import (
 )
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
+from text_svc.worker.tokenizers.base import Tokenizer
 
 # Longer texts are tokenized in a thread, so that others do not wait for it.
 INLINE_CHARACTERS = 4096
@@ -55,38 +56,13 @@ class Delta:
     usage: Usage | None = None
 
 
-class AnswerDecoder(Protocol):
-    """Token ids of one answer to text, while they come."""
-
-    def add(self, token: int) -> str:
-        """The text that a token completes."""
-
-    def rest(self) -> str:
-        """What was held back."""
-
-
-class AnswerTokenizer(Protocol):
-    """What a generator needs of a tokenizer."""
-
-    # Its source; None where the model has none.
-    chat_template: str | None
-    # As chat templates use them.
-    special_tokens: dict[str, str]
-
-    def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids; `special` adds what the model wants around a plain prompt."""
-
-    def detokenizer(self) -> AnswerDecoder:
-        """For one answer."""
-
-
 class TextGenerator:
     """One model: its tokenizer, its chat template and its engine."""
 
     def __init__(
         self,
         engine: Engine,
-        tokenizer: AnswerTokenizer,
+        tokenizer: Tokenizer,
         defaults: SamplingDefaults,
         metrics: EngineMetrics,
         max_prompt_characters: int,
@@ -195,7 +171,7 @@ class TextGenerator:
 class _GenerationText:
     """The text of one answer, step by step."""
 
-    def __init__(self, tokenizer: AnswerTokenizer, generation: Generation) -> None:
+    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
         self._detokenizer = tokenizer.detokenizer()
         self._stops = StopFilter(generation.sampling.stop)
         self._tokens = 0

@@ -10,12 +10,13 @@ from text_svc.processes.launch import WorkerSpec
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.engines.transformers import TransformersEngine, generate_limits
-from text_svc.worker.generation.generator import AnswerTokenizer, TextGenerator
+from text_svc.worker.generation.generator import TextGenerator
+from text_svc.worker.tokenizers.base import Tokenizer
 
 
 def text_generator(
     model: Any,
-    tokenizer: AnswerTokenizer,
+    tokenizer: Tokenizer,
     end_tokens: Sequence[int],
     spec: WorkerSpec,
     *,

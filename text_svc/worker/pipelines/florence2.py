@@ -22,7 +22,7 @@ from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.infer.streaming import text_generator
 from text_svc.worker.media.decode import decode_image
 from text_svc.worker.model_thread import ModelThread
-from text_svc.worker.tokenizers.slow import WholeTokenizer
+from text_svc.worker.tokenizers.slow import SlowTokenizer
 
 # The processor rounds points to whole pixels; on an image of this size nothing is lost.
 _SIDE = 1_000_000
@@ -105,7 +105,7 @@ class Florence2(InferPipeline[GenerateOptions]):
             self.model,
             # Only these are left out: its places, such as <loc_7>, are special tokens as well in
             # some of its tokenizers.
-            WholeTokenizer(own, (own.bos_token_id, own.eos_token_id, own.pad_token_id)),
+            SlowTokenizer(own, (own.bos_token_id, own.eos_token_id, own.pad_token_id)),
             end_tokens_of(self.model, own),
             self.spec,
             context=context_length(config, self.spec.options.max_length),

@@ -17,7 +17,7 @@ from text_svc.torch_models.pretrained import end_tokens_of
 from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.infer.base import GenerateOptions, TextPipeline, decoder_limit
 from text_svc.worker.infer.streaming import text_generator
-from text_svc.worker.tokenizers.slow import WholeTokenizer
+from text_svc.worker.tokenizers.slow import SlowTokenizer
 
 
 class Seq2SeqOptions(GenerateOptions):
@@ -44,7 +44,7 @@ class Seq2Seq(TextPipeline[Seq2SeqOptions]):
     def handlers(self) -> Handlers:
         generator = text_generator(
             self.model,
-            WholeTokenizer(self.processor),
+            SlowTokenizer(self.processor),
             end_tokens_of(self.model, self.processor),
             self.spec,
             context=self.processor.model_max_length,

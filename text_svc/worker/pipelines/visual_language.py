@@ -14,7 +14,7 @@ from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
 from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained, context_length, end_tokens_of
-from text_svc.worker.generation.generator import AnswerTokenizer, Prompt, TextGenerator
+from text_svc.worker.generation.generator import Prompt, TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.infer.base import GenerateOptions, InferPipeline
 from text_svc.worker.infer.service import InferHandlers, check_request
@@ -22,8 +22,9 @@ from text_svc.worker.infer.streaming import text_generator
 from text_svc.worker.media.decode import Samples, decode_audio
 from text_svc.worker.media.processors import read_processor
 from text_svc.worker.media.prompts import MediaPrompts, MediaTokens
-from text_svc.worker.tokenizers.fast import TextTokenizer
-from text_svc.worker.tokenizers.slow import WholeTokenizer
+from text_svc.worker.tokenizers.base import Tokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
+from text_svc.worker.tokenizers.slow import SlowTokenizer
 
 
 class VisualLanguageModel(InferPipeline[GenerateOptions]):
@@ -102,14 +103,14 @@ class VisualLanguageModel(InferPipeline[GenerateOptions]):
         text = self.processor.decode(ids[prompt_tokens:], skip_special_tokens=True)
         return pb.InferResponse(text=text.strip())
 
-    def _answer_tokenizer(self) -> AnswerTokenizer:
+    def _answer_tokenizer(self) -> Tokenizer:
         """The model's tokenizer, with the processor's chat template."""
         own = self.processor.tokenizer
-        tokenizer: AnswerTokenizer
+        tokenizer: Tokenizer
         if (self.spec.folder / "tokenizer.json").exists():
-            tokenizer = TextTokenizer(self.spec.folder)
+            tokenizer = FastTokenizer(self.spec.folder)
         else:
-            tokenizer = WholeTokenizer(own)
+            tokenizer = SlowTokenizer(own)
         template = self.processor.chat_template or own.chat_template
         if isinstance(template, dict):
             template = template.get("default")

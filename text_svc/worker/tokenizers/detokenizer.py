@@ -16,7 +16,7 @@ def held_tokens(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(single | {token for token, what in added if what.special})
 
 
-class Detokenizer:
+class FastDetokenizer:
     """Incremental decoding of one answer. The joined pieces equal the text decoded at once.
 
     Args:

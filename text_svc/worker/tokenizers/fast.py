@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
 from text_svc.worker.tokenizers.detokenizer import (
-    Detokenizer,
+    FastDetokenizer,
     held_tokens,
 )
 
@@ -22,7 +22,7 @@ DEFAULT_TEMPLATE = "default"
 MAX_JSON_BYTES = 16 << 20
 
 
-class TextTokenizer:
+class FastTokenizer:
     """Text to token ids and back.
 
     Attributes:
@@ -57,9 +57,9 @@ class TextTokenizer:
         }
         self.chat_template = _chat_template(folder, config)
 
-    def detokenizer(self) -> Detokenizer:
+    def detokenizer(self) -> FastDetokenizer:
         """For one answer."""
-        return Detokenizer(self.backend, self.held_tokens)
+        return FastDetokenizer(self.backend, self.held_tokens)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids; `special` adds what the model wants around a plain prompt."""

@@ -6,8 +6,8 @@ from collections.abc import Collection
 from typing import Any
 
 
-class WholeTokenizer:
-    """One of transformers' tokenizers, as `AnswerTokenizer`.
+class SlowTokenizer:
+    """One of transformers' tokenizers, as a `Tokenizer`.
 
     Args:
         tokenizer: the tokenizer.
@@ -24,11 +24,11 @@ class WholeTokenizer:
         ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def detokenizer(self) -> WholeDetokenizer:
-        return WholeDetokenizer(self._tokenizer, self._dropped)
+    def detokenizer(self) -> SlowDetokenizer:
+        return SlowDetokenizer(self._tokenizer, self._dropped)
 
 
-class WholeDetokenizer:
+class SlowDetokenizer:
     """Decodes an answer anew with each token, and gives what is new: answers are short here."""
 
     def __init__(self, tokenizer: Any, dropped: Collection[int] | None) -> None:

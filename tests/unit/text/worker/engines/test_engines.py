@@ -37,7 +37,7 @@ from text_svc.worker.generation.generator import (
     Delta,
     TextGenerator,
 )
-from text_svc.worker.tokenizers.fast import TextTokenizer
+from text_svc.worker.tokenizers.fast import FastTokenizer
 
 PROMPTS = [f"{number} the sea and the sky" for number in range(16)]
 CONTEXT = 128
@@ -89,7 +89,7 @@ async def make(
         engine = request.param(llama, limits, blocks, end)
         made.append(
             TextGenerator(
-                engine, TextTokenizer(llama), SamplingDefaults(), EngineMetrics("tiny"), 1 << 20
+                engine, FastTokenizer(llama), SamplingDefaults(), EngineMetrics("tiny"), 1 << 20
             )
         )
         return made[-1]
@@ -137,7 +137,7 @@ async def test_greedy_text_is_the_one_of_transformers(
     make: Make, llama: Path, penalty: float
 ) -> None:
     generator = make()
-    tokenizer = TextTokenizer(llama)
+    tokenizer = FastTokenizer(llama)
     compared = 0
     for prompt in PROMPTS[:4]:
         text, last = await answer(generator, prompt, greedy(40, repetition_penalty=penalty))
@@ -172,7 +172,7 @@ async def test_text_of_a_real_model_among_sixteen_is_that_of_generate() -> None:
     assert size
     batch = BatchModel(model, shapes, 4096)
     engine = BatchEngine(batch, Limits(CONTEXT, 16, 0), (2,), EngineMetrics("real"))
-    tokenizer = TextTokenizer(SMOLLM2)
+    tokenizer = FastTokenizer(SMOLLM2)
     generator = TextGenerator(
         engine, tokenizer, SamplingDefaults(), EngineMetrics("real"), max_prompt_characters=1 << 20
     )
@@ -199,14 +199,14 @@ async def test_seeds_decide_and_without_one_chance_does(make: Make) -> None:
 
 
 async def test_an_end_token_stops_and_is_no_text(make: Make, llama: Path) -> None:
-    prompt = TextTokenizer(llama).encode(PROMPTS[0], special=True)
+    prompt = FastTokenizer(llama).encode(PROMPTS[0], special=True)
     tokens = reference(llama, prompt, 20)
     end = tokens[9]
     first = tokens.index(end)
     text, last = await answer(make(end=(399, end)), PROMPTS[0], greedy(20))
     assert last.finish_reason == "stop"
     assert last.tokens_generated == first + 1
-    assert text == TextTokenizer(llama).backend.decode(tokens[:first], skip_special_tokens=True)
+    assert text == FastTokenizer(llama).backend.decode(tokens[:first], skip_special_tokens=True)
 
 
 async def test_a_stop_string_across_tokens_ends_the_answer_and_does_not_leak(make: Make) -> None:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models
 
 from tests.support import tiny_text
 from text_svc.worker.tokenizers.detokenizer import (
-    Detokenizer,
+    FastDetokenizer,
     held_tokens,
 )
 
@@ -48,7 +48,7 @@ def tokenizer(
 
 
 def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer, held_tokens(tokenizer))
+    detokenizer = FastDetokenizer(tokenizer, held_tokens(tokenizer))
     return [*(detokenizer.add(token) for token in ids), detokenizer.rest()]
 
 

@@ -1,0 +1,33 @@
+"""The interface of a tokenizer for generation: text to token ids, and ids to streamed text."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Tokenizer(Protocol):
+    """The tokenizer of one model.
+
+    Attributes:
+        chat_template: its source; None if the model has none.
+        special_tokens: "bos_token" and the like, by the names that chat templates use.
+    """
+
+    chat_template: str | None
+    special_tokens: dict[str, str]
+
+    def encode(self, text: str, *, special: bool) -> list[int]:
+        """Token ids. `special` adds the special tokens that the model expects around a prompt."""
+
+    def detokenizer(self) -> Detokenizer:
+        """A detokenizer for one generation."""
+
+
+class Detokenizer(Protocol):
+    """Decodes the token ids of one generation as they arrive."""
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; empty in the middle of a character."""
+
+    def rest(self) -> str:
+        """The text that was held back, once there are no more tokens."""
