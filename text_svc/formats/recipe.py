@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidModelError
+from text_svc.formats.json_files import read_json, read_json_object
 
 # Where no file says how long a text may be.
 DEFAULT_MAX_TOKENS = 512
@@ -68,8 +68,8 @@ def read_recipe(folder: Path) -> Recipe:
     Raises:
         InvalidModelError: the files ask for a module or a pooling that is not served.
     """
-    bert = _read_object(folder / "sentence_bert_config.json")
-    own = _read_object(folder / "config_sentence_transformers.json")
+    bert = read_json_object(folder / "sentence_bert_config.json")
+    own = read_json_object(folder / "config_sentence_transformers.json")
     prompts = {str(name): str(text) for name, text in (own.get("prompts") or {}).items()}
     plain = Recipe(
         max_tokens=bert.get("max_seq_length"),
@@ -77,12 +77,12 @@ def read_recipe(folder: Path) -> Recipe:
         prompts=prompts,
         default_prompt=own.get("default_prompt_name") or "",
     )
-    modules = _read_json(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     if modules is None:
         return plain
     kinds = _modules(modules)
     pooling = next((path for kind, path in kinds if kind == "Pooling"), None)
-    config = {} if pooling is None else _read_object(folder / pooling / "config.json")
+    config = {} if pooling is None else read_json_object(folder / pooling / "config.json")
     if config.get("include_prompt") is False and any(prompts.values()):
         raise InvalidModelError("a pooling that leaves out the prompt's tokens is not served")
     return replace(
@@ -128,7 +128,7 @@ def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _dense(folder: Path, path: str) -> Dense:
-    config = _read_object(folder / path / "config.json")
+    config = read_json_object(folder / path / "config.json")
     activation = str(config.get("activation_function", "")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
         raise InvalidModelError(
@@ -136,21 +136,3 @@ def _dense(folder: Path, path: str) -> Dense:
             f"{', '.join(ACTIVATIONS)}"
         )
     return Dense(path, activation, bool(config.get("bias", True)))
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InvalidModelError(f"{path.name} is no JSON object")
-    return content
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):
-        raise InvalidModelError(f"{path.name} is no JSON") from None

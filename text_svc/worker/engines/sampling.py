@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
-from text_svc.worker.tokenizers.fast import read_json
+from text_svc.formats.json_files import read_json_object
 
 # Used where neither the request nor the model's generation_config says anything.
 DEFAULT_TEMPERATURE = 0.7
@@ -83,7 +83,7 @@ class SamplingDefaults:
         Raises:
             InvalidModelError: its generation_config.json is no JSON object.
         """
-        config = read_json(folder / GENERATION_CONFIG)
+        config = read_json_object(folder / GENERATION_CONFIG)
 
         def number(name: str, low: float, high: float) -> Any:
             value = config.get(name)

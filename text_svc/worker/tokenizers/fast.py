@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
+from text_svc.formats.json_files import read_json_object
 from text_svc.worker.tokenizers.detokenizer import (
     FastDetokenizer,
     held_tokens,
@@ -19,7 +19,6 @@ SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 # The template that answers when a model names several.
 DEFAULT_TEMPLATE = "default"
-MAX_JSON_BYTES = 16 << 20
 
 
 class FastTokenizer:
@@ -49,7 +48,7 @@ class FastTokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.held_tokens = held_tokens(self.backend)
-        config = read_json(folder / CONFIG) | read_json(folder / SPECIAL_TOKENS)
+        config = read_json_object(folder / CONFIG) | read_json_object(folder / SPECIAL_TOKENS)
         self.special_tokens = {
             name: text
             for name, value in config.items()
@@ -65,25 +64,6 @@ class FastTokenizer:
         """Token ids; `special` adds what the model wants around a plain prompt."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
         return ids
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a model's folder; empty where there is no such file.
-
-    Raises:
-        InvalidModelError: it is no JSON object.
-    """
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError):
-        raise InvalidModelError(f"{path.name} is no JSON") from None
-    if not isinstance(value, dict):
-        raise InvalidModelError(f"{path.name} is no JSON object")
-    return value
 
 
 def _token_text(value: Any) -> str | None:

@@ -91,5 +91,5 @@ def test_defaults_are_read_from_the_model_where_they_make_sense(
 
 def test_a_broken_generation_config_is_said(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(InvalidModelError, match=r"generation_config\.json is no JSON"):
+    with pytest.raises(InvalidModelError, match=r"generation_config\.json is not valid JSON"):
         SamplingDefaults.read(tmp_path)
