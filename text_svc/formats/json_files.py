@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.errors import InvalidModelError
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_JSON_BYTES = 16 << 20
 
 

@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, NllbTokenizer
 
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.formats import load_errors
+from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.options import LoadOptions
 from text_svc.processes.launch import WorkerReport, WorkerSpec
-from text_svc.worker.tokenizers.fast import CONFIG, read_json
 
 # The context length of a model whose config names none.
 DEFAULT_CONTEXT = 2048
@@ -122,7 +122,8 @@ class Pretrained:
 
     def tokenizer(self, config: Any) -> Any:
         """A tokenizer that can truncate texts to what the model of `config` reads."""
-        named = str(read_json(self.folder / CONFIG).get("tokenizer_class")).removesuffix("Fast")
+        own = read_json_object(self.folder / TOKENIZER_CONFIG)
+        named = str(own.get("tokenizer_class")).removesuffix("Fast")
         # NLLB models have the model type of M2M100; AutoTokenizer then loses NLLB's languages.
         kind = NllbTokenizer if named == NllbTokenizer.__name__ else AutoTokenizer
         return self.truncate_to_model(self.read(kind), config)

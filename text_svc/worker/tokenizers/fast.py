@@ -8,13 +8,12 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
-from text_svc.formats.json_files import read_json_object
+from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.worker.tokenizers.detokenizer import (
     FastDetokenizer,
     held_tokens,
 )
 
-CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
 # The template that answers when a model names several.
@@ -48,7 +47,9 @@ class FastTokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.held_tokens = held_tokens(self.backend)
-        config = read_json_object(folder / CONFIG) | read_json_object(folder / SPECIAL_TOKENS)
+        config = read_json_object(folder / TOKENIZER_CONFIG) | read_json_object(
+            folder / SPECIAL_TOKENS
+        )
         self.special_tokens = {
             name: text
             for name, value in config.items()
