@@ -112,9 +112,7 @@ class _SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
-def load(
-    launch: WorkerSpec, metrics: EngineMetrics
-) -> tuple[Engine, FastTokenizer, WorkerReport]:
+def load(launch: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenizer, WorkerReport]:
     """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
 
     Raises:
