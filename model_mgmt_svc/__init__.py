@@ -1,1 +1,1 @@
-"""The control plane: loads and unloads models, and keeps and streams their files."""
+"""The control plane: loads and unloads models, and caches and streams their files."""

@@ -14,23 +14,19 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     model_management_pb2_grpc,
     transformers_pb2,
 )
-from model_mgmt_svc.desired import WishStore
+from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.reconciler import Reconciler
-from model_mgmt_svc.replicas import Workers
-from model_mgmt_svc.service import ModelManagementService
+from model_mgmt_svc.replicas import Replicas
+from model_mgmt_svc.service import ModelManagementServicer
 from model_mgmt_svc.settings import ModelMgmtSettings
 from shared.files.client import ModelFiles
 from shared.pipelines import ServiceName
-from shared.rpc.server import (
-    Health,
-    main,
-    serve,
-)
+from shared.rpc.server import Health, main, serve
 
 NAME = "ml.ModelManagementService"
-# The services behind this one, for whose health and reflection the proxy asks here.
+# The services behind this one: the proxy asks here for their health and reflection.
 BEHIND: dict[ServiceName, str] = {"text": "ml.TransformersService", "vision": "ml.MediapipeService"}
 
 
@@ -41,14 +37,14 @@ async def run(settings: ModelMgmtSettings) -> None:
         "vision": settings.vision_addrs,
     }
     async with (
-        ModelFiles(settings.file_provider_addr, settings.cache_dir) as provider,
-        WishStore(settings.state_dir / "wishes.db") as wishes,
-        Workers(addresses) as workers,
-        contextlib.aclosing(Lifecycle(workers, wishes, provider.refresh)) as lifecycle,
+        ModelFiles(settings.file_provider_addr, settings.cache_dir) as files,
+        DesiredModels(settings.state_dir / "desired_models.json") as desired,
+        Replicas(addresses) as replicas,
+        contextlib.aclosing(Lifecycle(replicas, desired, files.refresh)) as lifecycle,
     ):
         reconciler = Reconciler(
-            workers,
-            wishes,
+            replicas,
+            desired,
             lifecycle,
             interval=settings.reconcile_seconds,
             max_failures=settings.max_load_failures,
@@ -56,12 +52,12 @@ async def run(settings: ModelMgmtSettings) -> None:
         )
 
         def register(server: grpc.aio.Server, health: Health) -> None:
-            servicer = ModelManagementService(provider, lifecycle, reconciler, settings.chunk_bytes)
+            servicer = ModelManagementServicer(files, lifecycle, reconciler, settings.chunk_bytes)
             model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
 
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:
-            watch = HealthWatch(workers, BEHIND, health, on_waiting=reconciler.wake)
+            watch = HealthWatch(replicas, BEHIND, health, on_waiting=reconciler.wake)
             tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch)]
             try:
                 yield

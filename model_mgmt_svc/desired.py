@@ -1,4 +1,4 @@
-"""The models that are wanted, in an SQLite file, so that a restart forgets none."""
+"""The desired models, in a JSON file, so that they survive a restart of this service."""
 
 from __future__ import annotations
 
@@ -7,111 +7,138 @@ import contextlib
 import json
 import logging
 import sqlite3
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
+
+from pydantic import TypeAdapter
+
+from shared.errors import InvalidArgumentError
+from shared.files.disk import write_json
+from shared.model_ids import ModelId, parse_model_id
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS wishes (
-    model_id TEXT PRIMARY KEY,
-    pipeline_type TEXT NOT NULL,
-    options TEXT NOT NULL
-) WITHOUT ROWID
-"""
+# The record of earlier versions, beside the one of now: an SQLite file with a table `wishes`.
+OLD_RECORD = "wishes.db"
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A model that is wanted, with the canonical name of its pipeline type."""
+class DesiredModel:
+    """A model that should be loaded, with the canonical name of its pipeline type."""
 
-    model_id: str
+    model_id: ModelId
     pipeline_type: str
     options: Mapping[str, str] = field(default_factory=dict)
 
 
-class WishStore:
-    """Wishes by model id. Each change is on disk when its call returns.
+_Models = dict[ModelId, DesiredModel]
+_RECORD = TypeAdapter(dict[str, list[DesiredModel]])
 
-    An async context manager. A file that is no database is put aside and an empty one begun, since
-    the application asks for its models again anyway.
+
+class DesiredModels:
+    """The desired models by id. Each change is on disk when its call returns.
+
+    An async context manager. A file that is not valid is kept aside, with the suffix ".broken", and
+    the service starts without desired models: the application loads its models again anyway.
 
     Args:
-        path: the SQLite file; its folder is made when missing.
+        path: the JSON file; its folder is created if missing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._lock = threading.Lock()
+        self._models: _Models = {}
+        self._lock = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        self._connection = await asyncio.to_thread(self._open)
+        self._models = await asyncio.to_thread(self._open)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._run(lambda connection: connection.close())
+        async with self._lock:  # a change whose caller was cancelled may still be written
+            pass
 
-    async def get(self, model_id: str) -> Wish | None:
-        """The wish for a model."""
-        return next((wish for wish in await self.all() if wish.model_id == model_id), None)
+    def get(self, model_id: ModelId) -> DesiredModel | None:
+        """The desired model of this id, if there is one."""
+        return self._models.get(model_id)
 
-    async def all(self) -> list[Wish]:
-        """All wishes, in the order of their ids."""
-        rows = await self._run(
-            lambda connection: connection.execute(
-                "SELECT model_id, pipeline_type, options FROM wishes ORDER BY model_id"
-            ).fetchall()
-        )
-        return [Wish(model_id, kind, json.loads(options)) for model_id, kind, options in rows]
+    def all(self) -> list[DesiredModel]:
+        """All desired models, ordered by id."""
+        return [model for _, model in sorted(self._models.items())]
 
-    async def put(self, wish: Wish) -> None:
-        """Writes a wish down, in place of an earlier one for the same model."""
-        row = wish.model_id, wish.pipeline_type, json.dumps(dict(wish.options))
-        await self._run(
-            lambda connection: connection.execute(
-                "INSERT OR REPLACE INTO wishes VALUES (?, ?, ?)", row
-            )
-        )
+    async def put(self, model: DesiredModel) -> None:
+        """Makes a model desired, in place of an earlier entry with its id."""
+        await self._change(lambda models: models.update({model.model_id: model}))
 
-    async def remove(self, model_id: str) -> bool:
-        """Takes a wish back; whether there was one."""
-        cursor = await self._run(
-            lambda connection: connection.execute(
-                "DELETE FROM wishes WHERE model_id = ?", (model_id,)
-            )
-        )
-        return cursor.rowcount > 0
+    async def remove(self, model_id: ModelId) -> bool:
+        """Makes a model no longer desired; returns whether it was."""
+        was_desired = model_id in self._models
+        await self._change(lambda models: models.pop(model_id, None))
+        return was_desired
 
-    async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        def locked() -> T:
-            with self._lock:
-                return work(self._connection)
+    async def _change(self, change: Callable[[_Models], object]) -> None:
+        """Writes a change to the disk and then makes it, even if the caller is cancelled."""
 
-        return await asyncio.to_thread(locked)
+        async def write() -> None:
+            async with self._lock:
+                models = dict(self._models)
+                change(models)
+                if models != self._models:
+                    await asyncio.to_thread(self._write, models.values())
+                    self._models = models
 
-    def _open(self) -> sqlite3.Connection:
+        await asyncio.shield(asyncio.ensure_future(write()))
+
+    def _write(self, models: Iterable[DesiredModel]) -> None:
+        write_json(self._path, {"models": [asdict(model) for model in models]}, durable=True)
+
+    def _open(self) -> _Models:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # not to be opened or locked: the file may be fine
-            broken = self._path.with_suffix(".broken")
-            log.error("the record of wanted models is damaged; begun anew", exc_info=error)
-            self._path.replace(broken)
-            return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            text = self._path.read_bytes()
+        except FileNotFoundError:
+            return self._import_old()
         try:
-            connection.execute(_SCHEMA)
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-            raise
-        return connection
+            return _by_id(_RECORD.validate_json(text)["models"])
+        except (ValueError, KeyError, InvalidArgumentError) as error:
+            _keep_aside(self._path, error)
+            return {}
+
+    def _import_old(self) -> _Models:
+        """Takes over the record of an earlier version, once: afterwards it has another name."""
+        path = self._path.with_name(OLD_RECORD)
+        if not path.is_file():
+            return {}
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                rows = connection.execute("SELECT model_id, pipeline_type, options FROM wishes")
+                models = _by_id(
+                    DesiredModel(ModelId(model_id), pipeline_type, json.loads(options))
+                    for model_id, pipeline_type, options in rows
+                )
+        except (sqlite3.DatabaseError, ValueError, InvalidArgumentError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):
+                raise  # it cannot be opened or is locked: the file may be fine
+            _keep_aside(path, error)
+            return {}
+        self._write(models.values())
+        path.replace(path.with_suffix(".imported"))
+        log.info("imported the desired models of an earlier version", extra={"count": len(models)})
+        return models
+
+
+def _by_id(models: Iterable[DesiredModel]) -> _Models:
+    """The models by their ids, which a file that somebody has edited may have wrong."""
+    return {parse_model_id(model.model_id): model for model in models}
+
+
+def _keep_aside(path: Path, error: Exception) -> None:
+    broken = path.with_suffix(".broken")
+    path.replace(broken)
+    log.error(
+        "the record of the desired models is not valid: kept aside, starting without it",
+        extra={"kept_as": broken.name},
+        exc_info=error,
+    )

@@ -1,4 +1,4 @@
-"""Files of models for the workers: from this service's copy, or while they come from the source."""
+"""Model files for the other services, from the cache or while they are being fetched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.model_ids import ModelId
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """A piece of a file, as `ModelFileChunk`."""
+    """A piece of a file, with the fields of `ModelFileChunk`."""
 
     data: bytes
     offset: int
@@ -22,11 +22,11 @@ class FilePiece:
 
 
 async def stream_file(
-    provider: ModelFiles, model_id: ModelId, file_path: str, offset: int, piece_bytes: int
+    files: ModelFiles, model_id: ModelId, file_path: str, offset: int, piece_bytes: int
 ) -> AsyncGenerator[FilePiece]:
-    """The pieces of a file from `offset` on, in order; exactly the last one has `is_last`.
+    """The pieces of a file from `offset` to the end, in order; only the last one has `is_last`.
 
-    A file that is not here yet is passed on while it is fetched.
+    A file that is not in the cache is passed on while it is being fetched.
 
     Raises:
         OutOfRangeError: the offset is negative or beyond the file's end.
@@ -34,7 +34,7 @@ async def stream_file(
     """
     if offset < 0:
         raise OutOfRangeError(f"offset {offset} is negative", field="offset")
-    async with provider.open(model_id, file_path) as reader:
+    async with files.open(model_id, file_path) as reader:
         total = reader.total_size
         if offset > total:
             raise OutOfRangeError(

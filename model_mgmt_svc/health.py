@@ -1,4 +1,4 @@
-"""Answers health for the services behind this one, by watching them."""
+"""Reports the health of the services behind this one by watching their replicas."""
 
 from __future__ import annotations
 
@@ -9,47 +9,44 @@ from collections.abc import Callable, Mapping
 import grpc
 from grpc_health.v1 import health_pb2
 
-from model_mgmt_svc.replicas import (
-    Worker,
-    Workers,
-)
+from model_mgmt_svc.replicas import Replica, Replicas
 from shared.pipelines import ServiceName
 from shared.rpc.server import Health
 
 log = logging.getLogger(__name__)
 
-# Between two attempts to watch a replica, and between two looks at which replicas there are.
+# Between attempts to watch a replica, and between checks for new replicas.
 RETRY_SECONDS = 1.0
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class HealthWatch:
-    """Says of a service that it serves while one of its replicas does.
+    """Reports a service as SERVING while at least one of its replicas is.
 
     Args:
-        workers: the replicas.
-        names: the full name of each service, as health calls name it.
-        health: where the answers go.
-        on_waiting: called while a replica is up and does not serve: it may wait to be let in.
+        replicas: the replicas to watch.
+        names: the full gRPC name of each service.
+        health: where the result is published.
+        on_waiting: called while a replica is up but not serving: it may wait for its admission.
     """
 
     def __init__(
         self,
-        workers: Workers,
+        replicas: Replicas,
         names: Mapping[ServiceName, str],
         health: Health,
         on_waiting: Callable[[], None] = lambda: None,
     ) -> None:
-        self._workers = workers
+        self._replicas = replicas
         self._names = names
         self._health = health
         self._on_waiting = on_waiting
-        self._serving: dict[Worker, bool] = {}
-        self._watches: dict[Worker, asyncio.Task[None]] = {}
+        self._serving: dict[Replica, bool] = {}
+        self._watches: dict[Replica, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Watches until it is cancelled."""
+        """Watches until cancelled."""
         for service in self._names:
             await self._publish(service)
         try:
@@ -61,46 +58,46 @@ class HealthWatch:
                 watch.cancel()
 
     async def _follow_replicas(self) -> None:
-        """Begins to watch new replicas and stops with those that are gone."""
-        current = {worker for worker in self._workers.all() if worker.service in self._names}
-        for worker in set(self._watches) - current:
-            self._watches.pop(worker).cancel()
-            await self._set(worker, serving=False)
-            del self._serving[worker]
-        for worker in current - set(self._watches):
-            self._watches[worker] = asyncio.create_task(self._watch(worker))
+        """Starts to watch new replicas and stops watching those that are gone."""
+        current = {replica for replica in self._replicas.all() if replica.service in self._names}
+        for replica in set(self._watches) - current:
+            self._watches.pop(replica).cancel()
+            await self._set(replica, serving=False)
+            del self._serving[replica]
+        for replica in current - set(self._watches):
+            self._watches[replica] = asyncio.create_task(self._watch(replica))
 
-    async def _watch(self, worker: Worker) -> None:
-        watch = worker.channel.unary_stream(
+    async def _watch(self, replica: Replica) -> None:
+        watch = replica.channel.unary_stream(
             "/grpc.health.v1.Health/Watch",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        request = health_pb2.HealthCheckRequest(service=self._names[worker.service])
+        request = health_pb2.HealthCheckRequest(service=self._names[replica.service])
         while True:
             call = watch(request, wait_for_ready=True)
             try:
                 async for answer in call:
                     serving = answer.status == _SERVING
-                    await self._set(worker, serving)
+                    await self._set(replica, serving)
                     if not serving:
                         self._on_waiting()
                         break
             except grpc.aio.AioRpcError:
-                await self._set(worker, serving=False)
+                await self._set(replica, serving=False)
             finally:
-                call.cancel()  # an open watch would hold up a server that stops
+                call.cancel()  # an open watch delays the shutdown of its server
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _set(self, worker: Worker, serving: bool) -> None:
-        if self._serving.get(worker) != serving:
-            self._serving[worker] = serving
+    async def _set(self, replica: Replica, serving: bool) -> None:
+        if self._serving.get(replica) != serving:
+            self._serving[replica] = serving
             log.info(
                 "service health",
-                extra={"worker": worker.service, "address": worker.address, "serving": serving},
+                extra={"upstream": replica.service, "address": replica.address, "serving": serving},
             )
-            await self._publish(worker.service)
+            await self._publish(replica.service)
 
     async def _publish(self, service: ServiceName) -> None:
-        serving = any(up for worker, up in self._serving.items() if worker.service == service)
+        serving = any(up for replica, up in self._serving.items() if replica.service == service)
         await self._health.set(self._names[service], serving)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from model_mgmt_svc.calls import settle, to_its_end
-from model_mgmt_svc.desired import (
-    Wish,
-    WishStore,
-)
-from model_mgmt_svc.loaded_model import LoadedModel
+from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.replicas import (
     CONNECT_SECONDS,
-    HeldModel,
-    Worker,
-    Workers,
+    LoadedModel,
+    Replica,
+    ReplicaModel,
+    Replicas,
 )
 from shared.errors import (
     ModelNotLoadedError,
@@ -35,95 +33,120 @@ from shared.single_flight import SharedWork, SingleFlight
 
 log = logging.getLogger(__name__)
 
-# What has to be freed is waited for so long at most: a worker may hang.
+T = TypeVar("T")
+
+# Longest wait for a replica to free a model; it may hang.
 FREE_SECONDS = 30.0
 
 
 class _Load(SharedWork[LoadedModel]):
-    """A load under way, for all who have asked for it.
+    """A load in flight, shared by all callers who ask for it.
 
     Attributes:
-        wish: what is loaded.
-        asked: false while only the wish that is written down calls for it.
+        model: what is loaded.
+        requested: whether a caller asks for it; false if only the reconciler restores it.
     """
 
-    def __init__(self, wish: Wish) -> None:
+    def __init__(self, model: DesiredModel) -> None:
         super().__init__()
-        self.wish = wish
-        self.asked = False
+        self.model = model
+        self.requested = False
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a load has to do.
+
+    Attributes:
+        desired: the model, with the options that it has or will have.
+        before: its entry among the desired models until now; None if there is none.
+        missing: the replicas that lack it.
+        loaded: the model as the other replicas hold it.
+        note: for the caller.
+    """
+
+    desired: DesiredModel
+    before: DesiredModel | None
+    missing: Sequence[Replica]
+    loaded: Sequence[ReplicaModel]
+    note: str = ""
 
 
 class Lifecycle:
-    """What happens to models, one thing at a time for each of them.
+    """Loads and unloads models, one operation at a time for each model.
 
     Args:
-        workers: the replicas that hold models.
-        wishes: where the wanted models are written down.
-        refresh: makes the files of a model those that its source has now.
+        replicas: the processes that hold models.
+        desired: the record of the desired models.
+        refresh: brings the files of a model up to date with their source.
     """
 
     def __init__(
-        self, workers: Workers, wishes: WishStore, refresh: Callable[[ModelId], Awaitable[None]]
+        self,
+        replicas: Replicas,
+        desired: DesiredModels,
+        refresh: Callable[[ModelId], Awaitable[None]],
     ) -> None:
-        self._workers = workers
-        self._wishes = wishes
+        self._replicas = replicas
+        self._desired = desired
         self._refresh = refresh
-        self._loads: SingleFlight[str, _Load] = SingleFlight()
+        self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
 
     async def aclose(self) -> None:
-        """Cancels the loads that are under way and lets the unloads come to their end."""
+        """Cancels the loads in flight and waits for the unloads to finish."""
         await self._loads.close()
         if self._unloads:
             await asyncio.wait(self._unloads, timeout=FREE_SECONDS)
 
-    async def load(self, wish: Wish) -> LoadedModel:
-        """Makes a model wanted and loads it on every replica of its service that is up.
+    async def load(self, model: DesiredModel) -> LoadedModel:
+        """Makes a model desired and loads it on every replica of its service that is up.
 
-        Callers that ask for the same model at once wait for one load; it is cancelled when the
-        last of them is. A load that fails leaves nothing wanted that was not wanted before. Files
-        that were published anew are fetched where no replica holds the model; else all have the
-        same ones.
+        Callers who ask for the same model at the same time share one load; it is cancelled when the
+        last of them is. A load that fails leaves the desired models as they were. If no replica
+        holds the model yet, its files are first brought up to date with their source; otherwise all
+        replicas use the files that are there.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
             CallCancelledError: it was unloaded meanwhile.
-            What a worker raised, and `ModelFiles.refresh`.
+            ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
-        with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
-            _check_type(load.wish.pipeline_type, wish)
-            load.asked = True
+        with self._loads.join(model.model_id, lambda: self._start(model)) as load:
+            _check_type(load.model.pipeline_type, model)
+            load.requested = True
             return await load.finished()
 
-    def is_asked_for(self, model_id: str) -> bool:
-        """Whether a load is under way that a caller waits for."""
+    def is_requested(self, model_id: ModelId) -> bool:
+        """Whether a load is in flight that a caller waits for."""
         load = self._loads.get(model_id)
-        return load is not None and load.asked
+        return load is not None and load.requested
 
-    async def restore(self, wish: Wish) -> LoadedModel | None:
-        """Loads a model where it is missing, unless it is not wanted any more by now.
+    async def restore(self, model: DesiredModel) -> LoadedModel | None:
+        """Loads a desired model where it is missing.
 
-        Returns None where a caller's load is under way: that one ends with its callers.
+        Returns None if a caller's load is in flight, which ends with its callers.
 
         Raises:
-            ModelNotLoadedError: it is not wanted any more.
+            ModelNotLoadedError: it is no longer desired.
             As `load`.
         """
-        if self.is_asked_for(wish.model_id):
+        if self.is_requested(model.model_id):
             return None
-        with self._loads.join(wish.model_id, lambda: self._start(wish)) as load:
+        with self._loads.join(model.model_id, lambda: self._start(model)) as load:
             return await load.finished()
 
-    async def unload(self, model_id: str) -> int:
-        """Takes a wish back and frees the model; returns the number of replicas that held it.
+    async def unload(self, model_id: ModelId) -> int:
+        """Makes a model no longer desired and frees it; returns how many replicas held it.
 
-        A load under way is cancelled. Once begun it is done to the end, whoever goes away.
+        A load in flight is cancelled. Once started, the unload finishes even if its caller goes
+        away.
 
         Raises:
-            ModelNotLoadedError: it was neither loaded nor wanted.
-            What a worker raised.
+            ModelNotLoadedError: it was neither loaded nor desired.
+            ServiceError: what a replica raised.
         """
         task = asyncio.create_task(self._unload(model_id))
         self._unloads.add(task)
@@ -131,168 +154,208 @@ class Lifecycle:
         return await asyncio.shield(task)
 
     async def loaded(self) -> list[LoadedModel]:
-        """The models in memory, by id, as the replicas that are up say."""
-        by_id: dict[str, list[HeldModel]] = defaultdict(list)
-        for held in (await self._held(self._workers.all())).values():
-            for model in held:
+        """The models in memory, ordered by id, as reported by the replicas that are up."""
+        by_id: dict[ModelId, list[ReplicaModel]] = defaultdict(list)
+        for models in (await self._list(self._replicas.all())).values():
+            for model in models:
                 if model.ready:
                     by_id[model.model_id].append(model)
         return [LoadedModel.over(by_id[model_id]) for model_id in sorted(by_id)]
 
-    async def lacking(self, wishes: Iterable[Wish]) -> dict[Worker, list[Wish]]:
-        """For each replica that is up, the wishes for models that it should hold and does not."""
-        wishes = list(wishes)
+    async def missing(self, desired: Iterable[DesiredModel]) -> dict[Replica, list[DesiredModel]]:
+        """For each replica that is up, the desired models that it should hold but does not."""
+        desired = list(desired)
         return {
-            worker: [
-                wish
-                for wish in wishes
-                if _serves(worker, wish) and _ready(models, wish.model_id) is None
+            replica: [
+                model
+                for model in desired
+                if _serves(replica, model) and _ready(models, model.model_id) is None
             ]
-            for worker, models in (await self._held(self._workers.all())).items()
+            for replica, models in (await self._list(self._replicas.all())).items()
         }
 
-    def _start(self, wish: Wish) -> _Load:
-        load = _Load(wish)
+    def _start(self, model: DesiredModel) -> _Load:
+        load = _Load(model)
         load.task = asyncio.create_task(self._load(load))
         return load
 
     async def _load(self, load: _Load) -> LoadedModel:
-        wish = load.wish
-        async with self._lock(wish.model_id):
-            before = await self._wishes.get(wish.model_id)
-            if before is None and not load.asked:
-                raise ModelNotLoadedError(f"model {wish.model_id!r} is not wanted any more")
-            replicas = await self._replicas(wish)
-            lacking = [worker for worker, model in replicas.items() if model is None]
-            if load.asked and len(lacking) == len(replicas):
-                await self._refresh(ModelId(wish.model_id))
-            note = ""
-            if before and len(lacking) < len(replicas):  # a loaded model keeps its options
-                note = _kept_options(before, wish)
-                wish = before
-            if lacking or before is None:
-                await self._wishes.put(wish)
+        async with self._lock(load.model.model_id):
+            plan = await self._plan(load)
+            if load.requested and not plan.loaded:
+                await self._refresh(plan.desired.model_id)
             try:
-                loaded = await self._load_on(lacking, wish)
+                loaded = await self._load_missing(plan)
             except BaseException:
-                await to_its_end(self._undo(wish, before, lacking))
+                await run_to_completion(self._undo(plan))
                 raise
-            model = LoadedModel.over([*loaded, *(model for model in replicas.values() if model)])
-            return replace(model, note=note or model.note)
+            model = LoadedModel.over([*loaded, *plan.loaded])
+            return replace(model, note=plan.note or model.note)
 
-    async def _replicas(self, wish: Wish) -> dict[Worker, HeldModel | None]:
-        """The replicas that are up, with the model where they hold it already."""
-        await self._workers.refresh()
-        service = _service(wish)
-        held = await self._held(self._workers.all())
-        if not any(worker.service == service for worker in held):
-            held |= await self._held(self._workers.of(service), CONNECT_SECONDS)
-        for models in held.values():
-            if model := _ready(models, wish.model_id):
-                _check_type(model.pipeline_type, wish)
-        replicas = {
-            worker: _ready(models, wish.model_id)
-            for worker, models in held.items()
-            if worker.service == service
+    async def _plan(self, load: _Load) -> _Plan:
+        """Compares what is desired with what the replicas hold."""
+        desired = load.model
+        before = self._desired.get(desired.model_id)
+        if before is None and not load.requested:
+            raise ModelNotLoadedError(f"model {desired.model_id!r} is no longer desired")
+        replicas = await self._reachable(desired)
+        missing = [replica for replica, model in replicas.items() if model is None]
+        loaded = [model for model in replicas.values() if model is not None]
+        note = ""
+        if before and loaded:  # a loaded model keeps its options
+            note = _kept_options(before, desired)
+            desired = before
+        return _Plan(desired, before, missing, loaded, note)
+
+    async def _reachable(self, desired: DesiredModel) -> dict[Replica, ReplicaModel | None]:
+        """The replicas for a model that are up, each with the model if it holds it already."""
+        await self._replicas.refresh()
+        service = _service(desired)
+        models_of = await self._list(self._replicas.all())
+        if not any(replica.service == service for replica in models_of):
+            models_of |= await self._list(self._replicas.of(service), CONNECT_SECONDS)
+        for models in models_of.values():
+            if model := _ready(models, desired.model_id):
+                _check_type(model.pipeline_type, desired)
+        reachable = {
+            replica: _ready(models, desired.model_id)
+            for replica, models in models_of.items()
+            if replica.service == service
         }
-        if not replicas:
+        if not reachable:
             raise WorkerUnavailableError(
-                f"{service}_svc, which runs {wish.pipeline_type} models, is not reachable"
+                f"{service}_svc, which runs {desired.pipeline_type} models, is not reachable"
             )
-        return replicas
+        return reachable
 
-    async def _undo(self, wish: Wish, before: Wish | None, workers: Sequence[Worker]) -> None:
-        """After a load that failed: what was wanted before is wanted, and nothing else."""
-        if before:
-            await self._wishes.put(before)
-            return
-        await self._wishes.remove(wish.model_id)
-        try:
-            async with asyncio.timeout(FREE_SECONDS):
-                _, errors = await settle(worker.unload(wish.model_id) for worker in workers)
-        except TimeoutError:
-            errors = [UnavailableError(f"a worker frees nothing for {FREE_SECONDS:g} s")]
-        for error in errors:
-            if not isinstance(error, ModelNotLoadedError | WorkerUnavailableError):
-                log.warning("a failed load is not cleaned up", extra={"error": error.message})
+    async def _load_missing(self, plan: _Plan) -> list[ReplicaModel]:
+        """Makes the model desired and loads it where it is missing.
 
-    async def _load_on(self, workers: Sequence[Worker], wish: Wish) -> list[HeldModel]:
-        """Loads on each; replicas that go away meanwhile do not matter while one is left."""
-        loads = (worker.load(wish.model_id, wish.pipeline_type, wish.options) for worker in workers)
-        models, errors = await settle(loads)
+        Replicas that go away meanwhile do not matter as long as one is left.
+        """
+        desired = plan.desired
+        if plan.missing or plan.before is None:
+            await self._desired.put(desired)
+        models, errors = await gather_outcomes(
+            replica.load(desired.model_id, desired.pipeline_type, desired.options)
+            for replica in plan.missing
+        )
         for error in errors:
             if not models or not isinstance(error, UnavailableError):
                 raise error
         return models
 
-    async def _unload(self, model_id: str) -> int:
+    async def _undo(self, plan: _Plan) -> None:
+        """After a load that failed: restores the desired models, frees what was loaded."""
+        if plan.before:
+            await self._desired.put(plan.before)
+            return
+        model_id = plan.desired.model_id
+        await self._desired.remove(model_id)
+        try:
+            async with asyncio.timeout(FREE_SECONDS):
+                _, errors = await gather_outcomes(
+                    replica.unload(model_id) for replica in plan.missing
+                )
+        except TimeoutError:
+            errors = [UnavailableError(f"a replica did not free a model within {FREE_SECONDS:g} s")]
+        for error in errors:
+            if not isinstance(error, ModelNotLoadedError | WorkerUnavailableError):
+                log.warning("cannot clean up after a failed load", extra={"error": error.message})
+
+    async def _unload(self, model_id: ModelId) -> int:
         load = self._loads.get(model_id)
         if load:
             self._loads.stop(model_id, load)
         async with self._lock(model_id):
-            wanted = await self._wishes.remove(model_id)
-            held = await self._held(self._workers.all())
-            holders = [worker for worker, models in held.items() if model_id in _ids(models)]
-            if not (holders or wanted or load):
+            was_desired = await self._desired.remove(model_id)
+            models_of = await self._list(self._replicas.all())
+            holders = [replica for replica, models in models_of.items() if model_id in _ids(models)]
+            if not (holders or was_desired or load):
                 raise ModelNotLoadedError(f"model {model_id!r} is not loaded")
-            _, errors = await settle(worker.unload(model_id) for worker in holders)
+            _, errors = await gather_outcomes(replica.unload(model_id) for replica in holders)
             for error in errors:
                 if not isinstance(error, ModelNotLoadedError):
                     raise error
             return len(holders)
 
-    async def _held(
-        self, workers: Sequence[Worker], wait_seconds: float = 0
-    ) -> dict[Worker, list[HeldModel]]:
-        """What each of the workers holds that answers; the others are left out."""
+    async def _list(
+        self, replicas: Sequence[Replica], wait_seconds: float = 0
+    ) -> dict[Replica, list[ReplicaModel]]:
+        """The models of each replica that answers; the others are left out."""
         answers = await asyncio.gather(
-            *(worker.list(wait_seconds) for worker in workers), return_exceptions=True
+            *(replica.list(wait_seconds) for replica in replicas), return_exceptions=True
         )
-        held = {}
-        for worker, answer in zip(workers, answers, strict=True):
+        models_of = {}
+        for replica, answer in zip(replicas, answers, strict=True):
             if isinstance(answer, list):
-                held[worker] = answer
+                models_of[replica] = answer
             elif not isinstance(answer, ServiceError):
                 raise answer
             elif not isinstance(answer, UnavailableError):
-                log.error("a worker does not list its models", extra={"error": answer.message})
-        return held
+                log.error("a replica cannot list its models", extra={"error": answer.message})
+        return models_of
 
-    def _lock(self, model_id: str) -> asyncio.Lock:
+    def _lock(self, model_id: ModelId) -> asyncio.Lock:
         return self._locks.setdefault(model_id, asyncio.Lock())
 
 
-def _service(wish: Wish) -> ServiceName:
-    return find_pipeline(wish.pipeline_type).service
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work` to completion even if this task is cancelled."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait((task,))
+    return task.result()
 
 
-def _serves(worker: Worker, wish: Wish) -> bool:
-    """Whether a model is for this worker; a type that this version does not know is for none."""
+async def gather_outcomes(
+    calls: Iterable[Coroutine[Any, Any, T]],
+) -> tuple[list[T], list[ServiceError]]:
+    """Runs calls concurrently, all of them to completion; returns results and errors apart."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    results, errors = [], []
+    for outcome in outcomes:
+        if isinstance(outcome, ServiceError):
+            errors.append(outcome)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        else:
+            results.append(outcome)
+    return results, errors
+
+
+def _service(model: DesiredModel) -> ServiceName:
+    return find_pipeline(model.pipeline_type).service
+
+
+def _serves(replica: Replica, model: DesiredModel) -> bool:
+    """Whether a model belongs on this replica; false for a type that this version does not know."""
     try:
-        return worker.service == _service(wish)
+        return replica.service == _service(model)
     except UnknownPipelineError:
         return False
 
 
-def _check_type(loaded: str, wish: Wish) -> None:
-    if loaded != wish.pipeline_type:
+def _check_type(loaded: str, model: DesiredModel) -> None:
+    if loaded != model.pipeline_type:
         raise PipelineMismatchError(
-            f"model {wish.model_id!r} is loaded as {loaded}, not {wish.pipeline_type}; "
+            f"model {model.model_id!r} is loaded as {loaded}, not {model.pipeline_type}; "
             "unload it first"
         )
 
 
-def _kept_options(before: Wish, asked: Wish) -> str:
-    """What whoever asks for other options of a loaded model is told."""
-    if not asked.options or asked.options == before.options:
+def _kept_options(before: DesiredModel, requested: DesiredModel) -> str:
+    """Note for a caller whose options differ from the loaded model's."""
+    if not requested.options or requested.options == before.options:
         return ""
     kept = ", ".join(f"{name}={value}" for name, value in sorted(before.options.items()))
     return f"It keeps the options of its first load ({kept or 'none'}); unload it to change them"
 
 
-def _ids(models: Iterable[HeldModel]) -> set[str]:
+def _ids(models: Iterable[ReplicaModel]) -> set[ModelId]:
     return {model.model_id for model in models}
 
 
-def _ready(models: Iterable[HeldModel], model_id: str) -> HeldModel | None:
+def _ready(models: Iterable[ReplicaModel], model_id: ModelId) -> ReplicaModel | None:
     return next((each for each in models if each.model_id == model_id and each.ready), None)

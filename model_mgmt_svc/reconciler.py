@@ -1,6 +1,6 @@
-"""Keeps wanted models loaded: workers that restarted, and new ones, get them without a call.
+"""Keeps the desired models loaded: replicas that are new or have restarted get them unasked.
 
-A new replica beside others takes no calls before it has the models that are wanted there.
+A new replica beside others takes no calls before it has the models that are desired there.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from model_mgmt_svc.desired import (
-    Wish,
-    WishStore,
-)
+from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import (
-    Worker,
-    Workers,
-)
+from model_mgmt_svc.replicas import Replica, Replicas
 from shared.errors import (
     ModelNotLoadedError,
     ServiceError,
     UnavailableError,
     WorkerUnavailableError,
 )
+from shared.model_ids import ModelId
 
 log = logging.getLogger(__name__)
 
@@ -34,62 +29,62 @@ MAX_BACKOFF_SECONDS = 60.0
 
 
 @dataclass
-class Trouble:
-    """How restoring a model fails.
+class RestoreFailures:
+    """The failed attempts to restore a model, since the last success.
 
     Attributes:
-        tries: in a row without success, for the back-off and the patience with a new replica.
-        failures: those of them that the model or its worker was to blame for.
-        reason: of the last one.
-        next_try: on the reconciler's clock.
+        attempts: all of them; decides the back-off and how long a new replica is held back.
+        faults: those that were the fault of the model or its replica.
+        reason: message of the last error.
+        next_attempt: on the reconciler's clock.
     """
 
-    tries: int = 0
-    failures: int = 0
+    attempts: int = 0
+    faults: int = 0
     reason: str = ""
-    next_try: float = 0.0
+    next_attempt: float = 0.0
 
 
 class Reconciler:
-    """Compares wanted and loaded models again and again, and loads what is missing.
+    """Compares desired and loaded models periodically and loads what is missing.
 
     Args:
-        workers: the replicas; their names are looked up on each round.
-        wishes: the wanted models.
+        replicas: the processes that hold models; resolved again in each round.
+        desired: the desired models.
         lifecycle: loads them.
         interval: seconds between two rounds.
-        max_failures: after so many failures in a row a model is left alone until it is asked for.
+        max_failures: consecutive failures after which a model is left FAILED until requested again.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        workers: Workers,
-        wishes: WishStore,
+        replicas: Replicas,
+        desired: DesiredModels,
         lifecycle: Lifecycle,
         *,
         interval: float,
         max_failures: int,
         clock: Callable[[], float],
     ) -> None:
-        self._workers = workers
-        self._wishes = wishes
+        self._replicas = replicas
+        self._desired = desired
         self._lifecycle = lifecycle
         self._interval = interval
         self._max_failures = max_failures
         self._clock = clock
-        self._troubles: dict[str, Trouble] = {}
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[ModelId, RestoreFailures] = {}
+        self._running: dict[ModelId, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
-        """Rounds without end, until it is cancelled."""
+        """Runs rounds until cancelled."""
         try:
             while True:
                 try:
                     await self.round()
                 except Exception:
-                    log.exception("a round of reconciling failed")
+                    log.exception("a reconcile round failed")
                 # Not wait_for, which before Python 3.12 loses a cancellation beside the event.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._interval):
@@ -100,113 +95,112 @@ class Reconciler:
                 task.cancel()
 
     def wake(self) -> None:
-        """The next round begins at once: a replica may wait for it."""
+        """Starts the next round at once: a replica may wait for it."""
         self._woken.set()
 
     async def round(self) -> None:
-        """Begins to load what is missing and due, and lets new replicas in that are to take calls.
+        """Starts the loads that are due and admits the new replicas that may take calls.
 
-        A slow load does not hold up the others.
+        Loads run in tasks of their own: a slow one does not delay the others.
         """
-        await self._workers.refresh()
-        wishes = await self._wishes.all()
-        self._forget(wishes)
-        lacking = await self._lifecycle.lacking(wishes)
-        missing = {wish.model_id for lacks in lacking.values() for wish in lacks}
-        for wish in filter(self._due, wishes):
-            if wish.model_id in missing:
-                self._running[wish.model_id] = asyncio.create_task(self._restore(wish))
-        await self._admit(lacking)
+        await self._replicas.refresh()
+        desired = self._desired.all()
+        self._forget_others(desired)
+        missing = await self._lifecycle.missing(desired)
+        missing_ids = {model.model_id for models in missing.values() for model in models}
+        for model in filter(self._is_due, desired):
+            if model.model_id in missing_ids:
+                self._running[model.model_id] = asyncio.create_task(self._restore(model))
+        await self._admit(missing)
 
-    def failed(self) -> dict[str, str]:
-        """The models that are left alone after too many failures, and why."""
+    def failed(self) -> dict[ModelId, str]:
+        """The models that are no longer retried, each with the reason."""
         return {
-            model_id: trouble.reason
-            for model_id, trouble in self._troubles.items()
-            if trouble.failures >= self._max_failures
+            model_id: failures.reason
+            for model_id, failures in self._failures.items()
+            if failures.faults >= self._max_failures
         }
 
-    def forgive(self, model_id: str) -> None:
-        """Forgets the failures of a model that was asked for anew."""
-        self._troubles.pop(model_id, None)
+    def forgive(self, model_id: ModelId) -> None:
+        """Forgets the failures of a model that was requested again."""
+        self._failures.pop(model_id, None)
 
-    def _due(self, wish: Wish) -> bool:
-        if wish.model_id in self._running or self._lifecycle.is_asked_for(wish.model_id):
+    def _is_due(self, model: DesiredModel) -> bool:
+        if model.model_id in self._running or self._lifecycle.is_requested(model.model_id):
             return False
-        trouble = self._troubles.get(wish.model_id)
-        return trouble is None or (
-            trouble.failures < self._max_failures and self._clock() >= trouble.next_try
+        failures = self._failures.get(model.model_id)
+        return failures is None or (
+            failures.faults < self._max_failures and self._clock() >= failures.next_attempt
         )
 
-    async def _admit(self, lacking: Mapping[Worker, Sequence[Wish]]) -> None:
-        """Lets in the new replicas that have all that is wanted of them.
+    async def _admit(self, missing: Mapping[Replica, Sequence[DesiredModel]]) -> None:
+        """Admits the new replicas that have all models desired of them.
 
-        Where nobody else answers, one is better than none: it has some of the models, and says of
-        the others that they are being loaded.
+        If no other replica of the service answers, an incomplete one is better than none: it serves
+        the models that it has and reports that the others are being loaded.
         """
-        for worker in sorted(lacking, key=lambda each: len(lacking[each])):
-            waits = any(not self._hopeless(wish) for wish in lacking[worker])
-            if worker.admitted or (waits and _has_peers(worker, lacking)):
+        for replica in sorted(missing, key=lambda each: len(missing[each])):
+            waits = any(not self._gave_up(model) for model in missing[replica])
+            if replica.admitted or (waits and _has_peers(replica, missing)):
                 continue
             try:
-                await worker.admit()
+                await replica.admit()
             except ServiceError as error:
-                log.warning("replica not admitted", extra={"error": error.message})
+                log.warning("cannot admit a replica", extra={"error": error.message})
 
-    def _hopeless(self, wish: Wish) -> bool:
-        """Whether so many tries failed, for whatever reason, that nobody waits for the model."""
-        trouble = self._troubles.get(wish.model_id)
-        return trouble is not None and trouble.tries >= self._max_failures
+    def _gave_up(self, model: DesiredModel) -> bool:
+        """Whether so many attempts failed, for whatever reason, that no replica waits for it."""
+        failures = self._failures.get(model.model_id)
+        return failures is not None and failures.attempts >= self._max_failures
 
-    async def _restore(self, wish: Wish) -> None:
+    async def _restore(self, model: DesiredModel) -> None:
         try:
-            model = await self._lifecycle.restore(wish)
-            if model is None:
+            loaded = await self._lifecycle.restore(model)
+            if loaded is None:
                 return
         except ModelNotLoadedError:
-            return  # taken back meanwhile
+            return  # it has been unloaded meanwhile
         except ServiceError as error:
-            self._note(wish, error)
+            self._note(model, error)
         else:
-            self._troubles.pop(wish.model_id, None)
+            self._failures.pop(model.model_id, None)
             log.info(
                 "model restored",
-                extra={"model_id": wish.model_id, "replicas": model.replicas},
+                extra={"model_id": model.model_id, "replicas": loaded.replicas},
             )
         finally:
-            del self._running[wish.model_id]
+            del self._running[model.model_id]
             self.wake()
 
-    def _note(self, wish: Wish, error: ServiceError) -> None:
-        trouble = self._troubles.setdefault(wish.model_id, Trouble())
-        trouble.tries += 1
-        # A file provider that is down says nothing about the model; a worker that dies does.
+    def _note(self, model: DesiredModel, error: ServiceError) -> None:
+        failures = self._failures.setdefault(model.model_id, RestoreFailures())
+        failures.attempts += 1
+        # A file provider that is down is not the model's fault; a worker that dies may be.
         if not isinstance(error, UnavailableError) or isinstance(error, WorkerUnavailableError):
-            trouble.failures += 1
-        trouble.reason = error.message
-        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** (trouble.tries - 1), MAX_BACKOFF_SECONDS)
-        trouble.next_try = self._clock() + wait
+            failures.faults += 1
+        failures.reason = error.message
+        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** (failures.attempts - 1), MAX_BACKOFF_SECONDS)
+        failures.next_attempt = self._clock() + wait
         log.warning(
-            "model not restored",
+            "cannot restore a model",
             extra={
-                "model_id": wish.model_id,
+                "model_id": model.model_id,
                 "error": error.message,
-                "failures": trouble.failures,
-                "failed": trouble.failures >= self._max_failures,
+                "failures": failures.faults,
+                "failed": failures.faults >= self._max_failures,
                 "next_try_seconds": wait,
             },
         )
 
-    def _forget(self, wishes: list[Wish]) -> None:
-        wanted = {wish.model_id for wish in wishes}
-        for model_id in set(self._troubles) - wanted:
-            del self._troubles[model_id]
+    def _forget_others(self, desired: Iterable[DesiredModel]) -> None:
+        for model_id in set(self._failures) - {model.model_id for model in desired}:
+            del self._failures[model_id]
 
 
-def _has_peers(worker: Worker, replicas: Iterable[Worker]) -> bool:
+def _has_peers(replica: Replica, replicas: Iterable[Replica]) -> bool:
     """Whether another replica of its service takes calls."""
     return any(
-        other.admitted and other.service == worker.service
+        other.admitted and other.service == replica.service
         for other in replicas
-        if other is not worker
+        if other is not replica
     )

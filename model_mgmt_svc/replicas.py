@@ -1,4 +1,4 @@
-"""The services that hold models, one client for each replica, and what they say."""
+"""The replicas of the services that hold models: a client for each, and the models they hold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -14,6 +14,7 @@ import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
+from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
 from shared.rpc.remote_errors import from_details
@@ -21,13 +22,13 @@ from shared.telemetry.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)
 
-# A worker that is down costs a listing this long at most.
+# Timeout of listing a replica's models: the longest delay that a dead one causes.
 LIST_SECONDS = 2.0
-# Longer than a channel waits between its attempts to connect (shared.rpc.channels): a replica
-# that came back a moment ago is found.
+# Longer than a channel waits between attempts to connect (shared.rpc.channels), so that a replica
+# that has just come back is found.
 CONNECT_SECONDS = 2.5
 
-# How a process that dies in a call shows, and one that does not answer in time.
+# Statuses of a call whose process died, or did not answer in time.
 _DOWN = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
@@ -36,13 +37,13 @@ _DOWN = (
 
 
 @dataclass(frozen=True)
-class HeldModel:
-    """A model as a worker has it. Memory in bytes, `loaded_at` in Unix seconds.
+class ReplicaModel:
+    """A model on one replica. Memory in bytes, `loaded_at` in Unix seconds.
 
-    `engine` runs it; `note` is a sentence for whoever loads it, often empty.
+    `engine` runs it; `note` is a sentence for the caller who loads it, often empty.
     """
 
-    model_id: str
+    model_id: ModelId
     pipeline_type: str
     ready: bool
     ram_bytes: int = 0
@@ -52,11 +53,43 @@ class HeldModel:
     note: str = ""
 
 
-class Worker:
-    """One replica of a service that holds models.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model over all replicas that hold it; memory is their sum, in bytes.
+
+    `loaded_at` is the Unix time in seconds since when the first of them holds it. `engine` and
+    `note` are those of the first one: what runs it, and a sentence for the caller who loads it.
+    """
+
+    model_id: ModelId
+    pipeline_type: str
+    ram_bytes: int
+    vram_bytes: int
+    loaded_at: int
+    replicas: int
+    engine: str = ""
+    note: str = ""
+
+    @classmethod
+    def over(cls, models: Sequence[ReplicaModel]) -> LoadedModel:
+        """One model, from what its replicas report of it."""
+        return cls(
+            model_id=models[0].model_id,
+            pipeline_type=models[0].pipeline_type,
+            ram_bytes=sum(model.ram_bytes for model in models),
+            vram_bytes=sum(model.vram_bytes for model in models),
+            loaded_at=min(model.loaded_at for model in models),
+            replicas=len(models),
+            engine=models[0].engine,
+            note=models[0].note,
+        )
+
+
+class Replica:
+    """One process of a service that holds models.
 
     Attributes:
-        admitted: whether it takes calls, as of the last listing.
+        admitted: whether it takes calls, as of the last `list`.
     """
 
     def __init__(self, service: ServiceName, address: str) -> None:
@@ -67,13 +100,13 @@ class Worker:
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
 
     async def load(
-        self, model_id: str, pipeline_type: str, options: Mapping[str, str]
-    ) -> HeldModel:
+        self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
+    ) -> ReplicaModel:
         """Loads a model and returns what was measured; cancelling the call cancels the load.
 
         Raises:
-            WorkerUnavailableError: the worker is down or went away.
-            What the worker raised.
+            WorkerUnavailableError: the replica is down or went away.
+            ServiceError: what the replica raised.
         """
         request = worker_pb2.LoadRequest(
             model_id=model_id, pipeline_type=pipeline_type, options=options
@@ -92,11 +125,11 @@ class Worker:
                 )
                 model = progress.model if progress.HasField("model") else None
         if model is None or model.state != worker_pb2.MODEL_STATE_READY:
-            raise InternalError(f"{self.service}_svc ended a load without saying READY")
-        return _held(model)
+            raise InternalError(f"{self.service}_svc ended a load without reporting READY")
+        return _replica_model(model)
 
-    async def unload(self, model_id: str) -> None:
-        """Frees a model, after its running calls.
+    async def unload(self, model_id: ModelId) -> None:
+        """Frees a model after its running calls.
 
         Raises:
             As `load`.
@@ -106,11 +139,11 @@ class Worker:
                 worker_pb2.UnloadRequest(model_id=model_id), metadata=outgoing_metadata()
             )
 
-    async def list(self, wait_seconds: float = 0) -> list[HeldModel]:
-        """What it holds.
+    async def list(self, wait_seconds: float = 0) -> list[ReplicaModel]:
+        """The models that it holds.
 
         Args:
-            wait_seconds: how long to wait for a connection; 0 fails at once where there is none.
+            wait_seconds: how long to wait for a connection; with 0, fails at once if there is none.
 
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
@@ -124,13 +157,13 @@ class Worker:
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    return []  # a service that holds its models by itself
+                    return []  # a service without models to manage
                 raise
         self.admitted = answer.admitted
-        return [_held(model) for model in answer.models]
+        return [_replica_model(model) for model in answer.models]
 
     async def admit(self) -> None:
-        """Lets calls in.
+        """Lets it take calls.
 
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
@@ -138,16 +171,16 @@ class Worker:
         with self._errors():
             await self._stub.Admit(worker_pb2.AdmitRequest(), timeout=LIST_SECONDS)
         self.admitted = True
-        log.info("replica admitted", extra={"worker": self.service, "address": self.address})
+        log.info("replica admitted", extra={"upstream": self.service, "address": self.address})
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns what a call raises into errors of this service."""
+        """Maps gRPC errors of a call to `ServiceError`s."""
         try:
             yield
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
-        except grpc.aio.UsageError as error:  # the channel is closed: the replica is given up
+        except grpc.aio.UsageError as error:  # the channel is closed: the replica was removed
             raise self._down() from error
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -161,16 +194,16 @@ class Worker:
             return ours
         if error.code() in _DOWN:
             return self._down()
-        log.error("unexpected status of a worker", exc_info=error)
-        return InternalError(f"{self.service}_svc answered {error.code().name}")
+        log.error("unexpected status of a replica", exc_info=error)
+        return InternalError(f"{self.service}_svc failed with status {error.code().name}")
 
     def _down(self) -> WorkerUnavailableError:
         return WorkerUnavailableError(f"{self.service}_svc, which runs the model, is not reachable")
 
 
-def _held(model: worker_pb2.ModelInfo) -> HeldModel:
-    return HeldModel(
-        model_id=model.model_id,
+def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
+    return ReplicaModel(
+        model_id=ModelId(model.model_id),
         pipeline_type=model.pipeline_type,
         ready=model.state == worker_pb2.MODEL_STATE_READY,
         ram_bytes=model.ram_bytes,
@@ -181,13 +214,13 @@ def _held(model: worker_pb2.ModelInfo) -> HeldModel:
     )
 
 
-class Workers:
-    """All replicas of all services; names are looked up anew on each `refresh`.
+class Replicas:
+    """All replicas of all services; host names are resolved again on each `refresh`.
 
     An async context manager that closes the connections.
 
     Args:
-        addresses: for each service, "host:port" with commas between.
+        addresses: "host:port" of each service, several separated by commas.
     """
 
     def __init__(self, addresses: Mapping[ServiceName, str]) -> None:
@@ -198,42 +231,42 @@ class Workers:
             if target.strip()
         ]
         # By service, configured target and address.
-        self._workers: dict[tuple[ServiceName, str, str], Worker] = {}
+        self._replicas: dict[tuple[ServiceName, str, str], Replica] = {}
 
     async def __aenter__(self) -> Self:
         await self.refresh()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._close(self._workers.values())
+        await self._close(self._replicas.values())
 
-    def of(self, service: ServiceName) -> list[Worker]:
-        """The replicas of a service that are known, up or not."""
-        return [worker for worker in self._workers.values() if worker.service == service]
+    def of(self, service: ServiceName) -> list[Replica]:
+        """The known replicas of a service, reachable or not."""
+        return [replica for replica in self._replicas.values() if replica.service == service]
 
-    def all(self) -> list[Worker]:
-        """All replicas."""
-        return list(self._workers.values())
+    def all(self) -> list[Replica]:
+        """The known replicas of all services."""
+        return list(self._replicas.values())
 
     async def refresh(self) -> None:
-        """Looks the names up again; replicas that are gone are forgotten."""
+        """Resolves the host names again and drops replicas whose address is gone."""
         found = await asyncio.gather(*(_addresses(target) for _, target in self._targets))
         current = set()
         for (service, target), addresses in zip(self._targets, found, strict=True):
-            known = [key[2] for key in self._workers if key[:2] == (service, target)]
-            # While a name cannot be looked up, what it meant before may still be alive.
+            known = [key[2] for key in self._replicas if key[:2] == (service, target)]
+            # While a name cannot be resolved, its earlier addresses may still be alive.
             current |= {(service, target, each) for each in addresses or known or [target]}
-        gone = [self._workers.pop(key) for key in set(self._workers) - current]
-        for service, target, address in sorted(current - set(self._workers)):
-            self._workers[service, target, address] = Worker(service, address)
+        gone = [self._replicas.pop(key) for key in set(self._replicas) - current]
+        for service, target, address in sorted(current - set(self._replicas)):
+            self._replicas[service, target, address] = Replica(service, address)
         await self._close(gone)
 
-    async def _close(self, workers: Iterable[Worker]) -> None:
-        await asyncio.gather(*(worker.channel.close() for worker in workers))
+    async def _close(self, replicas: Iterable[Replica]) -> None:
+        await asyncio.gather(*(replica.channel.close() for replica in replicas))
 
 
 async def _addresses(target: str) -> list[str]:
-    """The addresses behind "host:port"; none when the name cannot be looked up now."""
+    """The addresses of "host:port"; none if the name cannot be resolved now."""
     host, _, port = target.rpartition(":")
     if not host or target.startswith("unix:"):
         return [target]
@@ -241,9 +274,9 @@ async def _addresses(target: str) -> list[str]:
     try:
         found = await loop.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     except OSError as error:
-        log.warning("a name cannot be looked up", extra={"target": target, "error": str(error)})
+        log.warning("cannot resolve a host name", extra={"target": target, "error": str(error)})
         return []
-    # One family: "localhost" has two addresses and is one process.
+    # Only one family: "localhost" has an address in each and is one process.
     family = min(entry[0] for entry in found)
     pairs = {cast("tuple[str, int]", entry[4][:2]) for entry in found if entry[0] == family}
     return [f"[{ip}]:{number}" if ":" in ip else f"{ip}:{number}" for ip, number in pairs]

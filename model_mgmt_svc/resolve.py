@@ -1,30 +1,27 @@
-"""Which pipeline type a LoadModel means."""
+"""Finds the pipeline type of a LoadModel request."""
 
 from __future__ import annotations
 
 from shared.errors import ModelFileNotFoundError, ModelNotFoundError, UnknownPipelineError
 from shared.files.client import ModelFiles
-from shared.files.snapshot import (
-    CONFIG,
-    read_json,
-)
+from shared.files.snapshot import CONFIG, read_json
 from shared.model_ids import ModelId
 from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_of_architecture
 
 
 async def resolve_pipeline(
-    provider: ModelFiles, model_id: ModelId, pipeline_type: str, architecture: str
+    files: ModelFiles, model_id: ModelId, pipeline_type: str, architecture: str
 ) -> Pipeline:
-    """The type that is named, else the one of the architecture, else the one of config.json.
+    """The type that is named; otherwise that of the architecture, then that of config.json.
 
     Args:
-        provider: where config.json comes from; it is asked only when nothing else says the type.
+        files: fetches config.json, only if nothing else gives the type.
         model_id: the model.
         pipeline_type: a name or alias, or empty.
-        architecture: a class name as in config.json, or empty; one that says nothing is passed by.
+        architecture: a class name as in config.json, or empty; ignored if it is not known.
 
     Raises:
-        UnknownPipelineError: the name is not known, or nothing tells the type; the message lists
+        UnknownPipelineError: the name is not known, or nothing gives the type; the message lists
             the accepted names.
         ModelNotFoundError: config.json is needed and the provider has none.
         As `ModelFiles.fetch`.
@@ -33,19 +30,19 @@ async def resolve_pipeline(
         return find_pipeline(pipeline_type)
     if pipeline := pipeline_of_architecture(architecture.strip()):
         return pipeline
-    for name in await _architectures(provider, model_id):
+    for name in await _architectures(files, model_id):
         if pipeline := pipeline_of_architecture(name):
             return pipeline
     raise UnknownPipelineError(
-        f"the pipeline type of model {model_id!r} cannot be told from its config.json; name one of "
+        f"the config.json of model {model_id!r} does not give its pipeline type; name one of "
         f"{accepted_names()}",
         field="pipeline_type",
     )
 
 
-async def _architectures(provider: ModelFiles, model_id: ModelId) -> list[str]:
+async def _architectures(files: ModelFiles, model_id: ModelId) -> list[str]:
     try:
-        config = await read_json(await provider.fetch(model_id, CONFIG))
+        config = await read_json(await files.fetch(model_id, CONFIG))
     except ModelFileNotFoundError:
         raise ModelNotFoundError(f"the file provider has no model {model_id!r}") from None
     names = config.get("architectures") if isinstance(config, dict) else None

@@ -6,35 +6,35 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
-from model_mgmt_svc.desired import Wish
+from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.loaded_model import LoadedModel
 from model_mgmt_svc.reconciler import Reconciler
+from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.resolve import resolve_pipeline
 from shared.files.client import ModelFiles
 from shared.model_ids import parse_model_id
 from shared.rpc.interceptors import Context
 
 
-class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceServicer):
-    """The RPCs of the contract.
+class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceServicer):
+    """Manages models and streams their files.
 
     Args:
-        provider: the application's model cache, read through this service's own.
-        lifecycle: loads and unloads.
-        reconciler: told when a model is asked for.
-        chunk_bytes: data in a message of GetModelFile.
+        files: the application's model cache, read through this service's own.
+        lifecycle: loads and unloads models.
+        reconciler: retries a model again that a caller requests.
+        chunk_bytes: data bytes in one message of GetModelFile.
     """
 
     def __init__(
         self,
-        provider: ModelFiles,
+        files: ModelFiles,
         lifecycle: Lifecycle,
         reconciler: Reconciler,
         chunk_bytes: int,
     ) -> None:
-        self._provider = provider
+        self._files = files
         self._lifecycle = lifecycle
         self._reconciler = reconciler
         self._chunk_bytes = chunk_bytes
@@ -44,10 +44,11 @@ class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceSer
     ) -> model_management_pb2.LoadModelResponse:
         model_id = parse_model_id(request.model_id)
         pipeline = await resolve_pipeline(
-            self._provider, model_id, request.pipeline_type, request.architecture
+            self._files, model_id, request.pipeline_type, request.architecture
         )
         self._reconciler.forgive(model_id)
-        model = await self._lifecycle.load(Wish(model_id, pipeline.name, dict(request.options)))
+        desired = DesiredModel(model_id, pipeline.name, dict(request.options))
+        model = await self._lifecycle.load(desired)
         return model_management_pb2.LoadModelResponse(
             success=True,
             message=_describe(model),
@@ -84,7 +85,7 @@ class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceSer
     ) -> AsyncIterator[model_management_pb2.ModelFileChunk]:
         model_id = parse_model_id(request.model_id)
         pieces = stream_file(
-            self._provider, model_id, request.file_path, request.offset, self._chunk_bytes
+            self._files, model_id, request.file_path, request.offset, self._chunk_bytes
         )
         async with aclosing(pieces):
             async for piece in pieces:
@@ -98,7 +99,7 @@ class ModelManagementService(model_management_pb2_grpc.ModelManagementServiceSer
 
 
 def _mib(size: int) -> int:
-    """Bytes in MiB, rounded up, so that what takes memory is never 0."""
+    """Bytes in MiB, rounded up so that used memory is never 0."""
     return -(-size // (1 << 20))
 
 

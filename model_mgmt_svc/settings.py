@@ -21,8 +21,8 @@ class ModelMgmtSettings(ServerSettings):
     )
     text_addrs: str = Field(
         "127.0.0.1:50062",
-        description="host:port of text_svc, several with commas; a name with several addresses "
-        "stands for as many replicas.",
+        description="host:port of text_svc, several separated by commas; a host name with several "
+        "addresses counts as several replicas.",
     )
     vision_addrs: str = Field("127.0.0.1:50063", description="The same for vision_svc.")
     file_provider_addr: str = Field(
@@ -32,18 +32,18 @@ class ModelMgmtSettings(ServerSettings):
     )
     cache_dir: Path = Field(
         Path.home() / ".cache/ml-services/model_mgmt",
-        description="Copies of model files; not to be shared with the other services.",
+        description="Cache of model files; must not be shared with the other services.",
     )
     state_dir: Path = Field(
         Path.home() / ".local/state/ml-services/model_mgmt",
-        description="The record of which models are wanted.",
+        description="The record of the desired models.",
     )
     reconcile_seconds: float = Field(
-        2.0, gt=0, description="Time between comparisons of wanted and loaded models."
+        2.0, gt=0, description="Time between comparisons of desired and loaded models."
     )
     max_load_failures: int = Field(
-        5, ge=1, description="Failures in a row after which a wanted model is left FAILED."
+        5, ge=1, description="Consecutive failures after which a desired model is left FAILED."
     )
     chunk_bytes: int = Field(
-        102_400, ge=1024, le=4_000_000, description="Data bytes in a message of GetModelFile."
+        102_400, ge=1024, le=4_000_000, description="Data bytes in one message of GetModelFile."
     )

@@ -183,7 +183,7 @@ async def test_a_worker_that_is_down_and_comes_back(source: Provider, tmp_path: 
             assert [model.model_id for model in await service.models()] == [MODEL]
 
 
-async def test_wishes_outlive_the_service(
+async def test_desired_models_outlive_the_service(
     source: Provider, worker: ModelWorker, tmp_path: Path
 ) -> None:
     async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:

@@ -51,7 +51,7 @@ class ModelMgmt:
 async def model_mgmt(
     folder: Path, *, provider: str, text: str = "", vision: str = "", port: int = 0
 ) -> AsyncIterator[ModelMgmt]:
-    """The service, accepting calls. `folder` keeps its cache and its wishes."""
+    """The service, accepting calls. `folder` keeps its cache and its desired models."""
     address = f"127.0.0.1:{port or free_port()}"
     settings = {
         "PORT": address.rpartition(":")[2],

@@ -1,4 +1,4 @@
-"""The control plane's parts over real workers in this process."""
+"""The control plane's parts over real replicas in this process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from model_mgmt_svc.desired import WishStore
+from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import Workers
+from model_mgmt_svc.replicas import Replicas
 from shared.files.client import ModelFiles
 from tests.support.model_workers import ModelWorker
 from tests.support.providers import Provider
@@ -23,14 +23,14 @@ class Plane:
 
     first: ModelWorker
     second: ModelWorker
-    workers: Workers
-    wishes: WishStore
+    replicas: Replicas
+    desired: DesiredModels
     lifecycle: Lifecycle
     source: Provider
     files: ModelFiles
 
     @property
-    def replicas(self) -> tuple[ModelWorker, ModelWorker]:
+    def workers(self) -> tuple[ModelWorker, ModelWorker]:
         return self.first, self.second
 
 
@@ -39,10 +39,10 @@ async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
     async with (
         ModelWorker().running() as first,
         ModelWorker().running() as second,
-        Workers({"text": f"{first.address}, {second.address}"}) as workers,
-        WishStore(tmp_path / "wishes.db") as wishes,
+        Replicas({"text": f"{first.address}, {second.address}"}) as replicas,
+        DesiredModels(tmp_path / "desired.json") as desired,
         Provider().running() as source,
         ModelFiles(source.address, tmp_path / "cache") as files,
-        contextlib.aclosing(Lifecycle(workers, wishes, files.refresh)) as lifecycle,
+        contextlib.aclosing(Lifecycle(replicas, desired, files.refresh)) as lifecycle,
     ):
-        yield Plane(first, second, workers, wishes, lifecycle, source, files)
+        yield Plane(first, second, replicas, desired, lifecycle, source, files)

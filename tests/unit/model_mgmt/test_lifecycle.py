@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from model_mgmt_svc.desired import Wish
+from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import Workers
+from model_mgmt_svc.replicas import Replicas
 from shared.errors import (
     CallCancelledError,
     InvalidModelError,
@@ -27,8 +27,8 @@ from tests.support.waiting import until
 from tests.unit.model_mgmt.conftest import Plane
 
 MODEL = "org/name"
-WISH = Wish(MODEL, "text-generation", {"dtype": "float32"})
-OTHER_TYPE = Wish(MODEL, "feature-extraction")
+DESIRED = DesiredModel(MODEL, "text-generation", {"dtype": "float32"})
+OTHER_TYPE = DesiredModel(MODEL, "feature-extraction")
 
 
 @contextlib.asynccontextmanager
@@ -36,38 +36,38 @@ async def with_one_down(plane: Plane, *, alone: bool = False) -> AsyncIterator[L
     """A lifecycle over a replica that is down, beside the first one or alone."""
     down = f"127.0.0.1:{free_port()}"
     addresses = down if alone else f"{down},{plane.first.address}"
-    async with Workers({"text": addresses}) as workers:
-        yield Lifecycle(workers, plane.wishes, plane.files.refresh)
+    async with Replicas({"text": addresses}) as replicas:
+        yield Lifecycle(replicas, plane.desired, plane.files.refresh)
 
 
 async def test_a_model_is_loaded_on_every_replica(plane: Plane) -> None:
-    model = await plane.lifecycle.load(WISH)
+    model = await plane.lifecycle.load(DESIRED)
     assert (model.replicas, model.ram_bytes, model.vram_bytes) == (2, 2 * RAM, 0)
-    for replica in plane.replicas:
+    for replica in plane.workers:
         (request,) = replica.loads
         assert (request.model_id, request.pipeline_type) == (MODEL, "text-generation")
         assert dict(request.options) == {"dtype": "float32"}
-    assert await plane.wishes.all() == [WISH]
+    assert plane.desired.all() == [DESIRED]
     assert await plane.lifecycle.loaded() == [model]
 
 
 async def test_ten_callers_are_one_load(plane: Plane) -> None:
-    models = await asyncio.gather(*(plane.lifecycle.load(WISH) for _ in range(10)))
+    models = await asyncio.gather(*(plane.lifecycle.load(DESIRED) for _ in range(10)))
     assert models == [models[0]] * 10
-    assert [len(replica.loads) for replica in plane.replicas] == [1, 1]
+    assert [len(replica.loads) for replica in plane.workers] == [1, 1]
 
 
 async def test_again_with_the_same_type_is_success_with_the_real_figures(plane: Plane) -> None:
-    first = await plane.lifecycle.load(WISH)
-    again = await plane.lifecycle.load(dataclasses.replace(WISH, options={}))
+    first = await plane.lifecycle.load(DESIRED)
+    again = await plane.lifecycle.load(dataclasses.replace(DESIRED, options={}))
     assert again == first
-    assert [len(replica.loads) for replica in plane.replicas] == [1, 1]
-    assert await plane.wishes.all() == [WISH]  # with the options that it really has
+    assert [len(replica.loads) for replica in plane.workers] == [1, 1]
+    assert plane.desired.all() == [DESIRED]  # with the options that it really has
 
 
 async def test_another_type_is_refused_while_loaded_and_while_loading(plane: Plane) -> None:
     plane.first.go_on.clear()
-    loading = asyncio.create_task(plane.lifecycle.load(WISH))
+    loading = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.first.loads))
     with pytest.raises(PipelineMismatchError, match="loaded as text-generation, not feature-"):
         await plane.lifecycle.load(OTHER_TYPE)
@@ -75,14 +75,14 @@ async def test_another_type_is_refused_while_loaded_and_while_loading(plane: Pla
     await loading
     with pytest.raises(PipelineMismatchError, match="unload it first"):
         await plane.lifecycle.load(OTHER_TYPE)
-    assert await plane.wishes.all() == [WISH]
+    assert plane.desired.all() == [DESIRED]
     await plane.lifecycle.unload(MODEL)
     assert (await plane.lifecycle.load(OTHER_TYPE)).pipeline_type == "feature-extraction"
 
 
 async def test_one_that_goes_away_does_not_cancel_the_load_of_others(plane: Plane) -> None:
     plane.first.go_on.clear()
-    gone, stays = (asyncio.create_task(plane.lifecycle.load(WISH)) for _ in range(2))
+    gone, stays = (asyncio.create_task(plane.lifecycle.load(DESIRED)) for _ in range(2))
     await until(lambda: bool(plane.first.loads))
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -94,14 +94,14 @@ async def test_one_that_goes_away_does_not_cancel_the_load_of_others(plane: Plan
 
 async def test_the_last_one_that_goes_away_cancels_it(plane: Plane) -> None:
     plane.first.go_on.clear()
-    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    load = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.first.loads) and MODEL in plane.second.models)
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
     await until(lambda: plane.first.cancelled == 1)
     await until(lambda: not plane.second.models)  # what was loaded already is freed
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ async def test_an_error_of_a_worker_arrives_as_it_is_and_leaves_nothing(
 ) -> None:
     plane.first.failures = [error]
     with pytest.raises(type(error)) as caught:
-        await plane.lifecycle.load(WISH)
+        await plane.lifecycle.load(DESIRED)
     assert (caught.value.message, caught.value.field) == (error.message, error.field)
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
     assert await plane.lifecycle.loaded() == []
 
 
@@ -128,7 +128,7 @@ async def test_a_caller_that_leaves_while_a_failed_load_is_cleaned_up_leaves_not
 ) -> None:
     plane.first.failures = [OutOfMemoryError("too large")]
     plane.second.frees.clear()
-    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    load = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.second.unloads))
     load.cancel()
     await asyncio.wait((load,))
@@ -145,11 +145,11 @@ async def test_a_worker_that_never_frees_a_failed_load_holds_nobody_up(
     plane.first.failures = [OutOfMemoryError("too large")]
     plane.second.frees.clear()
     with pytest.raises(OutOfMemoryError):
-        await plane.lifecycle.load(WISH)
+        await plane.lifecycle.load(DESIRED)
 
 
 async def test_an_unload_is_done_before_the_service_ends(plane: Plane) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     plane.first.frees.clear()
     unload = asyncio.create_task(plane.lifecycle.unload(MODEL))
     await until(lambda: bool(plane.first.unloads))
@@ -160,66 +160,66 @@ async def test_an_unload_is_done_before_the_service_ends(plane: Plane) -> None:
     assert not plane.first.models
 
 
-async def test_a_load_that_fails_again_does_not_take_an_old_wish_away(plane: Plane) -> None:
-    await plane.wishes.put(WISH)
+async def test_a_load_that_fails_again_does_not_take_an_desired_model_away(plane: Plane) -> None:
+    await plane.desired.put(DESIRED)
     plane.first.failures = [OutOfMemoryError("too large")]
     with pytest.raises(OutOfMemoryError):
-        await plane.lifecycle.load(WISH)
-    assert await plane.wishes.all() == [WISH]
+        await plane.lifecycle.load(DESIRED)
+    assert plane.desired.all() == [DESIRED]
 
 
 async def test_a_replica_that_is_down_does_not_matter_while_another_is_up(plane: Plane) -> None:
     async with with_one_down(plane) as lifecycle:
-        assert (await lifecycle.load(WISH)).replicas == 1
+        assert (await lifecycle.load(DESIRED)).replicas == 1
         assert [model.replicas for model in await lifecycle.loaded()] == [1]
 
 
 async def test_with_all_down_a_load_is_unavailable(plane: Plane) -> None:
     async with with_one_down(plane, alone=True) as lifecycle:
         with pytest.raises(WorkerUnavailableError, match="text_svc") as caught:
-            await lifecycle.load(WISH)
+            await lifecycle.load(DESIRED)
         assert caught.value.retry_after
         assert await lifecycle.loaded() == []
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
 
 
 async def test_a_worker_that_hangs_is_left_out_of_the_list(plane: Plane) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     plane.first.answers_lists.clear()
     (model,) = await plane.lifecycle.loaded()
     assert (model.replicas, model.ram_bytes) == (1, RAM)
 
 
 async def test_unloading_frees_it_everywhere(plane: Plane) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     assert await plane.lifecycle.unload(MODEL) == 2
     assert not plane.first.models
     assert not plane.second.models
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
     with pytest.raises(ModelNotLoadedError, match="org/name' is not loaded"):
         await plane.lifecycle.unload(MODEL)
 
 
-async def test_unloading_what_is_wanted_and_not_there_takes_the_wish_back(plane: Plane) -> None:
-    await plane.wishes.put(WISH)
+async def test_unloading_what_is_desired_and_not_there_makes_it_undesired(plane: Plane) -> None:
+    await plane.desired.put(DESIRED)
     assert await plane.lifecycle.unload(MODEL) == 0
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
 
 
 async def test_unloading_while_it_loads_tells_those_who_wait(plane: Plane) -> None:
     plane.first.go_on.clear()
-    load = asyncio.create_task(plane.lifecycle.load(WISH))
+    load = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.first.loads))
     await plane.lifecycle.unload(MODEL)
     with pytest.raises(CallCancelledError):
         await load
     await until(lambda: plane.first.cancelled == 1)
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
     assert await plane.lifecycle.loaded() == []
 
 
 async def test_an_unload_goes_on_when_its_caller_goes_away(plane: Plane) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     unload = asyncio.create_task(plane.lifecycle.unload(MODEL))
     await asyncio.sleep(0)
     unload.cancel()
@@ -231,11 +231,11 @@ async def test_many_loads_and_unloads_at_once_end_in_order(plane: Plane) -> None
 
     async def one(i: int) -> None:
         with contextlib.suppress(allowed):
-            await (plane.lifecycle.load(WISH) if i % 3 else plane.lifecycle.unload(MODEL))
+            await (plane.lifecycle.load(DESIRED) if i % 3 else plane.lifecycle.unload(MODEL))
 
     await asyncio.gather(*(one(i) for i in range(300)))
-    wanted = bool(await plane.wishes.all())
-    assert [MODEL in replica.models for replica in plane.replicas] == [wanted, wanted]
-    await plane.lifecycle.load(WISH)
+    wanted = bool(plane.desired.all())
+    assert [MODEL in replica.models for replica in plane.workers] == [wanted, wanted]
+    await plane.lifecycle.load(DESIRED)
     await plane.lifecycle.unload(MODEL)
     assert await plane.lifecycle.loaded() == []

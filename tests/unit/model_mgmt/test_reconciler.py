@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from model_mgmt_svc.desired import Wish
+from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.reconciler import Reconciler
 from shared.errors import (
     InvalidModelError,
@@ -17,7 +17,7 @@ from shared.errors import (
 from tests.support.waiting import until
 from tests.unit.model_mgmt.conftest import Plane
 
-WISH = Wish("org/name", "text-generation", {"dtype": "float32"})
+DESIRED = DesiredModel("org/name", "text-generation", {"dtype": "float32"})
 
 
 class Clock:
@@ -37,8 +37,8 @@ class Rounds:
         self.clock = Clock()
         self.plane = plane
         self.reconciler = Reconciler(
-            plane.workers,
-            plane.wishes,
+            plane.replicas,
+            plane.desired,
             plane.lifecycle,
             interval=0.01,
             max_failures=3,
@@ -61,34 +61,34 @@ def rounds(plane: Plane) -> Rounds:
 
 
 async def test_a_worker_that_lost_its_models_gets_them_again(plane: Plane, rounds: Rounds) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     plane.second.models.clear()
     await rounds.round()
-    assert set(plane.second.models) == {WISH.model_id}
+    assert set(plane.second.models) == {DESIRED.model_id}
     assert dict(plane.second.loads[-1].options) == {"dtype": "float32"}
     assert rounds.tries == 1  # the other replica had it all the time
 
 
 async def test_models_are_not_touched_that_nobody_wants(plane: Plane, rounds: Rounds) -> None:
-    await plane.lifecycle.load(WISH)
-    await plane.wishes.remove(WISH.model_id)
+    await plane.lifecycle.load(DESIRED)
+    await plane.desired.remove(DESIRED.model_id)
     plane.second.models.clear()
     await rounds.round()
     assert not plane.second.models
-    assert set(plane.first.models) == {WISH.model_id}
+    assert set(plane.first.models) == {DESIRED.model_id}
 
 
-async def test_a_wish_of_a_newer_version_does_not_hold_up_the_others(
+async def test_a_model_of_a_newer_version_does_not_hold_up_the_others(
     plane: Plane, rounds: Rounds
 ) -> None:
-    await plane.wishes.put(Wish("a/newer", "time-travel"))
-    await plane.wishes.put(WISH)
+    await plane.desired.put(DesiredModel("a/newer", "time-travel"))
+    await plane.desired.put(DESIRED)
     await rounds.round()
-    assert set(plane.first.models) == {WISH.model_id}
+    assert set(plane.first.models) == {DESIRED.model_id}
 
 
 async def test_tries_become_rarer_and_end(plane: Plane, rounds: Rounds) -> None:
-    await plane.wishes.put(WISH)
+    await plane.desired.put(DESIRED)
     plane.first.failures = [InvalidModelError(f"broken {i}") for i in range(9)]
     await rounds.round()
     await rounds.round()
@@ -102,21 +102,21 @@ async def test_tries_become_rarer_and_end(plane: Plane, rounds: Rounds) -> None:
     rounds.clock.now += 0.1
     await rounds.round()
     assert rounds.tries == 3
-    assert rounds.reconciler.failed() == {WISH.model_id: "broken 2"}
+    assert rounds.reconciler.failed() == {DESIRED.model_id: "broken 2"}
     rounds.clock.now += 1e6
     await rounds.round()
     assert rounds.tries == 3
-    rounds.reconciler.forgive(WISH.model_id)
+    rounds.reconciler.forgive(DESIRED.model_id)
     await rounds.round()
     assert rounds.tries == 4
-    assert await plane.wishes.all() == [WISH]
+    assert plane.desired.all() == [DESIRED]
 
 
 async def test_a_provider_that_is_down_is_not_the_models_fault(
     plane: Plane, rounds: Rounds
 ) -> None:
-    await plane.wishes.put(WISH)
-    for replica in plane.replicas:
+    await plane.desired.put(DESIRED)
+    for replica in plane.workers:
         replica.failures = [ProviderUnavailableError("down") for _ in range(8)]
     for _ in range(8):
         rounds.clock.now += 60
@@ -124,28 +124,28 @@ async def test_a_provider_that_is_down_is_not_the_models_fault(
     assert rounds.reconciler.failed() == {}
     rounds.clock.now += 60
     await rounds.round()
-    assert set(plane.first.models) == {WISH.model_id}
+    assert set(plane.first.models) == {DESIRED.model_id}
 
 
-async def test_a_wish_taken_back_meanwhile_is_not_loaded(plane: Plane, rounds: Rounds) -> None:
+async def test_a_model_unloaded_meanwhile_is_not_loaded(plane: Plane, rounds: Rounds) -> None:
     plane.first.go_on.clear()
-    await plane.wishes.put(WISH)
+    await plane.desired.put(DESIRED)
     await rounds.reconciler.round()
     await until(lambda: bool(plane.first.loads))
-    await plane.lifecycle.unload(WISH.model_id)
+    await plane.lifecycle.unload(DESIRED.model_id)
     plane.first.go_on.set()
     await until(lambda: not rounds.reconciler._running)
     await rounds.round()
     assert await plane.lifecycle.loaded() == []
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
 
 
 async def test_a_call_joins_the_load_that_the_loop_has_begun(plane: Plane, rounds: Rounds) -> None:
     plane.first.go_on.clear()
-    await plane.wishes.put(WISH)
+    await plane.desired.put(DESIRED)
     await rounds.reconciler.round()
     await until(lambda: bool(plane.first.loads))
-    call = asyncio.create_task(plane.lifecycle.load(WISH))
+    call = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await asyncio.sleep(0.01)
     plane.first.go_on.set()
     assert (await call).replicas == 2
@@ -156,41 +156,41 @@ async def test_a_load_that_the_loop_sees_still_ends_with_its_caller(
     plane: Plane, rounds: Rounds
 ) -> None:
     plane.first.go_on.clear()
-    call = asyncio.create_task(plane.lifecycle.load(WISH))
+    call = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.first.loads))
     await rounds.round()
-    assert await plane.lifecycle.restore(WISH) is None
+    assert await plane.lifecycle.restore(DESIRED) is None
     call.cancel()
     await until(lambda: plane.first.cancelled == 1)
     await asyncio.wait((call,))
     await until(lambda: not plane.second.models)
-    assert await plane.wishes.all() == []
+    assert plane.desired.all() == []
 
 
 async def test_the_loop_goes_on_after_a_round_that_failed(
     plane: Plane, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = asyncio.Event()
-    healthy = plane.wishes.all
+    healthy = plane.desired.all
 
-    async def broken() -> list[Wish]:
+    def broken() -> list[DesiredModel]:
         failed.set()
-        monkeypatch.setattr(plane.wishes, "all", healthy)
+        monkeypatch.setattr(plane.desired, "all", healthy)
         raise OSError("disk")
 
-    await plane.wishes.put(WISH)
-    monkeypatch.setattr(plane.wishes, "all", broken)
+    await plane.desired.put(DESIRED)
+    monkeypatch.setattr(plane.desired, "all", broken)
     loop = asyncio.create_task(rounds.reconciler.run())
     await failed.wait()
-    await until(lambda: WISH.model_id in plane.first.models)
+    await until(lambda: DESIRED.model_id in plane.first.models)
     loop.cancel()
     await asyncio.wait((loop,))
 
 
 async def test_the_loop_ends_though_it_is_woken_in_the_same_moment(plane: Plane) -> None:
     reconciler = Reconciler(
-        plane.workers,
-        plane.wishes,
+        plane.replicas,
+        plane.desired,
         plane.lifecycle,
         interval=600,
         max_failures=3,
@@ -208,13 +208,13 @@ async def test_the_loop_ends_though_it_is_woken_in_the_same_moment(plane: Plane)
 
 async def test_with_nothing_wanted_all_are_let_in_at_once(plane: Plane, rounds: Rounds) -> None:
     await rounds.reconciler.round()
-    assert [replica.admitted for replica in plane.replicas] == [True, True]
+    assert [replica.admitted for replica in plane.workers] == [True, True]
 
 
 async def test_a_replica_beside_another_is_let_in_with_its_models(
     plane: Plane, rounds: Rounds
 ) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     await rounds.round()
     plane.second.restart()
     plane.second.go_on.clear()
@@ -225,18 +225,18 @@ async def test_a_replica_beside_another_is_let_in_with_its_models(
     plane.second.go_on.set()
     await rounds.round()
     await rounds.round()
-    assert set(plane.second.models) == {WISH.model_id}
+    assert set(plane.second.models) == {DESIRED.model_id}
     assert plane.second.admitted
 
 
 async def test_one_is_let_in_before_its_models_where_nobody_else_answers(
     plane: Plane, rounds: Rounds
 ) -> None:
-    await plane.wishes.put(WISH)
-    for replica in plane.replicas:
+    await plane.desired.put(DESIRED)
+    for replica in plane.workers:
         replica.go_on.clear()
     await rounds.reconciler.round()
-    assert sorted(replica.admitted for replica in plane.replicas) == [False, True]
+    assert sorted(replica.admitted for replica in plane.workers) == [False, True]
     await (plane.first if plane.first.admitted else plane.second).stop()
     await rounds.reconciler.round()
     assert plane.first.admitted
@@ -246,18 +246,18 @@ async def test_one_is_let_in_before_its_models_where_nobody_else_answers(
 async def test_the_most_complete_replica_is_the_one_that_is_let_in(
     plane: Plane, rounds: Rounds
 ) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     plane.first.restart()
     plane.first.go_on.clear()
     await rounds.reconciler.round()
-    assert [replica.admitted for replica in plane.replicas] == [False, True]
+    assert [replica.admitted for replica in plane.workers] == [False, True]
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError("9 GiB"), ProviderUnavailableError("down")])
 async def test_a_model_that_cannot_be_loaded_keeps_no_replica_out(
     plane: Plane, rounds: Rounds, error: ServiceError
 ) -> None:
-    await plane.lifecycle.load(WISH)
+    await plane.lifecycle.load(DESIRED)
     await rounds.round()
     plane.second.restart()
     plane.second.failures = [error for _ in range(9)]
@@ -271,8 +271,8 @@ async def test_a_model_that_cannot_be_loaded_keeps_no_replica_out(
 
 async def test_the_loop_is_woken(plane: Plane) -> None:
     reconciler = Reconciler(
-        plane.workers,
-        plane.wishes,
+        plane.replicas,
+        plane.desired,
         plane.lifecycle,
         interval=600,
         max_failures=3,

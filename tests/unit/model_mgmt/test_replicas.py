@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from model_mgmt_svc.health import HealthWatch
-from model_mgmt_svc.replicas import Workers
+from model_mgmt_svc.replicas import Replicas
 from shared.errors import InternalError, OutOfMemoryError, WorkerUnavailableError
 from shared.rpc.server import Health
 from tests.support.model_workers import ModelWorker
@@ -42,10 +42,10 @@ async def test_a_name_with_several_addresses_is_several_replicas(
 ) -> None:
     names = {"text": ["10.0.0.2", "10.0.0.1"], "both": ["::1", "127.0.0.1"], "six": ["fd00::1"]}
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up(names))
-    async with Workers({"text": "text:1, both:2,six:3", "vision": ""}) as workers:
-        addresses = {worker.address for worker in workers.of("text")}
+    async with Replicas({"text": "text:1, both:2,six:3", "vision": ""}) as replicas:
+        addresses = {replica.address for replica in replicas.of("text")}
         assert addresses == {"10.0.0.1:1", "10.0.0.2:1", "127.0.0.1:2", "[fd00::1]:3"}
-        assert workers.of("vision") == []
+        assert replicas.of("vision") == []
 
 
 async def test_replicas_come_and_go_and_stay_while_names_cannot_be_looked_up(
@@ -53,29 +53,29 @@ async def test_replicas_come_and_go_and_stay_while_names_cannot_be_looked_up(
 ) -> None:
     names = {"text": ["10.0.0.1", "10.0.0.2"]}
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", looked_up(names))
-    async with Workers({"text": "text:1"}) as workers:
-        before = {worker.address: worker for worker in workers.all()}
+    async with Replicas({"text": "text:1"}) as replicas:
+        before = {replica.address: replica for replica in replicas.all()}
         names["text"] = ["10.0.0.2", "10.0.0.3"]
-        await workers.refresh()
-        after = {worker.address: worker for worker in workers.all()}
+        await replicas.refresh()
+        after = {replica.address: replica for replica in replicas.all()}
         assert set(after) == {"10.0.0.2:1", "10.0.0.3:1"}
         assert after["10.0.0.2:1"] is before["10.0.0.2:1"]
         names.clear()
-        await workers.refresh()
-        assert {worker.address: worker for worker in workers.all()} == after
+        await replicas.refresh()
+        assert {replica.address: replica for replica in replicas.all()} == after
 
 
 async def test_statuses_of_a_worker_are_errors_here() -> None:
     async with (
         ModelWorker().running() as served,
-        Workers({"text": served.address, "vision": f"127.0.0.1:{free_port()}"}) as workers,
+        Replicas({"text": served.address, "vision": f"127.0.0.1:{free_port()}"}) as replicas,
     ):
-        (worker,), (down,) = workers.of("text"), workers.of("vision")
+        (replica,), (down,) = replicas.of("text"), replicas.of("vision")
         served.failures = [OutOfMemoryError("9 GiB"), ValueError("/a/path")]  # type: ignore[list-item]
         with pytest.raises(OutOfMemoryError, match="9 GiB"):
-            await worker.load("a", "text-generation", {})
+            await replica.load("a", "text-generation", {})
         with pytest.raises(InternalError) as caught:
-            await worker.load("a", "text-generation", {})
+            await replica.load("a", "text-generation", {})
         assert "/a/path" not in caught.value.message
         for call in (down.list(), down.load("a", "x", {}), down.unload("a"), down.list(0.2)):
             with pytest.raises(WorkerUnavailableError, match="vision_svc"):
@@ -87,8 +87,8 @@ async def test_a_worker_that_dies_in_a_load_is_unavailable() -> None:
     worker.go_on.clear()
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(worker.running())
-        workers = await stack.enter_async_context(Workers({"text": worker.address}))
-        load = asyncio.create_task(workers.of("text")[0].load("a", "text-generation", {}))
+        replicas = await stack.enter_async_context(Replicas({"text": worker.address}))
+        load = asyncio.create_task(replicas.of("text")[0].load("a", "text-generation", {}))
         await until(lambda: bool(worker.loads))
         await worker.stop()
         with pytest.raises(WorkerUnavailableError):
@@ -97,25 +97,25 @@ async def test_a_worker_that_dies_in_a_load_is_unavailable() -> None:
 
 async def test_a_replica_that_is_given_up_during_a_call_is_unavailable() -> None:
     """Its channel is closed then, and grpc says that with CancelledError."""
-    async with ModelWorker().running() as served, Workers({"text": served.address}) as workers:
-        (worker,) = workers.of("text")
+    async with ModelWorker().running() as served, Replicas({"text": served.address}) as replicas:
+        (replica,) = replicas.of("text")
         served.go_on.clear()
         served.answers_lists.clear()
         calls = [
-            asyncio.create_task(worker.load("a", "text-generation", {})),
-            asyncio.create_task(worker.list(wait_seconds=60)),
+            asyncio.create_task(replica.load("a", "text-generation", {})),
+            asyncio.create_task(replica.list(wait_seconds=60)),
         ]
         await until(lambda: bool(served.loads and served.lists))
-        await worker.channel.close()
-        for call in (*calls, worker.list(), worker.unload("a"), worker.admit()):
+        await replica.channel.close()
+        for call in (*calls, replica.list(), replica.unload("a"), replica.admit()):
             with pytest.raises(WorkerUnavailableError):
                 await call
 
 
 async def test_a_call_that_its_caller_cancels_is_cancelled() -> None:
-    async with ModelWorker().running() as served, Workers({"text": served.address}) as workers:
+    async with ModelWorker().running() as served, Replicas({"text": served.address}) as replicas:
         served.go_on.clear()
-        call = asyncio.create_task(workers.of("text")[0].load("a", "text-generation", {}))
+        call = asyncio.create_task(replicas.of("text")[0].load("a", "text-generation", {}))
         await until(lambda: bool(served.loads))
         call.cancel()
         await asyncio.wait((call,))
@@ -127,15 +127,15 @@ async def test_a_service_that_holds_models_by_itself_lists_none() -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with Workers({"vision": f"127.0.0.1:{port}"}) as workers:
-        assert await workers.of("vision")[0].list() == []
+    async with Replicas({"vision": f"127.0.0.1:{port}"}) as replicas:
+        assert await replicas.of("vision")[0].list() == []
     await server.stop(None)
 
 
 @contextlib.asynccontextmanager
-async def watching(workers: Workers) -> AsyncIterator[tuple[HealthWatch, Health]]:
+async def watching(replicas: Replicas) -> AsyncIterator[tuple[HealthWatch, Health]]:
     health = Health([])
-    watch = HealthWatch(workers, {"text": NAME}, health)
+    watch = HealthWatch(replicas, {"text": NAME}, health)
     task = asyncio.create_task(watch.run())
     try:
         yield watch, health
@@ -172,11 +172,11 @@ async def test_a_service_serves_while_one_of_its_replicas_does(
     async with contextlib.AsyncExitStack() as stack:
         first = await stack.enter_async_context(ModelWorker().running())
         second = await stack.enter_async_context(ModelWorker().running())
-        workers = await stack.enter_async_context(
-            Workers({"text": f"{first.address},{second.address}"})
+        replicas = await stack.enter_async_context(
+            Replicas({"text": f"{first.address},{second.address}"})
         )
-        watch, health = await stack.enter_async_context(watching(workers))
-        of_first, of_second = workers.of("text")
+        watch, health = await stack.enter_async_context(watching(replicas))
+        of_first, of_second = replicas.of("text")
         if of_first.address != first.address:
             of_first, of_second = of_second, of_first
         await becomes(not_serving)
@@ -203,7 +203,10 @@ async def test_a_watch_does_not_hold_up_a_server_that_stops(
     health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with Workers({"text": f"127.0.0.1:{port}"}) as workers, watching(workers) as (_, health):
+    async with (
+        Replicas({"text": f"127.0.0.1:{port}"}) as replicas,
+        watching(replicas) as (_, health),
+    ):
 
         async def seen() -> bool:
             return await status(health) == 1
