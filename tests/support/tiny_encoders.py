@@ -35,7 +35,7 @@ def _(folder: Path) -> None:
 
 @builder("modernbert")
 def _(folder: Path) -> None:
-    """Most of its layers see 64 tokens around each."""
+    """Most of its layers attend to a window of 64 tokens."""
     tokenizer = bert_tokenizer()
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.model_max_length = 512

@@ -1,4 +1,4 @@
-"""Tiny models of every family with random weights, built offline from configurations.
+"""Tiny models for every pipeline with random weights, built offline from configurations.
 
 The seeds are fixed: the same folder comes out each time. `build(name, folder)` makes one.
 """

@@ -1,4 +1,4 @@
-"""Tiny language models that see or hear, with chat templates. `tiny_models.build` makes them."""
+"""Tiny language models that take images or sounds, with chat templates; see `tiny_models`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers as t
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from tests.support.text_family import launch_of
+from tests.support.text_pipeline import spec_of
 from tests.support.tiny_parts import (
     CLIP_VISION,
     SMALL,
@@ -24,7 +24,7 @@ from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.media.processors import read_processor
 
 # What stands for an image or a sound in a prompt of each model.
-MARKS = {
+MEDIA_TOKENS = {
     "llava-chat": "<image>",
     "smolvlm": "<image>",
     "idefics3": "<image>",
@@ -38,11 +38,11 @@ _TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_t
 _TEXT = {**SMALL, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
-def _template(mark: str) -> str:
-    """As those of models in use: contents are lists of parts, and the first token is written."""
+def _template(media_token: str) -> str:
+    """Like those of real models: contents are lists of parts, and the first token is written."""
     return (
         "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {% for part in m.content %}"
-        f"{{% if part.type == 'text' %}}{{{{ part.text }}}}{{% else %}}{mark}{{% endif %}}"
+        f"{{% if part.type == 'text' %}}{{{{ part.text }}}}{{% else %}}{media_token}{{% endif %}}"
         "{% endfor %}{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
     )
 
@@ -51,14 +51,14 @@ def _save(name: str, folder: Path, model: Any, *parts: Any, **processor: Any) ->
     widen(model)
     model.generation_config = t.GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     save(folder, model, model.generation_config, *parts)
-    (folder / "chat_template.jinja").write_text(_template(MARKS[name]))
+    (folder / "chat_template.jinja").write_text(_template(MEDIA_TOKENS[name]))
     if processor:
         (folder / "processor_config.json").write_text(json.dumps(processor))
 
 
 @builder("llava")
 def _(folder: Path) -> None:
-    """As it was before chat templates."""
+    """Without a chat template, as early models."""
     _llava(folder)
     (folder / "chat_template.jinja").unlink()
 
@@ -83,7 +83,7 @@ def _llava(folder: Path) -> None:
 
 
 def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
-    """SmolVLM's first models are Idefics3, its second ones have a class of their own."""
+    """The first SmolVLM models are Idefics3 models, the later ones have a class of their own."""
     extra = {
         "image_token": "<image>",
         "fake_image_token": "<fake_token_around_image>",
@@ -202,8 +202,8 @@ def reference(
     folder: Path, *turns: tuple[str, list[dict[str, str]]], **media: Any
 ) -> tuple[str, int]:
     """Greedy tokens of transformers called directly, as text, and the length of the prompt."""
-    launch = launch_of(folder, "vlm")
-    processor = read_processor(Pretrained(launch.folder, launch.options))
+    spec = spec_of(folder, "vlm")
+    processor = read_processor(Pretrained(spec.folder, spec.options))
     model = t.AutoModelForMultimodalLM.from_pretrained(folder).eval()
     conversation = [{"role": role, "content": parts} for role, parts in turns]
     # SmolVLM's own looks at videos first, which want torchvision.

@@ -1,4 +1,4 @@
-"""What the tiny models of every family are made of: sizes, tokenizers, and their register."""
+"""Parts of the tiny models: sizes, tokenizers, and the registry of their builders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny models of pictures: CLIP, ViT, Florence-2, BLIP, Janus."""
+"""Tiny models of images: CLIP, ViT, Florence-2, BLIP, Janus."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models read with torch, for a model's process and for conversions alike."""
+"""Models on torch, for a worker and for a conversion alike."""

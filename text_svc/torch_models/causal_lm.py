@@ -20,11 +20,11 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None, device: str = "cpu")
     return load_model(AutoModelForCausalLM, folder, dtype=dtype, device=device)
 
 
-def cache_budget(launch: WorkerSpec, device: torch.device) -> int:
+def cache_budget(spec: WorkerSpec, device: torch.device) -> int:
     """Bytes that a key-value cache may take beside a loaded model."""
     if device.type == "cpu":
-        return launch.cache_bytes
-    if launch.options.cache_size_mb:
-        return launch.options.cache_size_mb << 20
+        return spec.cache_bytes
+    if spec.options.cache_size_mb:
+        return spec.options.cache_size_mb << 20
     free, _ = torch.cuda.mem_get_info(device)
     return int(free * MAX_CUDA_CACHE_SHARE)

@@ -1,4 +1,4 @@
-"""The encoder as one torch module: transformer, pooling, dense layers, normalising."""
+"""A sentence encoder as one torch module: transformer, pooling, dense layers, normalisation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from transformers import AutoModel
 from text_svc.formats.recipe import Dense, Recipe
 from text_svc.torch_models.pretrained import load_model
 
-# How the transformer is told which tokens are padding: its own way (2-D, ones and zeros), or as
-# the 4-D mask that is added to the attention scores. transformers' own code that makes the second
-# of the first cannot be traced, and most encoders take the second as it is. Those whose layers see
-# a window of the text alone (ModernBERT) take one for each type of layer.
+# How the transformer is told which tokens are padding:
+# - "own": its usual mask, 2-D of ones and zeros;
+# - "additive": the 4-D mask that is added to the attention scores. transformers' code that turns
+#   the first into this one cannot be traced, but most encoders take it as it is;
+# - "windowed": one of these for each type of layer, for encoders with layers that attend to a
+#   window of the text (ModernBERT).
 MaskKind = Literal["own", "additive", "windowed"]
 
 _MASKED = -1e9
 
 
 class SentenceEncoder(nn.Module):
-    """Tokens to sentence vectors, by a recipe.
+    """Tokens to sentence vectors, as the recipe says.
 
     `forward` takes `input_ids` and `attention_mask`, int64 of shape (texts, tokens), padded on the
     right, and returns float32 of shape (texts, dimensions).
@@ -60,9 +62,15 @@ class SentenceEncoder(nn.Module):
 
 
 def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> Tensor:
-    """Token vectors (texts, tokens, size) to (texts, size of all poolings).
+    """Pools token vectors, as sentence-transformers does.
 
-    As sentence-transformers does it.
+    Args:
+        hidden: shape (texts, tokens, size).
+        attention_mask: shape (texts, tokens); 0 for padding.
+        poolings: see `Recipe`; their vectors are joined.
+
+    Returns:
+        Shape (texts, size x poolings).
     """
     keep = attention_mask.unsqueeze(-1).to(hidden.dtype)
     count = keep.sum(1)
@@ -89,11 +97,11 @@ def pool(hidden: Tensor, attention_mask: Tensor, poolings: tuple[str, ...]) -> T
 def load_module(
     folder: Path, recipe: Recipe, *, dtype: torch.dtype, device: str = "cpu"
 ) -> SentenceEncoder:
-    """Reads a sentence encoder from safetensors alone, ready for inference.
+    """Reads a sentence encoder from safetensors, ready for inference.
 
     Raises:
         InvalidModelError: weights are missing.
-        OSError, ValueError: whatever transformers says to broken files.
+        OSError, ValueError: transformers cannot read the files.
     """
     transformer = load_model(
         AutoModel,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_models, tiny_text
-from tests.support.text_family import Tiny
+from tests.support.text_pipeline import Tiny
 from text_svc.convert.__main__ import convert as run_conversion
 from text_svc.convert.launch import (
     ConversionSpec,

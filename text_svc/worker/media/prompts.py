@@ -130,7 +130,7 @@ class MediaPrompts:
         model: its processor runs in one thread here, one call at a time.
         render: writes a conversation with the model's chat template, or raises.
         templated: whether the model has a chat template.
-        launch: the limits.
+        spec: the limits.
     """
 
     def __init__(
@@ -138,14 +138,14 @@ class MediaPrompts:
         model: MediaModel,
         render: Callable[[list[Turn]], Awaitable[str]],
         templated: bool,
-        launch: WorkerSpec,
+        spec: WorkerSpec,
     ) -> None:
         self._model = model
         self._tokens = model.media_tokens
         self._render = render
         self._templated = templated
-        self._launch = launch
-        self._thread = ModelThread(launch.max_waiting)
+        self._spec = spec
+        self._thread = ModelThread(spec.max_waiting)
 
     async def of_text(self, request: pb.TextRequest) -> Prompt:
         """The prompt of a GenerateText.
@@ -184,13 +184,13 @@ class MediaPrompts:
             for message in messages:
                 if getattr(message, name) and not able:
                     raise InvalidArgumentError(
-                        f"model {self._launch.model_id} takes no {name}",
+                        f"model {self._spec.model_id} takes no {name}",
                         field=f"{message.prefix}{name}[0]",
                     )
-        if count > self._launch.max_media:
+        if count > self._spec.max_media:
             raise InputTooLargeError(
-                f"{count} images and sounds are over the limit of {self._launch.max_media} a call",
-                metadata={"limit": str(self._launch.max_media)},
+                f"{count} images and sounds are over the limit of {self._spec.max_media} a call",
+                metadata={"limit": str(self._spec.max_media)},
             )
         for message in messages:
             if any(self._tokens.count(message.text)):
@@ -248,7 +248,7 @@ class MediaPrompts:
 
     def _decode_images(self, images: dict[str, pb.ImageData]) -> list[Image.Image]:
         pictures: list[Image.Image] = []
-        pixels, limit = 0, self._launch.max_image_pixels
+        pixels, limit = 0, self._spec.max_image_pixels
         for field, image in images.items():
             pictures.append(decode_image(image.data, limit, field, before=pixels))
             pixels += pictures[-1].width * pictures[-1].height
@@ -256,7 +256,7 @@ class MediaPrompts:
 
     def _decode_sounds(self, audio: dict[str, pb.AudioData]) -> list[Samples]:
         sounds: list[Samples] = []
-        seconds, limit = 0.0, self._launch.max_audio_seconds
+        seconds, limit = 0.0, self._spec.max_audio_seconds
         rate, longest = self._model.audio_rate, self._model.max_sound_seconds
         for field, one in audio.items():
             if longest <= limit - seconds:

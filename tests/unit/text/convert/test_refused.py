@@ -1,4 +1,4 @@
-"""What a failed conversion leaves behind: a refusal that is kept, or nothing when it may pass."""
+"""What a failed conversion leaves behind: a stored refusal, or nothing if the cause may pass."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from typing import Any, NoReturn
 import pytest
 
 from shared.errors import OutOfMemoryError, ResourceExhaustedError, ServiceError
-from tests.support.text_family import Tiny
-from text_svc.convert import (
-    decoder,
-    encoder,
-)
+from tests.support.text_pipeline import Tiny
+from text_svc.convert import decoder, encoder
 from text_svc.convert.__main__ import convert
 from text_svc.convert.launch import ConversionSpec
 from text_svc.formats.load_errors import loading_errors

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from shared.errors import InvalidModelError
 from tests.support import tiny_text
-from tests.support.text_family import launch_of
+from tests.support.text_pipeline import spec_of
 from text_svc.models import weights
 from text_svc.models.weights import weight_sizes
 from text_svc.worker.engines import transformers as transformers_engine
@@ -26,8 +26,8 @@ def test_counts_floats_in_the_width_that_they_get(tmp_path: Path) -> None:
 def test_the_sizes_are_those_of_the_loaded_model(tmp_path: Path, shared: bool) -> None:
     folder = tiny_text.save_llama(tmp_path / "model", tie_word_embeddings=shared)
     sizes = weight_sizes(folder, 4)
-    launch = launch_of(folder, "text-generation", cache_bytes=1 << 20)
-    engine, _, report = transformers_engine.load(launch, EngineMetrics("sizes"))
+    spec = spec_of(folder, "text-generation", cache_bytes=1 << 20)
+    engine, _, report = transformers_engine.load(spec, EngineMetrics("sizes"))
     asyncio.run(engine.close())
     assert bool(sizes.shared_head) is shared
     # Frequencies of positions are in no file.

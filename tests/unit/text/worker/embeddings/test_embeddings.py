@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError
 from tests.support import tiny_models
-from tests.support.text_family import Tiny, launch_of, serve
+from tests.support.text_pipeline import Tiny, serve, spec_of
 from text_svc.convert import encoder
 from text_svc.convert.refused import RefusedError
 from text_svc.formats.manifest import Manifest
@@ -76,7 +76,7 @@ def expected(folder: Path, texts: list[str], **options: Any) -> np.ndarray:
 
 
 def converted(folder: Path, weights: Any = "float") -> dict[str, Any]:
-    """Fields of a launch that runs the model on OpenVINO."""
+    """Fields of a spec that runs the model on OpenVINO."""
     target = folder / f"converted-{weights}"
     target.mkdir()
     encoder.convert(folder, target, weights).write(target)
@@ -99,7 +99,7 @@ POOLING_CONFIGS = {
 async def test_poolings(tmp_path: Path, pooling: str, engine: str) -> None:
     folder = sentence_model(tmp_path / "model", POOLING_CONFIGS[pooling])
     fields = converted(folder) if engine == "openvino" else {}
-    async with serve(launch_of(folder, "embeddings", **fields)) as stub:
+    async with serve(spec_of(folder, "embeddings", **fields)) as stub:
         got = await embed(stub, TEXTS)
     assert np.abs(got - expected(folder, TEXTS)).max() < 1e-5
 
@@ -109,7 +109,7 @@ async def test_dense_layer_and_dimensions(tmp_path: Path, engine: str) -> None:
     folder = sentence_model(tmp_path / "model", POOLING_CONFIGS["mean"], dense=True)
     fields = converted(folder) if engine == "openvino" else {}
     reference = expected(folder, TEXTS)
-    async with serve(launch_of(folder, "embeddings", **fields)) as stub:
+    async with serve(spec_of(folder, "embeddings", **fields)) as stub:
         got = await embed(stub, TEXTS)
         short = await embed(stub, TEXTS, dimensions=3)
     assert got.shape == (len(TEXTS), 8)
@@ -123,7 +123,7 @@ async def test_prompts(tmp_path: Path) -> None:
     prompts = {"query": "a photo of ", "document": ""}
     config = {"prompts": prompts, "default_prompt_name": "query"}
     (folder / "config_sentence_transformers.json").write_text(json.dumps(config))
-    async with serve(launch_of(folder, "embeddings")) as stub:
+    async with serve(spec_of(folder, "embeddings")) as stub:
         default = await embed(stub, TEXTS[:2])
         document = await embed(stub, TEXTS[:2], prompt_name="document")
         with pytest.raises(grpc.aio.AioRpcError, match="it has document, query") as caught:
@@ -139,8 +139,8 @@ async def test_windows_of_attention_survive_the_conversion(tiny: Tiny, tmp_path:
     target.mkdir()
     encoder.convert(folder, target, "float").write(target)
     texts = ["a photo of the sea " * times for times in (1, 5, 40)]
-    launch = launch_of(folder, "embeddings", engine="openvino", converted=target)
-    async with serve(launch) as stub:
+    spec = spec_of(folder, "embeddings", engine="openvino", converted=target)
+    async with serve(spec) as stub:
         got = await embed(stub, texts)
     reference = expected(folder, texts)
     reference /= np.linalg.norm(reference, axis=1, keepdims=True)
@@ -171,7 +171,7 @@ async def test_bfloat16_and_int8_stay_near(tmp_path: Path) -> None:
     reference = expected(folder, TEXTS)
     for dtype in ("bfloat16", "int8"):
         fields = converted(folder, "int8" if dtype == "int8" else "float")
-        async with serve(launch_of(folder, "embeddings", {"dtype": dtype}, **fields)) as stub:
+        async with serve(spec_of(folder, "embeddings", {"dtype": dtype}, **fields)) as stub:
             got = await embed(stub, TEXTS)
         assert (got * reference).sum(1).min() > 0.98, dtype
         # A processor without bfloat16 computes in float32 instead.
@@ -223,7 +223,7 @@ async def test_limits_of_a_call(tmp_path: Path) -> None:
         ({"texts": ["x"], "dimensions": 33}, grpc.StatusCode.INVALID_ARGUMENT, "1 to 32"),
         ({"texts": ["x"], "dimensions": -1}, grpc.StatusCode.INVALID_ARGUMENT, "1 to 32"),
     ]
-    async with serve(launch_of(folder, "embeddings", **limits)) as stub:
+    async with serve(spec_of(folder, "embeddings", **limits)) as stub:
         for fields, code, words in bad:
             with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
                 await stub.GenerateEmbeddings(pb.GenerateEmbeddingsRequest(**fields))
@@ -237,7 +237,7 @@ async def test_a_text_without_tokens_is_refused(tmp_path: Path, engine: str) -> 
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
     fields = converted(folder) if engine == "openvino" else {}
-    async with serve(launch_of(folder, "embeddings", **fields)) as stub:
+    async with serve(spec_of(folder, "embeddings", **fields)) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match=r"texts\[1\] has no tokens") as caught:
             await embed(stub, ["a", "", "b"])
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -261,7 +261,7 @@ async def test_stream_in_order_and_its_first_error(tmp_path: Path) -> None:
     folder = tiny_models.build("bert", tmp_path / "model")
     texts = [f"{word} {number}" for number in range(20) for word in ("cat", "dog " * 30)]
     chunks = [texts[start : start + 7] for start in range(0, len(texts), 7)]
-    async with serve(launch_of(folder, "embeddings")) as stub:
+    async with serve(spec_of(folder, "embeddings")) as stub:
         whole = await embed(stub, texts)
         requests = [pb.GenerateEmbeddingsRequest(texts=chunk) for chunk in chunks]
         answers = [answer async for answer in stub.StreamEmbeddings(iter(requests))]
@@ -277,7 +277,7 @@ async def test_stream_in_order_and_its_first_error(tmp_path: Path) -> None:
 
 async def test_stream_answers_before_the_next_request(tmp_path: Path) -> None:
     folder = tiny_models.build("bert", tmp_path / "model")
-    async with serve(launch_of(folder, "embeddings")) as stub:
+    async with serve(spec_of(folder, "embeddings")) as stub:
         call = stub.StreamEmbeddings()
         for text in ("one", "two"):
             await call.write(pb.GenerateEmbeddingsRequest(texts=[text]))

@@ -1,4 +1,4 @@
-"""Infer's bad input, its queue, and speech that was really spoken."""
+"""Bad input to Infer, its queue, and real speech."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support import tiny_models
 from tests.support.pictures import png_header
 from tests.support.speech import speak, wav
 from tests.support.stack import MODELS
-from tests.support.text_family import launch_of, serve
+from tests.support.text_pipeline import serve, spec_of
 from tests.support.waiting import until
 from text_svc.worker.media.decode import decode_audio, decode_image
 from text_svc.worker.model_thread import ModelThread
@@ -145,7 +145,7 @@ async def test_bad_requests(classifier: Path) -> None:
         ),
         ({"text": "a", "labels": ["x"], "options": {"hypothesis_template": "x"}}, invalid, "no {}"),
     ]
-    async with serve(launch_of(classifier, "zero-shot")) as stub:
+    async with serve(spec_of(classifier, "zero-shot")) as stub:
         for fields, code, words in cases:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stub.Infer(pb.InferRequest(**fields))
@@ -177,7 +177,7 @@ async def test_a_caller_that_goes_stops_the_work() -> None:
 async def test_whisper_writes_what_was_spoken() -> None:
     sentences = "The dog is in the house. She is on the sea shore."
     spoken, rate = speak(sentences)
-    async with serve(launch_of(WHISPER, "asr")) as stub:
+    async with serve(spec_of(WHISPER, "asr")) as stub:
         audio = pb.AudioData(data=wav(spoken, rate))
         response = await stub.Infer(pb.InferRequest(audio=audio))
         silence = np.zeros(rate * 10, np.int16)

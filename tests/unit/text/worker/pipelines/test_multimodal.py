@@ -1,4 +1,4 @@
-"""GenerateText and ChatCompletion with images and sounds, held against transformers itself."""
+"""GenerateText and ChatCompletion with images and sounds, compared with transformers itself."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from PIL import Image
 from ml import transformers_pb2 as pb
 from tests.support import tiny_multimodal, tiny_text
 from tests.support.pictures import picture, png, png_header
-from tests.support.text_family import Tiny, launch_of, serve
+from tests.support.text_pipeline import Tiny, serve, spec_of
 from tests.support.tiny_multimodal import NEW, part, reference
 from tests.support.waiting import until
 
 RATE = 16_000
-SEEING = ("llava-chat", "smolvlm", "idefics3", "qwen2-vl", "gemma3")
+VISUAL = ("llava-chat", "smolvlm", "idefics3", "qwen2-vl", "gemma3")
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,7 @@ async def generate(stub: Any, **request: Any) -> tuple[str, pb.TextResponse]:
     return "".join(answer.text for answer in answers), answers[-1]
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", VISUAL)
 async def test_a_chat_with_images_is_that_of_transformers(tiny: Tiny, name: str) -> None:
     folder, image = tiny(name), part("image")
     first, second, third = map(picture, range(3))
@@ -59,7 +59,7 @@ async def test_a_chat_with_images_is_that_of_transformers(tiny: Tiny, name: str)
         images=[[first, second, third]],
     )
     inline = {"gemma3": "<start_of_image>", "qwen2-vl": "<|image_pad|>"}.get(name, "<image>")
-    async with serve(launch_of(folder, "image-text-to-text")) as stub:
+    async with serve(spec_of(folder, "image-text-to-text")) as stub:
         text, answers = await chat(
             stub,
             pb.ChatMessage(role="system", content="be brief"),
@@ -87,7 +87,7 @@ async def test_a_chat_with_sounds_is_that_of_transformers(tiny: Tiny) -> None:
         audio=[first, second],
         sampling_rate=RATE,
     )
-    async with serve(launch_of(folder, "audio-text-to-text")) as stub:
+    async with serve(spec_of(folder, "audio-text-to-text")) as stub:
         message = pb.ChatMessage(
             role="user", content="which is louder ?", audio=[sound(first), sound(second)]
         )
@@ -105,12 +105,12 @@ async def test_a_chat_with_sounds_is_that_of_transformers(tiny: Tiny) -> None:
     assert heard.text == streamed.strip()
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize("name", VISUAL)
 async def test_generate_text_with_images(tiny: Tiny, name: str) -> None:
-    folder, image, mark = tiny(name), picture(0), tiny_multimodal.MARKS[name]
+    folder, image, mark = tiny(name), picture(0), tiny_multimodal.MEDIA_TOKENS[name]
     wanted, _ = reference(folder, ("user", [part("image"), part("text", "what ?")]), images=[image])
     prompt = f"<s>[user] {mark}what ?\n[assistant] "
-    async with serve(launch_of(folder, "vlm")) as stub:
+    async with serve(spec_of(folder, "vlm")) as stub:
         templated, last = await generate(stub, prompt="what ?", images=[png(image)])
         marked, _ = await generate(stub, prompt=prompt, images=[png(image)])
         infer = pb.InferRequest(prompt="what ?", image=png(image), options={"max_new_tokens": "8"})
@@ -128,7 +128,7 @@ async def test_generate_text_with_images(tiny: Tiny, name: str) -> None:
 
 async def test_llava_without_a_chat_template_completes(tiny: Tiny) -> None:
     folder, image = tiny("llava"), picture(0)
-    async with serve(launch_of(folder, "vlm")) as stub:
+    async with serve(spec_of(folder, "vlm")) as stub:
         before, _ = await generate(stub, prompt="what ?", images=[png(image)])
         marked, _ = await generate(stub, prompt="<image>\nwhat ?", images=[png(image)])
         with pytest.raises(grpc.aio.AioRpcError, match="no chat template") as caught:
@@ -139,7 +139,7 @@ async def test_llava_without_a_chat_template_completes(tiny: Tiny) -> None:
 
 async def test_a_sound_that_the_model_would_cut_is_refused_in_every_call(tiny: Tiny) -> None:
     long, message = sound(noise(31)), "longer than the limit of 30 s"
-    async with serve(launch_of(tiny("qwen2-audio"), "vlm")) as stub:
+    async with serve(spec_of(tiny("qwen2-audio"), "vlm")) as stub:
         calls = (
             lambda: stub.Infer(pb.InferRequest(audio=long, prompt="what ?")),
             lambda: generate(stub, prompt="what ?", audio=[long]),
@@ -152,9 +152,9 @@ async def test_a_sound_that_the_model_would_cut_is_refused_in_every_call(tiny: T
 
 
 async def test_sounds_together_over_the_limit_are_told_the_whole_limit(tiny: Tiny) -> None:
-    launch = launch_of(tiny("qwen2-audio"), "vlm", max_audio_seconds=5)
+    spec = spec_of(tiny("qwen2-audio"), "vlm", max_audio_seconds=5)
     pieces = [sound(noise(2))] * 3
-    async with serve(launch) as stub:
+    async with serve(spec) as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await chat(stub, pb.ChatMessage(role="user", content="what ?", audio=pieces))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -170,7 +170,7 @@ FLORENCE_INPUTS = ("<CAPTION_TO_PHRASE_GROUNDING>a cat", "<REFERRING_EXPRESSION_
 @pytest.mark.parametrize("task", FLORENCE_TASKS + FLORENCE_INPUTS)
 async def test_florence2_answers_generate_text_as_it_does_infer(tiny: Tiny, task: str) -> None:
     image = png(picture(0))
-    async with serve(launch_of(tiny("florence2"), "florence2")) as stub:
+    async with serve(spec_of(tiny("florence2"), "florence2")) as stub:
         infer = pb.InferRequest(prompt=task, image=image, options={"max_new_tokens": "30"})
         wanted = await stub.Infer(infer)
         request = pb.TextRequest(prompt=task, images=[image], max_length=30)
@@ -192,7 +192,7 @@ async def test_florence2_says_what_it_wants(tiny: Tiny) -> None:
         ({"prompt": "<REGION_TO_OCR><image>", "images": [image]}, "without it"),
         ({"prompt": "<OCR>", "images": [pb.ImageData(data=b"x")]}, r"images\[0\].data are not"),
     ]
-    async with serve(launch_of(tiny("florence2"), "florence2")) as stub:
+    async with serve(spec_of(tiny("florence2"), "florence2")) as stub:
         for fields, words in cases:
             with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
                 await generate(stub, **fields)
@@ -222,8 +222,8 @@ async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
         ({"images": [big()] * 3}, exhausted, "before it .* the limit is 1000000 a call"),
         ({"images": [big()] * 2, "content": "x" * 9000}, invalid, "may have 2048"),
     ]
-    launch = launch_of(tiny("llava-chat"), "vlm", max_media=4, max_image_pixels=1_000_000)
-    async with serve(launch) as stub:
+    spec = spec_of(tiny("llava-chat"), "vlm", max_media=4, max_image_pixels=1_000_000)
+    async with serve(spec) as stub:
         for fields, code, words in cases:
             with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
                 await chat(stub, pb.ChatMessage(**{**user, **fields}))
@@ -239,7 +239,7 @@ async def test_a_template_that_loops_is_ended_in_every_call(tiny: Tiny, tmp_path
     shutil.copytree(tiny("llava-chat"), folder)
     loop = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}"
     (folder / "chat_template.jinja").write_text(loop)
-    async with serve(launch_of(folder, "vlm", max_prompt_bytes=10_000)) as stub:
+    async with serve(spec_of(folder, "vlm", max_prompt_bytes=10_000)) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match="writes more than 10000 characters"):
             await chat(stub, pb.ChatMessage(role="user", content="what ?", images=[image]))
         with pytest.raises(grpc.aio.AioRpcError, match="writes more than 10000 characters"):
@@ -250,7 +250,7 @@ async def test_a_template_that_loops_is_ended_in_every_call(tiny: Tiny, tmp_path
 
 async def test_janus_chats_about_a_picture(tiny: Tiny) -> None:
     image = png(picture(0))
-    async with serve(launch_of(tiny("janus"), "janus")) as stub:
+    async with serve(spec_of(tiny("janus"), "janus")) as stub:
         infer = pb.InferRequest(prompt="what ?", image=image, options={"max_new_tokens": "8"})
         inferred = await stub.Infer(infer)
         streamed, _ = await generate(stub, prompt="what ?", images=[image])
@@ -263,7 +263,7 @@ def big() -> pb.ImageData:
 
 async def test_a_model_that_reads_text_alone_says_so(tmp_path: Path, tiny: Tiny) -> None:
     image = png(picture(0))
-    llama = launch_of(tiny_text.save_llama(tmp_path), "text-generation", cache_bytes=32 << 20)
+    llama = spec_of(tiny_text.save_llama(tmp_path), "text-generation", cache_bytes=32 << 20)
     async with serve(llama) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match="text-generation model reads text alone"):
             await generate(stub, prompt="what ?", images=[image])
@@ -271,16 +271,16 @@ async def test_a_model_that_reads_text_alone_says_so(tmp_path: Path, tiny: Tiny)
         with pytest.raises(grpc.aio.AioRpcError, match=r"messages\[0\].audio is set") as caught:
             await chat(stub, message)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    async with serve(launch_of(tiny("t5"), "text2text-generation")) as stub:
+    async with serve(spec_of(tiny("t5"), "text2text-generation")) as stub:
         with pytest.raises(grpc.aio.AioRpcError, match="reads text alone"):
             await generate(stub, prompt="what ?", images=[image])
 
 
 async def test_a_chat_that_is_cancelled_stops_and_leaves_room(tiny: Tiny) -> None:
-    launch = launch_of(tiny("llava-chat"), "vlm", max_waiting=0)
+    spec = spec_of(tiny("llava-chat"), "vlm", max_waiting=0)
     message = pb.ChatMessage(role="user", content="what ?", images=[png(picture(0))])
     long = pb.ChatRequest(messages=[message], temperature=0, max_tokens=1500)
-    async with serve(launch) as stub:
+    async with serve(spec) as stub:
         for _ in range(6):  # three times as many as run at once
             call = stub.ChatCompletion(long)
             await call.read()

@@ -1,4 +1,4 @@
-"""Pipelines behind Infer that see, over gRPC, held against transformers called directly."""
+"""Pipelines of images behind Infer, over gRPC, compared with transformers called directly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 
 from tests.support.pictures import picture, png
-from tests.support.text_family import Tiny, infer, scores
+from tests.support.text_pipeline import Tiny, infer, scores
 
 
 @pytest.fixture(scope="module")

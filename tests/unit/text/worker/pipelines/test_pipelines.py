@@ -1,4 +1,4 @@
-"""Pipelines behind Infer that read texts, over gRPC, held against transformers called directly."""
+"""Pipelines of texts behind Infer, over gRPC, compared with transformers called directly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
-from tests.support.text_family import Tiny, infer, launch_of, scores, serve
+from tests.support.text_pipeline import Tiny, infer, scores, serve, spec_of
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS
 from text_svc.worker.pipelines import PIPELINES
 from text_svc.worker.pipelines.zero_shot_classification import (
@@ -44,8 +44,8 @@ async def test_zero_shot_classification(tiny: Tiny, multi_label: bool) -> None:
 
 
 async def test_labels_are_read_in_batches_of_which_a_cancel_spares_the_rest(tiny: Tiny) -> None:
-    launch = launch_of(tiny("bert-nli"), "zero-shot")
-    pipeline = ZeroShotClassifier(launch)
+    spec = spec_of(tiny("bert-nli"), "zero-shot")
+    pipeline = ZeroShotClassifier(spec)
     labels = [f"label {number}" for number in range(300)]
     request = pb.InferRequest(text="a photo " * 20, labels=labels)
     batches: list[int] = []
@@ -103,10 +103,10 @@ async def test_max_length_cuts_what_is_read(tiny: Tiny) -> None:
     folder, query, text = tiny("bert-rank"), "the cat", "the price of apples in paris " * 9
     model = CrossEncoder(str(folder), device="cpu", max_length=12)
     ranking = pb.Ranking(query=query, documents=[text])
-    async with serve(launch_of(folder, "reranking", {"max_length": "12"})) as stub:
+    async with serve(spec_of(folder, "reranking", {"max_length": "12"})) as stub:
         cut = await stub.Infer(pb.InferRequest(ranking=ranking))
     assert cut.documents[0].score == pytest.approx(float(model.predict([(query, text)])[0]))
-    async with serve(launch_of(tiny("t5"), "text2text", {"max_length": "5"})) as stub:
+    async with serve(spec_of(tiny("t5"), "text2text", {"max_length": "5"})) as stub:
         for call in (
             lambda: stub.Infer(pb.InferRequest(text="xyz " * 9)),
             lambda: anext(aiter(stub.GenerateText(pb.TextRequest(prompt="xyz " * 9)))),
@@ -187,7 +187,7 @@ async def test_sequence_to_sequence_streams_by_generate_text(
 ) -> None:
     folder, text = tiny(name), "hello world"
     whole = await infer(folder, pipeline, text=text, options={"max_new_tokens": 12})
-    async with serve(launch_of(folder, pipeline)) as stub:
+    async with serve(spec_of(folder, pipeline)) as stub:
         request = pb.TextRequest(prompt=text, max_length=12)
         answers = [answer async for answer in stub.GenerateText(request)]
     assert "".join(answer.text for answer in answers).strip() == whole.text
@@ -211,7 +211,7 @@ async def test_languages_of_a_call_are_its_own(tiny: Tiny) -> None:
     pairs = [("deu_Latn", "fra_Latn"), ("", "fra_Latn"), ("fra_Latn", "deu_Latn")]
     wanted = [translated(source or "eng_Latn", target) for source, target in pairs]
     assert len(set(wanted)) == len(wanted)
-    async with serve(launch_of(folder, "translation")) as stub:
+    async with serve(spec_of(folder, "translation")) as stub:
         for (source, target), expected in zip(pairs, wanted, strict=True):
             options = {"source_language": source, "target_language": target}
             options["max_new_tokens"] = "12"
@@ -224,7 +224,7 @@ async def test_languages_of_a_call_are_its_own(tiny: Tiny) -> None:
 async def test_a_long_text_leaves_an_answer_its_room(tiny: Tiny) -> None:
     folder, text = tiny("marian"), "a" * 40
     whole = await infer(folder, "translation", text=text, options={"max_new_tokens": 60})
-    async with serve(launch_of(folder, "translation")) as stub:
+    async with serve(spec_of(folder, "translation")) as stub:
         request = pb.TextRequest(prompt=text, max_length=60)
         answers = [answer async for answer in stub.GenerateText(request)]
         long = stub.GenerateText(pb.TextRequest(prompt="a" * 500))

@@ -1,4 +1,4 @@
-"""Pipelines behind Infer that hear or speak, over gRPC, held against transformers itself."""
+"""Pipelines of sounds behind Infer, over gRPC, compared with transformers called directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import transformers
 
 from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError
-from tests.support.text_family import Tiny, infer, launch_of, scores
+from tests.support.text_pipeline import Tiny, infer, scores, spec_of
 from text_svc.worker.pipelines.speech_recognition import (
     SpeechOptions,
     SpeechRecognizer,
@@ -95,8 +95,8 @@ async def test_a_long_sound_is_heard_in_pieces(tiny: Tiny, sound: np.ndarray, na
     pause = np.zeros(2 * RATE, np.float32)
     folder, part = tiny(name), np.concatenate([sound] * 5)
     whole = np.concatenate([pause, part, *[pause, part] * 5])
-    launch = launch_of(folder, "asr")
-    recognizer = SpeechRecognizer(launch)
+    spec = spec_of(folder, "asr")
+    recognizer = SpeechRecognizer(spec)
     heard: list[int] = []
 
     def seen(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
@@ -114,7 +114,7 @@ async def test_a_long_sound_is_heard_in_pieces(tiny: Tiny, sound: np.ndarray, na
 
 
 async def test_a_cancel_ends_a_long_whisper_at_its_next_token(tiny: Tiny) -> None:
-    recognizer = SpeechRecognizer(launch_of(tiny("whisper"), "asr"))
+    recognizer = SpeechRecognizer(spec_of(tiny("whisper"), "asr"))
     cancelled, windows = threading.Event(), []
 
     def seen(*_: Any) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ml import transformers_pb2 as pb
 from tests.support.speech import speak, wav
 from tests.support.stack import MODELS
-from tests.support.text_family import launch_of, serve
+from tests.support.text_pipeline import serve, spec_of
 from text_svc.worker.media.speech_cutter import (
     Piece,
     SpeechCutter,
@@ -113,7 +113,7 @@ async def test_segments_come_while_the_speech_goes_on() -> None:
                 await gate.wait()  # the rest is said when the first sentence is written
 
     written: list[pb.TranscriptSegment] = []
-    async with serve(launch_of(WHISPER, "asr")) as stub:
+    async with serve(spec_of(WHISPER, "asr")) as stub:
         async for response in stub.TranscribeStream(sentences()):
             written += response.segments
             if written:
@@ -145,7 +145,7 @@ async def test_bad_streams_have_a_clear_status() -> None:
             "cannot be decoded",
         ),
     ]
-    async with serve(launch_of(WHISPER, "asr")) as stub:
+    async with serve(spec_of(WHISPER, "asr")) as stub:
         for stream, words in cases:
             with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
                 async for _ in stub.TranscribeStream(iter(stream)):

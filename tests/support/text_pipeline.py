@@ -34,10 +34,10 @@ from text_svc.worker import pipelines
 Tiny = Callable[[str], Path]
 
 
-def launch_of(
+def spec_of(
     folder: Path, pipeline: str, options: Mapping[str, str] | None = None, **fields: Any
 ) -> WorkerSpec:
-    """What the front would tell a worker; `fields` are set otherwise than by the settings."""
+    """The spec of a worker, as text_svc makes it of its settings; `fields` replace some of it."""
     settings = TextSettings().model_dump(
         include=set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
     )
@@ -57,14 +57,14 @@ def launch_of(
 
 @contextlib.asynccontextmanager
 async def serve(
-    launch: WorkerSpec,
+    spec: WorkerSpec,
 ) -> AsyncIterator[transformers_pb2_grpc.TransformersServiceAsyncStub]:
-    """A client's stub of the model of a launch command."""
-    loaded = pipelines.load(launch)
+    """A client's stub of the model of a spec."""
+    loaded = pipelines.load(spec)
     front = create_server(ServerSettings())
-    with tempfile.TemporaryDirectory(prefix="text-family-") as folder:
+    with tempfile.TemporaryDirectory(prefix="text-pipeline-") as folder:
         path = Path(folder, "link.sock")
-        worker = await listen(loaded.handlers, path, max_message_bytes=launch.max_message_bytes)
+        worker = await listen(loaded.handlers, path, max_message_bytes=spec.max_message_bytes)
         link = await Link.connect(path, lambda: InternalError("the link has ended"))
         front.add_generic_rpc_handlers((_forwarding(link, loaded.handlers),))
         front.add_insecure_port(f"unix:{folder}/front.sock")
@@ -101,7 +101,7 @@ def _forwarding(link: Link, names: Iterable[str]) -> grpc.GenericRpcHandler:
 async def infer(folder: Path, pipeline: str, **request: Any) -> pb.InferResponse:
     """The answer of a model that is loaded for this one call."""
     options = {name: str(value) for name, value in request.pop("options", {}).items()}
-    async with serve(launch_of(folder, pipeline)) as stub:
+    async with serve(spec_of(folder, pipeline)) as stub:
         return await stub.Infer(pb.InferRequest(**request, options=options))
 
 
