@@ -75,7 +75,7 @@ def test_a_language_model_refuses_pictures(stack: Stack) -> None:
     with stack.channel() as channel:
         load(channel, CHAT)
         stub = pb_grpc.TransformersServiceStub(channel)
-        with pytest.raises(grpc.RpcError, match="reads text alone") as caught:
+        with pytest.raises(grpc.RpcError, match="takes only text") as caught:
             list(stub.ChatCompletion(pb.ChatRequest(model=CHAT, messages=[message])))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -23,7 +23,7 @@ _LONG = 12
 def calibration_texts() -> list[str]:
     """About 200 texts, always the same: sentences, single words, long texts, and an empty one.
 
-    With sentences alone, a calibrated model was twice as far off on texts of one or two words.
+    With sentences only, a calibrated model was twice as far off on texts of one or two words.
     """
     sentences = _shuffled()
     words = [text.split()[1] for text in sentences[:10]]

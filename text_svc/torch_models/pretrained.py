@@ -97,7 +97,7 @@ class Pretrained:
     """Reads a model's folder with transformers: offline, without code of the model's own.
 
     Args:
-        folder: config, weights and whatever else the model has.
+        folder: config, weights, tokenizer and the like.
         options: device, dtype and the maximum length of a text.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Checks of request fields that several servicers share."""
+"""Checks of request fields that several handlers share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = F
 
 
 def refuse_media(owner: pb.TextRequest | pb.ChatMessage, pipeline: str, prefix: str = "") -> None:
-    """For models that read text alone.
+    """Refuses images and sounds, for models that take only text.
 
     Raises:
         InvalidArgumentError: there are images or sounds.
@@ -32,7 +32,7 @@ def refuse_media(owner: pb.TextRequest | pb.ChatMessage, pipeline: str, prefix: 
     for name, given in (("images", owner.images), ("audio", owner.audio)):
         if given:
             raise InvalidArgumentError(
-                f"{prefix}{name} is set, and a {pipeline} model reads text alone; load one that "
-                "sees or hears, as visual-language",
+                f"{prefix}{name} is set, but a {pipeline} model takes only text; load one that "
+                "takes images or sounds, such as visual-language",
                 field=f"{prefix}{name}",
             )

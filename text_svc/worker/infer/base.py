@@ -199,7 +199,7 @@ class InferPipeline(abc.ABC, Generic[Options]):
 
 
 class TextPipeline(InferPipeline[Options]):
-    """A model of texts alone; its processor is a tokenizer that can truncate them."""
+    """A model that takes only text; its processor is a tokenizer that can truncate them."""
 
     def read_processor(self, source: Pretrained) -> Any:
         return source.tokenizer(self.model.config)

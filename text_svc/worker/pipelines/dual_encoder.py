@@ -92,7 +92,7 @@ class DualEncoder(InferPipeline[HypothesisOptions]):
 
 
 class Clip(DualEncoder):
-    """CLIP, and SigLIP, which was trained with texts of full length and scores each label alone."""
+    """CLIP, and SigLIP, trained with padded texts and with a score for each label by itself."""
 
     takes = ("image", "text")
     options = ClipOptions

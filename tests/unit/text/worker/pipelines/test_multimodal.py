@@ -265,14 +265,14 @@ async def test_a_model_that_reads_text_alone_says_so(tmp_path: Path, tiny: Tiny)
     image = png(picture(0))
     llama = spec_of(tiny_text.save_llama(tmp_path), "text-generation", cache_bytes=32 << 20)
     async with serve(llama) as stub:
-        with pytest.raises(grpc.aio.AioRpcError, match="text-generation model reads text alone"):
+        with pytest.raises(grpc.aio.AioRpcError, match="text-generation model takes only text"):
             await generate(stub, prompt="what ?", images=[image])
         message = pb.ChatMessage(role="user", content="what ?", audio=[sound(noise(1))])
         with pytest.raises(grpc.aio.AioRpcError, match=r"messages\[0\].audio is set") as caught:
             await chat(stub, message)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     async with serve(spec_of(tiny("t5"), "text2text-generation")) as stub:
-        with pytest.raises(grpc.aio.AioRpcError, match="reads text alone"):
+        with pytest.raises(grpc.aio.AioRpcError, match="takes only text"):
             await generate(stub, prompt="what ?", images=[image])
 
 
