@@ -17,7 +17,7 @@ from shared.errors import InternalError, ServiceError, WorkerUnavailableError
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
-from shared.rpc.remote_errors import from_details
+from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)

@@ -49,7 +49,7 @@ from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
 from shared.files.stub import Call, Chunk, Request, Stub
 from shared.rpc.channels import MAX_MESSAGE_BYTES
-from shared.rpc.remote_errors import from_details
+from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)

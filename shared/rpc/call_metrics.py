@@ -30,6 +30,7 @@ from shared.rpc.interceptors import (
     WrappingInterceptor,
     behaviour,
 )
+from shared.rpc.status import CODES
 from shared.telemetry.logs import set_request_id
 from shared.telemetry.process_metrics import process_figures
 from shared.telemetry.tracing import (
@@ -64,7 +65,6 @@ Gauge("process_threads", "Threads of the process.").set_function(
     lambda: figures.threads if (figures := process_figures()) else 0
 )
 
-_CODES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 # Probes come every second; they count, but a line each would drown the log.
 _QUIET = ("grpc.health.v1.", "grpc.reflection.")
 
@@ -136,7 +136,7 @@ class _Call:
         number = code.value[0] if isinstance(code, grpc.StatusCode) else code or 0
         if error is not None and not number:
             return "UNKNOWN"
-        return _CODES.get(number, "UNKNOWN")
+        return CODES[number].name if number in CODES else "UNKNOWN"
 
 
 def _observe(handler: Handler, method: str) -> UnaryCall | StreamCall:

@@ -11,12 +11,9 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 
 from shared.errors import (
-    ERROR_DOMAIN,
     CallCancelledError,
     DeadlineExceededError,
     InvalidArgumentError,
@@ -24,11 +21,10 @@ from shared.errors import (
     ServiceError,
     UnavailableError,
 )
+from shared.rpc.status import DETAILS_KEY, packed_details, status_of
 from shared.telemetry.logs import request_id
 
 log = logging.getLogger(__name__)
-
-STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 # Strings: the classes take type arguments in their stubs alone.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -92,30 +88,6 @@ def _decoded(request: Any) -> Any:
 async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield _decoded(request)
-
-
-def status_of(error: ServiceError) -> status_pb2.Status:
-    """An error as `google.rpc.Status`: ErrorInfo, and BadRequest or RetryInfo where they fit."""
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
-        )
-    ]
-    if error.code is grpc.StatusCode.INVALID_ARGUMENT and error.field:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after is not None:
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(round(error.retry_after * 1000))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        item = any_pb2.Any()
-        item.Pack(detail)
-        packed.append(item)
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=packed)
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
@@ -185,14 +157,14 @@ async def abort(context: Context, error: BaseException) -> None:
     """
     if isinstance(error, grpc.aio.AbortError) or is_cancelled_by_caller(error):
         raise error
-    if isinstance(error, grpc.aio.AioRpcError) and (passed := _details_of(error)):
-        await context.abort(error.code(), error.details() or "", ((STATUS_DETAILS_KEY, passed),))
+    if isinstance(error, grpc.aio.AioRpcError) and (passed := packed_details(error)):
+        await context.abort(error.code(), error.details() or "", ((DETAILS_KEY, passed),))
     service_error = as_service_error(error)
     status = status_of(service_error)
     await context.abort(
         service_error.code,
         service_error.message,
-        ((STATUS_DETAILS_KEY, status.SerializeToString()),),
+        ((DETAILS_KEY, status.SerializeToString()),),
     )
 
 
@@ -200,14 +172,6 @@ def is_cancelled_by_caller(error: BaseException) -> bool:
     """Whether an error that ends the current task is its own cancellation."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-def _details_of(error: grpc.aio.AioRpcError) -> bytes | None:
-    """The packed status of an error that another service of this set has made, if it is one."""
-    for key, value in error.trailing_metadata() or ():
-        if key == STATUS_DETAILS_KEY:
-            return value if isinstance(value, bytes) else value.encode("latin-1")
-    return None
 
 
 # Codes that mean the same to the caller of this service as to this service.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml.internal.link_pb2 import Begin, Ended, Envelope
 from shared.errors import InternalError, ServiceError
-from shared.rpc.remote_errors import from_packed
+from shared.rpc.status import from_packed
 from text_svc.link.call import Call, Payload
 from text_svc.link.framing import EnvelopeProtocol
 

@@ -15,7 +15,8 @@ from google.protobuf.message_factory import GetMessageClass
 from ml import transformers_pb2 as pb
 from ml.internal.link_pb2 import Begin, EmbeddingUsage, Ended, Envelope, Usage
 from shared.errors import NotImplementedRpcError, ResourceExhaustedError
-from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller, status_of
+from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller
+from shared.rpc.status import status_of
 from shared.telemetry.logs import set_request_id
 from shared.telemetry.tracing import (
     REQUEST_ID_KEY,

@@ -13,7 +13,7 @@ import pytest
 
 from ml import transformers_pb2 as pb
 from shared.errors import InputTooLargeError, ServiceError, WorkerUnavailableError
-from shared.rpc.interceptors import status_of
+from shared.rpc.status import status_of
 from shared.telemetry.logs import request_id
 from text_svc.link.call import WINDOW_BYTES
 from text_svc.link.client import Link

@@ -8,11 +8,7 @@ from google.rpc import status_pb2
 
 from shared import errors
 from shared.errors import ServiceError
-from shared.rpc.interceptors import (
-    STATUS_DETAILS_KEY,
-    status_of,
-)
-from shared.rpc.remote_errors import from_details
+from shared.rpc.status import DETAILS_KEY, from_details, status_of
 
 CLASSES = [
     each
@@ -22,7 +18,7 @@ CLASSES = [
 
 
 def failed_with(details: bytes | None, code: grpc.StatusCode) -> grpc.aio.AioRpcError:
-    trailing = [(STATUS_DETAILS_KEY, details)] if details is not None else []
+    trailing = [(DETAILS_KEY, details)] if details is not None else []
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(*trailing), "text")
 
 
