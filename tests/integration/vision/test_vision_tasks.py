@@ -13,6 +13,7 @@ import pytest
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import StartVision, Vision
 from tests.integration.vision.reference import REFERENCES, Reference, mask_iou
+from tests.support.optional_models import require_model
 from tests.support.vision_frames import FORMATS, encode_clip, encode_still
 from tools import vision_clips
 
@@ -102,6 +103,7 @@ def test_hands_of_photographs(
 
 
 def test_hair_of_a_portrait(vision: Vision, vision_models: Path, test_data: Path) -> None:
+    require_model(vision_models.parent, REFERENCES["hair"].asset)
     image = vision_clips.read_picture(test_data / "portrait_hair.jpg")
     (answer,) = check_against_mediapipe(vision, vision_models, REFERENCES["hair"], [image], "png")
     assert 0.3 < np.frombuffer(answer.mask, np.uint8).mean() / 255 < 0.5
@@ -180,8 +182,7 @@ def test_alpha_masks(vision: Vision, vision_models: Path, rpc: str) -> None:
 @pytest.mark.parametrize("model", ["lite", "heavy"])
 def test_other_pose_models(vision: Vision, vision_models: Path, model: str) -> None:
     asset = f"pose_landmarker_{model}.task"
-    if not (vision_models / asset).is_file():
-        pytest.skip(f"{asset} is not there: `make models`")
+    require_model(vision_models.parent, asset)
     pose = REFERENCES["pose"]
     reference = Reference(pose.rpc, asset, pose.task, pose.options, pose.method, pose.compare)
     messages, pixels = encode_clip(clip_for("pose", 2), "rgb")
