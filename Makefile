@@ -67,10 +67,11 @@ rust: ## build, lint and test the Rust client
 	@python3 -m tools.cargo clippy -q --workspace --all-targets -- -D warnings
 	@python3 -m tools.cargo test -q --workspace
 
-lint: setup ## check formatting, lint, types and protos
+lint: setup ## check formatting, lint, types, the layers of the code and protos
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy
+	@said=$$($(VENV)/bin/lint-imports --no-logo --no-cache 2>&1) || { echo "$$said"; exit 1; }
 	@$(VENV)/bin/buf lint
 	@$(PY) -m tools.docs --check
 
