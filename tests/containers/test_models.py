@@ -82,7 +82,6 @@ def test_a_fresh_volume_is_filled_and_the_main_job_runs(
     started = started_at(vision)
 
     status, log = wait_until_ended(fresh.one("models"), FETCH_SECONDS)
-    print(log)
     assert status == 0, log
     assert "done in" in log  # progress
     check_main_job(run_client(stubs, fresh.address, models))
@@ -109,9 +108,10 @@ def test_without_a_network_the_services_serve_and_name_what_is_missing(
     with grpc.insecure_channel(offline.address) as channel:
         stub = models_rpc.ModelManagementServiceStub(channel)
         request = models_pb.LoadModelRequest(model_id=CHAT, pipeline_type="text-generation")
-        answer = stub.LoadModel(request, timeout=60)
-    assert not answer.success
-    assert CHAT in answer.message
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.LoadModel(request, timeout=60)
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+    assert CHAT in failure.value.details()
 
     status, log = wait_until_ended(offline.one("models"), GIVE_UP_SECONDS)
     assert status == 1

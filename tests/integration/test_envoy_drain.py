@@ -29,7 +29,7 @@ from tools.dev_certs import make_certificates
         (True, "http://collector.example:4444", {"grpc", "grpc_tls", "grpc_mtls", "metrics"}),
     ],
 )
-def test_the_entry_point_keeps_what_is_asked_for(
+def test_the_entry_point_adds_the_parts_that_are_asked_for(
     tmp_path: Path, tls: bool, endpoint: str, listeners: set[str]
 ) -> None:
     if tls:
@@ -49,7 +49,7 @@ def test_the_entry_point_keeps_what_is_asked_for(
 
 
 @pytest.mark.parametrize("endpoint", ["https://collector:4317", "collector:4317", "http://a b"])
-def test_an_endpoint_that_envoy_cannot_use_is_told(tmp_path: Path, endpoint: str) -> None:
+def test_an_endpoint_that_envoy_cannot_use_is_reported(tmp_path: Path, endpoint: str) -> None:
     process = entry_point(tmp_path, None, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint)
     assert process.wait(60) == 1
     assert "must be http://HOST:PORT" in (tmp_path / "envoy.log").read_text()
@@ -70,7 +70,7 @@ def test_a_drain_loses_no_call(
     wait_for_upstream(admin)
 
     def call_until_refused() -> tuple[int, str]:
-        """How many calls were served, and how the first one failed that was not."""
+        """The number of calls that were served, and the error of the first that was not."""
         served = 0
         with open_channel(address) as channel:
             stub = models_grpc.ModelManagementServiceStub(channel)
@@ -88,18 +88,18 @@ def test_a_drain_loses_no_call(
         callers = [threads.submit(call_until_refused) for _ in range(4)]
         entry.terminate()
         outcomes = [caller.result(120) for caller in callers]
-        # The callers are refused by now, and this stream, which began before, goes on.
+        # The callers are refused by now, while this stream, which began before, goes on.
         assert entry.poll() is None
         received = len(first.data) + sum(len(chunk.data) for chunk in chunks)
     assert received == first.total_size
     assert entry.wait(60) == 0
     for served, refusal in outcomes:
         assert served
-        # Refused at the door: no call was taken and then dropped.
+        # Refused on connecting: no call was accepted and then dropped.
         assert "failed to connect" in refusal.lower(), refusal
 
 
-def test_a_stuck_call_delays_the_stop_for_so_long_and_no_longer(
+def test_a_stuck_call_delays_the_stop_by_the_drain_time_at_most(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRAIN_SECONDS", "2")
@@ -107,7 +107,7 @@ def test_a_stuck_call_delays_the_stop_for_so_long_and_no_longer(
     admin = Admin(envoy_ports.envoy_admin)
     wait_for_upstream(admin)
     with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:
-        # A stream that nobody reads.
+        # A stream that is not read.
         request = models_pb.ModelFileRequest(model_id=EMBEDDER, file_path="model.safetensors")
         chunks = models_grpc.ModelManagementServiceStub(channel).GetModelFile(request)
         next(chunks)
