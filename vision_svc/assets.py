@@ -1,4 +1,4 @@
-"""Which model file each task runs on: those of the models folder, until one is loaded instead."""
+"""Which model file each task runs on: the models folder's, unless a loaded model replaces it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Assets:
         self._lock = threading.Lock()
 
     def find(self, task: VisionTask, options: Options) -> Path:
-        """The file that an instance with these options needs.
+        """The model file for these options.
 
         Raises:
-            ModelNotLoadedError: there is none.
+            ModelNotLoadedError: there is no such file.
         """
         with self._lock:
             if path := self._loaded.get(task.name):
@@ -42,7 +42,7 @@ class Assets:
         return path
 
     def replace(self, task: VisionTask, path: Path | None) -> None:
-        """Instances of this task are made from `path` from now on; None: from the models folder."""
+        """Makes new instances of this task use `path`; None restores the models folder's file."""
         with self._lock:
             if path:
                 self._loaded[task.name] = path

@@ -1,4 +1,22 @@
-"""Task instances in memory: who uses them, how many fit, which stay warm, and how they end."""
+"""Task instances: detectors in memory, within a budget, with idle ones kept for later callers.
+
+The life of an instance, by the methods of `Instances`:
+
+                      acquire: none of the idle ones fits
+        (nothing) ----- _reserve memory, _open the file -----> in use <--- detect
+            ^                                                  |   ^
+            |                        release: it can be reused |   | acquire: same task, file,
+            |                                                  v   | mode and options
+            +---- _close, _free memory <--- surplus, drop ---- idle
+            |                                                  |
+            |                                         _reserve needs its memory
+            +---- _close <--- its memory is free at once ------+
+            |
+            +---- _close, _free memory <--- release: not reusable; close ---- in use
+
+`close` frees the memory before it returns; everything else closes instances in a thread of its own,
+because closing waits for MediaPipe's threads.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +42,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Task, file, mode, options, and when the file was written: another one may take its name.
+# Task, file, mode, options, and the file's modification time: another file may take its name.
 _Key: TypeAlias = "tuple[str, Path, Mode, tuple[tuple[str, Value], ...], int]"
 
-# Steps of an instance's own clock, in ms: what is taken where the caller's clock stands still, goes
-# back or leaps. MediaPipe smooths movement by it, and refuses a clock that does not increase.
+# Steps of an instance's own clock, in ms. The default is used if the caller's clock stands still,
+# goes back or jumps by more than the maximum. MediaPipe uses the clock to smooth movement, and
+# refuses one that does not increase.
 DEFAULT_STEP_MS = 33
 MAX_STEP_MS = 10_000
 
-
-# What an instance takes, in sizes of its file, where that is more than the task's own model takes:
-# callers bring files of any size.
-_FILE_SIZES = 4
+# Memory of an instance in multiples of its file's size, if that is more than the task's own model
+# takes: callers may load files of any size.
+_MEMORY_PER_FILE_SIZE = 4
 
 
 class Instance:
-    """One detector in memory. It belongs to one stream or call at a time."""
+    """A detector in memory. It belongs to one stream or call at a time."""
 
     def __init__(
         self,
@@ -62,16 +80,16 @@ class Instance:
 
     @property
     def reusable(self) -> bool:
-        """Whether the next user would see nothing of this one's frames."""
+        """Whether a later caller could use it without traces of this caller's frames."""
         keeps_state = self.task.keeps_state and self.key[2] is Mode.VIDEO
         return not (keeps_state or self.failed or self._lock.locked())
 
     def detect(self, image: Rgb, step_ms: int = DEFAULT_STEP_MS) -> Response:
-        """Runs the task on a picture that comes `step_ms` after the one before.
+        """Runs the task on the picture that follows the last one by `step_ms`.
 
         Raises:
             CallCancelledError: the instance was closed.
-            InternalError: the graph failed; the instance is of no more use.
+            InternalError: the graph failed, and the instance with it.
         """
         with self._lock:
             if self._closed:
@@ -90,7 +108,7 @@ class Instance:
             return response
 
     def close(self) -> None:
-        """Frees the model once a frame that runs now is done."""
+        """Frees the model, after the frame that runs now."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -98,15 +116,15 @@ class Instance:
 
 
 class Instances:
-    """Opens instances within a memory budget and keeps idle ones that can be used again.
+    """Opens instances within a memory budget and keeps idle ones for reuse. Safe for threads.
 
-    Its methods block, some for as long as a model takes to load: call them from worker threads.
+    `acquire`, `try_model` and `close` block, for as long as a model takes to load or to close.
 
     Args:
-        assets: where model files are.
-        memory_mb: what all instances may take.
-        max_idle: how many are kept for later calls; the oldest go first.
-        on_failure: called in a worker thread after each graph that failed.
+        assets: finds the model files.
+        memory_mb: the budget for all instances, in MiB.
+        max_idle: how many idle instances are kept; the oldest are closed first.
+        on_failure: called after each failed graph, in the thread that ran it.
     """
 
     def __init__(
@@ -119,16 +137,16 @@ class Instances:
         self._used_mb = 0
         self._idle: list[Instance] = []
         self._lock = threading.Lock()
-        # Closing waits for MediaPipe's threads; nobody should wait for that.
+        # Closing waits for MediaPipe's threads; callers should not.
         self._closer = ThreadPoolExecutor(1, "close")
 
     def acquire(self, task: VisionTask, options: Options, mode: Mode) -> Instance:
-        """An instance for the caller alone, until `release`.
+        """Returns an instance for the caller alone, until `release`.
 
         Raises:
-            ModelNotLoadedError: the task's file is not there.
-            InternalError: the file cannot be opened; a file that a caller brought was tried before.
-            OutOfMemoryError: the budget is used up.
+            ModelNotLoadedError: the task has no model file.
+            InternalError: the file cannot be opened; files that callers load were tried before.
+            OutOfMemoryError: the budget is exhausted.
         """
         path = self._assets.find(task, options)
         key = (task.name, path, mode, tuple(sorted(options.items())), path.stat().st_mtime_ns)
@@ -144,11 +162,11 @@ class Instances:
             raise InternalError(error.message) from error
 
     def try_model(self, task: VisionTask, path: Path) -> None:
-        """Opens a file with default options and closes it.
+        """Opens a file with default options and closes it again.
 
         Raises:
-            InvalidModelError: the file is no model of this task.
-            OutOfMemoryError: the budget is used up.
+            InvalidModelError: the file is not a model of this task.
+            OutOfMemoryError: the budget is exhausted.
         """
         options = parse_options(task.options)
         with self._lock:
@@ -156,7 +174,7 @@ class Instances:
         self._close(self._open(task, (task.name, path, Mode.IMAGE, (), 0), options, memory_mb))
 
     def release(self, instance: Instance) -> None:
-        """Gives an instance back; it is kept for the next caller or closed. Does not block."""
+        """Returns an instance, to be kept for the next caller or closed. Does not block."""
         with self._lock:
             if instance.reusable and self._max_idle:
                 self._idle.append(instance)
@@ -168,7 +186,7 @@ class Instances:
             self._closer.submit(self._close, each)
 
     def close(self, instance: Instance) -> None:
-        """Frees an instance before it returns, so that there is room for another one."""
+        """Closes an instance before it returns, so that there is room for another one."""
         self._close(instance)
 
     @contextmanager
@@ -181,7 +199,7 @@ class Instances:
             self.release(instance)
 
     def drop_idle(self, task: VisionTask | None = None) -> None:
-        """Closes the idle instances of a task, or all."""
+        """Closes the idle instances of a task, or of all tasks."""
         with self._lock:
             dropped = [i for i in self._idle if task is None or i.task is task]
             self._idle = [i for i in self._idle if i not in dropped]
@@ -189,7 +207,7 @@ class Instances:
             self._closer.submit(self._close, each)
 
     def shut_down(self) -> None:
-        """Closes what is idle and waits for all that is closing."""
+        """Closes the idle instances and waits until all closing is done."""
         self.drop_idle()
         self._closer.shutdown(wait=True)
 
@@ -205,25 +223,27 @@ class Instances:
         return Instance(task, key, memory_mb, detector, self._on_failure)
 
     def _reserve(self, task: VisionTask, path: Path, options: Options) -> int:
-        """Takes an instance's memory out of the budget and returns it. Needs the lock.
+        """Reserves an instance's memory, closes idle instances for it if needed, and returns it.
 
-        Idle instances make room.
+        The caller must hold the lock.
         """
-        wanted = max(task.asset(options).memory_mb, _FILE_SIZES * path.stat().st_size >> 20)
-        while self._used_mb + wanted > self._memory_mb and self._idle:
+        needed = max(
+            task.asset(options).memory_mb, _MEMORY_PER_FILE_SIZE * path.stat().st_size >> 20
+        )
+        while self._used_mb + needed > self._memory_mb and self._idle:
             oldest = self._idle.pop(0)
-            # Counted as free at once: its memory is back before the new model has read its file.
+            # Counted as free at once: it is closed before the new model has read its file.
             self._used_mb -= oldest.memory_mb
             self._closer.submit(self._close, oldest, counted=False)
-        if self._used_mb + wanted > self._memory_mb:
+        if self._used_mb + needed > self._memory_mb:
             raise OutOfMemoryError(
-                f"{task.name} needs {wanted} MiB more than the {self._used_mb} in use, "
-                f"and the limit is {self._memory_mb} MiB; try again when a stream has ended",
+                f"{task.name} needs {needed} MiB more than the {self._used_mb} MiB in use, "
+                f"and the limit is {self._memory_mb} MiB; try again after a stream has ended",
                 retry_after=1.0,
                 metadata={"instance_memory_mb": str(self._memory_mb)},
             )
-        self._used_mb += wanted
-        return wanted
+        self._used_mb += needed
+        return needed
 
     def _free(self, memory_mb: int) -> None:
         with self._lock:
@@ -233,7 +253,7 @@ class Instances:
         try:
             instance.close()
         except Exception:
-            log.exception("an instance did not close", extra={"task": instance.task.name})
+            log.exception("an instance could not be closed", extra={"task": instance.task.name})
         finally:
             metrics.of_task(instance.task.name).instances.dec()
             if counted:

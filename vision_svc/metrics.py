@@ -1,4 +1,4 @@
-"""Prometheus metrics of vision_svc, beside those that every gRPC server has."""
+"""Prometheus metrics of vision_svc, in addition to those of every gRPC server."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
 
-# 0.1 ms, a raw frame's decoding, to 1 s, a heavy task on a busy machine.
+# From 0.1 ms, decoding a raw frame, to 1 s, a heavy task on a busy machine.
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-FRAMES_RECEIVED = Counter("vision_frames_received", "Frames and pictures that came in.", ["task"])
+FRAMES_RECEIVED = Counter("vision_frames_received", "Frames and pictures received.", ["task"])
 FRAMES_ANSWERED = Counter("vision_frames_answered", "Frames and pictures answered.", ["task"])
 FRAMES_DROPPED = Counter(
     "vision_frames_dropped", "Frames replaced by newer ones (policy latest).", ["task"]
@@ -28,7 +28,7 @@ FAILED_GRAPHS = Counter("vision_failed_graphs", "MediaPipe graphs that failed.",
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """The metrics of one task, found once instead of by its name for each frame."""
+    """The metrics of one task, looked up once instead of for each frame."""
 
     received: Counter
     answered: Counter
@@ -42,9 +42,10 @@ class TaskMetrics:
 
 @functools.cache
 def of_task(name: str) -> TaskMetrics:
-    """The metrics of a task by its name; from the first call on they are there, and 0.
+    """The metrics of a task by its name. From the first call on they exist, with the value 0.
 
-    What begins with its first event is 1 when Prometheus first sees it, and no `increase` shows it.
+    A counter that appears with its first event is 1 when Prometheus first sees it, and `increase`
+    does not show that event.
     """
     return TaskMetrics(
         received=FRAMES_RECEIVED.labels(name),

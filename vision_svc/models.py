@@ -1,4 +1,4 @@
-"""Models that callers load: each replaces the file that one task runs on."""
+"""The models that callers load; each replaces the model file of one task."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from vision_svc.tasks import TASKS
 if TYPE_CHECKING:
     from vision_svc.runtime import VisionRuntime
 
-# The one option: the path of the file in the model; else the name that the task's own file has.
+# The only option: the file's path in the model. Its default is the name of the task's own file.
 FILE_OPTION = "file"
 
 
 @dataclass(kw_only=True, eq=False)
 class TaskModel(HostedModel):
-    """A model that a task runs on, or will. Its memory is its file's, which instances map."""
+    """A model that a task runs on, or will. `ram_bytes` is its file's size: instances map it."""
 
     task: VisionTask
     load: asyncio.Task[None] | None = None
 
 
 class Models:
-    """What is loaded. For the event loop; files are read and opened in threads."""
+    """The loaded models. For the event loop; files are read and opened in threads."""
 
     def __init__(self, runtime: VisionRuntime, provider: ModelFiles) -> None:
         self._runtime = runtime
@@ -52,22 +52,22 @@ class Models:
     async def load(
         self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
     ) -> AsyncIterator[LoadProgress]:
-        """Fetches a file, tries it and puts it in the task's place; reports how far it has come.
+        """Fetches a file, tries it and makes the task use it; reports the progress.
 
-        Streams that are open keep the model that they began with.
+        Open streams keep the model that they began with.
 
         Raises:
-            UnknownPipelineError, UnknownOptionError: no such task or option.
+            UnknownPipelineError, UnknownOptionError: there is no such task or option.
             PipelineMismatchError: the model is loaded for another task.
             FailedPreconditionError: another model is loaded for this task.
-            InvalidModelError: the file is no model of this task.
-            CallCancelledError: the model was unloaded meanwhile.
+            InvalidModelError: the file is not a model of this task.
+            CallCancelledError: the model was unloaded while it was loading.
             ServiceError: as `ModelFiles.fetch`.
         """
         task = _task(pipeline_type)
         for unknown in options.keys() - {FILE_OPTION}:
             raise UnknownOptionError(
-                f"option {unknown[:40]!r} is not known; known is {FILE_OPTION}", field="options"
+                f"option {unknown[:40]!r} is not known; it must be {FILE_OPTION!r}", field="options"
             )
         async with self._one_load:
             model = self._loaded(model_id, task)
@@ -87,12 +87,12 @@ class Models:
                         del self._models[model_id]
 
     async def unload(self, model_id: ModelId) -> None:
-        """The task runs on its own file again, from the next stream or picture on.
+        """Makes the task use its own file again, from the next stream or picture on.
 
         A load that is running ends with CANCELLED.
 
         Raises:
-            ModelNotLoadedError: no such model.
+            ModelNotLoadedError: there is no such model.
         """
         model = self._models.pop(model_id, None)
         if model is None:
@@ -133,6 +133,6 @@ def _task(name: str) -> VisionTask:
     if task := TASKS.get(name):
         return task
     raise UnknownPipelineError(
-        f"pipeline type {name[:80]!r} is no vision task; known are {', '.join(TASKS)}",
+        f"pipeline type {name[:80]!r} is not a vision task; it must be one of {', '.join(TASKS)}",
         field="pipeline_type",
     )

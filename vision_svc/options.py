@@ -1,4 +1,4 @@
-"""The options of a call: what each is called, which values it takes, and how they are read."""
+"""The options of a call: their kinds, how they are parsed, and where in a call they are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shared.errors import OutOfRangeError, UnknownOptionError
 Value: TypeAlias = int | float | str
 Options: TypeAlias = Mapping[str, Value]
 
-# Call metadata with this prefix is an option; other metadata is not ours.
+# Call metadata with this prefix are options; other metadata is ignored.
 METADATA_PREFIX = "vision-"
 FRAME_POLICY_KEY = "frame-policy"
 FramePolicyName: TypeAlias = Literal["every", "latest"]
@@ -19,17 +19,18 @@ FramePolicyName: TypeAlias = Literal["every", "latest"]
 
 @dataclass(frozen=True)
 class Count:
-    """A whole number from 1 to `most`."""
+    """A whole number from 1 to `maximum`."""
 
     name: str
     default: int
-    most: int
+    maximum: int
 
     def parse(self, text: str) -> int:
         value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-        if not 1 <= value <= self.most:
+        if not 1 <= value <= self.maximum:
             raise OutOfRangeError(
-                f"option {self.name} takes a whole number from 1 to {self.most}, not {text[:40]!r}",
+                f"option {self.name} must be a whole number from 1 to {self.maximum}, "
+                f"not {text[:40]!r}",
                 field=self.name,
             )
         return value
@@ -49,14 +50,15 @@ class Score:
             value = -1.0
         if not 0.0 <= value <= 1.0:  # false for NaN
             raise OutOfRangeError(
-                f"option {self.name} takes a number from 0 to 1, not {text[:40]!r}", field=self.name
+                f"option {self.name} must be a number from 0 to 1, not {text[:40]!r}",
+                field=self.name,
             )
         return value
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of some words; the first is the default."""
+    """One of several words; the first is the default."""
 
     name: str
     words: tuple[str, ...]
@@ -69,7 +71,7 @@ class Choice:
         word = text.strip().lower()
         if word not in self.words:
             raise UnknownOptionError(
-                f"option {self.name} is one of {', '.join(self.words)}, not {text[:40]!r}",
+                f"option {self.name} must be one of {', '.join(self.words)}, not {text[:40]!r}",
                 field=self.name,
             )
         return word
@@ -79,11 +81,11 @@ Option: TypeAlias = Count | Score | Choice
 
 
 def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:
-    """All options of a task, by name: defaults, replaced by what the sources say, the last first.
+    """All options of a task by name. Each source overrides those before it, and the defaults.
 
     Raises:
-        UnknownOptionError: a name that the task does not know, or a word that is no choice.
-        OutOfRangeError: a number outside its range.
+        UnknownOptionError: the task has no such option, or a word is not among its choices.
+        OutOfRangeError: a number is out of range.
     """
     by_name = {option.name: option for option in known}
     values: dict[str, Value] = {option.name: option.default for option in known}
@@ -92,7 +94,7 @@ def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[
             option = by_name.get(key.strip().lower().replace("-", "_"))
             if option is None:
                 raise UnknownOptionError(
-                    f"option {key[:40]!r} is not known here; known are {', '.join(by_name)}",
+                    f"option {key[:40]!r} is not known; it must be one of {', '.join(by_name)}",
                     field=key[:40],
                 )
             values[option.name] = option.parse(text)
@@ -100,7 +102,7 @@ def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[
 
 
 def options_of_call(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The options in a call's metadata, without their prefix."""
+    """The options among a call's metadata, without their prefix."""
     return {
         key.removeprefix(METADATA_PREFIX): text
         for key, text in metadata.items()
@@ -109,10 +111,10 @@ def options_of_call(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 def frame_policy_of_call(metadata: Mapping[str, str]) -> FramePolicyName:
-    """What to do with frames that come faster than answers.
+    """What to do with frames that arrive faster than they are answered.
 
     Raises:
-        UnknownOptionError: neither "every" nor "latest".
+        UnknownOptionError: it is neither "every" nor "latest".
     """
     word = Choice(FRAME_POLICY_KEY, ("every", "latest")).parse(
         metadata.get(FRAME_POLICY_KEY, "every")

@@ -26,7 +26,7 @@ NAME = "ml.MediapipeService"
 
 
 class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
-    """Answers as soon as `runner` is set; until then calls are UNAVAILABLE."""
+    """The public service. Calls are UNAVAILABLE until `runner` is set."""
 
     def __init__(self) -> None:
         self.runner: TaskRunner | None = None
@@ -128,7 +128,7 @@ async def _frames(
 
 
 def _metadata(context: Context) -> dict[str, str]:
-    """The call's metadata, without what is binary."""
+    """The call's metadata, without binary values."""
     pairs = context.invocation_metadata() or ()
     return {key: value for key, value in pairs if isinstance(value, str)}
 

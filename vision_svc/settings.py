@@ -25,31 +25,36 @@ class VisionSettings(WorkerSettings):
     assets_dir: Path = Field(
         Path("models/vision"),
         validation_alias=AliasChoices("VISION_MODEL_DIR", "assets_dir"),
-        description="VISION_MODEL_DIR: folder of the tasks' model files.",
+        description="Folder of the tasks' model files.",
     )
     file_provider_addr: str = Field(
-        "127.0.0.1:50061", description="Where files of loaded models come from: model_mgmt_svc."
+        "127.0.0.1:50061",
+        description="Address from which the files of loaded models are read: model_mgmt_svc.",
     )
-    cache_dir: Path = Field(Path("run/cache/vision"), description="Folder of those files.")
-    workers: int = Field(0, ge=0, description="Frames that run at once; 0 is one a core.")
+    cache_dir: Path = Field(Path("run/cache/vision"), description="Cache folder of those files.")
+    workers: int = Field(0, ge=0, description="Threads that run frames; 0 is one per core.")
     max_streams: int = Field(
-        16, ge=1, description="Streams that have sent a frame; more are RESOURCE_EXHAUSTED."
+        16, ge=1, description="Open streams that have sent a frame; more are RESOURCE_EXHAUSTED."
     )
     max_waiting_calls: int = Field(
-        64, ge=0, description="Single pictures that wait for a worker; more are RESOURCE_EXHAUSTED."
+        64, ge=0, description="Single pictures that wait for a thread; more are RESOURCE_EXHAUSTED."
     )
     instance_memory_mb: int = Field(
         2048,
         ge=64,
-        description="MiB that task instances may use in all; at most 0.6 of the container's or "
-        "machine's.",
+        description="MiB that all task instances together may use; at most 0.6 of the memory of "
+        "the container or machine.",
     )
-    max_idle_instances: int = Field(8, ge=0, description="Instances that are kept for later calls.")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Pixels of one picture.")
-    max_side: int = Field(MAX_SIDE, ge=1, le=32_767, description="Width or height of one picture.")
+    max_idle_instances: int = Field(
+        8, ge=0, description="Idle task instances that are kept for later calls."
+    )
+    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Pixels of a picture, at most.")
+    max_side: int = Field(
+        MAX_SIDE, ge=1, le=32_767, description="Width or height of a picture, at most."
+    )
     max_failed_graphs: int = Field(
         3,
         ge=1,
-        description="Failed MediaPipe graphs, which leak threads, after which the process ends to "
-        "be started again.",
+        description="Number of failed MediaPipe graphs after which the process ends, to be started "
+        "again, since failed graphs leak threads.",
     )

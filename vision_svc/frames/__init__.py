@@ -1,6 +1,6 @@
-"""Frames from the wire to RGB pixels, every limit checked before a byte is decoded.
+"""From the bytes of a frame to RGB pixels. All limits are checked before anything is decoded.
 
-`decoder.decode_picture` takes one picture that stands alone; `decoder.FrameDecoder` takes the
-frames of one stream and keeps the decoder that h264 and vp8 need. Importing `types` alone costs
-nothing; `decoder` brings OpenCV and FFmpeg.
+`decoder.decode_picture` decodes a single picture; `decoder.FrameDecoder` decodes the frames
+of one stream and keeps the state that h264 and vp8 need. Importing `types` alone costs nothing;
+`decoder` imports OpenCV and FFmpeg. Nothing here knows the rest of vision_svc.
 """

@@ -1,4 +1,4 @@
-"""From a format's name to pixels, for single pictures and for streams."""
+"""Decodes frames by the name of their format, for single pictures and for streams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vision_svc.frames.types import (
     DecodedFrame,
     EncodedFrame,
     Limits,
-    naming,
+    frame_context,
 )
 from vision_svc.frames.video import (
     VIDEO_FORMATS,
@@ -33,7 +33,7 @@ _STREAM_FORMATS = _STILL_FORMATS | VIDEO_FORMATS
 
 
 def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
-    """The canonical name of the frame's format, once it is known to hold bytes at all."""
+    """The canonical name of the frame's format, after a check that the frame has data."""
     if not frame.format:
         raise MissingFieldError("format is empty", field="format")
     name = frame.format.strip().lower()
@@ -41,7 +41,7 @@ def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
     if name not in accepted:
         names = ", ".join(sorted(accepted))
         raise UnknownFormatError(
-            f"format {frame.format[:40]!r} is not known; accepted are {names}", field="format"
+            f"format {frame.format[:40]!r} is not known; it must be one of {names}", field="format"
         )
     if not frame.data:
         raise MissingFieldError(f"{frame.data_field} is empty", field=frame.data_field)
@@ -49,14 +49,14 @@ def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
 
 
 def decode_picture(frame: EncodedFrame, limits: Limits) -> DecodedFrame:
-    """One picture that stands alone, in any format but h264 and vp8.
+    """Decodes a single picture, in any format but h264 and vp8.
 
     Raises:
-        MissingFieldError: no format or no bytes.
-        UnknownFormatError: no such format.
-        FrameSizeError: sides and byte count do not fit.
-        UndecodableImageError: the bytes are not a picture of this format.
-        InputTooLargeError: the picture is over a limit.
+        MissingFieldError: the format or the data is empty.
+        UnknownFormatError: the format is not known, or it is a video format.
+        FrameSizeError: the byte count does not match the width and height.
+        UndecodableImageError: the data is not a picture of this format.
+        InputTooLargeError: the picture exceeds a limit.
     """
     return _decode_still(frame, _format_name(frame, _STILL_FORMATS), limits)
 
@@ -69,7 +69,7 @@ def _decode_still(frame: EncodedFrame, name: str, limits: Limits) -> DecodedFram
 
 
 class FrameDecoder:
-    """Decodes the frames of one stream in order; threads wait for each other.
+    """Decodes the frames of one stream, in order. Threads may share it: one decodes at a time.
 
     The format may change from frame to frame; leaving h264 or vp8 flushes its decoder first.
     """
@@ -80,11 +80,11 @@ class FrameDecoder:
         self._lock = threading.Lock()
 
     def decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
-        """The pictures that this frame completes: one, except for h264 and vp8.
+        """Yields the pictures that this frame completes: one, except for h264 and vp8.
 
         Raises:
-            ServiceError: as `decode_picture` does; the message names the frame. The pictures of
-                the frames before it come first.
+            ServiceError: as `decode_picture`; the message names the frame. The pictures of earlier
+                frames are yielded before it is raised.
         """
         with self._lock:
             try:
@@ -95,12 +95,12 @@ class FrameDecoder:
                 raise
 
     def decode_still(self, frame: EncodedFrame) -> DecodedFrame:
-        """A frame that is a picture by itself; it waits for no other frame.
+        """Decodes a frame that is a picture by itself, without waiting for other frames.
 
         Raises:
-            ServiceError: as `decode_picture` does; the message names the frame.
+            ServiceError: as `decode_picture`; the message names the frame.
         """
-        with naming(frame):
+        with frame_context(frame):
             name = _format_name(frame, _STREAM_FORMATS)
             return _decode_still(frame, name, self._limits)
 
@@ -110,11 +110,11 @@ class FrameDecoder:
         return self._video is None and _ALIASES.get(name, name) == "rgb"
 
     def flush(self) -> Iterator[DecodedFrame]:
-        """The pictures that a video decoder still holds, at the end of the stream.
+        """Yields the pictures that a video decoder still holds, at the end of the stream.
 
         Raises:
-            UndecodableImageError: frames remain that never became a picture; the message names
-                the first one.
+            UndecodableImageError: some frames never became a picture; the message names the first
+                one.
         """
         with self._lock:
             yield from self._flush()
@@ -125,7 +125,7 @@ class FrameDecoder:
             yield from video.flush()
 
     def _decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
-        with naming(frame):
+        with frame_context(frame):
             name = _format_name(frame, _STREAM_FORMATS)
         if self._video and self._video.format_name != name:
             yield from self._flush()
@@ -137,5 +137,5 @@ class FrameDecoder:
 
 
 def is_video(format_name: str) -> bool:
-    """Whether later frames of this format need the earlier ones, so that none may be skipped."""
+    """Whether frames of this format need the earlier ones, so that none may be skipped."""
     return format_name.strip().lower() in VIDEO_FORMATS

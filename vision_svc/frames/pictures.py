@@ -1,7 +1,7 @@
 """Compressed pictures: JPEG by libjpeg-turbo, PNG and WebP by OpenCV.
 
-Pictures come out upright (Exif orientation applied), 8 bits, three channels; an alpha channel is
-dropped.
+The result is upright (the Exif orientation is applied), with 8 bits and three channels; an alpha
+channel is dropped.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from vision_svc.frames.types import (
     as_rgb,
 )
 
-# A progressive JPEG of a few kilobytes can ask for thousands of passes over the whole picture.
+# A progressive JPEG of a few kilobytes can require thousands of passes over the whole picture.
 MAX_JPEG_SCANS = 100
 _JPEG_SCAN = b"\xff\xda"
 
-# Exif orientation to what makes the picture upright: transpose, then flip (OpenCV's flip codes).
+# The steps that turn a picture of each Exif orientation upright: transpose, then flip (OpenCV's
+# flip codes).
 _UPRIGHT_STEPS: dict[int, tuple[bool, int | None]] = {
     2: (False, 1),
     3: (False, -1),
@@ -57,18 +58,18 @@ def _decode_jpeg(data: bytes, limits: Limits) -> Rgb:
     scans = data.count(_JPEG_SCAN)
     if scans > MAX_JPEG_SCANS:
         raise InputTooLargeError(
-            f"a jpeg of {scans} scans is over the limit of {MAX_JPEG_SCANS}",
+            f"a jpeg of {scans} scans exceeds the limit of {MAX_JPEG_SCANS}",
             metadata={"max_jpeg_scans": str(MAX_JPEG_SCANS)},
         )
     if colours not in ("YCbCr", "RGB", "Gray"):
-        return _decode_by_opencv(data)  # CMYK, which libjpeg-turbo does not turn into RGB
+        return _decode_by_opencv(data)  # CMYK, which libjpeg-turbo does not convert to RGB
     return _upright(simplejpeg.decode_jpeg(data, "RGB"), jpeg_orientation(data))
 
 
 def _decode_by_opencv(data: bytes) -> Rgb:
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
-        raise ValueError("OpenCV found no picture")
+        raise ValueError("OpenCV cannot decode it")
     return as_rgb(image)
 
 
@@ -91,16 +92,16 @@ PICTURE_FORMATS = frozenset(_DECODERS)
 
 
 def decode_compressed(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
-    """The pixels of a frame in one of `PICTURE_FORMATS`.
+    """Decodes a frame in one of `PICTURE_FORMATS`.
 
     Raises:
-        UndecodableImageError: the bytes are truncated, damaged or of another format.
-        InputTooLargeError: the header tells a size over a limit.
+        UndecodableImageError: the data is truncated, damaged or of another format.
+        InputTooLargeError: the size in the header exceeds a limit.
     """
     try:
         return _DECODERS[format_name](bytes(frame.data), limits)
     except (ValueError, HeaderError, cv2.error) as error:
         raise UndecodableImageError(
-            f"the {len(frame.data)} bytes are not a whole {format_name} picture",
+            f"the {len(frame.data)} bytes are not a complete {format_name} picture",
             field=frame.data_field,
         ) from error

@@ -1,6 +1,6 @@
 """Uncompressed pixel formats.
 
-YUV is read as OpenCV does: BT.601, video range, chroma at half the size in both directions.
+YUV is read as OpenCV reads it: BT.601, video range, chroma at half the size in both directions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vision_svc.frames.types import (
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a format lies in memory: `rows` rows of bytes for every two rows of the picture."""
+    """The memory layout of a format: `rows` rows of bytes for every two rows of the picture."""
 
     rows: int
     channels: int
@@ -47,14 +47,14 @@ RAW_FORMATS = frozenset(_LAYOUTS)
 
 
 def decode_raw(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
-    """The pixels of a frame in one of `RAW_FORMATS`.
+    """Decodes a frame in one of `RAW_FORMATS`.
 
-    "rgb" is a view of the frame's bytes, read-only and without a copy.
+    For "rgb", the result is a read-only view of the frame's data, without a copy.
 
     Raises:
-        FrameSizeError: the sides are missing or odd where the format needs even ones, or the byte
-            count does not fit them.
-        InputTooLargeError: the picture is over a limit.
+        FrameSizeError: width or height is missing, or odd where the format needs an even one, or
+            the byte count does not match them.
+        InputTooLargeError: the picture exceeds a limit.
     """
     width, height = frame.width, frame.height
     limits.check(width, height)

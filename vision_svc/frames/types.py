@@ -1,4 +1,4 @@
-"""What frames are before and after decoding, and the limits that both must keep."""
+"""Frames before and after decoding, and the size limits that apply to both."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 def as_rgb(array: npt.NDArray[Any]) -> Rgb:
-    """The same array: libraries that are typed more widely than what they return need it."""
+    """The same array, for libraries whose type hints are wider than what they return."""
     return cast("Rgb", array)
 
 
@@ -30,7 +30,7 @@ MAX_SIDE = 16_384
 
 @dataclass(frozen=True)
 class Limits:
-    """How large a picture may be.
+    """The largest picture that is accepted.
 
     Attributes:
         max_pixels: width times height.
@@ -41,39 +41,39 @@ class Limits:
     max_side: int = MAX_SIDE
 
     def check(self, width: int, height: int) -> None:
-        """Checks a size that was said or read from a header.
+        """Checks a size that the caller states or that a header contains.
 
         Raises:
             FrameSizeError: a side is not positive.
-            InputTooLargeError: the picture is over a limit.
+            InputTooLargeError: the picture exceeds a limit.
         """
         for field, side in (("width", width), ("height", height)):
             if side <= 0:
                 raise FrameSizeError(f"{field} must be positive, not {side}", field=field)
         if width * height > self.max_pixels:
             raise InputTooLargeError(
-                f"a picture of {width} x {height} is over the limit of {self.max_pixels} pixels",
+                f"a picture of {width} x {height} exceeds the limit of {self.max_pixels} pixels",
                 metadata={"max_pixels": str(self.max_pixels)},
             )
         if max(width, height) > self.max_side:
             raise InputTooLargeError(
-                f"a picture of {width} x {height} has a side over the limit of {self.max_side}",
+                f"a side of a picture of {width} x {height} exceeds the limit of {self.max_side}",
                 metadata={"max_side": str(self.max_side)},
             )
 
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A picture or a frame of video as the caller sent it.
+    """A picture or a video frame as the caller sent it.
 
     Attributes:
-        data: the bytes, in `format`; a view where they are part of a larger message.
-        format: one of the accepted names, in any case.
+        data: the bytes, in `format`; a view if they are part of a larger message.
+        format: one of the accepted names, upper or lower case.
         width, height: in pixels; only raw formats need them.
-        timestamp_ms, number: the caller's own marks; they are carried along and never read.
-        position: 1 for the first frame of a stream, and so on.
-        received_at: when it came, in seconds of `time.perf_counter`.
-        data_field: the request's name for `data`, for messages.
+        timestamp_ms, number: the caller's own values, which its answer repeats.
+        position: its place in the stream, from 1.
+        received_at: its time of arrival, in seconds of `time.perf_counter`.
+        data_field: the request's field that holds `data`, for error messages.
     """
 
     data: bytes | memoryview
@@ -89,12 +89,12 @@ class EncodedFrame:
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """Pixels, with the frame that they came from.
+    """The pixels of a frame, and the frame that contained them.
 
     Attributes:
         image: the pixels.
-        source: the frame that this picture was in.
-        decode_seconds: what decoding took.
+        source: the frame that contained this picture.
+        decode_seconds: how long decoding took.
     """
 
     image: Rgb
@@ -103,8 +103,8 @@ class DecodedFrame:
 
 
 @contextlib.contextmanager
-def naming(frame: EncodedFrame) -> Iterator[None]:
-    """Lets the message of an error say which frame of the stream it is about."""
+def frame_context(frame: EncodedFrame) -> Iterator[None]:
+    """Adds the frame's place in the stream to the `ServiceError`s raised inside."""
     try:
         yield
     except ServiceError as error:

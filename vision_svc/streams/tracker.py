@@ -1,4 +1,4 @@
-"""The task instance of one stream: opened with its first frame, and free at once when it ends."""
+"""The task instance of one stream: opened for its first frame, released when the stream ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Tracker:
     """Runs a task on the frames of one stream. One thread at a time runs it; any may close it.
 
-    It follows pictures of one size. What is followed says nothing of pictures of another one, and
-    MediaPipe's holistic graph fails on them; so there the task starts anew.
+    If the size of the pictures changes, the task starts again with a new instance: positions in
+    the earlier pictures say nothing about the new ones, and MediaPipe's holistic graph fails.
     """
 
     def __init__(self, instances: Instances, task: VisionTask) -> None:
@@ -33,14 +33,14 @@ class Tracker:
         self._lock = threading.Lock()
 
     def detect(self, frame: DecodedFrame, options: Options) -> tuple[Response, float]:
-        """Runs the task on the next frame: the answer, and the seconds that it took.
+        """Runs the task on the next frame; returns the response and how long it took, in seconds.
 
         Raises:
             ServiceError: as `Instances.acquire` and `Instance.detect`.
-            CallCancelledError: it was closed.
+            CallCancelledError: the tracker was closed.
         """
         shape = frame.image.shape
-        if self._shape != shape and self._task.keeps_state and (outgrown := self._let_go()):
+        if self._shape != shape and self._task.keeps_state and (outgrown := self._detach()):
             self._instances.close(outgrown)
         self._shape = shape
         instance = self._instance or self._open(options)
@@ -49,8 +49,8 @@ class Tracker:
         return instance.detect(frame.image, step), time.perf_counter() - start
 
     def close(self) -> None:
-        """Frees the instance, once a frame that runs now is done. Does not block."""
-        instance = self._let_go(closed=True)
+        """Releases the instance, after the frame that runs now. Does not block."""
+        instance = self._detach(closed=True)
         if instance:
             self._instances.release(instance)
 
@@ -64,14 +64,14 @@ class Tracker:
             self._instances.release(instance)
         raise CallCancelledError("the stream has ended")
 
-    def _let_go(self, *, closed: bool = False) -> Instance | None:
-        """Takes the instance away: whoever calls this has to release or close it."""
+    def _detach(self, *, closed: bool = False) -> Instance | None:
+        """Takes the instance out of the tracker; the caller must release or close it."""
         with self._lock:
             self._closed |= closed
             instance, self._instance = self._instance, None
             return instance
 
     def _clock_step(self, timestamp_ms: int) -> int:
-        """How far the stream's own clock goes on for a frame of the caller's clock."""
+        """The step of the stream's own clock, in ms, for a frame with this timestamp."""
         last, self._last_timestamp = self._last_timestamp, timestamp_ms
         return DEFAULT_STEP_MS if last is None else timestamp_ms - last

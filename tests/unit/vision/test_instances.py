@@ -123,7 +123,7 @@ def test_a_large_file_takes_more_of_the_budget(world: World, tmp_path: Path) -> 
     world.instances.acquire(world.tracker, {}, Mode.VIDEO)
     with (tmp_path / "model").open("r+b") as file:
         file.truncate(30 << 20)
-    with pytest.raises(OutOfMemoryError, match="needs 120 MiB more than the 96 in use"):
+    with pytest.raises(OutOfMemoryError, match="needs 120 MiB more than the 96 MiB in use"):
         world.instances.acquire(world.stateless, {}, Mode.VIDEO)
 
 

@@ -67,7 +67,7 @@ def test_without_reordering_nothing_is_held_back() -> None:
 def test_a_video_over_the_limit(name: str) -> None:
     packets, _ = encode_video(CLIP[:2], name)
     decoder = FrameDecoder(Limits(max_pixels=1000))
-    with pytest.raises(InputTooLargeError, match="96 x 64 is over the limit of 1000 pixels"):
+    with pytest.raises(InputTooLargeError, match="96 x 64 exceeds the limit of 1000 pixels"):
         list(decoder.decode(EncodedFrame(packets[0][1], name)))
 
 
