@@ -1,1 +1,1 @@
-"""The libraries that detect: MediaPipe's tasks and LiteRT, and what they answer."""
+"""Detectors on MediaPipe's Tasks and on LiteRT, and the messages made of their results."""

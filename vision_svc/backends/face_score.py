@@ -1,9 +1,9 @@
-"""How sure the face detector is of a face whose mesh is known.
+"""The confidence of a face whose mesh is known.
 
-MediaPipe's face landmarker and holistic landmarker find out whether a face is there but answer with
-points alone. So the detector that comes in their own bundle looks once more at an upright crop of
-the face, and its best score is the confidence. That takes more than 1 ms of a core, as much as a
-sixth of the mesh; so while a face stays where it is, the detector looks at every fourth frame.
+MediaPipe's face landmarker and holistic landmarker compute whether there is a face, but return its
+points alone. So the detector in their own bundle is run once more, on an upright crop of the face,
+and its best score is the confidence. That takes more than 1 ms of a core, a sixth of what the mesh
+takes; so while a face stays in its place, only every fourth frame is scored.
 """
 
 from __future__ import annotations
@@ -29,22 +29,23 @@ _BUNDLE_MEMBER = "face_detector.tflite"
 # Points of the mesh: outer corners of the right and left eye; then top of the forehead, chin and
 # the cheeks at the ears, which are the edges of an upright face.
 _USED = [33, 263, 10, 152, 234, 454]
-# Side of the crop in sizes of the face: BlazeFace wants some room around it.
+# Side of the crop, in sizes of the face: BlazeFace needs some space around it.
 _CROP_SCALE = 2.0
 # Scores are clipped before the sigmoid as the detector's own graph does
 # (mediapipe/modules/face_detection, score_clipping_thresh).
 _CLIP = 100.0
-# Frames for which a score counts, the first included, while the face stays in place.
+# Frames for which a score is valid, the first included, while the face stays in its place.
 LOOK_EVERY = 4
-# How far it may be from where it was then: the same crop would still show it whole and upright.
-_MOVED = 0.2  # of its size
-_GROWN = 1.25
-_TURNED = 15.0  # degrees
+# The largest changes of a face that stays in its place: the earlier crop would still show it whole
+# and upright.
+_MAX_SHIFT = 0.2  # of its size
+_MAX_GROWTH = 1.25
+_MAX_TURN = 15.0  # degrees
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a face is: centre and size in pixels, and how far it leans, in degrees."""
+    """The place of a face: its centre and size in pixels, and its tilt in degrees."""
 
     x: float
     y: float
@@ -65,14 +66,14 @@ class _Place:
         )
 
     def near(self, other: _Place) -> bool:
-        """Whether a crop made for the one serves for the other."""
+        """Whether a crop made for one place also shows a face in the other."""
         grown = max(self.size, other.size) / min(self.size, other.size)
         turned = abs((self.angle - other.angle + 180) % 360 - 180)
         moved = math.hypot(self.x - other.x, self.y - other.y) / self.size
-        return moved <= _MOVED and grown <= _GROWN and turned <= _TURNED
+        return moved <= _MAX_SHIFT and grown <= _MAX_GROWTH and turned <= _MAX_TURN
 
     def to_crop(self, side: int) -> npt.NDArray[np.float64]:
-        """The affine map (2 x 3) that brings the face upright into the middle of a square."""
+        """The affine map (2 x 3) that turns the face upright and centres it in a square."""
         scale = side / (_CROP_SCALE * self.size)
         turn = cv2.getRotationMatrix2D((self.x, self.y), self.angle, scale)
         shift = [[0.0, 0.0, side / 2 - self.x], [0.0, 0.0, side / 2 - self.y]]
@@ -82,7 +83,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Look:
-    """What the detector said of a place, and for how many frames that has counted."""
+    """The detector's score for a place, and the number of frames it has been used for."""
 
     place: _Place
     score: float
@@ -90,10 +91,12 @@ class _Look:
 
 
 class FaceScorer:
-    """BlazeFace (short range) on crops of the frames of one video. For one thread at a time.
+    """Scores faces with BlazeFace (short range) on crops of the frames of one video.
+
+    For one thread at a time.
 
     Args:
-        bundle: a `.task` file that holds the detector, such as face_landmarker.task.
+        bundle: a `.task` file that contains the detector, such as face_landmarker.task.
     """
 
     def __init__(self, bundle: Path) -> None:
@@ -109,7 +112,12 @@ class FaceScorer:
         self._looks: list[_Look] = []
 
     def scores(self, image: Rgb, faces: Sequence[Points]) -> list[float]:
-        """The detector's best score, 0 to 1, at each face of 468 or more normalised points."""
+        """The detector's best score, from 0 to 1, for each face.
+
+        Args:
+            image: the frame.
+            faces: the mesh of each face: at least 468 normalised points.
+        """
         height, width = image.shape[:2]
         fresh = [look for look in self._looks if look.frames < LOOK_EVERY]
         self._looks = []

@@ -1,7 +1,7 @@
-"""Calls a MediaPipe task in its C library, in the calling thread.
+"""Calls MediaPipe's tasks through its C library, in the calling thread.
 
-The Tasks API passes each call on to a thread of its own and each result through Python objects,
-point by point. Both cost more than they give here: an instance has one user at a time already.
+The Tasks API hands each call to a thread of its own and converts each result to Python objects,
+point by point. Neither is needed here, since an instance has one user at a time.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ T = TypeVar("T")
 
 
 class TaskCall:
-    """One of a task's calls; one thread at a time may make it.
+    """One of the calls of a task, for one thread at a time.
 
-    The signatures of its functions are those that the Tasks API has set on the library.
+    The signatures of the C functions are those that the Tasks API has set on the library.
 
     Args:
-        task: the Tasks object, which stays the owner of the graph.
-        call: the function's name after the task's, such as "DetectForVideo".
-        result_type: the C structure of its result.
+        task: the Tasks object, which keeps owning the graph.
+        call: the part of the function's name after the task's, such as "DetectForVideo".
+        result_type: the C structure of the result.
     """
 
     def __init__(self, task: Any, call: str, result_type: type[ctypes.Structure]) -> None:
@@ -42,12 +42,12 @@ class TaskCall:
         self._result_type = result_type
 
     def run(self, pixels: Rgb, read: Callable[[Any], T], *clock: int) -> T:
-        """Runs the task and returns what `read` makes of its result, which is gone afterwards.
+        """Runs the task and returns `read(result)`; the result itself is freed afterwards.
 
         Args:
-            pixels: MediaPipe takes a copy of them.
-            read: called with the C structure.
-            clock: the timestamp in ms of a call that has one.
+            pixels: the picture; MediaPipe copies it.
+            read: called with the C structure of the result.
+            clock: the timestamp in ms, for a call that takes one.
 
         Raises:
             Exception: the graph failed.

@@ -1,4 +1,4 @@
-"""The tasks that run on MediaPipe's Tasks API; see `process_setup` for its reports."""
+"""The tasks on MediaPipe's Tasks API. `process_setup` keeps it from sending usage reports."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Hands are followed by their overlap from frame to frame, and MediaPipe ends the whole process
-# where the least overlap is 0 as a 32-bit float (hand_association_calculator.cc).
-_LEAST_OVERLAP = 1e-6
+# Hands are tracked by their overlap from frame to frame, and MediaPipe aborts the whole process if
+# the least overlap is 0 as a 32-bit float (hand_association_calculator.cc).
+_MIN_OVERLAP = 1e-6
 
 _RUNNING_MODES = {Mode.IMAGE: vision.RunningMode.IMAGE, Mode.VIDEO: vision.RunningMode.VIDEO}
 
 
 def close_task(task: Any) -> None:
-    """Closes a Tasks object even when its graph has failed.
+    """Closes a Tasks object, even if its graph has failed.
 
-    A failed graph's `close` raises and leaves the handle set; `__del__` then closes once more and
-    can wait forever. So the handle is taken away, and what remains is closed part by part.
+    The `close` of a failed graph raises and keeps the handle; `__del__` then closes it once more
+    and may wait forever. So the handle is removed, and the other parts are closed one by one.
     """
     try:
         task.close()
@@ -54,14 +54,14 @@ def close_task(task: Any) -> None:
 
 
 class TaskDetector:
-    """A Tasks object: pixels in, the answer as a message out.
+    """A detector on a Tasks object.
 
     Args:
-        task: the object, made for `mode`.
-        mode: whether pictures follow each other.
+        task: the object, created for `mode`.
+        mode: whether the pictures follow each other.
         result_type: the C structure of its results.
-        respond: makes the message of such a result and the picture.
-        verb: what the task's calls begin with.
+        respond: makes the response from such a result and the picture.
+        verb: the first word of the names of the task's calls.
     """
 
     def __init__(
@@ -98,24 +98,24 @@ def face_detector(path: Path, options: Options, mode: Mode) -> TaskDetector:
             **_common(path, mode), min_detection_confidence=options["min_detection_confidence"]
         )
     )
-    most = int(options["max_faces"])
+    max_faces = int(options["max_faces"])
     return TaskDetector(
         task,
         mode,
         MpDetectionResultC,
-        lambda result, image: results.face_detections(result, image, most),
+        lambda result, image: results.face_detections(result, image, max_faces),
     )
 
 
 def gesture_recognizer(path: Path, options: Options, mode: Mode) -> TaskDetector:
-    """Hands with their gestures."""
+    """Hands and their gestures."""
     task = vision.GestureRecognizer.create_from_options(
         vision.GestureRecognizerOptions(
             **_common(path, mode),
             num_hands=options["max_hands"],
             min_hand_detection_confidence=options["min_detection_confidence"],
             min_hand_presence_confidence=options["min_presence_confidence"],
-            min_tracking_confidence=max(_LEAST_OVERLAP, float(options["min_tracking_confidence"])),
+            min_tracking_confidence=max(_MIN_OVERLAP, float(options["min_tracking_confidence"])),
         )
     )
     return TaskDetector(
@@ -128,7 +128,7 @@ def gesture_recognizer(path: Path, options: Options, mode: Mode) -> TaskDetector
 
 
 def pose_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetector:
-    """BlazePose: 33 points in the picture and in metres."""
+    """BlazePose: 33 points, in the picture and in metres."""
     task = vision.PoseLandmarker.create_from_options(
         vision.PoseLandmarkerOptions(
             **_common(path, mode),
@@ -173,7 +173,7 @@ def face_mesh(path: Path, options: Options, mode: Mode) -> TaskDetector:
 
 
 def iris_tracker(path: Path, options: Options, mode: Mode) -> TaskDetector:
-    """Irises and eyes, taken from the mesh, which holds the iris model's points."""
+    """Irises and eyes: the points of the mesh that the iris model computes."""
     return _face_landmarker(path, options, mode, results.irises)
 
 

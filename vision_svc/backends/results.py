@@ -1,6 +1,6 @@
-"""From the results of MediaPipe's C library to the messages of the wire.
+"""Converts the results of MediaPipe's C library to responses.
 
-Coordinates are normalised: x and y from 0 to 1 over the picture's width and height.
+Coordinates are normalised: x and y run from 0 to 1 over the picture's width and height.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from vision_svc.backends.landmarks import Points
     from vision_svc.frames.types import Rgb
 
-# BlazeFace's key points in the order of its output; right and left are the person's own.
+# BlazeFace's key points in the order of its output; left and right are the person's own.
 # Source: mediapipe/modules/face_detection, FaceKeyPoint.
 FACE_KEYPOINTS = (
     *("right_eye", "left_eye", "nose_tip"),
     *("mouth_center", "right_ear_tragion", "left_ear_tragion"),
 )
 
-# Landmark indices of the mesh's outlines in pairs: lips, eyes, brows and the face's oval.
+# Pairs of landmark indices, the outlines of the mesh: lips, eyes, brows and the oval of the face.
 FACE_CONTOURS = tuple(
     index
     for connection in FaceLandmarksConnections.FACE_LANDMARKS_CONTOURS
@@ -56,7 +56,7 @@ RIGHT_EYE = (
 POSE_LEFT_HAND = (15, 17, 19, 21)
 POSE_RIGHT_HAND = (16, 18, 20, 22)
 
-# What the gesture recogniser calls a hand that shows none of its gestures.
+# The gesture recogniser's name for a hand that shows none of its gestures.
 _NO_GESTURE = b"None"
 
 
@@ -90,8 +90,8 @@ def _mean(scores: npt.NDArray[np.float32]) -> float:
     return float(scores.mean()) if len(scores) else 0.0
 
 
-def face_detections(result: Any, image: Rgb, most: int) -> pb.FaceDetectionResponse:
-    """The best `most` faces of an MpDetectionResult; its boxes are in pixels."""
+def face_detections(result: Any, image: Rgb, max_faces: int) -> pb.FaceDetectionResponse:
+    """The best `max_faces` faces of an MpDetectionResult, whose boxes are in pixels."""
     height, width = image.shape[:2]
     found = sorted(
         (result.detections[i] for i in range(result.detections_count)),
@@ -99,7 +99,7 @@ def face_detections(result: Any, image: Rgb, most: int) -> pb.FaceDetectionRespo
         reverse=True,
     )
     response = pb.FaceDetectionResponse()
-    for detection in found[:most]:
+    for detection in found[:max_faces]:
         box = detection.bounding_box
         face = response.faces.add(
             x=box.left / width,
@@ -115,7 +115,7 @@ def face_detections(result: Any, image: Rgb, most: int) -> pb.FaceDetectionRespo
 
 
 def face_meshes(faces: Sequence[Points], scores: Sequence[float]) -> pb.FaceMeshResponse:
-    """The 478 points of each face, with the score that the face detector gives it."""
+    """The 478 points of each face, with the face detector's score as the confidence."""
     response = pb.FaceMeshResponse()
     for points, score in zip(faces, scores, strict=True):
         _fill_mesh(response.faces.add(), points, score)
@@ -123,7 +123,7 @@ def face_meshes(faces: Sequence[Points], scores: Sequence[float]) -> pb.FaceMesh
 
 
 def irises(faces: Sequence[Points], scores: Sequence[float]) -> pb.IrisTrackingResponse:
-    """Both eyes of each face, the left one first."""
+    """Both eyes of each face, the left eye first."""
     response = pb.IrisTrackingResponse()
     for points, score in zip(faces, scores, strict=True):
         for side, iris, ring in (("left", LEFT_IRIS, LEFT_EYE), ("right", RIGHT_IRIS, RIGHT_EYE)):
@@ -157,7 +157,7 @@ def poses(result: Any) -> pb.PoseDetectionResponse:
 
 
 def holistic(result: Any, face_scores: Sequence[float]) -> pb.HolisticTrackingResponse:
-    """One person of an MpHolisticLandmarkerResult; what was not found stays unset."""
+    """The person of an MpHolisticLandmarkerResult; parts that were not found stay unset."""
     response = pb.HolisticTrackingResponse()
     face, pose = view(result.face_landmarks), view(result.pose_landmarks)
     if len(face):

@@ -1,9 +1,9 @@
-"""Masks of people and of hair, straight on LiteRT: a fifth less CPU than the Tasks graph.
+"""Masks of people and of hair, directly on LiteRT: a fifth less CPU than the Tasks graph.
 
-The models are MediaPipe's own, and each step is what MediaPipe's ImageSegmenter does: the picture
-is stretched to the model's input, scaled to 0..1, and the answer is stretched back. How it is
-stretched depends on the model: with three channels the first pixels of both pictures are laid on
-each other, with four their edges. That shift of less than a pixel is a tenth of a small mask.
+The models are MediaPipe's, and each step is that of MediaPipe's ImageSegmenter: the picture is
+resized to the model's input and scaled to 0..1, and the output is resized back. How it is resized
+depends on the model: with three channels, the first pixels of both pictures are aligned; with four,
+their edges. That shift of less than a pixel is a tenth of a small mask.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from vision_svc.frames.types import Rgb
     from vision_svc.options import Options
 
-# What models answer for a pixel: of a person, or scores of hair and of everything else.
+# The model's outputs for a pixel: the probability of a person, or the scores of hair and of
+# everything else.
 _ONE_PROBABILITY = 1
 _TWO_CLASSES = 2
 _HAIR = 1  # class 0 is everything else
@@ -33,10 +34,10 @@ _RGB_AND_MASK = 4
 
 
 class Segmenter:
-    """One model that gives each pixel a probability, as a mask of bytes.
+    """A model that gives each pixel a probability, as a mask with one byte per pixel.
 
-    Masks of 8 bits are made at the model's size and then stretched, which costs a quarter of
-    stretching floats and differs by at most one step of 255.
+    The mask is converted to 8 bits at the model's size and then resized, which costs a quarter of
+    resizing floats and differs by at most one step of 255.
     """
 
     def __init__(self, path: Path, mask_format: str) -> None:
@@ -47,16 +48,16 @@ class Segmenter:
         _, height, width, channels = (int(n) for n in self._input["shape"])
         classes = int(self._output["shape"][-1])
         if classes not in (_ONE_PROBABILITY, _TWO_CLASSES):
-            raise ValueError(f"a model of {classes} classes is neither of people nor of hair")
+            raise ValueError(f"a model of {classes} classes segments neither people nor hair")
         self._size = (width, height)
-        # A fourth channel is the mask of the frame before; each frame is taken by itself, so it
-        # stays zero, as in MediaPipe.
+        # A fourth channel is the mask of the last frame. Frames are independent here, so it stays
+        # zero, as in MediaPipe.
         self._pixels = np.zeros((1, height, width, channels), np.float32)
         self._format = mask_format
 
     def detect(self, image: Rgb, time_ms: int) -> pb.SegmentationResponse:
-        del time_ms  # every frame is taken by itself
-        np.multiply(self._stretch(image), np.float32(1 / 255), out=self._pixels[0, :, :, :3])
+        del time_ms  # frames are independent
+        np.multiply(self._resize(image), np.float32(1 / 255), out=self._pixels[0, :, :, :3])
         self._interpreter.set_tensor(self._input["index"], self._pixels)
         self._interpreter.invoke()
         height, width = image.shape[:2]
@@ -70,8 +71,8 @@ class Segmenter:
     def close(self) -> None:
         del self._interpreter
 
-    def _stretch(self, image: Rgb) -> Rgb:
-        """The picture at the size of the model's input."""
+    def _resize(self, image: Rgb) -> Rgb:
+        """The picture in the size of the model's input."""
         if self._pixels.shape[-1] == _RGB_AND_MASK:
             return as_rgb(cv2.resize(image, self._size, interpolation=cv2.INTER_LINEAR))
         height, width = image.shape[:2]
@@ -83,7 +84,7 @@ class Segmenter:
         )
 
     def _probability(self) -> npt.NDArray[np.uint8]:
-        """The model's answer for the last input: 0 to 255, at its own size."""
+        """The model's output for the last input, from 0 to 255, in the model's size."""
         answer = self._interpreter.get_tensor(self._output["index"])[0]
         if answer.shape[-1] == _ONE_PROBABILITY:
             probability = answer[..., 0]
@@ -94,6 +95,6 @@ class Segmenter:
 
 
 def segmenter(path: Path, options: Options, mode: Mode) -> Segmenter:
-    """A segmenter of either kind; the model's output says which."""
-    del mode  # both are the same here
+    """A segmenter of people or of hair, depending on the model's output."""
+    del mode  # makes no difference
     return Segmenter(path, str(options["mask_format"]))
