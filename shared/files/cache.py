@@ -26,7 +26,7 @@ from shared.files.disk import (
     digest,
     disk_errors,
     hash_file,
-    read_json,
+    read_record,
     sync_folder,
     write_json,
 )
@@ -66,7 +66,7 @@ class SourceVersion:
     @classmethod
     def read(cls, path: Path) -> SourceVersion | None:
         """The recorded version; None if the record is missing or damaged."""
-        match read_json(path):
+        match read_record(path):
             case {"total_size": int(total_size), "sha256": str(sha256)}:
                 return cls(total_size, sha256)
         return None
@@ -119,7 +119,7 @@ class CacheEntry:
 
     def _check(self, hashed: bool) -> CachedFile | None:
         with disk_errors():
-            record = read_json(self._record)
+            record = read_record(self._record)
             place = self.place()
             if not record or not place.is_file():
                 return None

@@ -15,7 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shared.errors import InternalError, ResourceExhaustedError
+from shared.errors import InternalError, InvalidModelError, ResourceExhaustedError
+
+# Largest record that is read; ours have some hundred bytes.
+MAX_RECORD_BYTES = 1 << 20
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -51,11 +54,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A record; None if it is missing or damaged."""
+def read_json(path: Path, *, max_bytes: int) -> Any:
+    """The content of a JSON file of a model, or of a record of the cache.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InvalidModelError: it is not valid JSON, or has more than `max_bytes`.
+    """
+    if path.stat().st_size > max_bytes:
+        raise InvalidModelError(f"{path.name} has more than {max_bytes} bytes")
     try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise InvalidModelError(f"{path.name} is not valid JSON") from None
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A record of the cache; None if it is missing or damaged."""
+    try:
+        value = read_json(path, max_bytes=MAX_RECORD_BYTES)
+    except (FileNotFoundError, InvalidModelError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -6,7 +6,6 @@ The wire has no listing, so known names are requested, and those that other file
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from shared.errors import (
     ModelFileNotFoundError,
     ModelNotFoundError,
 )
+from shared.files import disk
 from shared.files.client import ModelFiles, Progress
 from shared.files.disk import disk_errors
 from shared.model_ids import ModelId, check_file_path
@@ -189,11 +189,6 @@ async def read_json(path: Path) -> Any:
 
     def read() -> Any:
         with disk_errors():
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
-            return json.loads(path.read_bytes())
+            return disk.read_json(path, max_bytes=MAX_JSON_BYTES)
 
-    try:
-        return await asyncio.to_thread(read)
-    except (ValueError, RecursionError):
-        raise InvalidModelError(f"{path.name} of the model is not valid JSON") from None
+    return await asyncio.to_thread(read)

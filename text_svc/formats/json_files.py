@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InvalidModelError
+from shared.files import disk
 
+TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# Largest file that is parsed here; tokenizer.json is parsed by its own library.
 MAX_JSON_BYTES = 16 << 20
 
 
@@ -19,7 +21,7 @@ def read_json(path: Path) -> Any:
         InvalidModelError: it is not valid JSON, or over MAX_JSON_BYTES.
     """
     try:
-        return _load(path)
+        return disk.read_json(path, max_bytes=MAX_JSON_BYTES)
     except FileNotFoundError:
         return None
 
@@ -30,19 +32,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         InvalidModelError: as `read_json`, or it is not a JSON object.
     """
-    try:
-        content = _load(path)
-    except FileNotFoundError:
+    content = read_json(path)
+    if content is None:
         return {}
     if not isinstance(content, dict):
         raise InvalidModelError(f"{path.name} is not a JSON object")
     return content
-
-
-def _load(path: Path) -> Any:
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise InvalidModelError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        raise InvalidModelError(f"{path.name} is not valid JSON") from None

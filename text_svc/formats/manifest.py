@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict
 
 MANIFEST = "conversion.json"
 MODEL = "openvino_model.xml"
-TOKENIZER = "tokenizer.json"
 # A folder that is not complete yet has this prefix and the id of the process that fills it.
 PART_PREFIX = ".part-"
 

@@ -80,7 +80,7 @@ async def test_a_config_that_says_nothing(
 
 async def test_a_config_that_is_broken_or_missing(files: ModelFiles, source: Provider) -> None:
     source.files[f"{MODEL}/config.json"] = b"{"
-    with pytest.raises(InvalidModelError, match=r"config\.json of the model is not valid JSON"):
+    with pytest.raises(InvalidModelError, match=r"config\.json is not valid JSON"):
         await resolve_pipeline(files, MODEL, "", "")
     with pytest.raises(ModelNotFoundError):
         await resolve_pipeline(files, "org/other", "", "")

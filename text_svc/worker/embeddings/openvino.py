@@ -10,7 +10,8 @@ import openvino as ov
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
-from text_svc.formats.manifest import MODEL, TOKENIZER, Manifest
+from text_svc.formats.json_files import TOKENIZER
+from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.formats.recipe import Recipe
 from text_svc.processes.launch import (
     WorkerReport,
