@@ -43,17 +43,14 @@ from text_svc.worker.engines.base import (
     StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
 from text_svc.worker.engines.torch_batch.kv_cache import (
     ALIGNMENT,
     LayerShape,
     aligned,
 )
-from text_svc.worker.engines.torch_batch.model import (
-    BatchModel,
-    layer_shapes,
-    packed,
-)
+from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.torch_batch.sampler import (
     TokenSampler,
     sample,
@@ -130,7 +127,7 @@ def load(launch: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokeni
     limits = generate_limits(launch, context_length(model.config, launch.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     if shapes := layer_shapes(model):
-        model, packed_bytes = packed(model, load_model)
+        model, packed_bytes = packed_model(model, load_model)
         batch = _batch_model(model, shapes, launch, limits.context)
         limits = replace(
             limits,

@@ -1,4 +1,4 @@
-"""Many answers in one batch: each joins after its prompt, and leaves when it ends, at any step."""
+"""The steps of a batch. A generation joins with its prompt and leaves at any step when it ends."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from text_svc.worker.engines.torch_batch.sampler import (
 
 log = logging.getLogger(__name__)
 
-# Tokens of prompts between two steps of answers: a long prompt is cut, so that they do not wait
-# for it, nor it for its own cancelling. A card needs more of them at once to be busy.
+# Prompt tokens to read between two steps. A long prompt is read in pieces, so that the other
+# generations do not wait for it and it can be cancelled. A GPU needs larger pieces to be busy.
 PROMPT_TOKENS = 128
 CUDA_PROMPT_TOKENS = 1024
 
@@ -35,13 +35,19 @@ Result = tuple[Generation, StepOutput]
 
 
 def needed(generation: Generation) -> int:
-    """Tokens of cache that an answer may come to need."""
+    """The most tokens of cache that a generation can take."""
     return aligned(len(generation.prompt) + generation.sampling.max_new_tokens)
 
 
 @dataclass(eq=False)
 class _Row:
-    """One answer in the batch: `length` tokens of it are in the cache, `last` is not yet."""
+    """One generation in the batch.
+
+    Attributes:
+        length: tokens of it in the cache.
+        last: its newest token, which is not in the cache yet.
+        generated: tokens generated so far.
+    """
 
     generation: Generation
     sampler: TokenSampler
@@ -55,15 +61,15 @@ class _Row:
 
 
 class BatchDecoder:
-    """Brings answers forward, one step at a time. For one thread, which it keeps busy.
+    """Runs generations in a batch, one step at a time. Use it from one thread only.
 
-    Whoever begins answers sees to it that all rows fit into the cache when each is as long as the
-    longest of them may become, see `needed`.
+    The caller guarantees that the cache holds every row at the longest row's final length, see
+    `needed`.
 
     Args:
-        model: its cache is used by nobody else.
-        end_tokens: ids that end an answer.
-        rows: answers at once, as a rule; more only cost a new cut of the cache.
+        model: its cache is used by this decoder alone.
+        end_tokens: ids that end a generation.
+        rows: the usual number of generations; with more of them the cache is divided anew.
     """
 
     def __init__(self, model: BatchModel, end_tokens: Sequence[int], rows: int) -> None:
@@ -71,22 +77,22 @@ class BatchDecoder:
         self._usual_stride = model.cache.tokens // rows // ALIGNMENT * ALIGNMENT
         self._end_tokens = frozenset(end_tokens)
         self._waiting: deque[Generation] = deque()
-        # A row of the cache each. The last one may still be at its prompt; the others are not.
+        # In the order of the cache's rows. Only the last one may still be reading its prompt.
         self._rows: list[_Row] = []
         self._piece = PROMPT_TOKENS if model.device.type == "cpu" else CUDA_PROMPT_TOKENS
         self._prompt_budget = self._piece
 
     @property
     def idle(self) -> bool:
-        """Nothing is to be done."""
+        """Whether there is nothing to do."""
         return not self._rows and not self._waiting
 
     def begin(self, generation: Generation) -> None:
-        """Takes an answer in; its prompt is read before later ones."""
+        """Adds a generation. Prompts are read in the order of these calls."""
         self._waiting.append(generation)
 
     def cancel(self, generation: Generation) -> None:
-        """Forgets an answer; one that has ended is left alone."""
+        """Removes a generation; does nothing if it has already ended."""
         if generation in self._waiting:
             self._waiting.remove(generation)
         for row in self._rows:
@@ -95,7 +101,7 @@ class BatchDecoder:
                 return
 
     def clear(self) -> list[Generation]:
-        """Forgets all answers, and returns them."""
+        """Removes all generations, and returns them."""
         generations = [row.generation for row in self._rows] + list(self._waiting)
         self._rows.clear()
         self._waiting.clear()
@@ -103,7 +109,7 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def step(self) -> list[Result]:
-        """Reads a piece of a prompt, or brings all answers one token forward; what came of it."""
+        """Reads a piece of a prompt, or generates one token for every row; returns the outputs."""
         reading = self._rows[-1] if self._rows and self._rows[-1].prompt_left else None
         others = len(self._rows) - (reading is not None)
         if (reading or self._waiting) and (self._prompt_budget > 0 or not others):
@@ -116,11 +122,11 @@ class BatchDecoder:
         return self._chosen(rows, logits)
 
     def _read_or_fail(self, row: _Row) -> list[Result]:
-        """A prompt that cannot be read, with a token that the model does not know, fails alone."""
+        """As `_read`; if it fails, as with a token that the model lacks, only that prompt fails."""
         try:
             return self._read(row)
         except Exception:
-            log.exception("a prompt cannot be read")
+            log.exception("the model failed to read a prompt")
             self._leave(row)
             error = InternalError("the engine failed at this prompt")
             return [(row.generation, StepOutput((), 0, error=error))]
@@ -166,14 +172,14 @@ class BatchDecoder:
         return StepOutput((token,), 1, "length" if ended else None)
 
     def _broken(self, row: _Row) -> StepOutput:
-        # What is no number in a cache would spread through the masks of later rows.
+        # A mask does not hide NaN, so it would spread to later generations in this row.
         self._model.cache.clear(self._rows.index(row))
         return StepOutput(
-            (), 0, error=InternalError("the model's numbers overflowed in this answer")
+            (), 0, error=InternalError("the model's numbers overflowed in this generation")
         )
 
     def _leave(self, row: _Row) -> None:
-        """Fills the gap that a row leaves, in an order that keeps one at its prompt the last."""
+        """Removes a row and moves others into its place; one that reads its prompt stays the last."""
         gap = self._rows.index(row)
         last = len(self._rows) - 1
         if self._rows[last].prompt_left and gap < last:

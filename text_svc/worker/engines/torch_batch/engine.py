@@ -1,4 +1,4 @@
-"""An engine whose answers share one batch; one thread has the model."""
+"""The batching engine: admission on the event loop, the model in a thread."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Command = Callable[[], None]
 class BatchEngine:
     """Continuous batching on torch.
 
-    An answer is let in when the cache has room for it beside the others, all as long as the
-    longest of them may become, first come first served. That is decided on the event loop; the
-    thread is told what to begin and what to cancel, and does it between two steps.
+    A generation starts when the cache has room for it and all running ones at the longest final
+    length among them, first come, first served; so none ever has to be interrupted. The event loop
+    decides that and sends commands to the thread, which executes them between two steps.
 
     Args:
-        model: with a cache for at least one answer of `limits.context` tokens.
-        limits: of the answers.
-        end_tokens: ids that end an answer.
+        model: its cache holds at least one generation of `limits.context` tokens.
+        limits: see `Engine`.
+        end_tokens: ids that end a generation.
         metrics: of the model.
     """
 
@@ -87,7 +87,7 @@ class BatchEngine:
         self._metrics.answers(len(self._running), len(self._waiting))
 
     def _on_results(self, results: Sequence[Result]) -> None:
-        """Hands over what a step gave; an answer that is not known was cancelled meanwhile."""
+        """Hands over the outputs of a step, except those of generations cancelled meanwhile."""
         if results:
             self._metrics.step(len(results))
         for generation, output in results:
@@ -102,7 +102,7 @@ class BatchEngine:
         self._closed = True
 
     def _serve(self) -> None:
-        """The thread's work."""
+        """Runs in the thread."""
         while not self._closed:
             try:
                 while self._decoder.idle or not self._commands.empty():
@@ -111,8 +111,8 @@ class BatchEngine:
                         return
                 results = self._decoder.step()
             except Exception:
-                log.exception("a step has failed")
-                error = InternalError("the engine failed at a step of this answer")
+                log.exception("a step failed")
+                error = InternalError("the engine failed in a step of this generation")
                 results = [(each, StepOutput((), 0, error=error)) for each in self._decoder.clear()]
             if results:
                 assert self._loop is not None, "set by the first submit"

@@ -26,12 +26,9 @@ from text_svc.worker.engines.sampling import (
     Sampling,
     SamplingDefaults,
 )
+from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
-from text_svc.worker.engines.torch_batch.model import (
-    BatchModel,
-    layer_shapes,
-    packed,
-)
+from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.transformers import TransformersEngine
 from text_svc.worker.generation.generator import (
     Delta,
@@ -168,7 +165,7 @@ async def test_a_text_is_the_same_alone_and_among_others(make: Make) -> None:
 async def test_text_of_a_real_model_among_sixteen_is_that_of_generate() -> None:
     model = load_causal_lm(SMOLLM2, torch.float32)
     shapes = layer_shapes(model)
-    model, size = packed(model, lambda: pytest.fail("Llama needs no layers as they were"))
+    model, size = packed_model(model, lambda: pytest.fail("Llama needs no layers as they were"))
     assert size
     batch = BatchModel(model, shapes, 4096)
     engine = BatchEngine(batch, Limits(CONTEXT, 16, 0), (2,), EngineMetrics("real"))

@@ -15,10 +15,8 @@ from text_svc.worker.engines.torch_batch.decoder import (
     BatchDecoder,
     needed,
 )
-from text_svc.worker.engines.torch_batch.model import (
-    BatchModel,
-    layer_shapes,
-)
+from text_svc.worker.engines.torch_batch.eligibility import layer_shapes
+from text_svc.worker.engines.torch_batch.model import BatchModel
 
 # Of the tiny model's tokens, whatever its tokenizer learns.
 VOCABULARY = 256

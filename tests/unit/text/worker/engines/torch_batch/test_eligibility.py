@@ -10,11 +10,8 @@ from torch import nn
 from text_svc.worker.engines.base import Generation
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.engines.torch_batch.decoder import BatchDecoder
-from text_svc.worker.engines.torch_batch.model import (
-    BatchModel,
-    layer_shapes,
-    packed,
-)
+from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
+from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.torch_batch.packed_linear import (
     PackedLinear,
     can_pack,
@@ -125,7 +122,7 @@ def test_a_cache_of_keys_and_values_is_batched(name: str, changes: dict[str, Any
     prompts = [[3 + place % 7 for place in range(length)] + [2, 4] for length in (1, 9, 4, 20, 150)]
     expected = generated(model, prompts)
     assert layer_shapes(model)
-    model, _ = packed(model, lambda: pytest.fail("needs its layers as they were"))
+    model, _ = packed_model(model, lambda: pytest.fail("needs its layers as they were"))
     assert batched(model, prompts) == expected
     assert [batched(model, [prompt])[0] for prompt in prompts] == expected
 
@@ -143,7 +140,7 @@ def test_what_depends_on_other_rows_is_not(name: str, changes: dict[str, Any]) -
 def test_packed_layers_are_used_where_they_are_right_only() -> None:
     model = make("Llama", {"tie_word_embeddings": True})
     layer_shapes(model)
-    changed, size = packed(model, lambda: pytest.fail("Llama needs no layers as they were"))
+    changed, size = packed_model(model, lambda: pytest.fail("Llama needs no layers as they were"))
     assert size == sum(m.packed_bytes for m in changed.modules() if isinstance(m, PackedLinear))
     assert size > 0
     assert changed.get_input_embeddings().weight.shape == (100, 32)
@@ -157,7 +154,7 @@ def test_packed_layers_are_used_where_they_are_right_only() -> None:
     fresh = make("Llama", {})
     made = NeedsWeight(fresh.config)
     layer_shapes(made)
-    changed, size = packed(made, lambda: fresh)
+    changed, size = packed_model(made, lambda: fresh)
     assert (changed, size) == (fresh, 0)
 
 
