@@ -13,6 +13,7 @@ import numpy as np
 from mediapipe.tasks.python.components.containers.landmark_c import MpLandmarkC
 
 from ml import mediapipe_pb2 as pb
+from shared.wire.rows import RowField
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -50,8 +51,6 @@ def view(landmarks: Any) -> Points:
 class LandmarkField:
     """Fills a field of type `repeated Landmark` from arrays.
 
-    The field is laid out as on the wire, a row for each point, and parsed into the message at once.
-
     Args:
         message: the type that has the field.
         field: its name.
@@ -61,23 +60,20 @@ class LandmarkField:
     def __init__(self, message: type[Message], field: str, *, optional: bool = True) -> None:
         names = ["x", "y", "z", *(("visibility", "presence") if optional else ())]
         point = pb.Landmark(**dict.fromkeys(names, 1.0))
-        self._row = message(**{field: [point]}).SerializeToString()
-        # The row ends with the floats in order, four bytes each after a tag of one byte.
-        self._dtype = np.dtype(
-            {
-                "names": names,
-                "formats": ["<f4"] * len(names),
-                "offsets": [len(self._row) - 5 * n + 1 for n in range(len(names), 0, -1)],
-                "itemsize": len(self._row),
-            }
-        )
+        # A serialised point ends with its numbers in order, each a tag byte and four bytes.
+        columns = {
+            name: ("<f4", -5 * left + 1)
+            for name, left in zip(names, range(len(names), 0, -1), strict=True)
+        }
+        self._field = RowField(message(**{field: [point]}), columns)
+        self._names = names
 
     def add(self, message: Message, points: Points) -> None:
         """Appends the points to the message's field."""
-        buffer = bytearray(self._row * len(points))
-        rows = np.frombuffer(buffer, self._dtype)
-        for name in self._dtype.names or ():
-            values = points[name]
-            has = f"has_{name}"
-            rows[name] = np.where(points[has], values, 0) if has in _FORMATS else values
-        message.MergeFromString(bytes(buffer))
+        self._field.append(message, {name: _values(points, name) for name in self._names})
+
+
+def _values(points: Points, name: str) -> npt.NDArray[np.float32]:
+    has = f"has_{name}"
+    values = points[name]
+    return np.where(points[has], values, 0) if has in _FORMATS else values

@@ -9,6 +9,7 @@ import grpc
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
+from shared.wire.leading import leading_bytes
 
 # The tag of VideoFrame.frame_data: field 1, a length and that many bytes.
 _DATA_TAG = 0x0A
@@ -33,26 +34,12 @@ def read_frame(message: bytes) -> ReceivedFrame:
     Raises:
         google.protobuf.message.DecodeError: the bytes are no VideoFrame.
     """
-    begin, end = _leading_data(message)
+    begin, end = leading_bytes(message, _DATA_TAG)
     rest = message[end:]
     if not end or _DATA_TAG in rest:  # perhaps data once more, and the last value counts
         fields = pb.VideoFrame.FromString(message)
         return ReceivedFrame(fields, fields.frame_data)
     return ReceivedFrame(pb.VideoFrame.FromString(rest), memoryview(message)[begin:end])
-
-
-def _leading_data(message: bytes) -> tuple[int, int]:
-    """Where the data begins and ends if it is the first field and whole; else 0, 0."""
-    if not message or message[0] != _DATA_TAG:
-        return 0, 0
-    length = 0
-    for position in range(1, min(len(message), 6)):
-        byte = message[position]
-        length |= (byte & 0x7F) << 7 * (position - 1)
-        if byte < 0x80:
-            begin, end = position + 1, position + 1 + length
-            return (begin, end) if end <= len(message) else (0, 0)
-    return 0, 0
 
 
 class _Handlers:

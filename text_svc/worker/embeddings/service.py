@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any
-
-import numpy as np
+from functools import cache
 
 from ml import transformers_pb2 as pb
+from shared.wire.rows import RowField
 from text_svc.link.server import Handlers
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import Vectors
@@ -19,9 +18,6 @@ from text_svc.worker.embeddings.ordered import in_order
 STREAM_AHEAD = 4
 # Bytes of vectors in one answer of StreamEmbeddings: clients take 4 MiB by default.
 STREAM_ANSWER_BYTES = 1 << 20
-
-# Tags of the field `embeddings` (1) of the response and of `values` (1), both length-delimited.
-_TAG = b"\x0a"
 
 
 class EmbeddingsHandlers:
@@ -64,28 +60,18 @@ class EmbeddingsHandlers:
         )
 
 
-def response(vectors: Vectors, **fields: Any) -> pb.GeneratedEmbeddingsResponse:
-    """A response with these vectors, shape (texts, dimensions), and other fields.
-
-    The vectors are written as the wire has them, which is how NumPy has them too: for 512 texts
-    of 384 numbers 0.15 ms, where the constructor takes 31 ms.
-    """
-    row = np.ascontiguousarray(vectors, "<f4").view(np.uint8)
-    values = _TAG + _varint(row.shape[1])
-    head = _TAG + _varint(len(values) + row.shape[1]) + values
-    wire = np.empty((len(row), len(head) + row.shape[1]), np.uint8)
-    wire[:, : len(head)] = np.frombuffer(head, np.uint8)
-    wire[:, len(head) :] = row
-    made = pb.GeneratedEmbeddingsResponse(**fields)
-    made.MergeFromString(wire.tobytes())
+def response(
+    vectors: Vectors, *, tokens: int, first_text: int = 0
+) -> pb.GeneratedEmbeddingsResponse:
+    """A response with vectors of shape (texts, dimensions) and the other fields."""
+    made = pb.GeneratedEmbeddingsResponse(tokens=tokens, first_text=first_text)
+    _vector_field(vectors.shape[1]).append(made, {"values": vectors})
     return made
 
 
-def _varint(number: int) -> bytes:
-    """A number in protobuf's base 128, low bits first."""
-    digits = bytearray()
-    while number > 0x7F:
-        digits.append(number & 0x7F | 0x80)
-        number >>= 7
-    digits.append(number)
-    return bytes(digits)
+@cache
+def _vector_field(dimensions: int) -> RowField:
+    vector = pb.GeneratedEmbedding(values=[1.0] * dimensions)
+    sample = pb.GeneratedEmbeddingsResponse(embeddings=[vector])
+    # A serialised vector ends with its numbers, which protobuf packs.
+    return RowField(sample, {"values": (("<f4", dimensions), -4 * dimensions)})

@@ -179,7 +179,7 @@ class BatchDecoder:
         )
 
     def _leave(self, row: _Row) -> None:
-        """Removes a row and moves others into its place; one that reads its prompt stays the last."""
+        """Removes a row and moves others into its place; one at its prompt stays the last."""
         gap = self._rows.index(row)
         last = len(self._rows) - 1
         if self._rows[last].prompt_left and gap < last:
