@@ -31,7 +31,10 @@ MAX_README_LINES = 150
 # What is made by running something, and so is not in a fresh clone.
 GENERATED = ("models/", "run/", "out/", "ml/")
 # What has the form of a path and is none of the repository's.
-NO_PATHS = {"org/name", "models/org/name/model.safetensors", "config.json"}
+NO_PATHS = {
+    *("org/name", "models/org/name/model.safetensors"),
+    *("config.json", "modules.json", "model.safetensors.index.json"),
+}
 # A path in backticks: with a slash, or a file by its name alone.
 PATH = re.compile(r"(?:[\w.{},-]+/)+[\w.{},-]*|[\w.-]+\.(?:py|md|ya?ml|toml|proto|sh|rs|json|svg)")
 
