@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from transformers import AutoTokenizer, NllbTokenizer
 
 from shared.errors import InvalidArgumentError, InvalidModelError
-from text_svc.formats import load_errors
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import WorkerReport, WorkerSpec
+from text_svc.processes.launch import WorkerReport
 
 # The context length of a model whose config names none.
 DEFAULT_CONTEXT = 2048
@@ -48,11 +46,6 @@ def choose_dtype(options: LoadOptions, device: str) -> torch.dtype:
         return torch.float32 if device == "cpu" else torch.bfloat16
     dtype: torch.dtype = getattr(torch, options.dtype)
     return dtype
-
-
-def loading_errors(launch: WorkerSpec) -> AbstractContextManager[None]:
-    """See `text_svc.formats.load_errors`."""
-    return load_errors.loading_errors(launch.model_id, launch.folder)
 
 
 def load_model(

@@ -73,19 +73,19 @@ class OpenVinoEncoder:
         self._pool.shutdown()
 
 
-def load(launch: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
-    """Loads the converted model of a launch command.
+def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
+    """Loads the converted model of a spec.
 
     Raises:
         InvalidModelError: it is gone.
     """
-    folder = launch.converted
+    folder = spec.converted
     manifest = Manifest.read(folder) if folder else None
     if folder is None or manifest is None:
         raise InvalidModelError("the converted model is gone; load the model again")
-    precision = "bf16" if launch.options.dtype == "bfloat16" else "f32"
+    precision = "bf16" if spec.options.dtype == "bfloat16" else "f32"
     return LoadedEncoder(
-        OpenVinoEncoder(folder / MODEL, precision=precision, threads=launch.threads),
+        OpenVinoEncoder(folder / MODEL, precision=precision, threads=spec.threads),
         Tokenizer.from_file(str(folder / TOKENIZER)),
         manifest.context,
         manifest.pad_token,

@@ -14,7 +14,6 @@ from text_svc.processes.launch import WorkerSpec
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
-    loading_errors,
     max_positions,
     measure,
 )
@@ -54,27 +53,26 @@ class TorchEncoder:
         """Nothing runs."""
 
 
-def load(launch: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
-    """Loads the model of a launch command.
+def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
+    """Loads the model of a spec.
 
     Raises:
-        ServiceError: why it cannot be loaded.
+        ServiceError, OSError, ValueError: why it cannot be loaded.
     """
-    device = choose_device(launch.options)
-    with loading_errors(launch):
-        dtype = choose_dtype(launch.options, device)
-        module = load_module(launch.folder, recipe, dtype=dtype, device=device)
-        tokenizer = AutoTokenizer.from_pretrained(launch.folder, local_files_only=True)
-        if not tokenizer.is_fast:
-            raise InvalidModelError("the model has no tokenizer that runs in Rust")
-        return LoadedEncoder(
-            TorchEncoder(module),
-            tokenizer.backend_tokenizer,
-            max_tokens(
-                recipe,
-                max_positions(module.transformer.config),
-                tokenizer.model_max_length,
-            ),
-            tokenizer.pad_token_id or 0,
-            measure(module),
-        )
+    device = choose_device(spec.options)
+    dtype = choose_dtype(spec.options, device)
+    module = load_module(spec.folder, recipe, dtype=dtype, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise InvalidModelError("the model has no tokenizer that runs in Rust")
+    return LoadedEncoder(
+        TorchEncoder(module),
+        tokenizer.backend_tokenizer,
+        max_tokens(
+            recipe,
+            max_positions(module.transformer.config),
+            tokenizer.model_max_length,
+        ),
+        tokenizer.pad_token_id or 0,
+        measure(module),
+    )

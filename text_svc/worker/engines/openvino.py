@@ -41,36 +41,36 @@ CLOSE_SECONDS = 5.0
 
 
 def load(
-    launch: WorkerSpec, metrics: EngineMetrics
+    spec: WorkerSpec, metrics: EngineMetrics
 ) -> tuple[OpenVinoEngine, FastTokenizer, WorkerReport]:
-    """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
+    """The engine and the tokenizer of a spec, and what the model costs. Blocks.
 
     Raises:
         ServiceError: why it cannot be loaded.
     """
-    folder = launch.converted
+    folder = spec.converted
     manifest = Manifest.read(folder) if folder else None
     if folder is None or manifest is None:
-        raise InvalidModelError(f"model {launch.model_id} is not converted")
-    precision = PRECISIONS[launch.options.dtype]
-    own = min(manifest.context, launch.options.max_length or manifest.context)
+        raise InvalidModelError(f"model {spec.model_id} is not converted")
+    precision = PRECISIONS[spec.options.dtype]
+    own = min(manifest.context, spec.options.max_length or manifest.context)
     block_bytes = BLOCK_TOKENS * manifest.cache_width * NUMBER_BYTES[precision]
-    blocks = min(launch.cache_bytes // block_bytes, launch.max_running * blocks_of(own))
+    blocks = min(spec.cache_bytes // block_bytes, spec.max_running * blocks_of(own))
     if not blocks:
         raise OutOfMemoryError(
-            f"a key-value cache of {launch.cache_bytes} bytes has no block of {block_bytes} bytes"
+            f"a key-value cache of {spec.cache_bytes} bytes has no block of {block_bytes} bytes"
         )
     engine = OpenVinoEngine(
         folder,
         limits=Limits(
             context=min(own, blocks * BLOCK_TOKENS),
-            running=launch.max_running,
-            waiting=launch.max_waiting,
+            running=spec.max_running,
+            waiting=spec.max_waiting,
         ),
         end_tokens=manifest.end_tokens,
         cache_blocks=blocks,
         precision=precision,
-        threads=launch.threads,
+        threads=spec.threads,
         metrics=metrics,
     )
     report = WorkerReport(ram_bytes=manifest.weight_bytes + blocks * block_bytes)

@@ -31,7 +31,6 @@ from text_svc.torch_models.pretrained import (
     choose_dtype,
     context_length,
     end_tokens_of,
-    loading_errors,
     measure,
 )
 from text_svc.worker.cancel import cancel_processor
@@ -109,30 +108,29 @@ class _SeededSampler(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
-def load(launch: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenizer, WorkerReport]:
-    """The engine and the tokenizer of a launch command, and what the model costs. Blocks.
+def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenizer, WorkerReport]:
+    """The engine and the tokenizer of a spec, and what the model costs. Blocks.
 
     Raises:
-        ServiceError: why it cannot be loaded.
+        ServiceError, OSError, ValueError: why it cannot be loaded.
     """
-    device = choose_device(launch.options)
-    dtype = choose_dtype(launch.options, device)
-    load_model = partial(load_causal_lm, launch.folder, dtype, device)
-    with loading_errors(launch):
-        model = load_model()
-        tokenizer = AutoTokenizer.from_pretrained(
-            launch.folder, local_files_only=True, trust_remote_code=False
-        )
-        text_tokenizer = _text_tokenizer(launch.folder, tokenizer)
-    limits = generate_limits(launch, context_length(model.config, launch.options.max_length))
+    device = choose_device(spec.options)
+    dtype = choose_dtype(spec.options, device)
+    load_model = partial(load_causal_lm, spec.folder, dtype, device)
+    model = load_model()
+    tokenizer = AutoTokenizer.from_pretrained(
+        spec.folder, local_files_only=True, trust_remote_code=False
+    )
+    text_tokenizer = _text_tokenizer(spec.folder, tokenizer)
+    limits = generate_limits(spec, context_length(model.config, spec.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     if shapes := layer_shapes(model):
         model, packed_bytes = packed_model(model, load_model)
-        batch = _batch_model(model, shapes, launch, limits.context)
+        batch = _batch_model(model, shapes, spec, limits.context)
         limits = replace(
             limits,
             context=min(limits.context, batch.cache.tokens),
-            running=launch.max_running,
+            running=spec.max_running,
         )
         report = measure(model, packed_bytes + batch.cache.num_bytes)
         return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
@@ -140,15 +138,15 @@ def load(launch: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokeni
     return engine, text_tokenizer, measure(model)
 
 
-def generate_limits(launch: WorkerSpec, context: int, new_tokens: int | None = None) -> Limits:
+def generate_limits(spec: WorkerSpec, context: int, new_tokens: int | None = None) -> Limits:
     """The limits of a model with `generate`; see `Limits` for the arguments."""
-    return Limits(context, min(MAX_GENERATE, launch.max_running), launch.max_waiting, new_tokens)
+    return Limits(context, min(MAX_GENERATE, spec.max_running), spec.max_waiting, new_tokens)
 
 
 def _batch_model(
-    model: Any, shapes: Sequence[LayerShape], launch: WorkerSpec, context: int
+    model: Any, shapes: Sequence[LayerShape], spec: WorkerSpec, context: int
 ) -> BatchModel:
-    """With a cache of what the launch command or the device grants.
+    """With a cache of what the spec or the device allows.
 
     Raises:
         OutOfMemoryError: it has no room for anything.
@@ -156,8 +154,8 @@ def _batch_model(
     token_bytes = model.dtype.itemsize * sum(
         shape.heads * (shape.key_size + shape.value_size) for shape in shapes
     )
-    cache_bytes = cache_budget(launch, model.device)
-    tokens = min(cache_bytes // token_bytes, launch.max_running * aligned(context))
+    cache_bytes = cache_budget(spec, model.device)
+    tokens = min(cache_bytes // token_bytes, spec.max_running * aligned(context))
     tokens = tokens // ALIGNMENT * ALIGNMENT
     if not tokens:
         raise OutOfMemoryError(

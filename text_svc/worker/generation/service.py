@@ -22,10 +22,10 @@ from text_svc.worker.generation.messages import check_messages
 class GenerationHandlers:
     """GenerateText and ChatCompletion."""
 
-    def __init__(self, generator: TextGenerator, launch: WorkerSpec) -> None:
+    def __init__(self, generator: TextGenerator, spec: WorkerSpec) -> None:
         self._generator = generator
-        self._max_bytes = launch.max_prompt_bytes
-        self._pipeline = launch.pipeline
+        self._max_bytes = spec.max_prompt_bytes
+        self._pipeline = spec.pipeline
 
     def table(self) -> Handlers:
         """The handlers by the names of their RPCs."""
