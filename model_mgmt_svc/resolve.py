@@ -34,7 +34,7 @@ async def resolve_pipeline(
         if pipeline := pipeline_of_architecture(name):
             return pipeline
     raise UnknownPipelineError(
-        f"the config.json of model {model_id!r} does not give its pipeline type; name one of "
+        f"the config.json of model {model_id!r} does not give its pipeline type; it must be one of "
         f"{accepted_names()}",
         field="pipeline_type",
     )

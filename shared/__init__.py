@@ -1,1 +1,1 @@
-"""What every service uses: server start-up, errors, settings, logs, metrics, files and frames."""
+"""Code shared by all services: gRPC server, errors, settings, logs, metrics and model files."""

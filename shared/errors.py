@@ -1,8 +1,42 @@
-"""Errors that callers see: each class is a status code and a stable reason.
+"""Errors that callers see: each class has a gRPC status code and a stable reason.
 
 Domain code raises these and knows nothing of gRPC calls; `shared.rpc.interceptors` turns them into
-statuses. A message is one sentence for the caller: it names the field or the limit and never holds
-a path of this machine or a stack trace.
+statuses. A message is one sentence for the caller: it names the field or the limit and never
+contains a path of this machine or a stack trace.
+
+The hierarchy, by status code:
+
+* ServiceError
+  x InvalidArgumentError (INVALID_ARGUMENT)
+    - MissingFieldError
+    - OutOfRangeError
+    - InvalidModelIdError
+    - InvalidPathError
+    - UnknownPipelineError
+    - UnknownOptionError
+    - InvalidModelError
+    - UnknownFormatError
+    - UndecodableImageError
+    - FrameSizeError
+  x FailedPreconditionError (FAILED_PRECONDITION)
+    - ModelNotLoadedError
+    - PipelineMismatchError
+  x NotFoundError (NOT_FOUND)
+    - ModelNotFoundError
+    - ModelFileNotFoundError
+  x ResourceExhaustedError (RESOURCE_EXHAUSTED)
+    - InputTooLargeError
+    - QueueFullError
+    - OutOfMemoryError
+  x UnavailableError (UNAVAILABLE)
+    - ProviderUnavailableError
+    - WorkerUnavailableError
+    - ShuttingDownError
+  x DeadlineExceededError (DEADLINE_EXCEEDED)
+  x CallCancelledError (CANCELLED)
+  x NotImplementedRpcError (UNIMPLEMENTED)
+  x InternalError (INTERNAL)
+    - ProviderFaultError
 """
 
 from __future__ import annotations
@@ -11,23 +45,23 @@ from typing import ClassVar
 
 import grpc
 
-# ErrorInfo.domain of every error; with `reason` it identifies an error for programs.
+# ErrorInfo.domain of every error; together with `reason` it identifies an error for programs.
 ERROR_DOMAIN = "ml.services"
 
 
 class ServiceError(Exception):
-    """Base of all errors with a status of their own. Raise a subclass.
+    """Base of all errors that callers see. Raise a subclass.
 
     Args:
         message: a sentence for the caller.
-        field: the request field at fault, for INVALID_ARGUMENT (`google.rpc.BadRequest`).
-        retry_after: seconds after which trying again may help (`google.rpc.RetryInfo`).
+        field: the invalid request field, for INVALID_ARGUMENT (`google.rpc.BadRequest`).
+        retry_after: seconds after which a retry may help (`google.rpc.RetryInfo`).
         metadata: facts for programs, such as a limit (`google.rpc.ErrorInfo.metadata`).
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     reason: ClassVar[str] = "INTERNAL"
-    # Seconds until a new try makes sense, unless the instance says otherwise.
+    # Default of `retry_after`.
     default_retry_after: ClassVar[float | None] = None
 
     def __init__(
@@ -46,20 +80,20 @@ class ServiceError(Exception):
 
 
 class InvalidArgumentError(ServiceError):
-    """A field is missing, malformed or out of its range, and no narrower class says so."""
+    """A field is missing, malformed or out of range, and no subclass fits."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
     reason = "INVALID_ARGUMENT"
 
 
 class MissingFieldError(InvalidArgumentError):
-    """A field that the call needs is empty."""
+    """A required field is empty."""
 
     reason = "MISSING_FIELD"
 
 
 class OutOfRangeError(InvalidArgumentError):
-    """A number lies outside what is accepted; the message tells the range."""
+    """A number is out of range; the message gives the range."""
 
     reason = "OUT_OF_RANGE"
 
@@ -71,56 +105,56 @@ class InvalidModelIdError(InvalidArgumentError):
 
 
 class InvalidPathError(InvalidArgumentError):
-    """A file path is absolute, leaves the model's folder, or holds characters that no file has."""
+    """A file path is absolute, leads out of the model's folder or has invalid characters."""
 
     reason = "INVALID_PATH"
 
 
 class UnknownPipelineError(InvalidArgumentError):
-    """The pipeline type is not known, or none could be found; the message lists the known ones."""
+    """The pipeline type is unknown or cannot be determined; the message lists the valid ones."""
 
     reason = "UNKNOWN_PIPELINE"
 
 
 class UnknownOptionError(InvalidArgumentError):
-    """An option's name is not known or its value does not parse; the message lists what is."""
+    """An option or its value is not valid; the message lists what is."""
 
     reason = "UNKNOWN_OPTION"
 
 
 class InvalidModelError(InvalidArgumentError):
-    """The model's files are not what can be loaded: no safetensors, corrupt, remote code."""
+    """The model's files cannot be loaded: no safetensors, corrupt, or with code of their own."""
 
     reason = "INVALID_MODEL"
 
 
 class UnknownFormatError(InvalidArgumentError):
-    """The picture's or frame's format is not one of the accepted names."""
+    """The format of the image or frame is not one of the accepted names."""
 
     reason = "UNKNOWN_FORMAT"
 
 
 class UndecodableImageError(InvalidArgumentError):
-    """The bytes are not a picture of the format that was said."""
+    """The bytes are not an image of the given format."""
 
     reason = "UNDECODABLE_IMAGE"
 
 
 class FrameSizeError(InvalidArgumentError):
-    """The byte count does not fit width and height, or a side is not positive."""
+    """The byte count does not match width and height, or one of these is not positive."""
 
     reason = "FRAME_SIZE_MISMATCH"
 
 
 class FailedPreconditionError(ServiceError):
-    """The system is not in the state that the call needs, and no narrower class says so."""
+    """The system is not in the state that the call needs, and no subclass fits."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = "FAILED_PRECONDITION"
 
 
 class ModelNotLoadedError(FailedPreconditionError):
-    """The call names a model that is not in memory."""
+    """The model is not loaded."""
 
     reason = "MODEL_NOT_LOADED"
 
@@ -132,7 +166,7 @@ class PipelineMismatchError(FailedPreconditionError):
 
 
 class NotFoundError(ServiceError):
-    """A thing that the call names does not exist, and no narrower class says so."""
+    """Something that the call names does not exist, and no subclass fits."""
 
     code = grpc.StatusCode.NOT_FOUND
     reason = "NOT_FOUND"
@@ -151,20 +185,20 @@ class ModelFileNotFoundError(NotFoundError):
 
 
 class ResourceExhaustedError(ServiceError):
-    """A limit was reached, and no narrower class says so."""
+    """A limit was reached, and no subclass fits."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     reason = "RESOURCE_EXHAUSTED"
 
 
 class InputTooLargeError(ResourceExhaustedError):
-    """A picture, text or message is over its limit; the message tells the limit."""
+    """An image, text or message is over its limit; the message gives the limit."""
 
     reason = "INPUT_TOO_LARGE"
 
 
 class QueueFullError(ResourceExhaustedError):
-    """Too many calls wait or run; trying again later helps."""
+    """Too many calls are waiting or running; a later retry may succeed."""
 
     reason = "QUEUE_FULL"
     default_retry_after = 1.0
@@ -177,7 +211,7 @@ class OutOfMemoryError(ResourceExhaustedError):
 
 
 class UnavailableError(ServiceError):
-    """Something this service depends on is down; trying again is safe."""
+    """Something that this service depends on is down; a retry is safe."""
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = "UNAVAILABLE"
@@ -185,49 +219,49 @@ class UnavailableError(ServiceError):
 
 
 class ProviderUnavailableError(UnavailableError):
-    """The file provider cannot be reached, or went away half-way."""
+    """The file provider cannot be reached, or the connection to it broke."""
 
     reason = "PROVIDER_UNAVAILABLE"
 
 
 class WorkerUnavailableError(UnavailableError):
-    """The process or service that runs the model is down or went away."""
+    """The process or service that runs the model is down."""
 
     reason = "WORKER_UNAVAILABLE"
 
 
 class ShuttingDownError(UnavailableError):
-    """The service is stopping and takes no new work."""
+    """The service is shutting down and accepts no new work."""
 
     reason = "SHUTTING_DOWN"
 
 
 class DeadlineExceededError(ServiceError):
-    """A time limit of this side passed before the work was done."""
+    """A time limit of this service passed before the work was done."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
 
 
 class CallCancelledError(ServiceError):
-    """The work was cancelled by somebody else than the caller, such as an unload."""
+    """The work was cancelled, but not by the caller: by an unload, for example."""
 
     code = grpc.StatusCode.CANCELLED
     reason = "CANCELLED"
 
 
 class NotImplementedRpcError(ServiceError):
-    """An RPC of the contract that is not built; the message says why."""
+    """An RPC that is declared but not implemented; the message says why."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_BUILT"
 
 
 class InternalError(ServiceError):
-    """A fault of this side with a sentence that is safe to show."""
+    """A fault of this service, with a message that is safe to show."""
 
 
 class ProviderFaultError(InternalError):
-    """The file provider broke its contract: sizes, offsets or hashes do not agree."""
+    """The file provider broke its contract: sizes, offsets or hashes contradict each other."""
 
     reason = "PROVIDER_FAULT"

@@ -1,7 +1,7 @@
-"""The pipeline types of the set: their names, who serves them, and what leads to them.
+"""The pipeline types: their names, their services, and how a model's type is recognised.
 
-The control plane resolves a LoadModel with this table and the services load by it, so that both
-mean the same by a name.
+model_mgmt_svc resolves a LoadModel with this table and the services load by it, so that a name has
+the same meaning everywhere.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Pipeline:
 
     Attributes:
         name: the canonical name, as HuggingFace writes it.
-        service: which service holds models of this type.
-        aliases: other names that are accepted for it.
-        architecture_suffixes: a model whose config.json names an architecture that ends like this
-            is of this type when the caller names none.
+        service: the service that holds models of this type.
+        aliases: other accepted names.
+        architecture_suffixes: the type of a model, unless its caller names one, if an architecture
+            in its config.json ends with one of these.
         calls: the RPCs of TransformersService that a model of this type answers.
     """
 
@@ -144,7 +144,7 @@ HOLISTIC_TRACKING = _vision("holistic-tracking", "holistic-landmarker", "holisti
 SELFIE_SEGMENTATION = _vision("selfie-segmentation", "selfie-segmenter")
 HAIR_SEGMENTATION = _vision("hair-segmentation", "hair-segmenter")
 
-# A model of one of these replaces the one that the service's task runs on.
+# A model loaded as one of these replaces the default model of that task.
 VISION_TASKS = (
     *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
     *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
@@ -161,7 +161,7 @@ def accepted_names() -> str:
 
 
 def find_pipeline(name: str) -> Pipeline:
-    """The pipeline type of a name or alias, whatever its case; "_" and " " count as "-".
+    """The pipeline type of a name or alias, ignoring case; "_" and " " count as "-".
 
     Raises:
         UnknownPipelineError: no such type; the message lists the accepted names.
@@ -170,13 +170,13 @@ def find_pipeline(name: str) -> Pipeline:
     if pipeline := _BY_NAME.get(key):
         return pipeline
     raise UnknownPipelineError(
-        f"pipeline type {name[:80]!r} is not known; accepted are {accepted_names()}",
+        f"pipeline type {name[:80]!r} is unknown; it must be one of {accepted_names()}",
         field="pipeline_type",
     )
 
 
 def pipeline_of_architecture(architecture: str) -> Pipeline | None:
-    """The pipeline type that an architecture's class name stands for, such as LlamaForCausalLM."""
+    """The pipeline type of an architecture, a class name such as LlamaForCausalLM."""
     for pipeline in PIPELINES:
         if pipeline.architecture_suffixes and architecture.endswith(pipeline.architecture_suffixes):
             return pipeline

@@ -1,4 +1,4 @@
-"""Processes that must not outlive each other, and the memory that one may use."""
+"""Child processes that end with their parent, exit codes in words, and the memory limit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Makes the kernel kill this process when its parent ends, however that happens.
+    """Makes the kernel kill this process when its parent ends, for whatever reason.
 
     Args:
-        parent_pid: the parent as it was at the start; when it is gone already, this process exits.
+        parent_pid: the parent at the start; if it is gone already, this process exits.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -24,7 +24,7 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def memory_limit_bytes() -> int:
-    """Bytes of memory that this process may use: the control group's limit, else the machine's."""
+    """Bytes of memory for this process: the control group's limit, else the machine's memory."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:

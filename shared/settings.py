@@ -1,4 +1,4 @@
-"""Settings of a service, from environment variables; each service adds its own to these."""
+"""Settings of a service, from environment variables; each service extends these."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 class ServerSettings(BaseSettings):
-    """What every service's server has. A subclass sets `env_prefix` and its default ports."""
+    """Settings of every service. A subclass sets `env_prefix` and its default ports."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
@@ -26,42 +26,42 @@ class ServerSettings(BaseSettings):
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics page.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the metrics page; 0 is off.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="Lowest level that is logged."
+        "INFO", description="Lowest log level that is written."
     )
-    log_style: Literal["json", "text"] = Field("json", description="json, or text for people.")
+    log_style: Literal["json", "text"] = Field("json", description="json, or text for humans.")
     max_message_bytes: int = Field(
-        64 << 20, ge=1 << 10, description="Largest message taken or sent, in bytes."
+        64 << 20, ge=1 << 10, description="Largest message received or sent, in bytes."
     )
     max_concurrent_calls: int = Field(
-        1024, ge=1, description="Calls at once; more are RESOURCE_EXHAUSTED."
+        1024, ge=1, description="Most concurrent calls; more are RESOURCE_EXHAUSTED."
     )
     drain_seconds: float = Field(
         3.0,
         ge=0,
         description="On SIGTERM: time between NOT_SERVING and the refusal of new calls. "
-        "Longer than the proxy's health interval.",
+        "Must be longer than the proxy's health interval.",
     )
     grace_seconds: float = Field(
-        20.0, ge=0, description="On SIGTERM: time that running calls have after the drain."
+        20.0, ge=0, description="On SIGTERM: time for running calls after the drain."
     )
 
 
 class WorkerSettings(ServerSettings):
-    """What a service that holds models has besides."""
+    """Further settings of a service that holds models."""
 
     admission_seconds: float = Field(
         10.0,
         ge=0,
-        description="Time without a word of model_mgmt_svc after which a new replica takes calls "
-        "as it is. Until then it has to be let in.",
+        description="Time without contact to model_mgmt_svc after which a new replica takes calls. "
+        "Until then it waits to be admitted.",
     )
 
 
 def read_settings(kind: type[Settings]) -> Settings:
-    """The settings of a service, from the environment.
+    """Reads the settings of a service from the environment.
 
     Raises:
-        SystemExit: some are wrong, with a line for each.
+        SystemExit: some are not valid; with a line for each.
     """
     try:
         return kind()
@@ -77,5 +77,5 @@ def _sentence(kind: type[BaseSettings], fault: ErrorDetails) -> str:
 
 
 def log_settings(settings: BaseSettings) -> None:
-    """Logs the settings once, secrets masked (`pydantic.SecretStr` prints as stars)."""
+    """Logs the settings, with secrets masked (`pydantic.SecretStr` prints as stars)."""
     log.info("settings", extra={"settings": json.loads(settings.model_dump_json())})

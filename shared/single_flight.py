@@ -1,4 +1,4 @@
-"""Work that several callers ask for at once is done once."""
+"""Work that several callers request at the same time is done once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ K = TypeVar("K", bound=Hashable)
 
 
 class SharedWork(Generic[T]):
-    """Work that several wait for. Subclasses add what the waiters may see of it.
+    """Work that several callers wait for. Subclasses add what the callers can see of it.
 
     Attributes:
-        task: the work itself, set by whoever makes it.
-        waiting: how many wait for it.
+        task: the work itself; set by its creator.
+        waiting: number of callers.
     """
 
     task: asyncio.Task[T]
@@ -29,27 +29,27 @@ class SharedWork(Generic[T]):
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
-        """Waits for the next `announce`, which also comes at the end."""
+        """Waits for the next `announce`, which also follows the end of the task."""
         await self._changed.wait()
 
     def announce(self) -> None:
-        """Wakes all who wait in `changed`."""
+        """Wakes all callers that wait in `changed`."""
         self._changed.set()
         self._changed = asyncio.Event()
 
     def result(self) -> T:
-        """What came of the finished work.
+        """The result of the finished work.
 
         Raises:
-            CallCancelledError: somebody has stopped it.
-            Whatever the work raised.
+            CallCancelledError: it was cancelled.
+            Exception: what the work raised.
         """
         if self.task.cancelled():
             raise CallCancelledError("the work was stopped by another call")
         return self.task.result()
 
     async def finished(self) -> T:
-        """Waits for the end and returns or raises as `result`."""
+        """Waits for the end, then returns or raises like `result`."""
         await asyncio.wait((self.task,))
         return self.result()
 
@@ -58,19 +58,19 @@ W = TypeVar("W", bound=SharedWork[Any])
 
 
 class SingleFlight(Generic[K, W]):
-    """The work under way, one for each key."""
+    """Work in flight, at most one for each key."""
 
     def __init__(self) -> None:
         self._flights: dict[K, W] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def get(self, key: K) -> W | None:
-        """The work under way for a key."""
+        """The work in flight for a key."""
         return self._flights.get(key)
 
     @contextmanager
     def join(self, key: K, start: Callable[[], W]) -> Iterator[W]:
-        """The work of a key, started unless it is under way; cancelled when the last one leaves."""
+        """Joins the work for a key, or starts it; it is cancelled when its last caller leaves."""
         work = self._flights.get(key)
         if work is None:
             work = self._flights[key] = start()
@@ -85,14 +85,14 @@ class SingleFlight(Generic[K, W]):
                 self.stop(key, work)
 
     def stop(self, key: K, work: W) -> None:
-        """Cancels work; who asks for its key from now on begins anew."""
+        """Cancels work; the next `join` of its key starts anew."""
         work.task.cancel()
         self._forget(key, work)
 
     async def close(self) -> None:
-        """Cancels all work and waits for its end."""
+        """Cancels all work and waits until it has ended."""
         for task in self._tasks:
-            if not task.cancelling():  # a second time would break into its cleaning up
+            if not task.cancelling():  # a second cancellation would interrupt its cleanup
                 task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -102,7 +102,7 @@ class SingleFlight(Generic[K, W]):
         self._forget(key, work)
         work.announce()
         if not task.cancelled():
-            task.exception()  # the waiters raise it; with none left it is nobody's
+            task.exception()  # callers raise it; without any left it counts as seen
 
     def _forget(self, key: K, work: W) -> None:
         if self._flights.get(key) is work:

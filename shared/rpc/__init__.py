@@ -1,1 +1,1 @@
-"""gRPC as every service speaks it: the server, its interceptors, channels, the calls' figures."""
+"""gRPC for all services: the server and its interceptors, client channels, call metrics."""

@@ -1,4 +1,4 @@
-"""Keeps the proxy away from a service until the control plane lets calls in."""
+"""Admission of a new replica: it takes no calls until the control plane admits it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger(__name__)
 class Admission:
     """Whether a replica takes calls.
 
-    A replica that joins others lacks the models that they hold. model_mgmt_svc, which loads them
-    there, knows when it has them. A service without a control plane takes calls by itself.
+    A replica that joins others lacks the models that they hold. model_mgmt_svc loads them there and
+    admits it once it has them. If there is no control plane, the replica admits itself.
 
     Args:
-        patience_seconds: how long the control plane may be silent before nobody is waited for.
+        patience_seconds: how long to wait for the control plane since its last heartbeat.
     """
 
     def __init__(self, patience_seconds: float) -> None:
@@ -27,19 +27,19 @@ class Admission:
 
     @property
     def admitted(self) -> bool:
-        """Whether calls are let in."""
+        """Whether the replica takes calls."""
         return self._admitted.is_set()
 
     def heartbeat(self) -> None:
-        """Notes that the control plane is there."""
+        """Notes that the control plane is alive."""
         self._heard_at = time.monotonic()
 
     def admit(self) -> None:
-        """Lets calls in, for good."""
+        """Takes calls from now on."""
         self._admitted.set()
 
     async def wait(self) -> None:
-        """Returns once calls are let in; patience begins now."""
+        """Returns once the replica is admitted; the patience starts now."""
         self.heartbeat()
         while not self.admitted:
             left = self._heard_at + self._patience - time.monotonic()
@@ -50,5 +50,8 @@ class Admission:
                         await self._admitted.wait()
             else:
                 seconds = self._patience
-                log.warning("no control plane: taking calls", extra={"waited_seconds": seconds})
+                log.warning(
+                    "no control plane: taking calls",
+                    extra={"waited_seconds": seconds},
+                )
                 self.admit()

@@ -1,4 +1,4 @@
-"""How many calls a process takes at once."""
+"""Limits the number of concurrent calls of a process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from shared.rpc.interceptors import (
 class CallLimitInterceptor(WrappingInterceptor):
     """Refuses calls over a limit.
 
-    Those of the health and reflection services are always taken: a busy process is not a dead one,
-    and its proxy must not give it up. (grpc.aio's own limit refuses them too, and tells no number.)
+    Calls of the health and reflection services are always accepted: a busy process is not a dead
+    one, and the proxy must not drop it. (grpc.aio's own limit refuses these too, and its error
+    does not give the limit.)
 
     Args:
-        limit: calls at once.
+        limit: most concurrent calls.
     """
 
     def __init__(self, limit: int) -> None:
@@ -54,7 +55,7 @@ class CallLimitInterceptor(WrappingInterceptor):
     def _slot(self) -> Iterator[None]:
         if self._running >= self._limit:
             raise QueueFullError(
-                f"{self._running} calls run, and the limit is {self._limit}",
+                f"{self._running} calls are running, and the limit is {self._limit}",
                 metadata={"limit": str(self._limit)},
             )
         self._running += 1

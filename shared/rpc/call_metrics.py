@@ -1,6 +1,8 @@
 """Prometheus metrics of gRPC servers, with the names and labels of go-grpc-prometheus.
 
-The published interceptors for Python do not work on `grpc.aio`, so this one is our own.
+py-async-grpc-prometheus (last release 2024-11) counts calls on `grpc.aio` too. This interceptor
+also sets the request id, starts the span and logs the end of the call: one wrapper around each
+handler instead of four.
 """
 
 from __future__ import annotations
@@ -58,19 +60,19 @@ HANDLING = Histogram(
 )
 RECEIVED = Counter("grpc_server_msg_received", "Messages received from clients.", _LABELS)
 SENT = Counter("grpc_server_msg_sent", "Messages sent to clients.", _LABELS)
-IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs that run now.", _LABELS)
+IN_FLIGHT = Gauge("grpc_server_in_flight", "RPCs in progress.", _LABELS)
 
-# prometheus_client has memory, CPU and file descriptors of the process; this it has not.
+# prometheus_client exports memory, CPU and file descriptors of the process, but not its threads.
 Gauge("process_threads", "Threads of the process.").set_function(
     lambda: figures.threads if (figures := process_figures()) else 0
 )
 
-# Probes come every second; they count, but a line each would drown the log.
+# Probes come every second: they are counted, but not logged.
 _QUIET = ("grpc.health.v1.", "grpc.reflection.")
 
 
 def serve_metrics(host: str, port: int) -> None:
-    """Serves `/metrics` on its own thread.
+    """Serves `/metrics` in a thread of its own.
 
     Raises:
         OSError: the port is taken.
@@ -79,14 +81,14 @@ def serve_metrics(host: str, port: int) -> None:
 
 
 class CallInterceptor(WrappingInterceptor):
-    """Counts, times and traces every call of the four kinds, sets its request id, logs its end."""
+    """Counts, times and traces every call, sets its request id and logs its end."""
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         return _observe(handler, method)
 
 
 class _Call:
-    """One call's figures, from start to end."""
+    """The metrics of one call, from start to end."""
 
     def __init__(self, kind: str, method: str, context: Context) -> None:
         _, self.service, self.method = method.split("/")
@@ -107,7 +109,7 @@ class _Call:
 
     def sent(self, message: Any) -> None:
         self._sent.inc()
-        # Clients may drop a stream once they have its last message: that is a normal end.
+        # Clients may drop a stream after its last message: that is a normal end.
         self.complete = bool(getattr(message, "done", False) or getattr(message, "is_last", False))
 
     def end(self, context: Context, error: BaseException | None) -> None:
@@ -132,7 +134,7 @@ class _Call:
         gone = isinstance(error, asyncio.CancelledError | GeneratorExit)
         if gone:
             return "OK" if self.complete else "CANCELLED"
-        code: Any = context.code()  # a number or a StatusCode, by how it was set
+        code: Any = context.code()  # a number or a StatusCode, depending on who set it
         number = code.value[0] if isinstance(code, grpc.StatusCode) else code or 0
         if error is not None and not number:
             return "UNKNOWN"

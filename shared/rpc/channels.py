@@ -1,4 +1,4 @@
-"""Client channels between the services, with the options that both ends agree on."""
+"""Client channels between the services, with the options that both ends use."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import grpc
 
-# Both ends of every connection inside the set take messages up to this size.
+# Largest message on connections between the services.
 MAX_MESSAGE_BYTES = 64 << 20
 
 
 def client_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
     """Channel options: message limits, and quick reconnects since the peers are near.
 
-    They are reached directly, whatever HTTP proxy the environment names: container engines put one
-    there, and a proxy knows nobody of this network.
+    HTTP proxies from the environment are ignored: container engines set one, and it cannot reach
+    the services.
     """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
@@ -34,7 +34,7 @@ def connect(
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Sequence[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
-    """A channel to another service. It connects when it is first used; close it after use."""
+    """A channel to another service. It connects on first use; the caller closes it."""
     return grpc.aio.insecure_channel(
         address,
         options=[*client_options(), *options],

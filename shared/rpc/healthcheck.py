@@ -1,8 +1,10 @@
-"""Asks a server of this container how it is: `python -m shared.rpc.healthcheck TEXT [NAME]`.
+"""Health check of a container's server: `python -m shared.rpc.healthcheck TEXT [NAME]`.
 
-TEXT is the prefix of the service's variables; TEXT_HOST and TEXT_PORT say where it listens. NAME is
-the full name of a gRPC service, which may wait to be let in while the process serves already.
-Exit code 0 means that it serves, 1 that it does not.
+TEXT is the prefix of the service's variables; TEXT_HOST and TEXT_PORT are its address. NAME is the
+full name of a gRPC service, which may still wait for its admission when the process serves already.
+The exit code is 0 for SERVING and 1 otherwise.
+
+To be removed when the images contain a probe of their own (grpc_health_probe is a separate binary).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ _ANY_ADDRESS = "0.0.0.0"  # noqa: S104  # compared with, not listened on
 
 
 def is_serving(address: str, name: str = "") -> bool:
-    """Whether the server at host:port says SERVING of a service, or of its whole process."""
+    """Whether the server at host:port reports a service, or the whole process, as SERVING."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its types name no methods
         try:

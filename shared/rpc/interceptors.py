@@ -1,4 +1,8 @@
-"""The one place where errors become statuses, and the tool to wrap handlers of all four kinds."""
+"""The one place where errors become statuses, and the base for interceptors of all four call kinds.
+
+grpc-interceptor, which text-embeddings-inference and KServe use, would replace little of the base:
+it does not cover requests that cannot be decoded, nor the rules for cancelled calls below.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +45,14 @@ _HANDLER_MAKERS = {
 
 
 def behaviour(handler: Handler) -> Any:
-    """The function that a handler calls, whichever of the four kinds it is."""
+    """The function behind a handler of any of the four kinds."""
     return (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
 
 
 def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
-    """A handler of the same kind and (de)serialisers that calls `call` instead."""
+    """A handler of the same kind and with the same (de)serialisers that calls `call` instead."""
     make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
     return make(
         call,
@@ -58,11 +62,11 @@ def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
 
 
 class _Undecodable:
-    """In place of a request whose bytes are not its message, such as text that is not UTF-8."""
+    """Stands for a request that cannot be decoded, such as one with text that is not UTF-8."""
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
-    """A deserialiser that does not raise: what it raises would be UNKNOWN with a class name."""
+    """A deserialiser that does not raise: gRPC would answer UNKNOWN with the name of a class."""
     if deserialize is None or isinstance(deserialize, _Tolerant):
         return deserialize
     return _Tolerant(deserialize)
@@ -91,14 +95,14 @@ async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
-    """An interceptor that puts a function around each handler, made once a method."""
+    """An interceptor that wraps each handler in a function, made once per method."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}
 
     @abc.abstractmethod
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
-        """The function to call in place of the handler's own; `method` is "/service/method"."""
+        """The function to call instead of the handler's own; `method` is "/service/method"."""
 
     async def intercept_service(
         self,
@@ -107,10 +111,10 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
     ) -> Any:
         handler = await continuation(handler_call_details)
         if handler is None:
-            # Unknown methods are not remembered: names from the wire would grow without bound.
+            # Unknown methods are not cached: names from the wire would let the cache grow forever.
             return handler
         if handler.response_streaming and inspect.iscoroutinefunction(behaviour(handler)):
-            # Health.Watch of grpcio writes to the context itself: there is no stream to wrap.
+            # grpcio's Health.Watch writes to the context directly: there is no stream to wrap.
             return handler
         method = handler_call_details.method
         known = self._wrapped.get(method)
@@ -120,12 +124,12 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
 
 
 class ErrorInterceptor(WrappingInterceptor):
-    """Turns what a handler raises into a status with details; nothing else does.
+    """Turns what a handler raises into a status with details; the only place that does.
 
-    A `ServiceError` has its own code. A status of another service of this set passes through
-    unchanged when it carries details of ours; any other failure of a call made on the caller's
-    behalf keeps its code where that says something to the caller. The rest is INTERNAL, with the
-    trace in the log under the call's request id.
+    A `ServiceError` has its own code. A status from another service of this set that has our
+    details passes through unchanged. Other failures of calls made on the caller's behalf keep those
+    codes that are meaningful to the caller. Everything else is INTERNAL, with the stack trace in
+    the log under the call's request id.
     """
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
@@ -150,10 +154,10 @@ class ErrorInterceptor(WrappingInterceptor):
 
 
 async def abort(context: Context, error: BaseException) -> None:
-    """Ends the call with the status of `error`; a call that its caller has cancelled needs none.
+    """Ends the call with the status of `error`, unless the caller has cancelled the call.
 
-    What else is cancelled, such as a call on a channel that was closed meanwhile, must not leave
-    the handler as CancelledError: grpc.aio would send no status, and the caller would wait forever.
+    Any other CancelledError, such as from a call on a channel that was closed meanwhile, must not
+    leave the handler: grpc.aio would send no status, and the caller would wait forever.
     """
     if isinstance(error, grpc.aio.AbortError) or is_cancelled_by_caller(error):
         raise error
@@ -174,7 +178,7 @@ def is_cancelled_by_caller(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-# Codes that mean the same to the caller of this service as to this service.
+# Codes of calls behind this one that are also meaningful to the caller of this one.
 _PASSED_ON: dict[grpc.StatusCode, tuple[type[ServiceError], str]] = {
     kind.code: (kind, message)
     for kind, message in (
@@ -187,11 +191,11 @@ _PASSED_ON: dict[grpc.StatusCode, tuple[type[ServiceError], str]] = {
 
 
 def as_service_error(error: BaseException) -> ServiceError:
-    """The error that a caller gets for what a handler raised; logs what nobody expected."""
+    """The error that the caller gets for what a handler raised; logs unexpected exceptions."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, asyncio.CancelledError):
-        return UnavailableError("a call behind this one was cut off")
+        return UnavailableError("a call to a service behind this one was interrupted")
     if isinstance(error, grpc.aio.AioRpcError) and error.code() in _PASSED_ON:
         kind, message = _PASSED_ON[error.code()]
         return kind(message)

@@ -1,8 +1,8 @@
 """gRPC server reflection, v1 and v1alpha, from one handler.
 
-grpcio-reflection serves v1alpha alone, and newer tools ask for v1 first. The two are the same on
-the wire but for the package name, so the v1 descriptor is made from the installed one and both
-names go to the same servicer.
+grpcio-reflection serves only v1alpha, and newer tools ask for v1 first. On the wire the two differ
+only in the package name, so the v1 descriptor is made from the installed one and both names are
+served by the same servicer. To be removed when grpcio-reflection serves v1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OLD, _NEW = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 
 
 def _register_v1_descriptor(pool: descriptor_pool.DescriptorPool) -> None:
-    """Adds the v1 file to the pool, so that reflection can describe itself."""
+    """Adds the v1 descriptor to the pool, so that reflection can describe itself."""
     text = reflection_pb2.DESCRIPTOR.serialized_pb
     file = descriptor_pb2.FileDescriptorProto.FromString(text)
     file.name = "grpc/reflection/v1/reflection.proto"
@@ -38,7 +38,7 @@ def _register_v1_descriptor(pool: descriptor_pool.DescriptorPool) -> None:
 
 
 def add_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
-    """Serves reflection for `service_names` (their descriptors must be imported) and for itself."""
+    """Serves reflection for itself and `service_names`, whose descriptors must be imported."""
     pool = descriptor_pool.Default()
     try:
         pool.FindServiceByName(V1_NAME)

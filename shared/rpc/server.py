@@ -1,4 +1,4 @@
-"""The life of a service's gRPC server, from the bound port to exit code 0."""
+"""A service's gRPC server, from the bound port to a clean exit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from shared.rpc.admission import Admission
 from shared.rpc.call_limit import CallLimitInterceptor
-from shared.rpc.call_metrics import (
-    CallInterceptor,
-    serve_metrics,
-)
+from shared.rpc.call_metrics import CallInterceptor, serve_metrics
 from shared.rpc.channels import client_options
 from shared.rpc.interceptors import ErrorInterceptor
 from shared.rpc.reflection import add_reflection
 from shared.settings import ServerSettings, log_settings, read_settings
-from shared.telemetry import (
-    logs,
-    tracing,
-)
+from shared.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +28,14 @@ Settings = TypeVar("Settings", bound=ServerSettings)
 
 _Status = health_pb2.HealthCheckResponse
 
-# The name that grpc.aio gives the outermost task of each call.
+# The name of the outermost task of each call in grpc.aio.
 _HANDLER_TASK = "rpc_task"
-# How long a handler may go on after its call has ended, at most, when the process stops.
-_HANDLER_SECONDS = 5.0
+# Longest wait at shutdown for handlers that still run after their calls have ended.
+_MAX_HANDLER_SECONDS = 5.0
 
 
 class Health:
-    """What the standard health service answers, by service name; "" is the whole process."""
+    """State of the standard health service, by service name; "" is the whole process."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = ("", *names)
@@ -49,7 +43,7 @@ class Health:
         self._stopping = False
 
     async def set(self, name: str, serving: bool) -> None:
-        """Sets one name; once the process is stopping, all stay NOT_SERVING."""
+        """Sets the state of one name; during shutdown all stay NOT_SERVING."""
         serving = serving and not self._stopping
         await self.servicer.set(name, _Status.SERVING if serving else _Status.NOT_SERVING)
 
@@ -58,7 +52,7 @@ class Health:
             await self.set(name, serving)
 
     async def open(self, admission: Admission | None = None) -> None:
-        """SERVING: the process now, and its services once calls are let in."""
+        """Sets the process to SERVING now, and its services once they are admitted."""
         await self.set("", True)
         if admission:
             await admission.wait()
@@ -66,7 +60,7 @@ class Health:
         log.info("serving")
 
     async def stop(self) -> None:
-        """NOT_SERVING for good."""
+        """Sets everything to NOT_SERVING, finally."""
         self._stopping = True
         await self.set_all(False)
 
@@ -74,8 +68,8 @@ class Health:
 def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     """Options of a grpc.aio server behind Envoy.
 
-    Envoy pings quiet connections; grpcio takes that for abuse ("Too many pings") unless the two
-    ping options allow it.
+    Envoy pings idle connections; grpcio closes these with "Too many pings" unless the two ping
+    options allow it.
     """
     return [
         *client_options(settings.max_message_bytes)[:2],
@@ -86,7 +80,7 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
 
 
 def create_server(settings: ServerSettings) -> grpc.aio.Server:
-    """A grpc.aio server with the interceptors and limits of every service, without its port."""
+    """A grpc.aio server with the interceptors and limits of every service, not yet bound."""
     return grpc.aio.server(
         interceptors=[
             CallInterceptor(),
@@ -98,10 +92,10 @@ def create_server(settings: ServerSettings) -> grpc.aio.Server:
 
 
 def bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Listens on host:port and returns the port.
+    """Binds the server to host:port and returns the port.
 
     Raises:
-        SystemExit: the port is taken, with a sentence that says so.
+        SystemExit: the port is not available; with a message for the log.
     """
     try:
         return server.add_insecure_port(f"{host}:{port}")
@@ -120,18 +114,18 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
-    The port listens before `lifespan` is entered; health says SERVING once it is. On a signal:
-    NOT_SERVING, `drain_seconds` in which the proxy notices, `grace_seconds` for running calls, then
-    the lifespan is left.
+    The port listens before `lifespan` is entered; health is SERVING afterwards. On a signal, health
+    becomes NOT_SERVING, the proxy has `drain_seconds` to notice, running calls have `grace_seconds`
+    to finish, then the lifespan is left.
 
     Args:
         settings: ports and limits.
         names: full names of the public services, for health and reflection.
         register: adds the servicers to the server.
-        internal_names: services that are served and reflected, and have no health name.
-        lifespan: what must be open while calls are served, such as pools and child processes.
-        admission: what the health of the public services waits for besides; the proxy asks for
-            that one. The process as a whole serves meanwhile.
+        internal_names: services that are reflected but have no health state.
+        lifespan: holds what must be open while calls are served, such as pools and processes.
+        admission: what the health of the public services, which the proxy checks, also waits for.
+            The process as a whole is SERVING meanwhile.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -159,24 +153,24 @@ async def serve(
 
 
 async def _handlers_ended() -> None:
-    """Waits for what handlers still have to do once their calls have ended on the wire.
+    """Waits for handlers that still run after their calls have ended on the wire.
 
-    `stop` knows the calls and not the tasks behind them: a task that the loop's end cancels loses
-    its last lines (a release, a line of the log) and prints a trace of grpc.aio's own.
+    `stop` waits for the calls, not for their tasks: a task that is cancelled with the loop skips
+    its cleanup and log line, and grpc.aio prints a stack trace.
     """
     tasks = [task for task in asyncio.all_tasks() if task.get_name() == _HANDLER_TASK]
     if tasks:
-        await asyncio.wait(tasks, timeout=_HANDLER_SECONDS)
+        await asyncio.wait(tasks, timeout=_MAX_HANDLER_SECONDS)
 
 
 def main(
     service: str, kind: type[Settings], run: Callable[[Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Entry point of a service: settings, logs, traces, metrics page; then `run` to its end.
+    """Entry point of a service: sets up settings, logs, traces and metrics, then calls `run`.
 
     Args:
         service: its name.
-        kind: its settings, which are read from the environment.
+        kind: its settings class, read from the environment.
         run: serves until the process is told to stop.
     """
     settings = read_settings(kind)

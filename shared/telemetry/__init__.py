@@ -1,1 +1,1 @@
-"""What a process says of itself: log lines, traces and its own figures."""
+"""Logs, traces and process metrics."""

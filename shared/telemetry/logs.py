@@ -1,4 +1,4 @@
-"""JSON logs that never block the service, each line with the request id of its call."""
+"""JSON logs that never block the service; each line has the request id of its call."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-# Lines waiting for the writer; when stdout is stuck, newer ones are dropped instead of blocking.
+# Lines that wait for the writer; if stdout is stuck, new lines are dropped instead of blocking.
 MAX_WAITING_LINES = 10_000
 
 _request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 
 
 def request_id() -> str:
-    """The id of the call that runs now, empty outside of calls."""
+    """The id of the current call, empty outside of calls."""
     return _request_id.get()
 
 
 def set_request_id(value: str) -> None:
-    """Sets the id that log lines of this task carry from now on."""
+    """Sets the request id of the log lines of this task."""
     _request_id.set(value)
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
-    """Hands lines to the writer thread; drops them when it is stuck."""
+    """Passes lines to the writer thread; drops them if it is stuck."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         record.request_id = request_id()
-        return record  # same process: the traceback may stay as it is
+        return record  # same process: the traceback need not be formatted here
 
     def enqueue(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(queue.Full):
@@ -42,11 +42,11 @@ class _DroppingQueueHandler(logging.handlers.QueueHandler):
 
 
 def configure(service: str, level: str = "INFO", style: Literal["json", "text"] = "json") -> None:
-    """Sends all logs to stdout, one JSON object (or line of text) each, from a thread of its own.
+    """Writes all logs to stdout in a thread, each as a JSON object or a line of text.
 
     Args:
         service: the value of the field `service` in every line.
-        level: the lowest level that is written, by name.
+        level: name of the lowest level that is written.
         style: "json" for machines, "text" for people.
     """
     writer = logging.StreamHandler(sys.stdout)

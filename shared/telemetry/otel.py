@@ -1,4 +1,4 @@
-"""The side of `shared.telemetry.tracing` that needs OpenTelemetry's packages."""
+"""The part of `shared.telemetry.tracing` that needs OpenTelemetry's packages."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 __all__ = ["Span", "Tracer"]
 
-# Spans that wait for the collector; a process that is killed loses those of this time.
+# Longest time that a span waits; a killed process loses the spans of this time.
 EXPORT_DELAY_MILLISECONDS = 1000
-# A collector that is down must not hold up the end of a process.
+# A collector that is down must not delay the end of a process.
 EXPORT_TIMEOUT_SECONDS = 2.0
-# What a server is to blame for, by OpenTelemetry's conventions for gRPC.
+# The codes that count as server errors in OpenTelemetry's conventions for gRPC.
 _SERVER_ERRORS = {
     *("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"),
 }
 
 
 class Tracer:
-    """Makes spans and sends them to the collector that OpenTelemetry's variables name.
+    """Creates spans and sends them to the collector named by OpenTelemetry's variables.
 
     Args:
         service: `service.name` of every span.
-        attributes: of the process.
+        attributes: further attributes of the process.
     """
 
     def __init__(self, service: str, attributes: Mapping[str, str]) -> None:
@@ -44,7 +44,7 @@ class Tracer:
         timeout = float(os.environ.get("OTEL_EXPORTER_OTLP_TIMEOUT", EXPORT_TIMEOUT_SECONDS))
         provider.add_span_processor(
             BatchSpanProcessor(
-                # The collector is near, as all peers are: see `channels.client_options`.
+                # The collector is reached directly, see `channels.client_options`.
                 OTLPSpanExporter(
                     timeout=timeout,
                     channel_options=(("grpc.enable_http_proxy", 0),),  # type: ignore[arg-type]
@@ -57,7 +57,7 @@ class Tracer:
         self._propagator = TraceContextTextMapPropagator()
 
     def start(self, method: str, metadata: Mapping[str, Any], request_id: str) -> Span:
-        """A server's span of a call, in the trace that the metadata names or in a new one."""
+        """The server span of a call, in the trace given by its metadata or in a new one."""
         service, _, name = method[1:].partition("/")
         return self._tracer.start_span(
             method[1:],
@@ -72,14 +72,14 @@ class Tracer:
         )
 
     def end(self, span: Span, code: str) -> None:
-        """Ends a span with a gRPC status."""
+        """Ends a span with the name of a gRPC status code."""
         span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
         if code in _SERVER_ERRORS:
             span.set_status(StatusCode.ERROR, code)
         span.end()
 
     def headers(self, span: Span) -> dict[str, str]:
-        """What tells another process that its work belongs to this span."""
+        """Headers for another process, so that its spans become children of this one."""
         carrier: dict[str, str] = {}
         self._propagator.inject(carrier, trace.set_span_in_context(span))
         return carrier

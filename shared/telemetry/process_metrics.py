@@ -1,4 +1,7 @@
-"""What the kernel knows about a process: figures for the metrics page (Linux)."""
+"""Memory, CPU time, threads and descriptors of processes, for the metrics page (Linux).
+
+Read from /proc instead of with psutil, which the image of vision_svc does not have.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class ProcessFigures:
-    """A process at one moment.
+    """A process at one point in time.
 
     Attributes:
-        resident_bytes: memory, pages shared with other processes included.
+        resident_bytes: memory, including pages shared with other processes.
         cpu_seconds: user and system time since its start.
-        threads: how many it has.
-        open_fds: file descriptors that are open.
+        threads: number of threads.
+        open_fds: number of open file descriptors.
     """
 
     resident_bytes: int
@@ -29,7 +32,7 @@ class ProcessFigures:
 
 
 def tree_figures(pid: int) -> ProcessFigures | None:
-    """The figures of a process and of all that it has started, together; None when it is gone."""
+    """The sum over a process and its descendants; None if the process is gone."""
     total = process_figures(pid)
     if total is None:
         return None
@@ -42,7 +45,7 @@ def tree_figures(pid: int) -> ProcessFigures | None:
 
 
 def _children(pid: int) -> list[int]:
-    """Each thread has those that it has started."""
+    """The child processes; the kernel lists them by the thread that started them."""
     found: list[int] = []
     for thread in Path("/proc", str(pid), "task").glob("*/children"):
         with contextlib.suppress(OSError):  # the thread has ended
@@ -51,10 +54,10 @@ def _children(pid: int) -> list[int]:
 
 
 def process_figures(pid: int | None = None) -> ProcessFigures | None:
-    """The figures of a process, by default this one; None when it is gone or there is no /proc."""
+    """The figures of a process, by default this one; None if it is gone or there is no /proc."""
     folder = Path("/proc", str(pid or "self"))
     try:
-        # The name, which comes before, may hold spaces and brackets.
+        # The name that precedes these fields may contain spaces and brackets.
         fields = (folder / "stat").read_text().rpartition(")")[2].split()
         open_fds = len(os.listdir(folder / "fd"))  # noqa: PTH208 (names are enough)
     except OSError:

@@ -1,7 +1,10 @@
-"""Traces of calls over OpenTelemetry, off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
+"""Traces of calls with OpenTelemetry, off unless `OTEL_EXPORTER_OTLP_ENDPOINT` is set.
 
-Off, nothing of OpenTelemetry is imported. On, each call is a span of the caller's trace
-(`traceparent`), and what is called on its behalf is told that it belongs to it.
+If off, nothing of OpenTelemetry is imported. If on, each call is a span of the caller's trace
+(`traceparent`), and the calls made on its behalf are children of this span.
+
+opentelemetry-instrumentation-grpc covers `grpc.aio` too, but not the link between text_svc and the
+processes of its models, which a trace must cross.
 """
 
 from __future__ import annotations
@@ -15,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 from shared.telemetry.logs import request_id
 
 if TYPE_CHECKING:
-    from shared.telemetry.otel import (
-        Span,
-        Tracer,
-    )
+    from shared.telemetry.otel import Span, Tracer
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -27,14 +27,14 @@ _span: contextvars.ContextVar[Span | None] = contextvars.ContextVar("span", defa
 
 
 def configure(service: str, attributes: Mapping[str, str] | None = None) -> None:
-    """Starts tracing if the environment asks for it.
+    """Starts tracing if the environment variable is set.
 
     Args:
-        service: the name that spans of this process carry.
-        attributes: more about the process.
+        service: the service name of this process's spans.
+        attributes: further attributes of the process.
 
     Raises:
-        SystemExit: it asks, and OpenTelemetry is not installed.
+        SystemExit: it is set, but OpenTelemetry is not installed.
     """
     global _tracer
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
@@ -50,11 +50,11 @@ def configure(service: str, attributes: Mapping[str, str] | None = None) -> None
 
 
 def start_call(method: str, metadata: Mapping[str, Any]) -> Span | None:
-    """Begins the span of a call that has come in, and makes it the current one of this task.
+    """Starts the span of an incoming call and makes it the current one of this task.
 
     Args:
         method: "/service/method".
-        metadata: the call's, with the caller's `traceparent` if it has one.
+        metadata: of the call, with the caller's `traceparent` if there is one.
     """
     if _tracer is None:
         return None
@@ -70,7 +70,7 @@ def end_call(span: Span | None, code: str) -> None:
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:
-    """Metadata for a call made on behalf of the one that runs now: its request id, its trace."""
+    """Metadata for a call made on behalf of the current one: its request id and its trace."""
     metadata = {REQUEST_ID_KEY: request_id()} if request_id() else {}
     span = _span.get()
     if _tracer is not None and span is not None:

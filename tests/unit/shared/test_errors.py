@@ -28,6 +28,12 @@ KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 TEXT = "a sentence for the caller"
 
 
+def test_the_hierarchy_in_the_documentation_is_complete() -> None:
+    lines = (errors.__doc__ or "").splitlines()
+    listed = [line.strip(" *x-") for line in lines if "Error" in line and line.strip()[0] in "*x-"]
+    assert sorted(line.partition(" ")[0] for line in listed) == [each.__name__ for each in CLASSES]
+
+
 def _raise(name: bytes) -> None:
     text = name.decode()
     if text == "unexpected":

@@ -48,7 +48,8 @@ async def test_calls_over_the_limit_are_refused() -> None:
         running = [stub.GenerateText(pb.TextRequest()) for _ in range(2)]
         for call in running:
             assert (await call.read()).text == "begun"
-        with pytest.raises(grpc.aio.AioRpcError, match="2 calls run, and the limit is 2") as one:
+        refusal = "2 calls are running, and the limit is 2"
+        with pytest.raises(grpc.aio.AioRpcError, match=refusal) as one:
             await stub.Infer(pb.InferRequest())
         assert one.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "grpc-status-details-bin" in dict(one.value.trailing_metadata() or ())
