@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from ml.internal.link_pb2 import Usage
 from shared.model_host import ModelState
-from shared.model_ids import parse_model_id
+from shared.model_ids import ModelId
 from shared.telemetry.process_metrics import tree_figures
 from text_svc.models.registry import Registry
 
@@ -41,25 +41,24 @@ EMBEDDED_TEXTS = Counter("text_embedded_texts", "Texts embedded.", ["model"])
 EMBEDDED_TOKENS = Counter("text_embedded_tokens", "Tokens of the texts embedded.", ["model"])
 
 
-def observe(model: str, usage: Usage | None) -> None:
+def observe(model_id: ModelId, usage: Usage | None) -> None:
     """Counts what a response of a model's process has used.
 
     Args:
-        model: its id, as the caller has written it.
+        model_id: the model.
         usage: as it came with the response; None counts nothing.
     """
     if usage is None:
         return
-    label = parse_model_id(model)  # one label, where callers have many ways to write it
     if usage.HasField("embedding"):
-        EMBEDDED_TEXTS.labels(label).inc(usage.embedding.texts)
-        EMBEDDED_TOKENS.labels(label).inc(usage.embedding.tokens)
+        EMBEDDED_TEXTS.labels(model_id).inc(usage.embedding.texts)
+        EMBEDDED_TOKENS.labels(model_id).inc(usage.embedding.tokens)
     else:
         generation = usage.generation
-        PROMPT_TOKENS.labels(label).inc(generation.prompt_tokens)
-        GENERATED_TOKENS.labels(label).inc(generation.generated_tokens)
-        QUEUE_SECONDS.labels(label).observe(generation.queue_seconds)
-        FIRST_TOKEN_SECONDS.labels(label).observe(generation.first_token_seconds)
+        PROMPT_TOKENS.labels(model_id).inc(generation.prompt_tokens)
+        GENERATED_TOKENS.labels(model_id).inc(generation.generated_tokens)
+        QUEUE_SECONDS.labels(model_id).observe(generation.queue_seconds)
+        FIRST_TOKEN_SECONDS.labels(model_id).observe(generation.first_token_seconds)
 
 
 class ModelCollector(Collector):

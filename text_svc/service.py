@@ -13,6 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
+from shared.model_ids import parse_model_id
 from shared.rpc.interceptors import Context, Handler
 from text_svc.link.call import Payload
 from text_svc.metrics import observe
@@ -66,9 +67,10 @@ class TransformersForwarder:
         return handler
 
     async def _unary(self, rpc: str, request: Request, context: Context) -> Payload:
-        async with self._registry.use(request.model, rpc) as process:
+        model_id = parse_model_id(request.model, field="model")
+        async with self._registry.use(model_id, rpc) as process:
             response = await process.unary(rpc, request.data, context.time_remaining())
-        observe(request.model, response.usage)
+        observe(model_id, response.usage)
         return response
 
     def _stream(
@@ -91,12 +93,13 @@ class TransformersForwarder:
     async def _forward(
         self, rpc: str, model: str, data: bytes | AsyncIterator[bytes], context: Context
     ) -> AsyncGenerator[Payload, None]:
+        model_id = parse_model_id(model, field="model")
         async with (
-            self._registry.use(model, rpc) as process,
+            self._registry.use(model_id, rpc) as process,
             aclosing(process.stream(rpc, data, context.time_remaining())) as responses,
         ):
             async for response in responses:
-                observe(model, response.usage)
+                observe(model_id, response.usage)
                 yield response
 
 

@@ -20,7 +20,7 @@ from shared.errors import (
 )
 from shared.files.client import ModelFiles
 from shared.model_host import LoadProgress, ModelState, follow_load
-from shared.model_ids import ModelId, parse_model_id
+from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, find_pipeline
 from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
@@ -109,14 +109,13 @@ class Registry:
         await self._end(model, self._settings.unload_grace_seconds)
 
     @asynccontextmanager
-    async def use(self, model_id: str, call: str) -> AsyncIterator[ModelProcess]:
+    async def use(self, model_id: ModelId, call: str) -> AsyncIterator[ModelProcess]:
         """Lends the process of a READY model for one call, an RPC of TransformersService.
 
         Raises:
             ModelNotLoadedError: it is not loaded, or not ready.
             PipelineMismatchError: it is loaded with a type that does not answer this call.
         """
-        model_id = parse_model_id(model_id, field="model")
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded; call LoadModel first")

@@ -4,6 +4,7 @@ from prometheus_client import REGISTRY
 
 from ml import transformers_pb2 as pb
 from ml.internal.link_pb2 import Usage
+from shared.model_ids import ModelId, parse_model_id
 from text_svc.metrics import FIRST_TOKEN_SECONDS, observe
 
 MODEL = "metrics/of-answers"
@@ -12,7 +13,7 @@ MODEL = "metrics/of-answers"
 def test_a_model_has_one_label_however_callers_write_it() -> None:
     usage = pb.GenerationUsage(prompt_tokens=3, generated_tokens=5, first_token_seconds=0.0015)
     for name in (MODEL, f"models/{MODEL}", f"{MODEL}/model.safetensors"):
-        observe(name, Usage(generation=usage))
+        observe(parse_model_id(name), Usage(generation=usage))
     labels = {"model": MODEL}
     assert REGISTRY.get_sample_value("text_generated_tokens_total", labels) == 15
     models = {
@@ -26,7 +27,7 @@ def test_a_model_has_one_label_however_callers_write_it() -> None:
 
 def test_times_are_told_apart_from_a_millisecond_to_a_minute() -> None:
     usage = pb.GenerationUsage(first_token_seconds=0.002, queue_seconds=59)
-    observe(MODEL, Usage(generation=usage))
+    observe(ModelId(MODEL), Usage(generation=usage))
     bounds = sorted(
         float(sample.labels["le"])
         for metric in FIRST_TOKEN_SECONDS.collect()
