@@ -22,9 +22,8 @@ from shared.rpc.server import (
     main,
     serve,
 )
-from vision_svc.frames.wire import add_servicer
 from vision_svc.process_setup import keep_large_blocks, mediapipe_fault, refuse_reports
-from vision_svc.service import NAME, MediapipeServicer
+from vision_svc.service import NAME, MediapipeServicer, add_servicer
 from vision_svc.settings import VisionSettings
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ async def run(settings: VisionSettings) -> None:
     vision, worker = MediapipeServicer(), ModelWorkerServicer(admission)
 
     def register(server: grpc.aio.Server, _: Health) -> None:
-        add_servicer(vision, NAME, server)
+        add_servicer(vision, server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(worker, server)
 
     @asynccontextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import TYPE_CHECKING, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import grpc
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
@@ -12,14 +14,14 @@ from shared import pipelines
 from shared.errors import NotImplementedRpcError, UnavailableError
 from shared.rpc.interceptors import Context
 from vision_svc.frames.types import EncodedFrame
+from vision_svc.frames.wire import ReceivedFrame, read_frame
 
 if TYPE_CHECKING:
     from shared.pipelines import Pipeline
     from vision_svc.detector import Response
-    from vision_svc.frames.wire import ReceivedFrame
     from vision_svc.task_runner import TaskRunner
 
-Frames: TypeAlias = "AsyncIterator[ReceivedFrame]"
+Frames: TypeAlias = AsyncIterator[ReceivedFrame]
 Responses: TypeAlias = "AsyncIterator[Response]"
 
 NAME = "ml.MediapipeService"
@@ -106,6 +108,33 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         if self.runner is None:
             raise UnavailableError("the service is starting")
         return self.runner
+
+
+class _HandlerCollector:
+    """Stands for a server while generated code registers a servicer, and keeps the handlers."""
+
+    def __init__(self) -> None:
+        # Named tuples, which the type stubs of grpc do not tell.
+        self.by_method: Mapping[str, Any] = {}
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        pass  # the same handlers again
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        self.by_method = handlers
+
+
+def add_servicer(servicer: MediapipeServicer, server: grpc.aio.Server) -> None:
+    """Registers the servicer; its streams of VideoFrame are read as `ReceivedFrame`s."""
+    generated = _HandlerCollector()
+    mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(servicer, generated)
+    handlers = {
+        method: handler._replace(request_deserializer=read_frame)
+        if handler.request_deserializer == pb.VideoFrame.FromString
+        else handler
+        for method, handler in generated.by_method.items()
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
 
 
 async def _frames(

@@ -1,7 +1,7 @@
-"""Landmarks as arrays: from MediaPipe's memory to a message's, with no Python object for a point.
+"""Landmarks as arrays: from MediaPipe's memory to messages without a Python object per point.
 
 478 objects and as many messages take 1 ms of the interpreter, a tenth of what the face mesh itself
-takes, and other streams wait for the interpreter meanwhile.
+takes, and other streams wait for the interpreter during that time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # An array of POINT.
 Points: TypeAlias = "npt.NDArray[np.void]"
 
-# MpLandmark of MediaPipe's C library, which lies in memory as MpNormalizedLandmark does. Values
+# MpLandmark of MediaPipe's C library, which has the memory layout of MpNormalizedLandmark. Values
 # whose "has" is false are not set.
 _FORMATS = {
     **dict.fromkeys(("x", "y", "z", "visibility", "presence"), np.float32),
@@ -54,7 +54,7 @@ class LandmarkField:
     Args:
         message: the type that has the field.
         field: its name.
-        optional: whether visibility and presence are wanted.
+        optional: whether visibility and presence are included.
     """
 
     def __init__(self, message: type[Message], field: str, *, optional: bool = True) -> None:

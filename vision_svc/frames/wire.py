@@ -1,14 +1,10 @@
-"""How frames are read off the wire: what is large is not copied."""
+"""Reads video frames from serialised messages without copying their data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-import grpc
+from typing import NamedTuple
 
 from ml import mediapipe_pb2 as pb
-from ml import mediapipe_pb2_grpc
 from shared.wire.leading import leading_bytes
 
 # The tag of VideoFrame.frame_data: field 1, a length and that many bytes.
@@ -16,7 +12,7 @@ _DATA_TAG = 0x0A
 
 
 class ReceivedFrame(NamedTuple):
-    """A VideoFrame whose data lies where gRPC has put it.
+    """A VideoFrame whose data is a view of the received message.
 
     Protobuf would copy it twice, and a raw frame of 640 x 480 is 0.9 MB.
     """
@@ -26,45 +22,17 @@ class ReceivedFrame(NamedTuple):
 
 
 def read_frame(message: bytes) -> ReceivedFrame:
-    """Reads a VideoFrame.
+    """Parses a VideoFrame.
 
-    Its first field comes first from every encoder that is known; a message in another order, or in
-    pieces, is read all the same.
+    All known encoders write its first field, the data, first. A message in another order, or with
+    the data more than once, is read by protobuf.
 
     Raises:
-        google.protobuf.message.DecodeError: the bytes are no VideoFrame.
+        google.protobuf.message.DecodeError: the message is not a VideoFrame.
     """
     begin, end = leading_bytes(message, _DATA_TAG)
     rest = message[end:]
-    if not end or _DATA_TAG in rest:  # perhaps data once more, and the last value counts
+    if not end or _DATA_TAG in rest:  # perhaps the data again: the last value counts
         fields = pb.VideoFrame.FromString(message)
         return ReceivedFrame(fields, fields.frame_data)
     return ReceivedFrame(pb.VideoFrame.FromString(rest), memoryview(message)[begin:end])
-
-
-class _Handlers:
-    """Takes the handlers that generated code would give to a server."""
-
-    def __init__(self) -> None:
-        self.by_method: Mapping[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        pass  # the same ones again
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        self.by_method = handlers
-
-
-def add_servicer(
-    servicer: mediapipe_pb2_grpc.MediapipeServiceServicer, name: str, server: grpc.aio.Server
-) -> None:
-    """Registers a servicer whose streams get `ReceivedFrame` in place of VideoFrame."""
-    generated = _Handlers()
-    mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(servicer, generated)
-    handlers = {
-        method: handler._replace(request_deserializer=read_frame)
-        if handler.request_deserializer == pb.VideoFrame.FromString
-        else handler
-        for method, handler in generated.by_method.items()
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
