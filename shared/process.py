@@ -36,6 +36,13 @@ def memory_limit_bytes() -> int:
     return total
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may run on; where the system cannot say, of the machine."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def exit_text(returncode: int | None) -> str:
     """How a process ended, in words: "exit code 1", "signal SIGKILL"."""
     if returncode is None:

@@ -1,5 +1,5 @@
-"""The native stack: the three services, a file provider and Envoy as processes, one command.
+"""The launcher: runs the three services, Envoy and a file provider as native processes.
 
-`python -m stack up` starts all of it and stops all of it; `status` and `down` find a running
-one through `run/stack.json`.
+`python -m stack up` starts them and stops them again; `status` and `down` find a running stack
+through `run/stack.json`.
 """

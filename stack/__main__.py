@@ -48,7 +48,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     up.add_argument("--base-port", help="first of consecutive ports, or auto for free ones")
     up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
     up.add_argument(
-        "--provider", metavar="HOST:PORT", help=f"a file provider that runs (e.g. {RUST_PROVIDER})"
+        "--provider", metavar="HOST:PORT", help=f"a running file provider (e.g. {RUST_PROVIDER})"
     )
     up.add_argument(
         "--tls",
@@ -62,7 +62,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="?",
         const=0,
-        help="stop when the starting process ends (PID: who that is, when it may be gone already)",
+        help="stop when the starting process ends (PID: its id, as it may have ended already)",
     )
     options = parser.parse_args(arguments)
     options.run_dir = options.run_dir.resolve()
@@ -71,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> Layout:
-    """Where the stack will live.
+    """The layout of the stack to start.
 
     Raises:
         StartError: the options or the machine do not allow it; the message says why.
@@ -119,12 +119,12 @@ def _collector() -> tuple[str, int] | None:
         if url.scheme == "http" and url.hostname:
             return url.hostname, url.port or 4317
     except ValueError:
-        pass  # a port that is none
+        pass  # not a valid port
     raise StartError(f"OTEL_EXPORTER_OTLP_ENDPOINT is {endpoint!r}; it must be http://HOST:PORT")
 
 
 def up(options: argparse.Namespace) -> int:
-    """Runs a stack until it is told to stop.
+    """Runs a stack until it is asked to stop.
 
     Raises:
         StartError: it cannot start.
@@ -135,12 +135,12 @@ def up(options: argparse.Namespace) -> int:
     layout = plan(options)
     if running := control.find(layout.state_file):
         raise StartError(
-            f"a stack runs in {layout.run_dir} already (process {running['pid']}): "
+            f"a stack is already running in {layout.run_dir} (process {running['pid']}): "
             "stop it with `make down`"
         )
     specs = layout.children(envoy.find_binary())
     ports.require_free(layout.used_ports())
-    layout.state_file.unlink(missing_ok=True)  # of a stack that was killed
+    layout.state_file.unlink(missing_ok=True)  # left by a stack that was killed
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
     envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.front)
@@ -161,7 +161,7 @@ def _refuse(error: Exception) -> int:
 
 
 def main() -> int:
-    """Runs the command; failures are one sentence on stderr and exit code 1."""
+    """Runs the command; a failure prints one sentence on stderr and returns 1."""
     options = parse_arguments()
     try:
         if options.command == "up":

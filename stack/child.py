@@ -1,4 +1,4 @@
-"""One process of the stack: started, watched, started again when it dies."""
+"""One process of the stack: started, watched, restarted when it dies."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from stack.layout import (
 STARTING, SERVING, NOT_SERVING = "starting", "serving", "not serving"
 RESTARTING, FAILED, STOPPED = "restarting", "failed", "stopped"
 
-# The first death in a row is followed by a start at once, the next by one after this.
+# The first restart in a row is immediate, the second comes after this delay, which then doubles.
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 30.0
-# After so many deaths in a row it is called failed; it is still tried again.
+# From this many deaths in a row on it is reported as failed; it is still restarted.
 MAX_FAILURES = 5
-# A process that lived this long starts with a clean record.
+# A process that lived this long does not count as failed before.
 _GOOD_LIFE_SECONDS = 10.0
 MAX_LOG_BYTES = 64 << 20
 
 
 class Child:
-    """A process made from a `ChildSpec`. Not thread-safe: the runner's main thread owns it."""
+    """A process described by a `ChildSpec`. Not thread-safe: the runner's main thread owns it."""
 
     def __init__(self, spec: ChildSpec, logs: Path) -> None:
         self.spec = spec
@@ -45,7 +45,7 @@ class Child:
     def start(self) -> None:
         """Starts the process in a session of its own, its output appended to its log file.
 
-        Must be called from the main thread: the child's life hangs on the thread that forks.
+        Must be called from the main thread: the child dies with the thread that forked it.
         """
         parent = os.getpid()
         with self.log.open("ab") as log:
@@ -64,12 +64,12 @@ class Child:
         self._started = time.monotonic()
 
     def signal(self, signum: int) -> None:
-        """Sends a signal to the process if it lives."""
+        """Sends a signal to the process if it is running."""
         if self.pid is not None:
             os.kill(self.pid, signum)
 
     def ended(self, code: int) -> str:
-        """Takes note of the end of the process, and returns a sentence that tells it.
+        """Records the end of the process, and returns a sentence about it.
 
         Args:
             code: the exit code, or minus the signal that killed it.
@@ -89,10 +89,10 @@ class Child:
         last = self.last_log_line()
         said = f" (last log line: {last})" if last else ""
         when = f"in {delay:g} s" if delay else "at once"
-        return f"{self.spec.name} {how}{said}; it starts again {when}"
+        return f"{self.spec.name} {how}{said}; it restarts {when}"
 
     def last_log_line(self) -> str:
-        """The last line of the log, the message alone when it is JSON, cut to 200 characters."""
+        """The last line of the log, of JSON only the message, truncated to 200 characters."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
@@ -105,19 +105,19 @@ class Child:
         return line[:200]
 
     def rotate_log(self, at: int = MAX_LOG_BYTES) -> None:
-        """Moves the log to NAME.log.1 when it has reached `at` bytes; the process writes on."""
+        """Moves the log to NAME.log.1 once it has `at` bytes; the process goes on writing."""
         try:
             if self.log.stat().st_size < at:
                 return
             old = self.log.with_suffix(".log.1")
             if self.pid is None:
                 self.log.replace(old)
-            else:  # the process keeps its file, so what is in it moves instead
+            else:  # the process keeps the file open, so its content is moved instead
                 old.write_bytes(b"")
                 _copy(self.log, old)
                 os.truncate(self.log, 0)
         except OSError:
-            pass  # a log that cannot be rotated is no reason to stop
+            pass  # failing to rotate a log is no reason to stop
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""The state file of a running stack, and the commands that work through it: status and down."""
+"""The state file of a running stack, and the commands that use it: status and down."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from stack.child import Child
     from stack.layout import Layout
 
-# Longer than the runner itself takes at most.
+# More than the runner's own limit.
 DOWN_SECONDS = 15.0
 
 
 def start_ticks(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None when there is no such process.
 
-    With the pid it names a process for good: pids are used again.
+    Pids are reused; a pid together with this number identifies one process. Without /proc, as on
+    macOS, it is hundredths of a second since the epoch.
     """
+    if sys.platform != "linux":
+        return _start_time(pid)
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -31,8 +34,20 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] == "Z" else int(fields[19])
 
 
+def _start_time(pid: int) -> int | None:
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return round(process.create_time() * 100)
+    except psutil.Error:
+        return None
+
+
 def write(layout: Layout, children: list[Child], guard_pid: int) -> None:
-    """Writes pids, addresses and folders as JSON, in one step: a reader never sees half of it."""
+    """Writes pids, addresses and folders as JSON, atomically."""
     pids = {"guard": guard_pid, "runner": os.getpid()}
     pids |= {child.spec.name: child.pid for child in children if child.pid is not None}
     state = {
@@ -51,10 +66,10 @@ def write(layout: Layout, children: list[Child], guard_pid: int) -> None:
 
 
 def find(state_file: Path) -> dict[str, Any] | None:
-    """The state of the stack that runs, or None when none does.
+    """The state of the running stack, or None when there is none.
 
-    A pid counts only with its start time, so that a stranger with a recycled pid is never taken
-    for the stack.
+    The pid must have the start time in the file, so that another process with a reused pid is never
+    mistaken for the stack.
     """
     try:
         state: dict[str, Any] = json.loads(state_file.read_text())
@@ -65,7 +80,7 @@ def find(state_file: Path) -> dict[str, Any] | None:
 
 
 def status(state_file: Path) -> int:
-    """Prints a line for each process; returns 1 when no stack runs."""
+    """Prints a line for each process; returns 1 when no stack is running."""
     state = find(state_file)
     if state is None:
         sys.stdout.write("no stack is running\n")
@@ -80,7 +95,7 @@ def status(state_file: Path) -> int:
 
 
 def down(state_file: Path) -> int:
-    """Stops the stack and waits for its end; returns 1 when it had to be killed."""
+    """Stops the stack and waits until it has ended; returns 1 when it had to be killed."""
     state = find(state_file)
     if state is None:
         sys.stdout.write("no stack is running\n")

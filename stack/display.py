@@ -1,6 +1,7 @@
-"""What the runner shows: a live table on a terminal, a line for each change elsewhere.
+"""The runner's output: a live table on a terminal, elsewhere a line for each change.
 
-Nothing here ever blocks or fails: a pipe that nobody reads loses lines, a closed one loses all.
+Nothing here blocks or fails: lines for a pipe that is not read are dropped, as are all for a closed
+one.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ _MAX_WAITING_CHUNKS = 200
 
 
 class NonBlockingOutput:
-    """Writes to a file descriptor what fits at once; keeps a little, drops the rest."""
+    """Writes to a file descriptor without blocking; buffers a little and drops the rest."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING_CHUNKS)
-        # A pipe that polls as writable takes PIPE_BUF bytes without blocking.
+        # A pipe that is reported writable takes PIPE_BUF bytes without blocking.
         self._chunk = select.PIPE_BUF
 
     def write(self, text: str) -> int:
@@ -55,10 +56,10 @@ class NonBlockingOutput:
 
 
 class Display(Protocol):
-    """Where the runner tells what happens."""
+    """Where the runner reports events and states."""
 
     def say(self, sentence: str) -> None:
-        """Tells one event."""
+        """Reports one event."""
 
     def show(self, children: Sequence[Child]) -> None:
         """Shows the state of all processes; cheap when nothing changed."""
@@ -90,13 +91,13 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A table that is drawn again when something changed, events above it."""
+    """A table that is redrawn when something has changed, with events above it."""
 
     def __init__(self, output: NonBlockingOutput, header: str) -> None:
         from rich.console import Console
         from rich.live import Live
 
-        stream: TextIO = output  # type: ignore[assignment]  # rich uses these four methods alone
+        stream: TextIO = output  # type: ignore[assignment]  # rich uses only these four methods
         self._console = Console(file=stream, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._header = header
@@ -132,7 +133,7 @@ class LiveDisplay:
 
 
 def describe(child: Child) -> str:
-    """Ports and pid of a process, in words."""
+    """Ports and pid of a process, as text."""
     parts = [f"port {child.spec.port}"]
     if child.spec.metrics_port:
         parts.append(f"metrics {child.spec.metrics_port}")
@@ -142,7 +143,7 @@ def describe(child: Child) -> str:
 
 
 def open_display(header: str) -> Display:
-    """The display that fits stdout."""
+    """The display that suits stdout."""
     output = NonBlockingOutput(1)
     if sys.stdout and output.isatty():
         return LiveDisplay(output, header)

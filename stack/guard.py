@@ -1,9 +1,12 @@
 """No process outlives the runner, however the runner or its starter ends.
 
-Two processes share the work. The guard, whose pid the starter knows, does nothing but watch; the
-runner is its child and starts everything else. Each is a child subreaper, so orphans of any depth
-come to the nearest of the two. If the guard dies, the kernel signals the runner, which kills what
-it started; if the runner dies, the guard does.
+Two processes share the work. The guard, whose pid the starter knows, only watches; the runner is
+its child and starts everything else. Each is a child subreaper, so orphans of any depth become
+children of the nearest of the two. If the guard dies, the kernel signals the runner, which kills
+everything it started; if the runner dies, the guard does that.
+
+Subreapers and signals on a parent's death exist on Linux alone. On macOS both processes poll for
+the death of their parent instead, and descendants of a runner that was killed are not found.
 """
 
 from __future__ import annotations
@@ -12,46 +15,70 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
-# What the runner and the guard wait for. SIGUSR1 means: whoever we serve is dead, kill everything.
+# What the runner and the guard wait for. SIGUSR1 means that the parent is dead: kill everything.
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 ABANDONED = signal.SIGUSR1
 ORDERS = STOP_SIGNALS | {ABANDONED}
 WAITED_SIGNALS = ORDERS | {signal.SIGCHLD}
 
+# How often pending signals are looked for where the system has no sigtimedwait.
+_POLL_SECONDS = 0.02
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _prctl(option: int, value: int) -> None:
+    if sys.platform != "linux":
+        return
     if _libc.prctl(option, value, 0, 0, 0):
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
 def signal_on_parent_death(signum: int) -> None:
-    """Has the kernel send `signum` to this process when the thread that forked it ends."""
+    """Has the kernel send `signum` to this process when the thread that forked it ends (Linux)."""
     _prctl(PR_SET_PDEATHSIG, signum)
 
 
 def prepare_child(parent: int) -> None:
-    """Runs in a child between fork and exec: default signals, and no life without the parent."""
+    """Runs in a child between fork and exec: unblocks signals, and ties it to its parent's life."""
     signal_on_parent_death(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if os.getppid() != parent:  # it died before the line above took effect
         os._exit(1)
 
 
-def kill_descendants(spare: frozenset[int] = frozenset()) -> None:
-    """Kills every process below this one, orphans included, but `spare` and what is below them.
+def wait_for_signal(signals: Collection[signal.Signals], seconds: float) -> int | None:
+    """Takes one pending signal out of `signals`, which must be blocked.
 
-    Those that this process must reap are left to the caller.
+    Returns:
+        Its number; None when none arrived within `seconds`.
     """
-    import psutil  # not needed until something ended
+    if sys.platform != "darwin":
+        received = signal.sigtimedwait(signals, seconds)
+        return received.si_signo if received else None
+    give_up = time.monotonic() + seconds
+    while not (pending := signal.sigpending() & set(signals)):
+        if time.monotonic() >= give_up:
+            return None
+        time.sleep(_POLL_SECONDS)
+    return signal.sigwait(pending)
+
+
+def kill_descendants(spare: frozenset[int] = frozenset()) -> None:
+    """Kills all descendants, orphans included, except `spare` and their descendants.
+
+    The caller reaps those that are children of this process.
+    """
+    import psutil  # needed only once something has ended
 
     for child in psutil.Process().children():
         if child.pid in spare:
@@ -66,7 +93,7 @@ def kill_descendants(spare: frozenset[int] = frozenset()) -> None:
 
 
 def reap() -> dict[int, int]:
-    """Collects the children that have ended: pid to exit code, negative for a signal."""
+    """Exit codes of the children that have ended, by pid; negative for a signal."""
     ended: dict[int, int] = {}
     while True:
         try:
@@ -79,7 +106,7 @@ def reap() -> dict[int, int]:
 
 
 def kill_all_and_reap() -> None:
-    """Kills everything below this process, and returns when there is nothing left."""
+    """Kills all descendants, and returns when none is left."""
     while True:
         kill_descendants()
         try:
@@ -89,13 +116,14 @@ def kill_all_and_reap() -> None:
 
 
 def run_guarded(run: Callable[[], int], parent: int | None) -> int:
-    """Calls `run` in a child process, watches it to its end and returns its exit code.
+    """Calls `run` in a child process, watches it until it ends and returns its exit code.
 
     Args:
         run: the runner. Signals of `WAITED_SIGNALS` are blocked in it: it waits for them.
         parent: the process whose end also ends everything, or None.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a starter that ignores it would hide exit codes
+    # Exit codes would be lost if the starter ignored this signal.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_SIGNALS)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if parent is not None:
@@ -117,7 +145,7 @@ def _become_runner(guard: int, run: Callable[[], int]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # and the terminal stays ours
         if os.getppid() == guard:
             code = run()
-    except BaseException:  # noqa: BLE001 (nothing may unwind into the guard's side)
+    except BaseException:  # noqa: BLE001 (nothing may unwind into the guard's code)
         traceback.print_exc()
     finally:
         os._exit(code)
@@ -125,11 +153,11 @@ def _become_runner(guard: int, run: Callable[[], int]) -> None:
 
 def _watch(runner: int, parent: int | None) -> int:
     while True:
-        received = signal.sigtimedwait(WAITED_SIGNALS, 1.0)
-        # A parent's thread may end and its process live on: only a new parent tells of a death.
+        received = wait_for_signal(WAITED_SIGNALS, 1.0)
+        # The parent's thread may end while its process lives: only a new parent means a death.
         if parent is not None and os.getppid() != parent:
             os.kill(runner, ABANDONED)
-        elif received and received.si_signo in STOP_SIGNALS:
+        elif received in STOP_SIGNALS:
             os.kill(runner, signal.SIGTERM)
         code = reap().get(runner)
         if code is not None:

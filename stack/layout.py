@@ -1,4 +1,4 @@
-"""What one stack consists of: its folders, its processes, their commands and environments."""
+"""The parts of a stack: its folders, its processes, their commands and environments."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ChildSpec:
     """One process of the stack.
 
     Attributes:
-        name: what it is called in messages and what its log file is called after.
+        name: its name in messages and of its log file.
         command: program and arguments.
         environment: variables set on top of the runner's own.
-        port: where it serves; when something accepts there, it is up.
-        metrics_port: its Prometheus page, 0 for none.
+        port: where it serves; it is up once this port accepts connections.
+        metrics_port: of its Prometheus page, 0 for none.
         cluster: its name in Envoy, whose health checks say whether it is serving; "" for none.
     """
 
@@ -49,16 +49,16 @@ class ChildSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one stack lives.
+    """Ports, folders and addresses of one stack.
 
     Attributes:
         ports: all of its ports.
         models: the model folder, with `text/` for the file provider and `vision/`.
         run_dir: logs, caches and state.
         provider_address: host:port of the file provider.
-        own_provider: whether the stack starts that provider itself.
+        own_provider: whether the stack starts that file provider itself.
         state_file: where `status` and `down` find the stack.
-        front: what Envoy has beside the plain port.
+        front: Envoy's optional parts.
     """
 
     ports: Ports

@@ -1,4 +1,4 @@
-"""Which ports the stack uses, and whether they are free."""
+"""The ports of a stack, and whether they are free."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 
 LOOPBACK = "127.0.0.1"
-# Below Linux's default range for outgoing connections, so that none takes a port between the look
-# and the start.
+# Below Linux's default range for outgoing connections, so that no connection takes a port between
+# the check and the start.
 _FREE_RANGE = range(20_000, 32_000)
-# What was killed a moment ago may hold its port a little longer.
+# A process that was just killed may hold its port a little longer.
 _PATIENCE_SECONDS = 1.0
 
 
 class PortError(Exception):
-    """A port cannot be used; the message says why, and who holds it where that can be known."""
+    """A port cannot be used; the message says why, and which process holds it if that is known."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def choose_ports(base: str | None, envoy: int | None) -> Ports:
 
     Raises:
         ValueError: the base is neither a number in range nor "auto", or `--port` is a port that
-            something else of the stack has.
+            another process of the stack uses.
     """
     count = len(fields(Ports))
     if base is None:
@@ -55,20 +55,22 @@ def choose_ports(base: str | None, envoy: int | None) -> Ports:
     elif base.isdecimal() and 1024 <= int(base) <= 65535 - count:
         numbers = list(range(int(base), int(base) + count))
     else:
-        raise ValueError(f"--base-port is {base!r}; it takes a number from 1024 or auto")
+        raise ValueError(
+            f"--base-port is {base!r}; it must be auto or a number from 1024 to {65535 - count}"
+        )
     if envoy is not None:
         numbers[0] = envoy or next(port for port in free_ports() if port not in numbers)
     for field, number in zip(fields(Ports)[1:], numbers[1:], strict=True):
         if number == numbers[0]:
             raise ValueError(
-                f"port {number} is what {field.name} listens on: take another --port, or other "
+                f"port {number} is what {field.name} listens on: choose another --port, or other "
                 "ports for the rest with --base-port"
             )
     return Ports(*numbers)
 
 
 def free_ports() -> Iterator[int]:
-    """Free ports from a random place on, so that stacks started together rarely meet."""
+    """Free ports, from a random one on, so that stacks started together rarely collide."""
     start = int.from_bytes(os.urandom(4), "big") % len(_FREE_RANGE)
     for step in range(len(_FREE_RANGE)):
         port = _FREE_RANGE[(start + step) % len(_FREE_RANGE)]
@@ -80,7 +82,7 @@ def is_free(port: int) -> bool:
     """True when nothing listens on the port. Connections that are closing do not count.
 
     Raises:
-        PortError: the port is not this user's to take.
+        PortError: this user may not use the port.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -117,9 +119,13 @@ def require_free(ports: list[int]) -> None:
 
 
 def _by_whom(port: int) -> str:
-    import psutil  # only needed to tell what went wrong
+    import psutil  # needed only for the error message
 
-    for connection in psutil.net_connections("tcp"):
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:  # macOS shows them to root alone
+        return ""
+    for connection in connections:
         if connection.status != psutil.CONN_LISTEN or connection.laddr[1:] != (port,):
             continue
         if connection.pid is None:

@@ -32,12 +32,12 @@ _TICK_SECONDS = 0.5
 _PROBE_SECONDS = 0.5
 _ROTATION_SECONDS = 10.0
 _LISTEN_SECONDS = 20.0  # for Envoy to listen; it takes a tenth of one
-DRAIN_SECONDS = 3.0  # for calls that run when the stack is stopped
+DRAIN_SECONDS = 3.0  # for calls in flight when the stack is stopped
 STOP_SECONDS = 10.0  # from the first signal to the last process, drain included
 
 
 class StartError(Exception):
-    """The stack cannot start; the message is a sentence for the user."""
+    """The stack cannot start; the message is for the user."""
 
 
 class Runner:
@@ -54,10 +54,10 @@ class Runner:
         self._reported: list[tuple[str, int | None]] = []
 
     def run(self) -> int:
-        """Runs the stack until it is told to stop.
+        """Runs the stack until it is asked to stop.
 
         Returns:
-            0 after a stop that was asked for, 1 when the guard or its parent died.
+            0 after a requested stop, 1 when the guard or its parent died.
 
         Raises:
             StartError: Envoy does not start.
@@ -77,13 +77,13 @@ class Runner:
             self._display.close()
 
     def _start_envoy(self) -> None:
-        """Envoy comes first: clients that find nobody on its port are lost for good."""
+        """Starts Envoy before the rest: some clients give up if nothing listens on its port."""
         self._envoy.start()
         give_up = time.monotonic() + _LISTEN_SECONDS
         while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.ORDERS:
             if guard.reap() or time.monotonic() > give_up:
                 guard.kill_all_and_reap()
-                reason = self._envoy.last_log_line() or "it said nothing"
+                reason = self._envoy.last_log_line() or "its log is empty"
                 raise StartError(f"Envoy does not start: {reason}")
             time.sleep(0.005)
         self._envoy.state = SERVING
@@ -101,11 +101,11 @@ class Runner:
                     child.rotate_log()
                 next_rotation = time.monotonic() + _ROTATION_SECONDS
             self._report()
-            received = signal.sigtimedwait(guard.WAITED_SIGNALS, _TICK_SECONDS)
-            if received and received.si_signo == guard.ABANDONED:
+            received = guard.wait_for_signal(guard.WAITED_SIGNALS, _TICK_SECONDS)
+            if received == guard.ABANDONED or os.getppid() != self._guard_pid:
                 guard.kill_all_and_reap()
                 return 1
-            if received and received.si_signo in guard.STOP_SIGNALS:
+            if received in guard.STOP_SIGNALS:
                 self._stop()
                 return 0
 
@@ -114,7 +114,7 @@ class Runner:
             child = self._child_of(pid)
             if child is not None:
                 self._display.say(child.ended(code))
-                # What it has left behind would hold memory, files and sockets.
+                # Descendants that it has left behind would hold memory, files and sockets.
                 guard.kill_descendants(frozenset(c.pid for c in self._children if c.pid))
 
     def _child_of(self, pid: int) -> Child | None:
@@ -126,7 +126,7 @@ class Runner:
                 child.start()
 
     def _probe(self) -> None:
-        """Asks Envoy who is healthy; the others serve once they accept."""
+        """Asks Envoy which services are healthy; the provider serves once it accepts."""
         healthy: set[str] | None = None
         with contextlib.suppress(OSError):
             healthy = self._admin.healthy_clusters()
@@ -145,7 +145,7 @@ class Runner:
                 child.state = NOT_SERVING
 
     def _report(self) -> None:
-        """Shows and writes down what has changed."""
+        """Shows states that have changed, and writes them to the state file."""
         now = [(child.state, child.pid) for child in self._children]
         if now != self._reported:
             self._reported = now
@@ -156,16 +156,15 @@ class Runner:
             self._display.say("all processes are serving")
 
     def _stop(self) -> None:
-        """Envoy drains, then everything is told to stop, then what is left is killed."""
+        """Drains Envoy, then terminates all processes, then kills those that remain."""
         deadline = time.monotonic() + STOP_SECONDS
         self._display.say("stopping")
         self._drain()
         for child in self._children:
             child.signal(signal.SIGTERM)
         while any(child.pid for child in self._children):
-            received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.1)
-            impatient = received and received.si_signo in guard.ORDERS
-            if impatient or time.monotonic() > deadline:
+            told_again = guard.wait_for_signal(guard.WAITED_SIGNALS, 0.1) in guard.ORDERS
+            if told_again or time.monotonic() > deadline:
                 alive = [child.spec.name for child in self._children if child.pid]
                 self._display.say(f"killing what has not stopped: {', '.join(alive)}")
                 break
@@ -180,11 +179,10 @@ class Runner:
         self._display.show(self._children)
 
     def _drain(self) -> None:
-        """Gives running calls a few seconds; no new ones are taken."""
+        """Refuses new calls, and gives those in flight a few seconds."""
         give_up = time.monotonic() + DRAIN_SECONDS
         with contextlib.suppress(OSError):  # Envoy is down: nothing to drain
             self._admin.drain()
             while self._admin.active_requests() and time.monotonic() < give_up:
-                received = signal.sigtimedwait(guard.WAITED_SIGNALS, 0.05)
-                if received and received.si_signo in guard.ORDERS:
+                if guard.wait_for_signal(guard.WAITED_SIGNALS, 0.05) in guard.ORDERS:
                     return

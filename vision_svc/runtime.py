@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 
 from shared.errors import QueueFullError
-from shared.process import memory_limit_bytes
+from shared.process import memory_limit_bytes, usable_cores
 from vision_svc.assets import Assets
 from vision_svc.frames.types import Limits
 from vision_svc.instances import Instances
@@ -63,7 +62,7 @@ class VisionRuntime:
         self._failures = itertools.count(1)  # safe to share between threads
         self._max_streams = settings.max_streams
         self._streams = 0
-        self.threads = settings.workers or len(os.sched_getaffinity(0))
+        self.threads = settings.workers or usable_cores()
         self.decode_pool = _pool(self.threads, "decode")
         self.frame_pool = _pool(self.threads, "frame")
         self.picture_pool = _pool(self.threads, "picture")
