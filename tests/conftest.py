@@ -11,14 +11,14 @@ import pytest
 from tests.support import stack as stacks
 from tests.support.stack import Stack
 
-# As the services' own processes have it, and before anything imports torch: threads that spin on
-# shared cores make its tests up to sixty times slower.
+# Set before anything imports torch, as in the services' own processes: threads that spin on shared
+# cores make its tests up to sixty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
 def models() -> Path:
-    """The model folder. Without it the test is skipped, but in CI it fails."""
+    """The model folder. Without it the test is skipped, and in CI it fails."""
     if not (stacks.MODELS / "vision").is_dir() or not (stacks.MODELS / "text").is_dir():
         reason = f"there is no {stacks.MODELS}: run `make models`"
         if os.environ.get("CI"):

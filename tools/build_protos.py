@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def generate(root: Path = ROOT) -> None:
-    """Writes `ml/` anew: messages, services and type stubs.
+    """Replaces `ml/`: messages, services and type stubs.
 
     Raises:
-        SystemExit: protoc refused a file; it has said why on stderr.
+        SystemExit: protoc rejected a file; it has printed the reason.
     """
     from grpc_tools import protoc
 
@@ -37,7 +37,7 @@ def generate(root: Path = ROOT) -> None:
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run by hand, without the build system
+except ImportError:  # run by hand, without the build backend
     pass
 else:
 

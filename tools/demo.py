@@ -1,6 +1,6 @@
 """A demonstration of the main job, through Envoy: `python -m tools.demo`.
 
-Uses the stack that runs on the port, or starts one and stops it at the end.
+Uses the stack that is running on the port, or starts one and stops it at the end.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ Summary = list[tuple[str, str, float]]
 
 @contextmanager
 def running_stack(port: int) -> Iterator[str]:
-    """The address of a stack that serves on `port`: one that runs already, or one of our own."""
+    """The address of a stack on `port`: one that is already running, or one started here."""
     address = f"127.0.0.1:{port}"
     if _listens(address):
-        console.print(f"using the stack that runs on port {port}")
+        console.print(f"using the stack that is running on port {port}")
         _wait_serving(address, None)
         yield address
         return
     console.print(f"starting the stack on port {port}")
     command = [sys.executable, "-m", "stack", "up", "--port", str(port)]
-    # Only Envoy's port has to be a known one, and nothing is left should this process be killed.
+    # Only Envoy's port must be fixed. The stack ends even if this process is killed.
     command += ["--base-port", "auto", "--exit-with-parent", str(os.getpid())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -87,7 +87,7 @@ def _wait_serving(address: str, process: subprocess.Popen[str] | None) -> None:
     """Waits until every service says SERVING through Envoy.
 
     Raises:
-        SystemExit: the runner ended, or it took longer than START_SECONDS.
+        SystemExit: the stack ended, or was not ready after START_SECONDS.
     """
     deadline = time.monotonic() + START_SECONDS
     with grpc.insecure_channel(address) as channel, console.status("waiting for the services"):
@@ -110,7 +110,7 @@ def _serving(stub: Any, name: str) -> bool:
 
 
 class Demo:
-    """The steps; each prints what it saw and returns a sentence for the summary."""
+    """The steps; each prints its results and returns a sentence for the summary."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._manage = model_management_pb2_grpc.ModelManagementServiceStub(channel)
@@ -155,7 +155,7 @@ class Demo:
         console.print()
         answer = "".join(words)
         if "Paris" not in answer:
-            sys.exit(f"the model's answer makes no sense: {answer!r}")
+            sys.exit(f"the model's answer does not name Paris: {answer!r}")
         return f"{answer!r} ({reason})"
 
     def detect(self) -> str:
@@ -171,7 +171,7 @@ class Demo:
         return f"{len(answer.faces)} face (confidence {scores}), drawn in {target}"
 
     def loaded(self) -> str:
-        """Prints what is loaded."""
+        """Prints the loaded models."""
         models = self._manage.GetLoadedModels(common_pb2.EmptyRequest()).models
         table = Table(Column("loaded model", no_wrap=True), "pipeline", "RAM MiB", "VRAM MiB")
         for m in models:
@@ -224,7 +224,7 @@ def _draw_faces(path: Path, faces: Any) -> Image.Image:
 
 
 def run(address: str) -> Summary:
-    """Runs all steps against a stack and returns (step, what came out, seconds) of each."""
+    """Runs all steps against a stack and returns (step, result, seconds) of each."""
     summary: Summary = []
 
     def step(name: str, action: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""Runs every vision task on a clip and draws what comes back.
+"""Runs every vision task on a clip and draws the results.
 
 `python -m tools.demo_vision --address 127.0.0.1:50051` writes, for each task, an annotated clip
 (`vision-TASK.mp4`) and a contact sheet (`vision-TASK.png`) into `out/`. From code: `run`.
@@ -34,14 +34,14 @@ _MAX_MESSAGE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Result:
-    """What one task has left.
+    """The files and figures of one task.
 
     Attributes:
         task: its name in file names.
         clip, sheet: the files.
-        frames: how many were sent.
-        found: in how many of them something was found.
-        inference_ms: the mean time that the service spent on a frame.
+        frames: the number of frames sent.
+        found: the number of frames with a result.
+        inference_ms: the service's mean inference time of a frame.
     """
 
     task: str
@@ -53,7 +53,7 @@ class Result:
 
 
 def person_clip() -> list[Rgb]:
-    """Somebody who moves, where the test data is there; else a camera over a portrait."""
+    """A moving person if the test data is available, otherwise a camera over a portrait."""
     if vision_clips.PERSON_CLIP.is_file():
         return list(vision_clips.video_frames(vision_clips.PERSON_CLIP, FRAMES, every=2))
     return portrait_clip()
@@ -70,14 +70,14 @@ def face_clip() -> list[Rgb]:
 
 
 def hand_clip() -> list[Rgb]:
-    """A camera that moves over two hands, where the test data is there; else a drawn hand."""
+    """A camera over two hands if the test data is available, otherwise a drawn hand."""
     photograph = vision_clips.TEST_DATA / "two_hands_thumb_down.jpg"
     if photograph.is_file():
         return list(vision_clips.moving(vision_clips.read_picture(photograph), FRAMES))
     return list(vision_clips.moving_hand(FRAMES))
 
 
-# Task, RPC, and what it is shown on.
+# Task to its RPC and its clip.
 TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
     "faces": ("StreamFaceDetection", portrait_clip),
     "mesh": ("StreamFaceMesh", face_clip),
@@ -153,7 +153,7 @@ def run_task(stub: Any, task: str, out: Path) -> Result:
 def run(
     address: str, out: Path = REPOSITORY / "out", report: Callable[[str], None] = print
 ) -> list[Result]:
-    """Runs all tasks through `address` and writes into `out`; says what it does, a line a task.
+    """Runs all tasks through `address`, writes into `out`, and reports a line for each task.
 
     Raises:
         grpc.RpcError: the service refused or failed.
@@ -169,7 +169,7 @@ def run(
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                     raise
-                report(f"{task}: off: {error.details()}")  # its model file is not here
+                report(f"{task}: off: {error.details()}")  # its model file is missing
                 continue
             report(
                 f"{task}: found in {result.found} of {result.frames} frames, "

@@ -12,8 +12,8 @@ from pathlib import Path
 
 
 def descriptor_set() -> bytes:
-    """The public services and all that they need, each file after those that it imports."""
-    # Not needed until a stack starts, and slow to import.
+    """The public services and their dependencies, each file after those that it imports."""
+    # Needed only once a stack starts, and slow to import.
     from google.protobuf import descriptor_pb2
     from google.protobuf.descriptor import FileDescriptor
     from google.rpc import error_details_pb2

@@ -1,4 +1,4 @@
-"""Makes certificates for tries and tests: `python -m tools.dev_certs DIR`; needs OpenSSL 3.
+"""Makes certificates for development and tests: `python -m tools.dev_certs DIR`; needs OpenSSL 3.
 
 `ca.pem` is the authority; `server.pem` is for localhost, 127.0.0.1 and the names of the compose
 file, `client.pem` for a client of the mTLS port. Keys are beside them, readable by all, since the
@@ -30,10 +30,10 @@ subjectAltName = DNS:localhost, DNS:envoy, DNS:envoy-tls, IP:127.0.0.1
 
 
 def make_certificates(folder: Path) -> None:
-    """Writes `ca.pem`, and `server` and `client` as .pem and .key, over older ones.
+    """Writes `ca.pem`, and `server` and `client` as .pem and .key, replacing older ones.
 
     Raises:
-        SystemExit: there is no OpenSSL 3, or it refuses.
+        SystemExit: OpenSSL 3 is missing or has failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:

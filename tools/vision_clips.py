@@ -1,7 +1,7 @@
 """Pictures and clips for the vision demo, its tests and its benchmark.
 
-All are made from what `make models` brings, and from a drawn hand, so that nothing else is needed;
-where the folder of test data lies beside the checkout, its pictures and clip serve too.
+They are made from the pictures that `make models` fetches and from a drawn hand; nothing else is
+needed. If the optional folder of test data is beside the checkout, its files are used too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 640, 480
 _SKIN = (224, 172, 140)
 _SHADE = (184, 141, 115)
 _WALL = (200, 205, 210)
-# Base and tip of each finger, its width there, in units around the middle of the palm.
+# Base and tip of each finger and its widths there, relative to the middle of the palm.
 _FINGERS = (
     ((-42, -20), (-62, -125), (15, 11)),
     ((-14, -30), (-18, -155), (16, 12)),
@@ -44,7 +44,7 @@ def read_picture(path: Path) -> Rgb:
     """A picture file as RGB.
 
     Raises:
-        FileNotFoundError: there is none that can be read.
+        FileNotFoundError: the file is missing or is not a picture.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if path.is_file() else None
     if image is None:
@@ -58,7 +58,7 @@ def astronaut() -> Rgb:
 
 
 def moving(picture: Rgb, frames: int, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Rgb]:
-    """A camera that pans and zooms over a picture, there and back within 60 frames."""
+    """A camera that pans and zooms over a picture, with a period of 60 frames."""
     rows, columns = picture.shape[:2]
     for number in range(frames):
         phase = 2 * math.pi * number / 60
@@ -114,7 +114,7 @@ class _Hand:
 def drawn_hand(
     x: float = 320, y: float = 300, scale: float = 0.7, *, mirrored: bool = False
 ) -> Rgb:
-    """A drawing that MediaPipe takes for an open palm: a left hand, or a right one mirrored."""
+    """A drawing that MediaPipe recognises as an open palm: a left hand, or mirrored a right one."""
     image = np.full((HEIGHT, WIDTH, 3), _WALL, np.uint8)
     _Hand(image, x, y, scale, mirrored).draw()
     return cast("Rgb", cv2.GaussianBlur(image, (5, 5), 0))
@@ -128,7 +128,7 @@ def moving_hand(frames: int, *, mirrored: bool = False) -> Iterator[Rgb]:
 
 
 def video_frames(path: Path, frames: int, every: int = 1) -> Iterator[Rgb]:
-    """The first frames of a video file, or each `every`-th of them."""
+    """The first `frames` frames of a video file, or of every `every`-th frame of it."""
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number >= frames * every:

@@ -1,6 +1,6 @@
-"""Draws the answers of vision_svc on the frames that they belong to.
+"""Draws vision_svc's results on their frames.
 
-Each function draws on an RGB picture in place and says whether there was anything to draw.
+Each function draws on an RGB picture in place and returns whether there was anything to draw.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _BODY = (
     *((23, 25, 27, 29, 31, 27), (24, 26, 28, 30, 32, 28)),
 )
 POSE_LINES = [step for chain in _BODY for step in itertools.pairwise(chain)]
-# Points that the model itself takes to be out of sight are left out.
+# Points that the model considers hidden are not drawn.
 _SEEN = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Frames of HTTP/2 written by hand, for what client libraries refuse to send (RFC 9113)."""
+"""Hand-written HTTP/2 frames, to send what client libraries refuse to send (RFC 9113)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Frame:
 
     @property
     def ends_stream(self) -> bool:
-        """Whether nothing more comes of its stream."""
+        """Whether it is the last frame of its stream."""
         if self.kind == RST_STREAM:
             return True
         return self.kind in (DATA, HEADERS) and bool(self.flags & END_STREAM)
@@ -89,7 +89,7 @@ class RawConnection:
                 yield Frame(kind, flags, stream & 0x7FFF_FFFF, self._read(high << 8 | low))
 
     def _read(self, size: int) -> bytes:
-        """As many bytes, or none at the end."""
+        """Exactly that many bytes, or none at the end."""
         data = b""
         while len(data) < size:
             more = self._socket.recv(size - len(data))
@@ -100,7 +100,7 @@ class RawConnection:
 
 
 def _literal(header: tuple[str, str]) -> bytes:
-    """A header field that no table is needed for (RFC 7541, 6.2.2)."""
+    """A literal header field, which needs no table (RFC 7541, 6.2.2)."""
     name, value = (text.encode() for text in header)
     assert max(len(name), len(value)) < 127
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value

@@ -1,4 +1,4 @@
-"""Pictures that no camera takes."""
+"""Synthetic pictures, valid and not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ml import transformers_pb2 as pb
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises more pixels than it has bytes."""
+    """A PNG whose header declares more pixels than it contains."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = b"IDAT" + zlib.compress(b"\0" * 100)
     parts = [
@@ -28,7 +28,7 @@ def picture(seed: int) -> Image.Image:
 
 
 def png(image: Image.Image) -> pb.ImageData:
-    """As a file on the wire."""
+    """The picture as a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return pb.ImageData(data=file.getvalue())

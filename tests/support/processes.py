@@ -18,12 +18,12 @@ from stack.ports import free_ports
 ROOT = Path(__file__).resolve().parents[2]
 
 
-# Given to a test before: who asked for it may not listen on it yet.
+# Already given to a test, which may not listen on it yet.
 _given: set[int] = set()
 
 
 def free_port() -> int:
-    """A port that nothing listens on, that no outgoing connection gets, and no other test has."""
+    """A port without a listener, outside the outgoing range, and not given to another test."""
     port = next(port for port in free_ports() if port not in _given)
     _given.add(port)
     return port

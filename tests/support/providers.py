@@ -1,4 +1,4 @@
-"""File providers as real gRPC servers, in the ways that they can be right and wrong."""
+"""File providers as real gRPC servers, correct ones and faulty ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ async def old(
     content: bytes,
     context: Context,
 ) -> AsyncIterator[pb.ModelFileChunk]:
-    """Knows nothing of this project's new fields."""
+    """A provider that does not know this project's newer fields."""
     for chunk in chunks(content):
         yield chunk
 

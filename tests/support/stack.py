@@ -35,7 +35,7 @@ SERVICES = (MODEL_MGMT, TEXT, VISION)
 # The process behind each name.
 PROCESS_OF = {MODEL_MGMT: "model_mgmt_svc", TEXT: "text_svc", VISION: "vision_svc"}
 
-# Limits for things that must happen; they end a test that hangs and measure nothing.
+# Limits for events that must happen: they end a test that hangs, and measure nothing.
 START_SECONDS = 60.0
 SERVING_SECONDS = 180.0
 _MARK = "ML_TEST_STACK"
@@ -123,7 +123,7 @@ class Stack:
         return self.state_file.parent / "logs"
 
     def access_log(self) -> list[dict[str, Any]]:
-        """The lines of Envoy's access log; its own words and half a line at the end are none."""
+        """The lines of Envoy's access log, without its own messages and an incomplete last line."""
         lines = []
         for line in (self.logs / "envoy.log").read_text(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
@@ -150,7 +150,7 @@ class Stack:
     def wait_serving(
         self, services: Sequence[str] = SERVICES, seconds: float = SERVING_SECONDS
     ) -> None:
-        """Waits until Envoy reaches the services, and they say that they serve."""
+        """Waits until Envoy reaches the services and they report SERVING."""
         wanted = {PROCESS_OF[name] for name in services}
 
         def reached() -> bool:

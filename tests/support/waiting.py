@@ -1,4 +1,4 @@
-"""Waiting for what happens by itself."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60.0) -> None:
-    """Returns once the condition holds; fails after a time that only a fault can use up."""
+    """Returns once the condition holds; fails after a time that only a fault can take."""
     async with asyncio.timeout(seconds):
         while True:
             holds = condition()

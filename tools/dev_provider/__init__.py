@@ -1,4 +1,4 @@
-"""The development file provider: the application's role on the wire, played from a model folder.
+"""The development file provider: serves a model folder as the application would.
 
 `python -m tools.dev_provider --root models/text --port 50052`
 """

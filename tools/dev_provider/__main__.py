@@ -1,4 +1,4 @@
-"""Serves a model folder until it is told to stop."""
+"""Serves a model folder until it is asked to stop."""
 
 from __future__ import annotations
 

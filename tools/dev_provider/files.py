@@ -1,4 +1,4 @@
-"""Model files on disk, read in pieces off the event loop, with hashes where they cost little."""
+"""Model files on disk, read in chunks outside the event loop, with hashes where they are cheap."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import BinaryIO
 from shared.errors import InvalidArgumentError, ModelFileNotFoundError
 from shared.model_ids import check_file_path, parse_model_id, resolve_inside
 
-# One trip to a thread reads this much; chunks are cut from it.
+# Read at once in a thread, and then split into chunks.
 _BLOCK_BYTES = 4 << 20
-# Files up to this size are hashed when first asked for; larger ones while they are first sent.
+# Files up to this size are hashed when first requested; larger ones while they are first sent.
 _HASH_AT_ONCE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file that is about to be sent.
+    """An open file, ready to be sent.
 
     Attributes:
         file: open for reading, at `offset`.
         size: of the whole file, in bytes.
         offset: where reading starts.
         sha256: of the whole file in hex, "" while unknown.
-        key: the file as it is now, for the cache of hashes.
+        key: identifies the file's current content, for the cache of hashes.
     """
 
     file: BinaryIO
@@ -71,9 +71,9 @@ class ModelFolder:
         return OpenFile(file, stat.st_size, offset, self._hashes.get(key, ""), key)
 
     async def read(self, opened: OpenFile, chunk_bytes: int) -> AsyncIterator[bytes]:
-        """The bytes from the offset to the end in pieces, and closes the file.
+        """Yields the bytes from the offset to the end, and closes the file.
 
-        A file that is sent from its beginning to its end has its hash remembered.
+        The hash of a file that is sent completely is cached.
         """
         sha256 = None if opened.offset or opened.sha256 else hashlib.sha256()
         block_bytes = max(1, _BLOCK_BYTES // chunk_bytes) * chunk_bytes

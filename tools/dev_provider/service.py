@@ -17,11 +17,11 @@ CHUNK_BYTES = 102_400
 
 @dataclass(frozen=True)
 class Fields:
-    """Which of the newer fields are known; an old provider knows neither.
+    """Which of the newer fields are supported; an old provider supports neither.
 
     Attributes:
-        offset: starts at the offset that is asked for, instead of at 0.
-        sha256: sends the hash on the first chunk, where it is known.
+        offset: starts at the requested offset instead of at 0.
+        sha256: sends the hash on the first chunk, if it is known.
     """
 
     offset: bool = True
@@ -56,7 +56,7 @@ class FileProvider:
 
 
 def add_to_server(provider: FileProvider, server: grpc.aio.Server) -> None:
-    """Serves the RPC that the application serves; grpc answers UNIMPLEMENTED for the others."""
+    """Registers GetModelFile alone; gRPC answers UNIMPLEMENTED for the other RPCs."""
     get_model_file = grpc.unary_stream_rpc_method_handler(
         provider.GetModelFile,
         request_deserializer=pb.ModelFileRequest.FromString,

@@ -1,4 +1,4 @@
-"""Builds MediaPipe Tasks bundles (.task) of their parts. The formats are those of mediapipe 1.2."""
+"""Builds MediaPipe Tasks bundles (.task) from their parts, in the formats of mediapipe 1.2."""
 
 import zipfile
 from collections.abc import Mapping

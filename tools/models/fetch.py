@@ -32,7 +32,7 @@ BUILDS_AT_ONCE = 2
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an asset: `off` is an optional one that could not be had."""
+    """The result for one asset: `off` is an optional one that no source provided."""
 
     asset: Asset
     state: Literal["present", "fetched", "off", "missing"]
@@ -40,7 +40,7 @@ class Outcome:
 
 
 class MissingError(SourceError):
-    """No source gave the asset; the message says what was tried."""
+    """No source provided the asset; the message says what was tried."""
 
     def __init__(self, asset: Asset, tried: Sequence[SourceError]) -> None:
         super().__init__(
@@ -52,7 +52,7 @@ class MissingError(SourceError):
 class Fetcher:
     """Fetches assets of a manifest into the models folder `root`.
 
-    Downloads run in threads and builds in processes of their own, which give their memory back.
+    Downloads run in threads, and builds in processes of their own, which free their memory.
     The root and `local_folders` are searched last, by an asset's path and by bare file names.
     """
 
@@ -89,7 +89,7 @@ class Fetcher:
         self._resources.close()
 
     def fetch(self, assets: Sequence[Asset]) -> list[Outcome]:
-        """Make every asset present and say for each what happened; without network if all are."""
+        """Fetch the assets that are not present; needs no network if all are."""
         with ThreadPoolExecutor(DOWNLOADS_AT_ONCE) as pool:
             present = list(pool.map(lambda asset: is_present(asset, self._root), assets))
             if all(present):
@@ -97,7 +97,7 @@ class Fetcher:
             with self._one_at_a_time():
                 outcomes = list(pool.map(self._outcome, assets, present))
                 if all(outcome.state in ("present", "fetched") for outcome in outcomes):
-                    for folder in ("packages", "inputs"):  # what it took is not needed again
+                    for folder in ("packages", "inputs"):  # not needed again
                         shutil.rmtree(self._cache / folder, ignore_errors=True)
         return outcomes
 
@@ -125,8 +125,8 @@ class Fetcher:
         return Outcome(asset, "fetched")
 
     def _obtain(self, asset: Asset) -> None:
-        """Have the asset in place; MissingError if no source gives it. The first caller does the
-        work, and the others wait for it."""
+        """Put the asset in place; MissingError if no source provides it. The first caller does
+        the work, and concurrent callers wait for it."""
         with self._locks[asset.name]:
             if asset.name in self._failed:
                 raise self._failed[asset.name]

@@ -12,9 +12,9 @@ from tools.models.manifest import Asset
 
 
 class SourceError(Exception):
-    """A source did not give what the list says; the message is one clause for a sentence.
+    """A source did not provide the listed file; the message is a clause for a sentence.
 
-    `damaged` separates what came and is wrong from what could not be had at all.
+    `damaged` separates a file that arrived and is wrong from one that is not available.
     """
 
     def __init__(self, message: str, *, damaged: bool = False) -> None:
@@ -31,7 +31,7 @@ def sha256_of(path: Path) -> str:
 def check(path: Path, sha256: str, origin: str) -> None:
     """Raise SourceError unless the file exists and has that hash."""
     if not path.is_file():
-        raise SourceError(f"{origin} gave no {path.name}", damaged=True)
+        raise SourceError(f"{origin} has no {path.name}", damaged=True)
     found = sha256_of(path)
     if found != sha256:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""Writes the metadata that MediaPipe Tasks wants inside a .tflite model.
+"""Writes the metadata that MediaPipe Tasks requires inside a .tflite model.
 
 The schemas are TensorFlow Lite's metadata schema and MediaPipe's image segmenter extension, in the
 flatbuffers object API that the mediapipe package generates from them.

@@ -1,4 +1,4 @@
-"""What the user sees while models are fetched: bars on a terminal, plain lines elsewhere."""
+"""Progress of fetching models: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -20,10 +20,10 @@ def megabytes(count: int) -> str:
 
 
 class Reporter(Protocol):
-    """Where progress goes. Safe to call from several threads."""
+    """Reports progress. Safe to call from several threads."""
 
     def line(self, text: str) -> None:
-        """Say one thing."""
+        """Print one line."""
 
     def task(self, label: str, total: int | None = None) -> AbstractContextManager[Update]:
         """Show work while it lasts; `total` is in bytes, or None when it cannot be known."""

@@ -1,5 +1,8 @@
 """SmolLM2 from GGUF to a Hugging Face directory: de-quantised float32 weights and the tokenizer.
 
+A stand-in for a download from a model hub: `make models` has to work with package registries
+alone, and the package that has this model has it as GGUF.
+
 The tokenizer is built from the file's own tokens and merges. What transformers 5.5 makes of a
 GGUF's tokenizer is wrong for this model (words split by <|endoftext|>, `Ġ` left in the text).
 """

@@ -21,7 +21,7 @@ READ_TIMEOUT_S = 30.0
 
 
 class OfficialSite:
-    """Downloads from publishers' addresses; one that cannot be reached is not asked again."""
+    """Downloads from publishers' addresses; a host that cannot be reached is not tried again."""
 
     def __init__(self, reporter: Reporter, *, offline: bool) -> None:
         self._reporter = reporter
@@ -37,7 +37,7 @@ class OfficialSite:
         self._client.close()
 
     def download(self, url: str, target: Path, size: int) -> None:
-        """Write the file at `url` to `target`; SourceError if it cannot be had."""
+        """Write the file at `url` to `target`; SourceError if it is not available."""
         host = urlsplit(url).netloc
         if self._offline:
             raise SourceError(f"{host} was not asked (--offline)")
@@ -59,7 +59,7 @@ class OfficialSite:
             raise SourceError(f"{host} broke off ({type(error).__name__})") from error
 
     def _reachable(self, host: str, url: str) -> bool:
-        with self._gate:  # the first caller finds out for all
+        with self._gate:  # the first caller finds out for all others
             if host not in self._answers:
                 try:
                     self._client.head(url)
@@ -87,7 +87,7 @@ class PackageStore:
         self._failed: dict[str, SourceError] = {}
 
     def archive(self, name: str) -> Path:
-        """Return the verified archive of a package; SourceError if it cannot be had."""
+        """Return the verified archive of a package; SourceError if it is not available."""
         package = self._packages[name]
         suffix = ".whl" if package.registry == "pypi" else ".tgz"
         path = self._folder / f"{package.sha256}{suffix}"
@@ -121,7 +121,7 @@ class PackageStore:
 
 
 def pip_download(name: str, package: Package, folder: Path, update: Update) -> None:
-    """Put one wheel in `folder` with this Python's pip, as pip is configured on this machine."""
+    """Put one wheel in `folder` with this Python's pip and its configuration."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
     if package.platform:

