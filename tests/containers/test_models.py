@@ -23,6 +23,8 @@ GIVE_UP_SECONDS = 300
 FACE_MODEL = "blaze_face_short_range.tflite"
 
 WITHOUT_NETWORK = """
+services:
+  models: {environment: {PIP_RETRIES: "0"}} # by default six tries of each package: three minutes
 networks:
   downloads: {internal: true}
 """
