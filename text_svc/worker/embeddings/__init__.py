@@ -1,1 +1,1 @@
-"""Embeddings: texts of all callers in micro-batches of like length."""
+"""Embeddings: the texts of all callers, in micro-batches of similar length."""

@@ -1,10 +1,10 @@
-"""Micro-batches across callers: what came while the model ran makes the next batches.
+"""Micro-batches across callers: texts that arrive while the model runs form the next batches.
 
-One thread owns the encoder's queue. Whenever a stream of the encoder is free it starts a batch.
-Batches are cut from a round: one text of each waiting call in turn, shortest first within a call,
-until the round would keep all streams busy once. So nobody waits for a timer, a call of one text
-waits for no more than one round however many texts others have sent, and texts of like length
-share a batch, since padding is work for nothing.
+One thread feeds the encoder. It starts a batch whenever one of the encoder's streams is free.
+Batches are made from a round: the waiting calls give one text each in turn, the shortest of a call
+first, until the round has enough work for all streams. So there is no timer to wait for, a call
+with one text waits for at most one round even if others have sent thousands, and texts of similar
+length share a batch, since padding is wasted work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class _Call:
-    """The texts of one caller: those that wait, shortest first, and the vectors that came."""
+    """The texts of one caller: those that wait, shortest first, and the vectors so far."""
 
     def __init__(self, encoded: Sequence[Sequence[int]], dimensions: int) -> None:
         self.encoded = encoded
@@ -41,7 +41,7 @@ class _Call:
         self.gone = False
 
     def settle(self, error: BaseException | None) -> None:
-        """Answers the caller; on the event loop."""
+        """Sets the call's result. Called on the event loop's thread only."""
         if self.future.done():
             return
         if error is None:
@@ -50,7 +50,7 @@ class _Call:
             self.future.set_exception(error)
 
 
-# A text that is to be encoded: its call and its place there.
+# A text to encode: its call, and its index there.
 _Item = tuple[_Call, int]
 
 
@@ -63,10 +63,10 @@ class MicroBatcher:
     """Shares an encoder among callers.
 
     Args:
-        encoder: closed with this.
-        pad_token: the token that fills short texts up.
-        max_waiting: texts that wait at most, all callers together; more are refused. A call is
-            always taken when nothing waits.
+        encoder: closed together with the batcher.
+        pad_token: the id to pad short texts with.
+        max_waiting: most texts of all callers that wait; further ones are refused. A call is
+            always accepted if no text waits.
         metrics: of the model.
     """
 
@@ -88,12 +88,16 @@ class MicroBatcher:
         self._thread.start()
 
     async def embed(self, encoded: Sequence[Sequence[int]]) -> Vectors:
-        """Vectors of tokenised texts, shape (texts, dimensions), in their order.
+        """Encodes tokenised texts.
 
-        When the caller is cancelled, its texts that have not begun are never run.
+        If the caller is cancelled, those of its texts that have not started never run.
+
+        Returns:
+            Vectors in the order of the texts, shape (texts, dimensions).
 
         Raises:
             QueueFullError: too many texts wait already.
+            ShuttingDownError: the batcher is being closed.
         """
         call = _Call(encoded, self.dimensions)
         self._loop = asyncio.get_running_loop()
@@ -116,7 +120,7 @@ class MicroBatcher:
             call.gone = True
 
     def close(self) -> None:
-        """Ends the thread once what has begun is done; calls that wait fail."""
+        """Waits for the batches that run; calls that wait fail."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -133,11 +137,11 @@ class MicroBatcher:
             done = partial(self._done, batch)
             try:
                 self._encoder.start(*self._pad(batch), done)
-            except Exception as error:  # noqa: BLE001  # whatever the engine raises is the callers'
+            except Exception as error:  # noqa: BLE001  # it is raised in the callers
                 done(error)
 
     def _next_batch(self) -> list[_Item] | None:
-        """Waits for work; None when closed."""
+        """Waits for work; None once the batcher is closed."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._round or self._calls or self._closed)
@@ -154,7 +158,7 @@ class MicroBatcher:
                 return batch
 
     def _draw(self) -> list[_Item]:
-        """Takes the texts of a round; holds the lock."""
+        """Takes the texts of a round from the calls. The lock is held."""
         budget = MAX_BATCH_TOKENS * self._encoder.streams
         drawn: list[_Item] = []
         while self._calls and budget > 0:
@@ -181,7 +185,7 @@ class MicroBatcher:
         return ids, mask
 
     def _done(self, batch: list[_Item], result: Vectors | BaseException) -> None:
-        """Hands out a batch's vectors; in a thread of the encoder."""
+        """Hands out the vectors of a batch. Called in a thread of the encoder."""
         error = result if isinstance(result, BaseException) else None
         if error:
             log.error("a batch failed", exc_info=error)
@@ -198,7 +202,7 @@ class MicroBatcher:
         self._settle(finished, error)
 
     def _settle(self, calls: list[_Call], error: BaseException | None) -> None:
-        """Wakes the event loop once for all of them; from any thread."""
+        """Sets the results of calls, in one callback on the event loop; from any thread."""
 
         def settle() -> None:
             for call in calls:

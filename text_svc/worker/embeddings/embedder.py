@@ -1,4 +1,4 @@
-"""Texts to vectors: tokenizer and batcher of one model, with the limits of a call."""
+"""Texts to vectors: tokenizer and batcher of one model, and the limits of a call."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Embedder:
         tokenizer: of the model.
         batcher: shares the encoder among callers.
         normalized: whether the model's vectors have length 1.
-        max_texts: texts of one call at most.
-        max_bytes: bytes of a call's texts at most.
-        max_tokens: tokens of a call's texts at most, after each was cut to the model's length.
+        max_texts: most texts of a call.
+        max_bytes: most bytes of a call's texts together.
+        max_tokens: most tokens of a call's texts together, each truncated to what the model reads.
     """
 
     def __init__(
@@ -50,36 +50,42 @@ class Embedder:
     async def embed(
         self, texts: Sequence[str], *, prompt_name: str = "", dimensions: int = 0
     ) -> tuple[Vectors, int]:
-        """Vectors of shape (texts, dimensions), in the order of the texts, and the tokens read.
+        """Embeds the texts of a call.
 
         Args:
-            texts: what is longer than the model's limit is cut off.
-            prompt_name: a prompt of the model's own that is put before each text; "" is its
-                default.
-            dimensions: the first so many numbers of each vector alone, for models trained so
-                (Matryoshka); 0 is all.
+            texts: truncated to what the model can read.
+            prompt_name: one of the model's prompts, which goes before each text; "" is the
+                model's default.
+            dimensions: how many numbers of each vector to return, for models that are trained for
+                that (Matryoshka); 0 returns all.
+
+        Returns:
+            Vectors in the order of the texts, shape (texts, dimensions), and the number of tokens
+            that the model read.
 
         Raises:
-            MissingFieldError, InputTooLargeError, OutOfRangeError, InvalidArgumentError: with the
-                field or the limit.
+            MissingFieldError: there are no texts.
+            InputTooLargeError: the call is over one of the limits.
+            OutOfRangeError: the model has fewer dimensions.
+            InvalidArgumentError: a text has no tokens, or there is no such prompt.
             QueueFullError: too many texts wait already.
         """
         self._check(texts, dimensions)
         encoded = await self._tokenizer.encode(texts, self._tokenizer.prompt(prompt_name))
-        if not all(encoded):  # of a tokenizer that puts nothing around a text
+        if not all(encoded):  # possible if the tokenizer adds no special tokens
             place = f"texts[{next(i for i, ids in enumerate(encoded) if not ids)}]"
             raise InvalidArgumentError(f"{place} has no tokens", field=place)
         tokens = sum(map(len, encoded))
         if tokens > self._max_tokens:
             raise InputTooLargeError(
-                f"the texts have {tokens} tokens, the limit is {self._max_tokens} a call",
+                f"the texts have {tokens} tokens, the limit is {self._max_tokens} per call",
                 metadata={"limit": str(self._max_tokens)},
             )
         vectors = await self._batcher.embed(encoded)
         return self._shortened(vectors, dimensions), tokens
 
     def close(self) -> None:
-        """Calls that wait fail; returns once what has begun is done."""
+        """Waits for the batches that run; calls that wait fail."""
         self._batcher.close()
 
     def _check(self, texts: Sequence[str], dimensions: int) -> None:
@@ -87,14 +93,14 @@ class Embedder:
             raise MissingFieldError("texts is empty", field="texts")
         if len(texts) > self._max_texts:
             raise InputTooLargeError(
-                f"{len(texts)} texts are over the limit of {self._max_texts} a call",
+                f"{len(texts)} texts are over the limit of {self._max_texts} per call",
                 metadata={"limit": str(self._max_texts)},
             )
         check_sizes(texts, "texts", self._max_bytes, empty=True)
         if not 0 <= dimensions <= self._batcher.dimensions:
             raise OutOfRangeError(
-                f"dimensions is {dimensions}; accepted is 1 to {self._batcher.dimensions}, or 0 "
-                "for all",
+                f"dimensions is {dimensions}; it must be from 1 to {self._batcher.dimensions}, or "
+                "0 for all",
                 field="dimensions",
             )
 

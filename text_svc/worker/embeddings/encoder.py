@@ -1,4 +1,4 @@
-"""What the batcher needs of an encoder, and what an engine makes of a model's folder."""
+"""The interface of a sentence encoder: padded batches of token ids in, vectors out."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from text_svc.processes.launch import WorkerReport
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
-# Called once a batch, in whatever thread, with its vectors or with what went wrong.
+# Called once per batch, in any thread, with its vectors or with an error.
 Done = Callable[[Vectors | BaseException], None]
 
 
 class Encoder(Protocol):
-    """Turns padded batches of tokens into vectors, several batches at once.
+    """Encodes batches, several of them at once.
 
     Attributes:
-        dimensions: numbers of one vector.
-        streams: batches that run at once.
+        dimensions: size of a vector.
+        streams: number of batches that run at once.
     """
 
     dimensions: int
     streams: int
 
     def wait_idle(self) -> None:
-        """Returns once `start` would not wait."""
+        """Waits until a batch can start at once."""
 
     def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
-        """Begins a batch, both arrays of shape (texts, tokens)."""
+        """Starts a batch. Both arrays have the shape (texts, tokens); the mask is 1 for tokens."""
 
     def close(self) -> None:
-        """Waits for what runs."""
+        """Waits for the batches that run."""
 
 
 @dataclass(frozen=True)
 class LoadedEncoder:
-    """An encoder in memory, and what its files say.
+    """An encoder in memory, and the properties of its model.
 
     Attributes:
-        max_tokens: tokens of one text that the model can read.
-        pad_token: the id that fills up the short texts of a batch.
-        report: what the encoder was measured to cost.
+        max_tokens: most tokens of a text that the model can read.
+        pad_token: the id to pad short texts of a batch with.
+        report: the memory that the encoder takes.
     """
 
     encoder: Encoder

@@ -1,4 +1,4 @@
-"""An encoder on OpenVINO, as `text_svc.convert.encoder` converts it."""
+"""A sentence encoder on OpenVINO, converted by `text_svc.convert.encoder`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from text_svc.worker.embeddings.encoder import (
 
 
 class OpenVinoEncoder:
-    """See `Encoder`.
+    """An `Encoder` on the CPU.
 
     Args:
-        path: the .xml file; the weights lie beside it.
+        path: the .xml file; its weights lie beside it.
         precision: "f32" or "bf16", in which the CPU computes.
-        threads: cores to use; each runs a batch of its own, which wastes less than sharing one.
+        threads: cores to use. Each runs batches of its own, which is faster than sharing one.
     """
 
     def __init__(self, path: Path, *, precision: str, threads: int) -> None:
@@ -38,13 +38,14 @@ class OpenVinoEncoder:
             "INFERENCE_PRECISION_HINT": precision,
             "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
-            # Pinned threads of several processes would sit on the same cores.
+            # Several processes would pin their threads to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
         compiled = ov.Core().compile_model(path, "CPU", config)
         self.dimensions = compiled.output(0).partial_shape[1].get_length()
         self.streams = threads
-        # One more than run: a stream that ends a batch finds the next without waiting for Python.
+        # One request more than there are streams: a stream that finishes a batch then starts the
+        # next one without waiting for Python.
         self._idle: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for _ in range(threads + 1):
             self._idle.put(compiled.create_infer_request())
@@ -60,11 +61,11 @@ class OpenVinoEncoder:
         self._pool.submit(self._run, request, input_ids, attention_mask, done)
 
     def _run(self, request: ov.InferRequest, ids: Ids, mask: Ids, done: Done) -> None:
-        # Not OpenVINO's own asynchronous calls: they do not call back when they fail.
+        # Not by OpenVINO's asynchronous calls, which do not call back when they fail.
         try:
             inputs = {"input_ids": ids, "attention_mask": mask}
             done(request.infer(inputs, share_inputs=True, share_outputs=True)[0])
-        except Exception as error:  # noqa: BLE001  # it is the callers'
+        except Exception as error:  # noqa: BLE001  # it is raised in the callers
             done(error)
         finally:
             self._idle.put(request)
@@ -77,12 +78,12 @@ def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     """Loads the converted model of a spec.
 
     Raises:
-        InvalidModelError: it is gone.
+        InvalidModelError: the converted model no longer exists.
     """
     folder = spec.converted
     manifest = Manifest.read(folder) if folder else None
     if folder is None or manifest is None:
-        raise InvalidModelError("the converted model is gone; load the model again")
+        raise InvalidModelError("the converted model no longer exists; load the model again")
     precision = "bf16" if spec.options.dtype == "bfloat16" else "f32"
     return LoadedEncoder(
         OpenVinoEncoder(folder / MODEL, precision=precision, threads=spec.threads),

@@ -1,4 +1,4 @@
-"""Work on a stream of requests, some of it ahead, with answers in the order of the requests."""
+"""Handles a stream of requests concurrently, with results in the order of the requests."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 async def in_order(
-    work: Callable[[Request], Coroutine[Any, Any, Answer]],
+    work: Callable[[Request], Coroutine[Any, Any, Result]],
     requests: AsyncIterator[Request],
     ahead: int,
-) -> AsyncGenerator[Answer, None]:
-    """Answers to requests, of which at most `ahead` are worked on at once.
+) -> AsyncGenerator[Result, None]:
+    """Results of `work` for each request, at most `ahead` of which run at once.
 
-    A failure ends the stream in its turn, after the answers before it. Closing the generator
-    cancels what runs.
+    If one fails, its error is raised after the results before it. Closing the generator cancels
+    the work that runs.
     """
     room = asyncio.Semaphore(ahead)
-    tasks: asyncio.Queue[asyncio.Task[Answer] | None] = asyncio.Queue()
+    tasks: asyncio.Queue[asyncio.Task[Result] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:

@@ -13,11 +13,11 @@ from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import Vectors
 from text_svc.worker.embeddings.ordered import in_order
 
-# Requests of one StreamEmbeddings call that are worked on at once: the model has the next while
-# the answer to one is on its way.
+# Requests of one StreamEmbeddings call that run at once: the model works on the next ones while
+# a response is on its way.
 STREAM_AHEAD = 4
-# Bytes of vectors in one answer of StreamEmbeddings: clients take 4 MiB by default.
-STREAM_ANSWER_BYTES = 1 << 20
+# Most bytes of vectors in one response of StreamEmbeddings; clients accept 4 MiB by default.
+STREAM_RESPONSE_BYTES = 1 << 20
 
 
 class EmbeddingsHandlers:
@@ -43,12 +43,12 @@ class EmbeddingsHandlers:
     async def stream_embeddings(
         self, requests: AsyncIterator[pb.GenerateEmbeddingsRequest]
     ) -> AsyncIterator[pb.GeneratedEmbeddingsResponse]:
-        """The same for a stream of requests, in parts of at most `STREAM_ANSWER_BYTES`."""
+        """The same for a stream of requests, in parts of at most `STREAM_RESPONSE_BYTES`."""
         first = 0
-        answers = in_order(self._embed, requests, STREAM_AHEAD)
-        async with aclosing(answers):
-            async for vectors, tokens in answers:
-                rows = max(STREAM_ANSWER_BYTES // vectors[0].nbytes, 1)
+        results = in_order(self._embed, requests, STREAM_AHEAD)
+        async with aclosing(results):
+            async for vectors, tokens in results:
+                rows = max(STREAM_RESPONSE_BYTES // vectors[0].nbytes, 1)
                 for start in range(0, len(vectors), rows):
                     part = vectors[start : start + rows]
                     yield response(part, tokens=0 if start else tokens, first_text=first)

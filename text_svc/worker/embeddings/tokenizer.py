@@ -1,4 +1,4 @@
-"""Texts to token ids as sentence-transformers makes them, in Rust threads."""
+"""Texts to token ids as sentence-transformers makes them, outside the GIL."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from tokenizers import Tokenizer
 from shared.errors import InvalidArgumentError
 from text_svc.formats.recipe import Recipe
 
-# Tokenising releases the GIL: while one caller's many texts are worked on, another's are too.
+# Tokenising releases the GIL, so a caller with many texts does not block another one.
 THREADS = 2
-# Up to here it takes less than a millisecond, and no longer than the way to a thread and back.
+# Smaller calls take less than a millisecond, which is less than a thread switch costs.
 INLINE_CHARACTERS = 4096
 INLINE_TEXTS = 16
 
 
 class SentenceTokenizer:
-    """A model's tokenizer with its truncation; what is over `max_tokens` is cut off.
+    """A model's tokenizer, which truncates texts to `max_tokens`.
 
     Args:
-        tokenizer: as in tokenizer.json.
-        recipe: whether texts are lowered, and the prompts that callers may name.
-        max_tokens: of one text, special tokens among them.
+        tokenizer: the one of tokenizer.json.
+        recipe: whether texts are lower-cased, and the prompts that callers can name.
+        max_tokens: most tokens of a text, with special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, recipe: Recipe, max_tokens: int) -> None:
@@ -36,7 +36,7 @@ class SentenceTokenizer:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
     def prompt(self, name: str) -> str:
-        """The text of a prompt's name; "" is the model's default.
+        """The text of a named prompt; "" names the model's default.
 
         Raises:
             InvalidArgumentError: the model has no such prompt; the message lists what it has.
@@ -51,14 +51,14 @@ class SentenceTokenizer:
         return prompts.get(name, "")
 
     async def encode(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
-        """Token ids of each text, with the special tokens."""
+        """Token ids of each text, with special tokens."""
         if sum(map(len, texts)) <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS:
             return self._encode(texts, prompt)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._encode, texts, prompt)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
-        # sentence-transformers strips too: a text is the same with spaces around it.
+        # sentence-transformers strips texts too.
         cleaned = [(prompt + text).strip() for text in texts]
         if self._recipe.lower_case:
             cleaned = [text.lower() for text in cleaned]

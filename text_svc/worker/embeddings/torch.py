@@ -1,4 +1,4 @@
-"""An encoder on torch, for what OpenVINO does not take and for CUDA."""
+"""A sentence encoder on torch, for CUDA and for models that OpenVINO does not support."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from text_svc.worker.embeddings.encoder import (
 
 
 class TorchEncoder:
-    """See `Encoder`; one batch at once, in the thread that starts it."""
+    """An `Encoder` that runs one batch at a time, in the thread that starts it."""
 
     streams = 1
 
@@ -41,7 +41,7 @@ class TorchEncoder:
             self.dimensions = int(module(one, one).shape[1])
 
     def wait_idle(self) -> None:
-        """Nothing runs between two calls of `start`."""
+        """Returns at once: `start` returns when its batch is done."""
 
     def start(self, input_ids: Ids, attention_mask: Ids, done: Done) -> None:
         ids = torch.from_numpy(input_ids).to(self._device)
@@ -50,21 +50,21 @@ class TorchEncoder:
             done(self._module(ids, mask).cpu().numpy())
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Does nothing: no batch runs."""
 
 
 def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     """Loads the model of a spec.
 
     Raises:
-        ServiceError, OSError, ValueError: why it cannot be loaded.
+        ServiceError, OSError, ValueError: the model cannot be loaded.
     """
     device = choose_device(spec.options)
     dtype = choose_dtype(spec.options, device)
     module = load_module(spec.folder, recipe, dtype=dtype, device=device)
     tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True)
     if not tokenizer.is_fast:
-        raise InvalidModelError("the model has no tokenizer that runs in Rust")
+        raise InvalidModelError("the model has no tokenizer for the tokenizers library")
     return LoadedEncoder(
         TorchEncoder(module),
         tokenizer.backend_tokenizer,

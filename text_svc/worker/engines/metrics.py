@@ -1,7 +1,7 @@
-"""Figures of one model's engine, written where the front's metrics page finds them.
+"""Metrics of one model's engine, for the metrics page of text_svc.
 
-prometheus_client keeps them in files of the folder PROMETHEUS_MULTIPROC_DIR when that is set; the
-front reads those files (`text_svc.metrics`), so a scrape costs the worker nothing.
+prometheus_client keeps them in files in the folder PROMETHEUS_MULTIPROC_DIR. text_svc reads those
+files (`text_svc.metrics`), so a scrape does not cost the worker anything.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ _GAP_BUCKETS = (
 )
 
 _RUNNING = Gauge(
-    "text_running_answers", "Answers generated now.", ["model"], multiprocess_mode="livesum"
+    "text_running_answers", "Generations that run.", ["model"], multiprocess_mode="livesum"
 )
 _WAITING = Gauge(
     "text_waiting_answers",
-    "Answers that wait for their turn.",
+    "Generations that wait in the queue.",
     ["model"],
     multiprocess_mode="livesum",
 )
 _BATCH = Histogram(
     "text_batch_answers",
-    "Answers that one step of the engine brought forward.",
+    "Generations in one step of the engine.",
     ["model"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 _GAP = Histogram(
     "text_token_gap_seconds",
-    "Time between two pieces of an answer, a token as a rule.",
+    "Time between two pieces of a generated text; a piece is a token as a rule.",
     ["model"],
     buckets=_GAP_BUCKETS,
 )
@@ -39,14 +39,14 @@ _WAITING_TEXTS = Gauge(
 )
 _BATCH_TEXTS = Histogram(
     "text_batch_texts",
-    "Texts that were embedded in one batch.",
+    "Texts in one embedding batch.",
     ["model"],
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 
 
 class EngineMetrics:
-    """The figures of one model."""
+    """The metrics of one model that generates."""
 
     def __init__(self, model: str) -> None:
         self._running = _RUNNING.labels(model)
@@ -54,32 +54,32 @@ class EngineMetrics:
         self._batch = _BATCH.labels(model)
         self._gap = _GAP.labels(model)
 
-    def answers(self, running: int, waiting: int) -> None:
-        """How many answers the engine has."""
+    def generations(self, running: int, waiting: int) -> None:
+        """Sets how many generations the engine has."""
         self._running.set(running)
         self._waiting.set(waiting)
 
-    def step(self, answers: int) -> None:
-        """A step has brought so many answers forward."""
-        self._batch.observe(answers)
+    def step(self, generations: int) -> None:
+        """Counts a step with this many generations."""
+        self._batch.observe(generations)
 
     def gap(self, seconds: float) -> None:
-        """An answer's next piece came so long after the last."""
+        """Counts the time between two pieces of a generated text."""
         self._gap.observe(seconds)
 
 
 class EmbeddingMetrics:
-    """The figures of one encoder."""
+    """The metrics of one encoder."""
 
     def __init__(self, model: str) -> None:
         self._waiting = _WAITING_TEXTS.labels(model)
         self._batch = _BATCH_TEXTS.labels(model)
 
     def batch(self, texts: int, waiting: int) -> None:
-        """A batch of so many texts begins, and so many wait."""
+        """Counts a batch that starts, and sets how many texts wait."""
         self._batch.observe(texts)
         self._waiting.set(waiting)
 
     def waiting(self, texts: int) -> None:
-        """So many texts wait."""
+        """Sets how many texts wait."""
         self._waiting.set(texts)

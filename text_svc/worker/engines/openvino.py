@@ -191,7 +191,7 @@ class OpenVinoEngine:
                 break
             self._waiting.popleft()
             self._begin(generation)
-        self._metrics.answers(len(self._running), len(self._waiting))
+        self._metrics.generations(len(self._running), len(self._waiting))
 
     def _begin(self, generation: Generation) -> None:
         assert self._lines is not None, "made by the first submit"

@@ -1,4 +1,4 @@
-"""How the next token is chosen: what a request asks for, completed by the model's defaults."""
+"""Sampling parameters: a request's, completed by the model's defaults."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
 from text_svc.formats.json_files import read_json_object
 
-# Used where neither the request nor the model's generation_config says anything.
+# For parameters that neither the request nor the model's generation_config sets.
 DEFAULT_TEMPERATURE = 0.7
 DEFAULT_TOP_P = 0.9
 DEFAULT_NEW_TOKENS = 512
 
 MAX_TEMPERATURE = 100.0
-# From here on, only the likeliest token is left, and floats would overflow.
+# Lower temperatures are greedy: only the likeliest token is left, and floats would overflow.
 MIN_TEMPERATURE = 1e-4
 MAX_TOP_K = 1_000_000
 MIN_REPETITION_PENALTY = 0.01
@@ -38,8 +38,8 @@ class Sampling:
         top_p: in (0, 1]; 1 is off.
         top_k: 0 is off.
         repetition_penalty: 1 is off.
-        seed: None stands for one by chance.
-        stop: strings that end the answer.
+        seed: None for a random one.
+        stop: strings that end the generated text.
     """
 
     temperature: float
@@ -53,7 +53,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What a caller asks for; None, and 0 new tokens, stand for the default."""
+    """What a caller asks for; None, and 0 new tokens, mean the default."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -62,13 +62,13 @@ class SamplingRequest:
     seed: int | None = None
     stop: Sequence[str] = ()
     max_new_tokens: int = 0
-    # What the caller's message calls the number of new tokens.
+    # The name of the field for the number of new tokens in the caller's message.
     max_new_tokens_field: str = "max_length"
 
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What the model's own generation_config.json sets; None where it is silent."""
+    """The parameters in a model's generation_config.json; None for those that it does not set."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -78,10 +78,10 @@ class SamplingDefaults:
 
     @classmethod
     def read(cls, folder: Path) -> SamplingDefaults:
-        """The defaults of a model's folder.
+        """Reads the defaults from a model's folder, without the values that are out of range.
 
         Raises:
-            InvalidModelError: its generation_config.json is no JSON object.
+            InvalidModelError: its generation_config.json is not a JSON object.
         """
         config = read_json_object(folder / GENERATION_CONFIG)
 
@@ -100,16 +100,17 @@ class SamplingDefaults:
         )
 
     def complete(self, request: SamplingRequest) -> Sampling:
-        """The parameters of a request.
+        """Checks the parameters of a request and completes them with the defaults.
 
         Raises:
-            OutOfRangeError: a number is not finite or out of its range.
-            InvalidArgumentError, InputTooLargeError: too many stop strings, an empty or long one.
+            OutOfRangeError: a number is not finite or is out of range.
+            InvalidArgumentError: there are too many stop strings, or one is empty.
+            InputTooLargeError: a stop string is too long.
         """
         field, new_tokens = request.max_new_tokens_field, request.max_new_tokens
         if new_tokens < 0:
             raise OutOfRangeError(
-                f"{field} is {new_tokens}; it must be 0 (default) or more", field=field
+                f"{field} is {new_tokens}; it must be 0 (the default) or more", field=field
             )
         temperature = _first(request.temperature, self.temperature, DEFAULT_TEMPERATURE)
         temperature = _checked("temperature", temperature, 0, MAX_TEMPERATURE)
@@ -142,7 +143,7 @@ def _first(*values: float | None) -> float:
 def _checked(name: str, value: float, low: float, high: float) -> float:
     if not (math.isfinite(value) and low <= value <= high):
         raise OutOfRangeError(
-            f"{name} is {value:g}; it must lie in [{low:g}, {high:g}]", field=name
+            f"{name} is {value:g}; it must be from {low:g} to {high:g}", field=name
         )
     return value
 

@@ -1,4 +1,8 @@
-"""Generation on torch: in one batch where the model can, else `generate`, a thread an answer."""
+"""Generation with transformers on torch.
+
+Models that can run in batches get `torch_batch.engine`; the others run transformers' `generate`, in
+one thread per generation.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +60,12 @@ from text_svc.worker.engines.torch_batch.sampler import (
 )
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
-# Answers that `generate` works on at once: more of them share the same processor cores.
+# Calls of `generate` that run at once; further ones would only share the same processor cores.
 MAX_GENERATE = 2
 
 
 class _Sink(BaseStreamer):
-    """Takes tokens in the generating thread and hands them to the event loop."""
+    """Receives tokens in the thread of `generate` and hands them to the event loop."""
 
     def __init__(
         self, generation: Generation, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
@@ -81,7 +85,7 @@ class _Sink(BaseStreamer):
         self._last = int(value.item())
 
     def end(self) -> None:
-        """The last token is the one that ended the answer, or it was one too many."""
+        """Sends the last token, which is an end token or reaches the limit."""
         self._send_last("stop" if self._last in self._end_tokens else "length")
 
     def fail(self, error: Exception) -> None:
@@ -98,7 +102,7 @@ class _Sink(BaseStreamer):
 
 
 class _SeededSampler(LogitsProcessor):
-    """Chooses a token with the answer's own seed, and leaves `generate` no other."""
+    """Samples a token with the generation's own seed, and masks all others for `generate`."""
 
     def __init__(self, sampler: TokenSampler) -> None:
         self._sampler = sampler
@@ -109,10 +113,10 @@ class _SeededSampler(LogitsProcessor):
 
 
 def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenizer, WorkerReport]:
-    """The engine and the tokenizer of a spec, and what the model costs. Blocks.
+    """Loads the engine and the tokenizer of a spec, and measures the model. Blocks.
 
     Raises:
-        ServiceError, OSError, ValueError: why it cannot be loaded.
+        ServiceError, OSError, ValueError: the model cannot be loaded.
     """
     device = choose_device(spec.options)
     dtype = choose_dtype(spec.options, device)
@@ -146,10 +150,10 @@ def generate_limits(spec: WorkerSpec, context: int, new_tokens: int | None = Non
 def _batch_model(
     model: Any, shapes: Sequence[LayerShape], spec: WorkerSpec, context: int
 ) -> BatchModel:
-    """With a cache of what the spec or the device allows.
+    """The model, with a cache of the size that the spec or the device allows.
 
     Raises:
-        OutOfMemoryError: it has no room for anything.
+        OutOfMemoryError: that is less than the smallest cache.
     """
     token_bytes = model.dtype.itemsize * sum(
         shape.heads * (shape.key_size + shape.value_size) for shape in shapes
@@ -159,14 +163,14 @@ def _batch_model(
     tokens = tokens // ALIGNMENT * ALIGNMENT
     if not tokens:
         raise OutOfMemoryError(
-            f"a key-value cache of {cache_bytes} bytes has no room for {ALIGNMENT} tokens of "
+            f"a KV cache of {cache_bytes} bytes has no room for {ALIGNMENT} tokens of "
             f"{token_bytes} bytes"
         )
     return BatchModel(model, shapes, tokens)
 
 
 def _text_tokenizer(folder: Path, tokenizer: Any) -> FastTokenizer:
-    """What transformers makes of older tokenizer files where there is no tokenizer.json."""
+    """The model's tokenizer.json, or what transformers makes of older tokenizer files."""
     if (folder / "tokenizer.json").exists():
         return FastTokenizer(folder)
     with tempfile.TemporaryDirectory() as saved:
@@ -175,12 +179,12 @@ def _text_tokenizer(folder: Path, tokenizer: Any) -> FastTokenizer:
 
 
 class TransformersEngine:
-    """A model with `generate` on torch.
+    """An `Engine` on transformers' `generate`.
 
     Args:
         model: ready for inference.
-        limits: answers at once share the processor's threads.
-        end_tokens: ids that end an answer.
+        limits: see `Engine`. Generations that run at once share the processor's threads.
+        end_tokens: ids that end a generation.
         metrics: of the model.
     """
 
@@ -205,7 +209,7 @@ class TransformersEngine:
         if active := self._active.pop(generation, None):
             sink, future = active
             sink.cancelled.set()
-            future.cancel()  # one that waits leaves the queue at once
+            future.cancel()  # removes it from the queue if it has not started
             self._count()
 
     async def close(self) -> None:
@@ -215,10 +219,10 @@ class TransformersEngine:
 
     def _count(self) -> None:
         running = min(len(self._active), self.limits.running)
-        self._metrics.answers(running, len(self._active) - running)
+        self._metrics.generations(running, len(self._active) - running)
 
     def _run(self, generation: Generation, sink: _Sink) -> None:
-        """Runs in a thread: one `generate` call."""
+        """Runs in a thread: one call of `generate`."""
         generation.start()
         try:
             sampler = TokenSampler.of(generation.sampling, (), self.model.device)
@@ -230,7 +234,7 @@ class TransformersEngine:
                     streamer=sink,
                     logits_processor=cancel_processor(sink.cancelled, *processors),
                 )
-        except Exception as error:  # noqa: BLE001  # the answer's task raises it
+        except Exception as error:  # noqa: BLE001  # the caller's task raises it
             sink.fail(error)
 
     def _inputs(self, generation: Generation) -> Mapping[str, Any]:
@@ -249,5 +253,5 @@ class TransformersEngine:
             eos_token_id=end or None,
             pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
             do_sample=False,  # `_SeededSampler` samples
-            num_beams=1,  # whatever the model's own config says: several do not stream
+            num_beams=1,  # beam search, which a model's config may ask for, cannot stream
         )

@@ -1,1 +1,1 @@
-"""Texts to token ids and back."""
+"""Tokenizers: text to token ids, and token ids to streamed text."""

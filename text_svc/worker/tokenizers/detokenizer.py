@@ -1,4 +1,4 @@
-"""Token ids to text while they come, never half a character."""
+"""Streams text from token ids, never half a character."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 
-def held_tokens(tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids of the tokens that end no row of bytes: those of one byte of a character, such as <0xE9>,
-    and the special ones, which are left out of the text and so of the row."""
+def byte_run_tokens(tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that continue a run of bytes; empty if the tokenizer has no byte-fallback tokens.
+
+    These are the byte-fallback tokens, such as <0xE9>, and the special tokens, which leave no text
+    and so do not end a run.
+    """
     ids = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
     if not (single := {token for token in ids if token is not None}):
         return frozenset()
@@ -17,26 +20,25 @@ def held_tokens(tokenizer: Tokenizer) -> frozenset[int]:
 
 
 class FastDetokenizer:
-    """Incremental decoding of one answer. The joined pieces equal the text decoded at once.
+    """Decodes one generation piece by piece; the joined pieces equal the text decoded at once.
 
     Args:
         tokenizer: of the model.
-        held_tokens: see the function. A row of bytes is decoded as a whole, since its last byte
-            decides whether its first ones are characters; so it is held back until it ends.
+        byte_run_tokens: see the function. The last byte of a byte run decides whether its first
+            ones are characters, so the text of a run is held back until the run ends.
     """
 
-    def __init__(self, tokenizer: Tokenizer, held_tokens: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, byte_run_tokens: frozenset[int]) -> None:
         self._tokenizer = tokenizer
-        self._held_tokens = held_tokens
+        self._byte_run_tokens = byte_run_tokens
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
         self._decoded = 0
         self._sent = 0
 
     def add(self, token: int) -> str:
-        """The text that this token completes; empty inside a character."""
         self._ids.append(token)
-        if token in self._held_tokens:
+        if token in self._byte_run_tokens:
             return ""
         piece: str = self._stream.step(self._tokenizer, self._ids[self._decoded :]) or ""
         self._decoded = len(self._ids)
@@ -44,6 +46,6 @@ class FastDetokenizer:
         return piece
 
     def rest(self) -> str:
-        """What was held back, such as a character that the answer's end cut off."""
+        """The text that was held back, such as a character that is not complete."""
         text: str = self._tokenizer.decode(self._ids, skip_special_tokens=True)
         return text[self._sent :]

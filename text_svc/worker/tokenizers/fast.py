@@ -1,4 +1,4 @@
-"""A model's tokenizer and its special tokens, read from its files with `tokenizers` alone."""
+"""A model's tokenizer and chat template, read without transformers."""
 
 from __future__ import annotations
 
@@ -11,29 +11,26 @@ from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.worker.tokenizers.detokenizer import (
     FastDetokenizer,
-    held_tokens,
+    byte_run_tokens,
 )
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
-# The template that answers when a model names several.
+# The template to use if a model has several.
 DEFAULT_TEMPLATE = "default"
 
 
 class FastTokenizer:
-    """Text to token ids and back.
+    """A `Tokenizer` from a model's files.
 
     Attributes:
-        backend: the tokenizer itself.
-        held_tokens: see `detokenize.held_tokens`.
-        special_tokens: "bos_token" and the like, as chat templates use them.
-        chat_template: its source; None where the model has none.
+        backend: the tokenizer of the `tokenizers` library.
 
     Args:
-        folder: must have a tokenizer.json.
+        folder: of the model; it must have a tokenizer.json.
 
     Raises:
-        InvalidModelError: it has none, or a file is broken.
+        InvalidModelError: there is no tokenizer.json, or a file is broken.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +43,7 @@ class FastTokenizer:
             raise InvalidModelError(f"tokenizer.json cannot be used: {error}") from None
         self.backend.no_truncation()
         self.backend.no_padding()
-        self.held_tokens = held_tokens(self.backend)
+        self._byte_run_tokens = byte_run_tokens(self.backend)
         config = read_json_object(folder / TOKENIZER_CONFIG) | read_json_object(
             folder / SPECIAL_TOKENS
         )
@@ -58,11 +55,9 @@ class FastTokenizer:
         self.chat_template = _chat_template(folder, config)
 
     def detokenizer(self) -> FastDetokenizer:
-        """For one answer."""
-        return FastDetokenizer(self.backend, self.held_tokens)
+        return FastDetokenizer(self.backend, self._byte_run_tokens)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Token ids; `special` adds what the model wants around a plain prompt."""
         ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
         return ids
 

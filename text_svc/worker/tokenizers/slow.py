@@ -1,4 +1,4 @@
-"""Tokenizers of any kind for answers that stream; Marian's is none of `tokenizers`."""
+"""Any tokenizer of transformers, for models without a tokenizer.json, such as Marian's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class SlowTokenizer:
-    """One of transformers' tokenizers, as a `Tokenizer`.
+    """A `Tokenizer` on one of transformers' tokenizers.
 
     Args:
         tokenizer: the tokenizer.
-        dropped: ids that are left out of an answer; the special ones when not given.
+        dropped: ids to leave out of the text; by default the special ones.
     """
 
     def __init__(self, tokenizer: Any, dropped: Collection[int] | None = None) -> None:
@@ -29,7 +29,7 @@ class SlowTokenizer:
 
 
 class SlowDetokenizer:
-    """Decodes an answer anew with each token, and gives what is new: answers are short here."""
+    """Decodes all tokens again with each new one, which is fast enough for short texts."""
 
     def __init__(self, tokenizer: Any, dropped: Collection[int] | None) -> None:
         self._tokenizer = tokenizer
@@ -43,7 +43,7 @@ class SlowDetokenizer:
             return ""
         self._ids.append(token)
         text = self._text()
-        # Half a character, or a decoder that changes what it has said: wait.
+        # Wait: the text ends in half a character, or the decoder changed what it gave before.
         if text.endswith("\ufffd") or not text.startswith(self._sent):
             return ""
         piece, self._sent = text[len(self._sent) :], text

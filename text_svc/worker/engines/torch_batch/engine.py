@@ -84,7 +84,7 @@ class BatchEngine:
             self._running.add(self._waiting.popleft())
             generation.start()
             self._commands.put(lambda generation=generation: self._decoder.begin(generation))  # type: ignore[misc]
-        self._metrics.answers(len(self._running), len(self._waiting))
+        self._metrics.generations(len(self._running), len(self._waiting))
 
     def _on_results(self, results: Sequence[Result]) -> None:
         """Hands over the outputs of a step, except those of generations cancelled meanwhile."""

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models
 from tests.support import tiny_text
 from text_svc.worker.tokenizers.detokenizer import (
     FastDetokenizer,
-    held_tokens,
+    byte_run_tokens,
 )
 
 
@@ -48,7 +48,7 @@ def tokenizer(
 
 
 def pieces_of(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    detokenizer = FastDetokenizer(tokenizer, held_tokens(tokenizer))
+    detokenizer = FastDetokenizer(tokenizer, byte_run_tokens(tokenizer))
     return [*(detokenizer.add(token) for token in ids), detokenizer.rest()]
 
 
@@ -72,7 +72,7 @@ def test_no_piece_of_real_text_holds_half_a_character(tokenizer: Tokenizer, text
     assert "\ufffd" in whole or not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_character_of_byte_tokens_comes_when_their_row_ends() -> None:
+def test_a_character_of_byte_tokens_comes_when_their_run_ends() -> None:
     tokenizer = byte_fallback_tokenizer()
     ids = [tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in "雪".encode()]
     sea = tokenizer.token_to_id("sea")
@@ -86,7 +86,7 @@ def test_a_character_that_the_end_cuts_off_is_sent_at_the_end() -> None:
     assert pieces_of(tokenizer, [sea, *half]) == ["sea", "", "", "\ufffd\ufffd"]
 
 
-def test_a_special_token_does_not_part_a_row_of_bytes() -> None:
+def test_a_special_token_does_not_part_a_byte_run() -> None:
     tokenizer = byte_fallback_tokenizer()
     first, second = (tokenizer.token_to_id(f"<0x{byte:02X}>") for byte in (0x41, 0xE9))
     ids = [first, tokenizer.token_to_id("<s>"), second, tokenizer.token_to_id("sea")]
