@@ -46,7 +46,7 @@ class ServerSettings(BaseSettings):
     )
 
 
-class WorkerSettings(ServerSettings):
+class ModelHostSettings(ServerSettings):
     """Further settings of a service that holds models."""
 
     admission_seconds: float = Field(

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import WorkerSettings
+from shared.settings import ModelHostSettings
 
 
-class TextSettings(WorkerSettings):
+class TextSettings(ModelHostSettings):
     """Environment variables `TEXT_*`; see the fields."""
 
     model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import WorkerSettings
+from shared.settings import ModelHostSettings
 from vision_svc.frames.types import (
     MAX_PIXELS,
     MAX_SIDE,
 )
 
 
-class VisionSettings(WorkerSettings):
+class VisionSettings(ModelHostSettings):
     """Environment variables `VISION_*`; see the fields."""
 
     model_config = SettingsConfigDict(env_prefix="VISION_", extra="ignore", frozen=True)

@@ -1,0 +1,116 @@
+"""The servicer that text_svc and vision_svc share, over a host of models that is a dict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+
+import grpc
+import pytest
+
+from ml.internal import worker_pb2 as pb
+from ml.internal import worker_pb2_grpc as pb_grpc
+from shared.errors import ModelNotLoadedError
+from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
+from shared.model_ids import ModelId
+from shared.pipelines import find_pipeline
+from shared.rpc.admission import Admission
+from shared.rpc.interceptors import ErrorInterceptor
+from shared.rpc.model_worker import ModelWorkerServicer
+
+
+class Host:
+    """Loads at once."""
+
+    def __init__(self) -> None:
+        self.held: dict[ModelId, HostedModel] = {}
+
+    async def load(
+        self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
+    ) -> AsyncIterator[LoadProgress]:
+        model = HostedModel(model_id, find_pipeline(pipeline_type), dict(options))
+
+        async def load() -> None:
+            model.bytes_fetched = model.bytes_total = 3
+            model.state = ModelState.LOADING
+            model.ram_bytes, model.loaded_at, model.engine = 5, 7, "openvino"
+            model.state = ModelState.READY
+
+        self.held[model_id] = model
+        async for progress in follow_load(model, asyncio.create_task(load())):
+            yield progress
+
+    async def unload(self, model_id: ModelId) -> None:
+        if self.held.pop(model_id, None) is None:
+            raise ModelNotLoadedError("not loaded")
+
+    def models(self) -> Iterable[HostedModel]:
+        return self.held.values()
+
+
+@contextlib.asynccontextmanager
+async def served(servicer: ModelWorkerServicer) -> AsyncIterator[pb_grpc.ModelWorkerStub]:
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    pb_grpc.add_ModelWorkerServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield pb_grpc.ModelWorkerStub(channel)
+    await server.stop(None)
+
+
+async def test_a_model_is_loaded_listed_and_unloaded() -> None:
+    async with served(ModelWorkerServicer(Admission(60), Host())) as worker:
+        request = pb.LoadRequest(
+            model_id="models/org/name/model.safetensors",
+            pipeline_type="chat",
+            options={"dtype": "float32"},
+        )
+        reports = [report async for report in worker.Load(request)]
+        states = list(dict.fromkeys(pb.ModelState.Name(report.state) for report in reports))
+        assert states == [f"MODEL_STATE_{name}" for name in ("FETCHING", "LOADING", "READY")]
+        assert [report.HasField("model") for report in reports[:-1]] == [False] * len(reports[:-1])
+        assert reports[-1].bytes_fetched == reports[-1].bytes_total == 3
+        model = reports[-1].model
+        assert (model.model_id, model.pipeline_type) == ("org/name", "text-generation")
+        assert (model.ram_bytes, model.loaded_at, model.engine) == (5, 7, "openvino")
+        assert dict(model.options) == {"dtype": "float32"}
+        assert list((await worker.List(pb.ListRequest())).models) == [model]
+        await worker.Unload(pb.UnloadRequest(model_id="org/name"))
+        assert not (await worker.List(pb.ListRequest())).models
+
+
+async def test_a_replica_is_admitted() -> None:
+    admission = Admission(60)
+    async with served(ModelWorkerServicer(admission, Host())) as worker:
+        assert not (await worker.List(pb.ListRequest())).admitted
+        await worker.Admit(pb.AdmitRequest())
+        assert admission.admitted
+        assert (await worker.List(pb.ListRequest())).admitted
+
+
+@pytest.mark.parametrize(
+    ("model_id", "pipeline_type", "field"),
+    [("", "chat", "model_id"), ("../x", "chat", "model_id"), ("a", "", "pipeline_type")],
+)
+async def test_a_bad_request_is_refused_before_the_host_is_asked(
+    model_id: str, pipeline_type: str, field: str
+) -> None:
+    host = Host()
+    async with served(ModelWorkerServicer(Admission(60), host)) as worker:
+        request = pb.LoadRequest(model_id=model_id, pipeline_type=pipeline_type)
+        with pytest.raises(grpc.aio.AioRpcError, match=field) as caught:
+            [report async for report in worker.Load(request)]
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not host.held
+
+
+async def test_until_there_is_a_host_calls_are_unavailable() -> None:
+    servicer = ModelWorkerServicer(Admission(60))
+    async with served(servicer) as worker:
+        with pytest.raises(grpc.aio.AioRpcError, match="starting") as caught:
+            await worker.List(pb.ListRequest())
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        servicer.host = Host()
+        assert not (await worker.List(pb.ListRequest())).models
