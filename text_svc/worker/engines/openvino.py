@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.formats.manifest import Manifest
-from text_svc.link.json_lines import Lines
+from text_svc.link.json_lines import JsonLines
 from text_svc.processes.launch import (
     WorkerReport,
     WorkerSpec,
@@ -123,7 +123,7 @@ class OpenVinoEngine:
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
         self._on_death = on_death
-        self._lines: Lines | None = None
+        self._lines: JsonLines | None = None
         self._process = subprocess.Popen(  # noqa: S603  # its own module
             (sys.executable, "-m", "text_svc.worker.engines.openvino_process", str(os.getpid())),
             stdin=subprocess.PIPE,
@@ -152,7 +152,7 @@ class OpenVinoEngine:
         if self._lines is None:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._lines = Lines(
+            self._lines = JsonLines(
                 self._process.stdin.fileno(),
                 self._process.stdout.fileno(),
                 self._on_message,

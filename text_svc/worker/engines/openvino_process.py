@@ -14,11 +14,7 @@ step made. All messages are JSON, one a line:
 
 from __future__ import annotations
 
-import json
-import os
-import select
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,10 +28,10 @@ from openvino_genai import (
 )
 
 from shared.process import die_with_parent
+from text_svc.link.json_lines import BlockingJsonLines
 
 # Tokens that one step works on: a long prompt is cut, so that running answers do not wait for it.
 STEP_TOKENS = 256
-READ_BYTES = 1 << 20
 
 _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
 
@@ -54,38 +50,20 @@ def make_pipeline(
     return ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 
 
-class _Commands:
-    """Lines of stdin: all that are there, or the next ones when there is nothing else to do."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self.ended = False
-
-    def read(self, wait: bool) -> Iterator[dict[str, Any]]:
-        while select.select([0], [], [], None if wait else 0)[0]:
-            block = os.read(0, READ_BYTES)
-            if not block:
-                self.ended = True
-                return
-            *lines, self._rest = (self._rest + block).split(b"\n")
-            yield from map(json.loads, lines)
-            wait = wait and not lines
-
-
 class _Steps:
     """The pipeline and its running answers."""
 
-    def __init__(self, pipeline: ContinuousBatchingPipeline, out: int) -> None:
+    def __init__(self, pipeline: ContinuousBatchingPipeline, lines: BlockingJsonLines) -> None:
         self._pipeline = pipeline
-        self._out = out
+        self._lines = lines
         self._handles: dict[int, Any] = {}
 
     def serve(self) -> None:
         """Until stdin ends."""
-        commands = _Commands()
-        while not commands.ended:
-            cancelled = False
-            for command in commands.read(wait=not self._handles):
+        while not self._lines.ended:
+            cancelled, wait = False, not self._handles
+            while (command := self._lines.receive(wait=wait)) is not None:
+                wait = False
                 if handle := self._handles.pop(command.get("cancel", 0), None):
                     handle.cancel()
                     cancelled = True
@@ -108,7 +86,7 @@ class _Steps:
         try:
             handle = self._pipeline.add_request(command["id"], prompt, config)
         except Exception as error:  # noqa: BLE001  # of this answer alone
-            self.send({"id": command["id"], "error": str(error)})
+            self._lines.send({"id": command["id"], "error": str(error)})
         else:
             self._handles[command["id"]] = handle
 
@@ -127,31 +105,25 @@ class _Steps:
                 steps.append((number, tokens, reason))
             elif handle.get_status() != GenerationStatus.RUNNING:  # it is out, and nothing says so
                 del self._handles[number]
-                self.send({"id": number, "error": "the cache has no room for it"})
+                self._lines.send({"id": number, "error": "the cache has no room for it"})
         if steps:
-            self.send({"steps": steps})
-
-    def send(self, message: dict[str, Any]) -> None:
-        line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
-        while line:
-            line = line[os.write(self._out, line) :]
+            self._lines.send({"steps": steps})
 
 
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
-    out = os.dup(1)
-    os.dup2(2, 1)  # what libraries print is not part of the conversation
-    with os.fdopen(0, "rb", buffering=0, closefd=False) as unbuffered:
-        setup = json.loads(unbuffered.readline())
+    lines = BlockingJsonLines()
+    setup = lines.receive()
+    if setup is None:
+        return
     try:
         pipeline = make_pipeline(**setup)
     except Exception as error:  # noqa: BLE001  # the parent tells it
-        os.write(out, json.dumps({"error": str(error)}).encode() + b"\n")
+        lines.send({"error": str(error)})
         sys.exit(1)
-    steps = _Steps(pipeline, out)
-    steps.send({"ready": True})
-    steps.serve()
+    lines.send({"ready": True})
+    _Steps(pipeline, lines).serve()
 
 
 if __name__ == "__main__":

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.errors import FailedPreconditionError, InternalError, InvalidArgumentError
+from text_svc.link.json_lines import JsonLines
 
 _PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
 # A fresh process needs this on a busy machine before its first answer.
 START_SECONDS = 30.0
-# One line of an answer; JSON writes a character in 12 bytes at most.
-MAX_LINE_BYTES = 64 << 20
 
 
 class ChatTemplate:
@@ -35,6 +33,9 @@ class ChatTemplate:
         self._variables = dict(variables)
         self._max_characters = max_characters
         self._process: asyncio.subprocess.Process | None = None
+        self._pipes: tuple[int, ...] = ()
+        self._lines: JsonLines | None = None
+        self._answer: asyncio.Future[dict[str, str]] | None = None
         self._turn = asyncio.Lock()
 
     async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -70,10 +71,16 @@ class ChatTemplate:
 
     async def close(self) -> None:
         """Ends the process."""
-        if self._process and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-        self._process = None
+        process, self._process = self._process, None
+        if self._lines:
+            self._lines.close()
+            self._lines = None
+        for descriptor in self._pipes:
+            os.close(descriptor)
+        self._pipes = ()
+        if process and process.returncode is None:
+            process.kill()
+            await process.wait()
 
     def _end_turn(self, exchange: asyncio.Future[dict[str, str]]) -> None:
         if not exchange.cancelled():
@@ -81,41 +88,49 @@ class ChatTemplate:
         self._turn.release()
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
-        if self._process is None or self._process.returncode is not None:
+        if self._lines is None:
+            await self.close()
             started = await self._start()
             if "error" in started:
                 raise InternalError("the process that renders chat templates does not start")
         return await self._exchange(request, RENDER_SECONDS)
 
     async def _start(self) -> dict[str, str]:
-        self._process = await asyncio.create_subprocess_exec(
-            *(
-                sys.executable,
-                "-m",
-                _PROCESS,
-                str(os.getpid()),
-            ),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=MAX_LINE_BYTES,
-        )
+        child_in, stdin = os.pipe()
+        stdout, child_out = os.pipe()
+        self._pipes = (stdin, stdout)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", _PROCESS, str(os.getpid())),
+                stdin=child_in,
+                stdout=child_out,
+            )
+        finally:
+            os.close(child_in)
+            os.close(child_out)
+        self._lines = JsonLines(stdin, stdout, self._on_answer, self._on_end)
         setup = {"template": self._source, "max_characters": self._max_characters}
         return await self._exchange(setup, START_SECONDS)
 
     async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, str]:
-        process = self._process
-        if not (process and process.stdin and process.stdout):
-            raise RuntimeError("the process was not started, or without pipes")
+        assert self._lines is not None, "the process was started"
+        self._answer = asyncio.get_running_loop().create_future()
+        self._lines.send(message)
         try:
             async with asyncio.timeout(seconds):
-                process.stdin.write(json.dumps(message).encode() + b"\n")
-                await process.stdin.drain()
-                line = await process.stdout.readline()
-            answer: dict[str, str] = json.loads(line)
+                return await self._answer
         except TimeoutError:
             await self.close()
             return {"error": f"it takes longer than {seconds:g} s"}
-        except (OSError, ValueError):  # it has ended, or wrote a line without end
+        except EOFError:
             await self.close()
             return {"error": "it ended its process"}
-        return answer
+
+    def _on_answer(self, answer: dict[str, str]) -> None:
+        if self._answer and not self._answer.done():
+            self._answer.set_result(answer)
+
+    def _on_end(self) -> None:
+        self._lines = None
+        if self._answer and not self._answer.done():
+            self._answer.set_exception(EOFError())

@@ -21,6 +21,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.process import die_with_parent
+from text_svc.link.json_lines import BlockingJsonLines
 
 MEMORY_BYTES = 512 << 20
 
@@ -91,22 +92,20 @@ def _compiled(made: ImmutableSandboxedEnvironment, source: str) -> Template:
     return made.from_string(source)
 
 
-def _answer(answer: dict[str, str]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    setup = json.loads(sys.stdin.readline())
+    lines = BlockingJsonLines()
+    setup = lines.receive()
+    if setup is None:
+        return
     made = environment()
-    _answer({"text": ""})  # ready
-    for line in sys.stdin:
-        _answer(_rendered(made, setup, json.loads(line)))
+    lines.send({"text": ""})  # ready
+    while (variables := lines.receive()) is not None:
+        lines.send(_rendered(made, setup, variables))
 
 
 if __name__ == "__main__":
