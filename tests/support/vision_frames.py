@@ -1,4 +1,4 @@
-"""Frames in every wire format, each with the pixels that a decoder of another make finds in it."""
+"""Frames in every format, each with the pixels that another decoder finds in it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _nv12(image: np.ndarray) -> bytes:
 
 
 def encode_still(image: np.ndarray, name: str) -> tuple[bytes, np.ndarray]:
-    """One picture: its bytes, and its pixels after the loss that the format brings."""
+    """One picture: its bytes, and its pixels after the loss of the format."""
     if name == "rgb":
         return image.tobytes(), image
     if name in _OPENCV:
@@ -52,7 +52,7 @@ def encode_still(image: np.ndarray, name: str) -> tuple[bytes, np.ndarray]:
 def encode_video(
     images: Sequence[np.ndarray], name: str, **options: str
 ) -> tuple[list[tuple[int, bytes]], list[np.ndarray]]:
-    """A clip: (index of the picture, its packet) in coded order, and the pictures decoded alone."""
+    """A clip: (index of the picture, packet) in coded order, and the decoded pictures."""
     codec = av.CodecContext.create({"h264": "libx264", "vp8": "libvpx"}[name], "w")
     codec.height, codec.width = images[0].shape[:2]
     codec.pix_fmt, codec.time_base = "yuv420p", Fraction(1, 30)
@@ -74,7 +74,7 @@ def encode_video(
 def encode_clip(
     images: Sequence[np.ndarray], name: str
 ) -> tuple[list[pb.VideoFrame], list[np.ndarray]]:
-    """Messages in the order of sending, and the pixels in the order of showing."""
+    """Messages in the order of sending, and pixels in the order of display."""
     height, width = images[0].shape[:2]
     if name in VIDEOS:
         packets, pixels = encode_video(images, name)

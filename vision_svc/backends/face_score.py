@@ -35,7 +35,7 @@ _CROP_SCALE = 2.0
 # (mediapipe/modules/face_detection, score_clipping_thresh).
 _CLIP = 100.0
 # Frames for which a score is valid, the first included, while the face stays in its place.
-LOOK_EVERY = 4
+FRAMES_PER_SCORE = 4
 # The largest changes of a face that stays in its place: the earlier crop would still show it whole
 # and upright.
 _MAX_SHIFT = 0.2  # of its size
@@ -82,7 +82,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _ScoredPlace:
     """The detector's score for a place, and the number of frames it has been used for."""
 
     place: _Place
@@ -109,7 +109,7 @@ class FaceScorer:
         # Of the two outputs, boxes (anchors x 16) and scores (anchors x 1), the scores.
         self._output = min(outputs, key=lambda detail: int(detail["shape"][-1]))
         self._side = int(self._input["shape"][1])
-        self._looks: list[_Look] = []
+        self._scored: list[_ScoredPlace] = []
 
     def scores(self, image: Rgb, faces: Sequence[Points]) -> list[float]:
         """The detector's best score, from 0 to 1, for each face.
@@ -119,17 +119,17 @@ class FaceScorer:
             faces: the mesh of each face: at least 468 normalised points.
         """
         height, width = image.shape[:2]
-        fresh = [look for look in self._looks if look.frames < LOOK_EVERY]
-        self._looks = []
+        valid = [scored for scored in self._scored if scored.frames < FRAMES_PER_SCORE]
+        self._scored = []
         for face in faces:
             place = _Place.of(face, width, height)
-            near = next((look for look in fresh if place.near(look.place)), None)
+            near = next((scored for scored in valid if place.near(scored.place)), None)
             if near:
-                look = replace(near, frames=near.frames + 1)
+                scored = replace(near, frames=near.frames + 1)
             else:
-                look = _Look(place, self._score(image, place))
-            self._looks.append(look)
-        return [look.score for look in self._looks]
+                scored = _ScoredPlace(place, self._score(image, place))
+            self._scored.append(scored)
+        return [scored.score for scored in self._scored]
 
     def _score(self, image: Rgb, place: _Place) -> float:
         side = self._side

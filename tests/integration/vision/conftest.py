@@ -1,4 +1,4 @@
-"""vision_svc as a process of its own, and clips to send it."""
+"""vision_svc in a process of its own, and clips to send to it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tools import vision_clips
 
 @dataclass
 class Vision:
-    """A service that runs.
+    """A running service.
 
     Attributes:
-        process: of the service.
-        address: of its gRPC port.
-        metrics_port: of its metrics page.
-        channel, stub: of a synchronous client. The asyncio client of grpcio shows INTERNAL in place
-            of the status when a server ends a stream while it writes.
+        process: the service.
+        address: its gRPC address.
+        metrics_port: the port of its metrics page.
+        channel, stub: a synchronous client. The asyncio client of grpcio reports INTERNAL instead
+            of the status if a server ends a stream while the client writes.
     """
 
     process: subprocess.Popen[bytes]
@@ -40,7 +40,7 @@ class Vision:
     stub: mediapipe_pb2_grpc.MediapipeServiceStub
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels."""
+        """The sum of a metric's samples with these labels."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         with urllib.request.urlopen(url, timeout=10) as page:
             lines = page.read().decode().splitlines()
@@ -63,12 +63,12 @@ StartVision = Callable[..., Vision]
 
 @pytest.fixture(scope="session")
 def vision_models(models: Path) -> Path:
-    """The folder of the vision models; without it nothing here can run."""
+    """The folder of the vision models, without which no test here can run."""
     return models / "vision"
 
 
 def _start(cleanup: ExitStack, module: str = "vision_svc", **settings: str) -> Vision:
-    for _ in range(3):  # a port may be taken by somebody else before the service listens on it
+    for _ in range(3):  # another process may take the port before the service listens on it
         vision = _start_once(cleanup, module, **settings)
         if vision.process.poll() is None:
             return vision
@@ -76,7 +76,7 @@ def _start(cleanup: ExitStack, module: str = "vision_svc", **settings: str) -> V
 
 
 def _start_once(cleanup: ExitStack, module: str, **settings: str) -> Vision:
-    """A service that serves, or one that has ended."""
+    """Starts a service and waits until it serves or has ended."""
     port, metrics_port = free_port(), free_port()
     env = {
         "VISION_PORT": str(port),
@@ -103,14 +103,14 @@ def _start_once(cleanup: ExitStack, module: str, **settings: str) -> Vision:
 
 @pytest.fixture(scope="session")
 def vision(vision_models: Path) -> Iterator[Vision]:
-    """One service for many tests; leave it as you found it."""
+    """One service for many tests, which must not change it."""
     with ExitStack() as cleanup:
         yield _start(cleanup, model_dir=str(vision_models))
 
 
 @pytest.fixture
 def start_vision(vision_models: Path) -> Iterator[StartVision]:
-    """Starts services with settings of their own, which may be broken."""
+    """Starts services with other settings, which tests may break."""
     with ExitStack() as cleanup:
 
         def start(module: str = "vision_svc", **settings: str) -> Vision:

@@ -1,4 +1,4 @@
-"""What several of the stream tests need."""
+"""Helpers of the stream tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MediaPipe run directly in this process, and how its results compare with answers of the wire."""
+"""MediaPipe run directly in this process, and the comparison of its results with answers."""
 
 from __future__ import annotations
 

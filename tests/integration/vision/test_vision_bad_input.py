@@ -1,4 +1,4 @@
-"""Hostile and broken frames: each is refused with a reason, and the next caller is served."""
+"""Hostile and broken frames: each is refused with a reason, and the next call is served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXELS = IMAGE.tobytes()
 
 
 def png_of_zeros(width: int, height: int, data: bytes = b"") -> bytes:
-    """A PNG whose header tells any size and whose rows are `data`."""
+    """A PNG whose header states any size and whose rows are `data`."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -120,7 +120,7 @@ FRAMES = {
 
 
 def serves(vision: Vision) -> bool:
-    """Whether the next caller gets an answer."""
+    """Whether the next call is answered."""
     (answer,) = vision.stub.StreamFaceDetection(rgb_frames([vision_clips.astronaut()]))
     return len(answer.faces) == 1
 
@@ -185,7 +185,7 @@ def test_a_damaged_frame_in_a_video(vision: Vision, name: str) -> None:
     messages, _ = encode_clip(list(vision_clips.moving(vision_clips.astronaut(), 12)), name)
     data = messages[6].frame_data
     messages[6].frame_data = data[: len(data) // 3]
-    if name == "vp8":  # a VP8 decoder fills in what is missing; a frame of no kind it refuses
+    if name == "vp8":  # its decoder conceals missing data, but refuses a bad header
         messages[6].frame_data = b"\x00"
     with pytest.raises(grpc.RpcError) as raised:
         list(vision.stub.StreamFaceDetection(iter(messages)))
@@ -216,7 +216,7 @@ def test_endless_parameter_sets(vision: Vision) -> None:
     ],
 )
 def test_thresholds_at_their_ends(vision: Vision, rpc: str, score: str) -> None:
-    """MediaPipe ends the process where hands need an overlap of 0."""
+    """MediaPipe aborts the process if hands need an overlap of 0."""
     names = ["min_detection_confidence"]
     if rpc != "StreamFaceDetection":
         names.append("min_presence_confidence")

@@ -1,4 +1,4 @@
-"""Frames after the half-close: no client library sends them, so they are written by hand."""
+"""Frames after the half-close, written by hand because no client library sends them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STREAM_CLOSED = 0x5
 
 
 def answers_of(connection: RawConnection, stream: int) -> list[pb.FaceDetectionResponse]:
-    """The answers of a call, to its end."""
+    """All answers of a call."""
     data = b""
     for frame in connection.frames():
         if frame.stream == stream:
@@ -47,7 +47,7 @@ def call_with_a_late_frame(connection: RawConnection, stream: int) -> None:
 def test_the_service_drops_them_and_serves_on(vision: Vision) -> None:
     received = vision.metric("vision_frames_received_total", task="face-detection")
     with RawConnection(vision.address) as connection:
-        for stream in (1, 3):  # the connection lives on
+        for stream in (1, 3):  # the connection stays open
             call_with_a_late_frame(connection, stream)
             assert len(answers_of(connection, stream)) == 1
     now = vision.metric("vision_frames_received_total", task="face-detection")
@@ -60,9 +60,9 @@ def test_envoy_ends_the_connection_and_serves_on(stack: Stack) -> None:
     stack.wait_serving([VISION])
     with RawConnection(stack.addresses["envoy"]) as connection:
         call_with_a_late_frame(connection, 1)
-        frames = list(connection.frames())  # to the end that Envoy makes
+        frames = list(connection.frames())  # until Envoy closes it
     assert not [frame for frame in frames if frame.kind == DATA]
-    # Its reason may be lost where the connection is reset.
+    # The reason may be lost if the connection is reset.
     reasons = [int.from_bytes(frame.payload[4:8]) for frame in frames if frame.kind == GOAWAY]
     assert reasons in ([STREAM_CLOSED], [])
     with stack.channel() as channel:

@@ -1,4 +1,4 @@
-"""How streams end, and how many of them and of their instances there may be."""
+"""How streams end, and the limits on streams, instances and failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def endless(message: pb.VideoFrame, stop: threading.Event) -> Iterator[pb.VideoF
 
 
 def idle(vision: Vision) -> bool:
-    """Whether nothing of any stream is left."""
+    """Whether no stream has left anything behind."""
     return (
         vision.metric("vision_open_streams") == 0
         and vision.metric("vision_instances", task="face-mesh") == 0
@@ -116,7 +116,7 @@ def test_instances_have_a_memory_budget(start_vision: StartVision) -> None:
     error = error_of(vision.stub.StreamHolisticTracking(iter([message])))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "64 MiB" in error.details()
-    # What is warm makes room for what is needed.
+    # Idle instances make room for new ones.
     data, _ = encode_still(person(1)[0], "jpeg")
     request = pb.ImageRequest(image_data=data, format="jpeg")
     for _ in range(2):
@@ -125,7 +125,7 @@ def test_instances_have_a_memory_budget(start_vision: StartVision) -> None:
 
 
 def test_after_some_failed_graphs_the_process_ends(start_vision: StartVision) -> None:
-    """In order, and whoever started it starts it again."""
+    """The process ends in order, and its supervisor starts it again."""
     module = "tests.integration.vision.failing_service"
     vision = start_vision(module, max_failed_graphs="2", drain_seconds="0")
     data, _ = encode_still(person(1)[0], "jpeg")

@@ -1,4 +1,4 @@
-"""Models of callers: LoadModel replaces what a task runs on."""
+"""Models that callers load: LoadModel replaces the model of a task."""
 
 from __future__ import annotations
 
@@ -160,13 +160,15 @@ async def test_one_model_a_task(bare: Vision, worker: worker_pb2_grpc.ModelWorke
         assert MODEL in (raised.value.details() or "")
 
 
-async def test_unloading_what_is_not_there(worker: worker_pb2_grpc.ModelWorkerStub) -> None:
+async def test_unloading_a_model_that_is_not_loaded(
+    worker: worker_pb2_grpc.ModelWorkerStub,
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))
     assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
-async def test_unloading_ends_a_load_that_is_under_way(
+async def test_unloading_ends_a_load(
     bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub, provider: Provider
 ) -> None:
     asked, go_on = asyncio.Event(), asyncio.Event()
@@ -209,7 +211,7 @@ async def test_a_load_that_is_cancelled_leaves_nothing(
     request = worker_pb2.LoadRequest(model_id=MODEL, pipeline_type="face-detection")
     call = worker.Load(request)
     await call.read()
-    while provider.behaviours:  # until the provider is at it, nothing is under way
+    while provider.behaviours:  # until the provider has begun to send
         await asyncio.sleep(0.02)
     call.cancel()
 

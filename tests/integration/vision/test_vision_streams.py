@@ -1,4 +1,4 @@
-"""What streams answer: to whom, in which order, under which policy, clock, format and options."""
+"""Answers of streams: order, isolation, frame policies, clocks, formats and options."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def get_their_own(
 
 
 @pytest.mark.parametrize("rpc", ["StreamFaceDetection", "StreamSelfieSegmentation"])
-def test_what_is_kept_warm_remembers_nothing(vision: Vision, rpc: str) -> None:
-    """These two keep instances for the next stream: it must see nothing of the one before."""
+def test_idle_instances_remember_nothing(vision: Vision, rpc: str) -> None:
+    """These two keep instances for the next stream, which must not see the earlier frames."""
     here, there = person(4), mirrored(person(4))
     nobody = [np.full_like(here[0], 120)] * 4
 
@@ -121,7 +121,7 @@ def test_the_latest_frame_wins(vision: Vision) -> None:
 
 
 def test_latest_decodes_all_of_a_video(vision: Vision) -> None:
-    """A frame that is not answered is still needed by those after it."""
+    """A frame that is not answered is still needed to decode later ones."""
     messages, pixels = encode_clip(person(40), "h264")
     answers = list(
         vision.stub.StreamFaceMesh(iter(messages), metadata=[("frame-policy", "latest")])
@@ -176,7 +176,7 @@ def test_the_format_and_size_may_change(vision: Vision) -> None:
 
 @pytest.mark.parametrize("task", [task for task in REFERENCES if task != "hands"])
 def test_the_size_may_change_while_somebody_is_there(vision: Vision, task: str) -> None:
-    """A camera that is turned: MediaPipe's holistic graph fails where it follows a person on."""
+    """As of a camera that is turned: MediaPipe's holistic graph fails if it continues tracking."""
     clip = [image[:, :400].copy() if i % 4 > 1 else image for i, image in enumerate(person(8))]
     messages = [message for image in clip for message in rgb_frames([image])]
     answers = list(getattr(vision.stub, REFERENCES[task].rpc)(iter(messages)))
@@ -230,7 +230,7 @@ def test_options_come_in_two_ways(vision: Vision) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("max_hands", "2", "max_faces"),
         ("nonsense", "1", "min_detection_confidence"),
@@ -241,12 +241,12 @@ def test_options_come_in_two_ways(vision: Vision) -> None:
         ("min_tracking_confidence", "1.5", "from 0 to 1"),
     ],
 )
-def test_options_that_are_refused(vision: Vision, name: str, value: str, told: str) -> None:
+def test_options_that_are_refused(vision: Vision, name: str, value: str, expected: str) -> None:
     (message,) = rgb_frames(person(1))
     message.metadata[name] = value
     error = error_of(vision.stub.StreamFaceMesh(iter([message])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert told in error.details()
+    assert expected in error.details()
 
 
 def test_options_cannot_change_in_a_stream(vision: Vision) -> None:

@@ -21,14 +21,14 @@ FRAMES = 5
 
 
 def clip_for(task: str, frames: int = FRAMES) -> list[np.ndarray]:
-    """A clip made of what `make models` brings: a person, or a hand."""
+    """A clip made of the pictures of `make models`: a person, or a hand."""
     if task == "hands":
         return list(vision_clips.moving_hand(frames))
     return list(vision_clips.moving(vision_clips.astronaut(), frames))
 
 
 def found(answer: Any) -> bool:
-    """Whether an answer holds anything at all."""
+    """Whether an answer contains anything."""
     if isinstance(answer, pb.HolisticTrackingResponse):
         return answer.HasField("face") and answer.HasField("pose")
     if isinstance(answer, pb.SegmentationResponse):
@@ -64,7 +64,7 @@ def test_a_stream_equals_mediapipe(
     vision: Vision, vision_models: Path, task: str, name: str
 ) -> None:
     answers = check_against_mediapipe(vision, vision_models, REFERENCES[task], clip_for(task), name)
-    # The drawing without its colours is a hand to nobody, MediaPipe itself included.
+    # MediaPipe itself finds no hand in the drawing without its colours.
     assert all(found(answer) for answer in answers) or (task, name) == ("hands", "gray")
 
 
@@ -147,7 +147,7 @@ def test_mesh_contours_are_pairs_of_landmarks(vision: Vision) -> None:
 
 
 def test_the_confidence_of_a_mesh_is_of_its_face(vision: Vision) -> None:
-    """A face that is hard to see scores less: no constant does that."""
+    """A face that is hard to see has a lower score, so it is not a constant."""
     clear = vision_clips.astronaut()
     dim = (clear.astype(np.float32) * 0.12).astype(np.uint8)
     noise = np.random.default_rng(1).normal(0, 20, clear.shape)

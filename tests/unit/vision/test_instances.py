@@ -1,4 +1,4 @@
-"""Who holds task instances, how many fit, and what happens when a graph fails."""
+"""Task instances: who uses them, how many fit, and what happens when a graph fails."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = np.zeros((4, 4, 3), np.uint8)
 
 
 class Graph:
-    """Stands for a MediaPipe graph: no real one fails on frames that are checked."""
+    """A MediaPipe graph that can fail, which no real one does on frames that were checked."""
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
@@ -73,7 +73,7 @@ def world(tmp_path: Path) -> World:
 def test_an_instance_of_a_file_that_was_replaced_is_not_used_again(
     world: World, tmp_path: Path
 ) -> None:
-    """It was in use when its task got another model of the same name, and comes back late."""
+    """It was in use when another model of the same name was loaded, and is released later."""
     before = world.instances.acquire(world.stateless, {}, Mode.IMAGE)
     (tmp_path / "new").write_bytes(b"2")
     os.utime(tmp_path / "new", ns=(1, 1))
@@ -148,7 +148,7 @@ def test_idle_instances_make_room(world: World) -> None:
     assert len({*held}) == 2
 
 
-def test_the_clock_always_goes_on(world: World) -> None:
+def test_the_clock_always_increases(world: World) -> None:
     instance = world.instances.acquire(world.tracker, {}, Mode.VIDEO)
     for step in (20, 0, -5, MAX_STEP_MS, MAX_STEP_MS + 1, 2**63):
         instance.detect(IMAGE, step)
@@ -178,7 +178,7 @@ def test_a_closed_instance_answers_no_more(world: World) -> None:
 
 
 def test_an_instance_in_use_is_closed_after_its_frame(world: World) -> None:
-    """A stream that is cancelled lets go while its frame still runs in a thread."""
+    """A cancelled stream releases its instance while its frame still runs in a thread."""
     instance = world.instances.acquire(world.stateless, {}, Mode.IMAGE)
     graph = world.graphs[0]
     running, go_on = threading.Event(), threading.Event()
@@ -200,7 +200,7 @@ def test_an_instance_in_use_is_closed_after_its_frame(world: World) -> None:
     assert graph.closed.wait(10)
 
 
-def test_a_file_that_is_missing_or_no_model(world: World, tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_a_model(world: World, tmp_path: Path) -> None:
     from vision_svc.tasks import FACE_DETECTION, HAIR_SEGMENTATION, HAND_TRACKING
 
     for task in (FACE_DETECTION, HAND_TRACKING, HAIR_SEGMENTATION):

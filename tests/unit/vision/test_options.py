@@ -1,4 +1,4 @@
-"""Options of calls: names, ranges and where they come from."""
+"""Options of calls: their names, ranges and sources."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_later_sources_win_and_names_are_lenient() -> None:
         ("", "", UnknownOptionError),
     ],
 )
-def test_what_is_refused(key: str, text: str, error: type[ServiceError]) -> None:
+def test_options_that_are_refused(key: str, text: str, error: type[ServiceError]) -> None:
     with pytest.raises(error):
         parse_options(KNOWN, {key: text})
 
 
-def test_only_prefixed_metadata_of_a_call_is_ours() -> None:
+def test_only_prefixed_metadata_of_a_call_are_options() -> None:
     call = {"vision-max-faces": "2", "user-agent": "x", "x-request-id": "1"}
     assert options_of_call(call) == {"max-faces": "2"}
 

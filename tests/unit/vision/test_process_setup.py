@@ -1,4 +1,4 @@
-"""The pinned MediaPipe, which private parts of it vision_svc uses, and where its reports go."""
+"""The pinned MediaPipe, the private parts of it that vision_svc uses, and its usage reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ refuse_reports(sys.argv[2])
 from mediapipe.tasks.python import BaseOptions, vision
 options = vision.FaceDetectorOptions(base_options=BaseOptions(model_asset_path=sys.argv[1]))
 vision.FaceDetector.create_from_options(options).close()
-sys.stdin.read()  # the report is sent meanwhile
+sys.stdin.read()  # keeps the process alive while the report is sent
 """
 
 
@@ -60,26 +60,26 @@ def test_reports_go_to_the_proxy_and_not_to_their_host() -> None:
     assert request.startswith(b"CONNECT play.googleapis.com:443 ")
 
 
-def test_nobody_listens_nowhere() -> None:
+def test_nothing_listens_on_nowhere() -> None:
     host, port = NOWHERE.removeprefix("http://").split(":")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), 60)
 
 
-def test_the_installed_one_is_the_one_that_the_code_is_written_for() -> None:
+def test_the_supported_mediapipe_is_installed_and_pinned() -> None:
     assert process_setup.mediapipe_fault() == ""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = f"mediapipe=={process_setup.MEDIAPIPE_VERSION}"
     assert pinned in project["optional-dependencies"]["vision"]
 
 
-def test_another_one_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_explained_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = process_setup.MEDIAPIPE_VERSION
     monkeypatch.setattr(process_setup, "MEDIAPIPE_VERSION", "9.8.7")
     assert process_setup.mediapipe_fault().startswith(f"mediapipe {installed} is installed, but ")
 
 
-def test_the_service_does_not_start_on_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_does_not_start_on_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
 
     monkeypatch.setattr(process_setup, "MEDIAPIPE_VERSION", "9.8.7")
@@ -92,7 +92,7 @@ def test_the_library_has_the_functions_for_pictures(name: str) -> None:
     assert hasattr(load_raw_library(image._CTYPES_SIGNATURES), name)
 
 
-def test_a_landmark_lies_in_memory_as_it_did() -> None:
+def test_the_memory_layout_of_a_landmark() -> None:
     offsets = {name: POINT.fields[name][1] for name in POINT.names or ()}  # type: ignore[index]
     floats = {name: 4 * i for i, name in enumerate(("x", "y", "z"))}
     assert offsets == floats | {
@@ -106,7 +106,7 @@ def test_a_landmark_lies_in_memory_as_it_did() -> None:
 
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("task", MEDIAPIPE_TASKS, ids=lambda task: task.name)
-def test_each_task_has_what_is_used_of_it(task: VisionTask, mode: Mode) -> None:
+def test_each_task_has_the_private_parts_that_are_used(task: VisionTask, mode: Mode) -> None:
     options = parse_options(task.options)
     path: Path = model_dir() / "vision" / task.asset(options).file
     if not path.is_file():

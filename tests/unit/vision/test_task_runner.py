@@ -20,7 +20,7 @@ PICTURE = EncodedFrame(b"\0" * 12, "rgb", 2, 2, data_field="image_data")
 
 
 class FailingGraph:
-    """Stands for a MediaPipe graph: no real one fails on frames that are checked."""
+    """A MediaPipe graph that fails, which no real one does on frames that were checked."""
 
     def detect(self, image: object, time_ms: int) -> None:
         raise RuntimeError("calculator failed")
@@ -33,7 +33,9 @@ def fail(path: Path, options: Options, mode: Mode) -> FailingGraph:
     return FailingGraph()
 
 
-async def test_failed_graphs_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_failures_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model").write_bytes(b"1")
     task = VisionTask("failing", fail, {"": Asset("model", 1)}, ())
     monkeypatch.setitem(tasks.TASKS, "failing", task)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The face detector's second look: real scores, renewed in time and when a face moves."""
+"""The scores of faces: from the detector, renewed after some frames and when a face moves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tools import vision_clips
 from tools.models import model_dir
 from vision_svc.backends.face_score import (
-    LOOK_EVERY,
+    FRAMES_PER_SCORE,
     FaceScorer,
 )
 from vision_svc.backends.landmarks import (
@@ -18,12 +18,12 @@ from vision_svc.backends.landmarks import (
     Points,
 )
 
-# Where the face of the astronaut is, in parts of the picture: left, top, right, bottom.
+# The astronaut's face, in fractions of the picture: left, top, right, bottom.
 FACE = (0.36, 0.13, 0.52, 0.36)
 
 
 def points(left: float, top: float, right: float, bottom: float) -> Points:
-    """A mesh of 478 points that fills a box, with its eyes level."""
+    """A mesh of 478 points that fills a box, with level eyes."""
     middle = (top + bottom) / 2
     mesh = np.zeros(478, POINT)
     mesh["x"], mesh["y"] = (left + right) / 2, middle
@@ -64,16 +64,16 @@ def test_a_leaning_face_is_turned_upright(scorer: FaceScorer) -> None:
     assert scorer.scores(picture, [mesh])[0] > 0.8
 
 
-def test_a_score_counts_for_some_frames(scorer: FaceScorer) -> None:
+def test_a_score_is_valid_for_some_frames(scorer: FaceScorer) -> None:
     picture = vision_clips.astronaut()
     nothing = np.zeros_like(picture)
     first = scorer.scores(picture, [points(*FACE)])
-    for _ in range(LOOK_EVERY - 1):
+    for _ in range(FRAMES_PER_SCORE - 1):
         assert scorer.scores(nothing, [points(*FACE)]) == first
     assert scorer.scores(nothing, [points(*FACE)])[0] < 0.3
 
 
-def test_a_face_that_moves_is_looked_at_again(scorer: FaceScorer) -> None:
+def test_a_face_that_moves_is_scored_again(scorer: FaceScorer) -> None:
     picture = vision_clips.astronaut()
     scorer.scores(picture, [points(*FACE)])
     left, top, right, bottom = FACE

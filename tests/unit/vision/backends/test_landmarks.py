@@ -1,4 +1,4 @@
-"""Arrays of points become the same messages as point by point."""
+"""Arrays of points become the same messages as points added one by one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vision_svc.backends.landmarks import (
     view,
 )
 
-# Zeros, negative numbers and what is not set are where such a layout would go wrong.
+# Such a layout would fail first on zeros, negative numbers and values that are not set.
 ROWS = [
     (0.25, -0.5, 0.0, True, 0.75, True, 1.0),
     (0.0, 0.0, 0.0, False, 9.0, False, 9.0),
@@ -45,7 +45,7 @@ def expected(*, optional: bool) -> list[pb.Landmark]:
     return landmarks
 
 
-def test_all_kinds_of_landmarks_lie_alike_in_memory() -> None:
+def test_all_kinds_of_landmarks_have_the_same_layout() -> None:
     for name in POINT.names or ():
         assert getattr(MpLandmarkC, name).offset == getattr(MpNormalizedLandmarkC, name).offset
     assert POINT.itemsize == ctypes.sizeof(MpNormalizedLandmarkC)

@@ -1,4 +1,4 @@
-"""The indices of the wire are MediaPipe's own."""
+"""The landmark indices are those of MediaPipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which models are taken for masks."""
+"""Which models are accepted for masks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vision_svc.backends import segmentation
 
 
 class Interpreter:
-    """Stands for LiteRT with a model of many classes: none comes with the set."""
+    """LiteRT with a model of many classes, of which none is among our models."""
 
     def __init__(self, model_path: str, num_threads: int) -> None:
         pass
@@ -27,7 +27,7 @@ class Interpreter:
 
 
 def test_a_model_of_many_classes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of its classes would pass for hair and everything else."""
+    """Two of its classes would be taken for hair and everything else."""
     monkeypatch.setattr(segmentation, "Interpreter", Interpreter)
     with pytest.raises(ValueError, match="a model of 6 classes"):
         segmentation.Segmenter(Path("model"), "binary")

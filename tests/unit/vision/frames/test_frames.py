@@ -1,4 +1,4 @@
-"""Frames from bytes to pixels, and what is refused before decoding."""
+"""Decoding frames of every format, and the errors for frames that are refused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from vision_svc.frames.types import (
 )
 
 LIMITS = Limits()
-# Four colours that tell every orientation and channel order apart.
+# Four colours by which every orientation and channel order can be recognised.
 CORNERS = np.zeros((48, 64, 3), np.uint8)
 CORNERS[:24, :32] = (250, 10, 10)
 CORNERS[:24, 32:] = (10, 250, 10)
@@ -53,7 +53,7 @@ def save(image: Image.Image, name: str, **options: object) -> bytes:
 
 
 def close_to(image: np.ndarray, expected: np.ndarray, tolerance: int) -> bool:
-    """Equal but for the loss of compression, away from the colours' borders."""
+    """Equal within `tolerance`, away from the borders of the colours."""
     inner = np.ones(expected.shape[:2], bool)
     inner[20:28] = inner[:, 28:36] = False
     difference = np.abs(image.astype(int) - expected.astype(int))[inner]
@@ -154,7 +154,7 @@ def test_broken_exif_is_upright(exif: bytes) -> None:
     assert jpeg_orientation(data[:2] + segment + data[2:]) == 1
 
 
-def test_headers_of_nothing() -> None:
+def test_headers_of_other_data() -> None:
     for data in (b"", b"\x89PNG", b"RIFF" + b"\0" * 40, b"\xff\xd8"):
         with pytest.raises(HeaderError):
             png_size(data)
@@ -163,11 +163,11 @@ def test_headers_of_nothing() -> None:
         assert jpeg_orientation(data) == 1
 
 
-def test_limits_are_told() -> None:
+def test_errors_contain_the_limit() -> None:
     limits = Limits(max_pixels=1000, max_side=100)
-    for width, height, told in ((32, 32, "1000 pixels"), (101, 1, "limit of 100")):
+    for width, height, expected in ((32, 32, "1000 pixels"), (101, 1, "limit of 100")):
         frame = EncodedFrame(b"1" * width * height, "gray", width, height)
-        with pytest.raises(InputTooLargeError, match=told):
+        with pytest.raises(InputTooLargeError, match=expected):
             decode_picture(frame, limits)
     with pytest.raises(FrameSizeError, match="height must be positive, not -1"):
         limits.check(1, -1)
@@ -185,19 +185,19 @@ def test_limits_are_told() -> None:
         (EncodedFrame(b"1", "png"), UndecodableImageError, "frame_data"),
     ],
 )
-def test_what_is_refused(frame: EncodedFrame, error: type[ServiceError], field: str) -> None:
+def test_refused_frames(frame: EncodedFrame, error: type[ServiceError], field: str) -> None:
     with pytest.raises(error) as raised:
         decode_picture(frame, LIMITS)
     assert raised.value.field == field
 
 
-def test_a_stream_names_the_frame() -> None:
+def test_errors_in_a_stream_name_the_frame() -> None:
     decoder = FrameDecoder(LIMITS)
     with pytest.raises(UndecodableImageError, match=r"frame 3 of the stream \(frame_number 9\): "):
         list(decoder.decode(EncodedFrame(b"1", "png", number=9, position=3)))
 
 
-def test_what_is_free_to_decode() -> None:
+def test_frames_that_need_no_decoding() -> None:
     decoder = FrameDecoder(LIMITS)
     assert decoder.needs_no_decoding(EncodedFrame(b"", " RGB"))
     assert decoder.needs_no_decoding(EncodedFrame(b"", "raw"))

@@ -1,6 +1,6 @@
-"""Whatever the bytes are, the decoder answers with pixels within the limits or with a reason.
+"""For any bytes, the decoder returns pixels within the limits or raises an error with a reason.
 
-The examples are the same in each run, so that a run tells of a change and not of chance.
+The examples are the same in each run, so that a failure means a change and not chance.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def test_any_bytes(name: str, data: bytes, width: int, height: int) -> None:
 
 @st.composite
 def damaged(draw: st.DrawFn, name: str) -> bytes:
-    """A valid frame with some bytes changed, and perhaps cut or doubled."""
+    """A valid frame with some bytes changed, perhaps truncated, perhaps followed by another one."""
     data = bytearray(VALID[name])
     for _ in range(draw(st.integers(1, 6))):
-        # Headers, where the damage does most, are at the beginning.
+        # The headers, where damage has the most effect, are at the beginning.
         index = draw(st.integers(0, min(60, len(data) - 1)) | st.integers(0, len(data) - 1))
         data[index] = draw(st.integers(0, 255))
     cut = draw(st.integers(0, len(data)) | st.just(len(data)))

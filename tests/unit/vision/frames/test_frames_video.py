@@ -1,4 +1,4 @@
-"""h264 and vp8: every picture belongs to the frame that held it."""
+"""h264 and vp8: every picture is paired with the frame that contained it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from vision_svc.frames.types import (
     Limits,
 )
 
-# Each picture is a gray of its own, so that a picture tells its number.
+# Each picture has its own shade of gray, which identifies it.
 CLIP = [np.full((64, 96, 3), 20 + 7 * number, np.uint8) for number in range(30)]
 
 
 def decode(packets: list[tuple[int, bytes]], name: str) -> list[DecodedFrame]:
-    """All pictures; the frames are numbered in the order of sending, their time is of showing."""
+    """All pictures. Frame numbers are in the order of sending, timestamps in that of display."""
     decoder = FrameDecoder(Limits())
     decoded = []
     for position, (shown, data) in enumerate(packets, 1):
@@ -72,7 +72,7 @@ def test_a_video_over_the_limit(name: str) -> None:
 
 
 def test_frames_that_never_become_pictures() -> None:
-    """A cut stream: the decoder must not be asked for ever."""
+    """A stream without its beginning must end with an error."""
     packets, _ = encode_video(CLIP, "h264")
     decoder = FrameDecoder(Limits())
     with pytest.raises(UndecodableImageError):

@@ -1,4 +1,4 @@
-"""Frames come off the wire as protobuf would read them, without its copies."""
+"""Frames are read as protobuf would read them, without its copies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_frame_with_options() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 16_383, 16_384, 921_600, 3_000_000])
-def test_every_length_of_a_length(size: int) -> None:
+def test_every_length_of_the_length_field(size: int) -> None:
     frame = read_frame(pb.VideoFrame(frame_data=b"\x0a" * size, width=1).SerializeToString())
     assert bytes(frame.data) == b"\x0a" * size
     assert frame.fields == pb.VideoFrame(width=1)
@@ -60,7 +60,7 @@ def test_the_last_of_several_values_counts() -> None:
     "message",
     [FRAME.SerializeToString()[:300], b"\x0a", b"\x0a\xff\xff\xff\xff\xff\xff\xff", b"\x0a\xff"],
 )
-def test_what_is_cut_off_is_refused(message: bytes) -> None:
+def test_truncated_messages_are_refused(message: bytes) -> None:
     with pytest.raises(DecodeError):
         read_frame(message)
 

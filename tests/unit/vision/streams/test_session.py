@@ -27,7 +27,7 @@ LATEST = {"frame-policy": "latest"}
 
 
 class GatedTask:
-    """Stands for a model that takes as long as the test wants: each frame needs a permit."""
+    """A model that takes as long as the test wants: each frame needs a permit."""
 
     def __init__(self) -> None:
         self.begun = threading.Semaphore(0)
@@ -90,8 +90,8 @@ def runner(
     gated.permits.release(1000)
 
 
-async def settle() -> None:
-    """Lets the event loop do what it can do by itself."""
+async def run_ready() -> None:
+    """Lets the event loop run all that is ready."""
     for _ in range(50):
         await asyncio.sleep(0)
 
@@ -109,11 +109,11 @@ async def test_four_frames_are_in_flight_and_no_more(runner: TaskRunner, gated: 
     sender = Sender(100)
     answers = runner.stream("gated", sender.frames(), {})
     first = asyncio.ensure_future(anext(answers))
-    await settle()
+    await run_ready()
     assert sender.taken == 4  # a fifth has been read and waits for room
     gated.permits.release(100)
     await first
-    await settle()
+    await run_ready()
     assert sender.taken == 5  # answers that are not taken hold it up as well
     assert await numbers(answers) == list(range(1, 100))
 
@@ -158,7 +158,7 @@ async def test_a_frame_that_waits_for_a_core_is_replaced_too(
 async def test_under_latest_too_an_error_ends_the_stream(
     runner: TaskRunner, runtime: VisionRuntime, gated: GatedTask
 ) -> None:
-    """What follows a frame that cannot be decoded must not take its place."""
+    """The frames after one that cannot be decoded must not replace the error."""
     ((_, key),), _ = encode_video([np.zeros((32, 32, 3), np.uint8)], "h264")
     sent = asyncio.Event()
 
@@ -173,7 +173,7 @@ async def test_under_latest_too_an_error_ends_the_stream(
     await asyncio.wait_for(sent.wait(), LONG)
     for _ in range(10):  # each lets the decoder do one frame
         await asyncio.wrap_future(runtime.decode_pool.submit(lambda: None))
-    await settle()
+    await run_ready()
     gated.permits.release(2)
     await first
     with pytest.raises(UndecodableImageError, match="frame 2 of the stream"):
@@ -190,7 +190,7 @@ async def test_an_error_comes_after_the_answers_before_it(
     with pytest.raises(FrameSizeError, match="frame 4 of the stream"):
         async for answer in answers:
             got.append(answer.frame_number)
-            await settle()
+            await run_ready()
     assert got == [0, 1, 2]
 
 
@@ -206,6 +206,6 @@ async def test_a_reader_that_is_cancelled_frees_the_model(
     taken = sender.taken
     gated.permits.release()  # the frame that runs ends; those that waited do not begin
     assert await asyncio.to_thread(gated.closed.wait, LONG)
-    await settle()
+    await run_ready()
     assert sender.taken == taken
     assert gated.permits.acquire(blocking=False) is False

@@ -1,4 +1,4 @@
-"""One stream's instance: opened late, anew where the size changes, and freed by any thread."""
+"""A stream's instance: opened by the first frame, again for another size, freed by any thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONG = 60.0
 
 
 class Graph:
-    """Stands for a model, with a record of its frames."""
+    """A model that records the times of its frames."""
 
     def __init__(self) -> None:
         self.times: list[int] = []
@@ -68,14 +68,14 @@ def frame(width: int, height: int, timestamp_ms: int = 0) -> DecodedFrame:
     return DecodedFrame(np.zeros((height, width, 3), np.uint8), source, 0.0)
 
 
-def test_it_goes_by_the_callers_clock(world: World) -> None:
+def test_it_follows_the_callers_clock(world: World) -> None:
     tracker = world.tracker()
     for timestamp in (5000, 5040, 5040, 4000, 4100):
         tracker.detect(frame(4, 4, timestamp), {})
     assert np.diff(world.graphs[0].times).tolist() == [40, 33, 33, 100]
 
 
-def test_another_size_starts_anew(world: World) -> None:
+def test_another_size_opens_a_new_instance(world: World) -> None:
     tracker = world.tracker()
     for size in ((4, 4), (4, 4), (4, 2), (2, 4), (2, 4)):
         tracker.detect(frame(*size), {})
@@ -83,7 +83,7 @@ def test_another_size_starts_anew(world: World) -> None:
     assert [graph.closed.is_set() for graph in world.graphs] == [True, True, False]
 
 
-def test_what_keeps_nothing_takes_any_size(world: World) -> None:
+def test_a_task_without_state_takes_any_size(world: World) -> None:
     tracker = world.tracker(keeps_state=False)
     for size in ((4, 4), (4, 2)):
         tracker.detect(frame(*size), {})
