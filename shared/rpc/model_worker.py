@@ -15,7 +15,7 @@ MODEL_WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_n
 
 
 class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
-    """Loads, unloads and lists the models of a service, and lets its calls in.
+    """Loads, unloads and lists the models of a service, and admits the replica.
 
     Args:
         admission: whether the service takes calls.

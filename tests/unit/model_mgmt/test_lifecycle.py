@@ -138,7 +138,7 @@ async def test_a_caller_that_leaves_while_a_failed_load_is_cleaned_up_leaves_not
     assert await plane.lifecycle.loaded() == []
 
 
-async def test_a_worker_that_never_frees_a_failed_load_holds_nobody_up(
+async def test_a_worker_that_never_frees_a_failed_load_blocks_no_caller(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model_mgmt_svc.lifecycle.FREE_SECONDS", 0.2)

@@ -69,7 +69,7 @@ async def test_a_worker_that_lost_its_models_gets_them_again(plane: Plane, round
     assert rounds.tries == 1  # the other replica had it all the time
 
 
-async def test_models_are_not_touched_that_nobody_wants(plane: Plane, rounds: Rounds) -> None:
+async def test_models_that_are_not_desired_are_not_touched(plane: Plane, rounds: Rounds) -> None:
     await plane.lifecycle.load(DESIRED)
     await plane.desired.remove(DESIRED.model_id)
     plane.second.models.clear()
@@ -206,12 +206,12 @@ async def test_the_loop_ends_though_it_is_woken_in_the_same_moment(plane: Plane)
     assert loop.cancelled()
 
 
-async def test_with_nothing_wanted_all_are_let_in_at_once(plane: Plane, rounds: Rounds) -> None:
+async def test_with_nothing_wanted_all_are_admitted_at_once(plane: Plane, rounds: Rounds) -> None:
     await rounds.reconciler.round()
     assert [replica.admitted for replica in plane.workers] == [True, True]
 
 
-async def test_a_replica_beside_another_is_let_in_with_its_models(
+async def test_a_replica_beside_another_is_admitted_with_its_models(
     plane: Plane, rounds: Rounds
 ) -> None:
     await plane.lifecycle.load(DESIRED)
@@ -229,7 +229,7 @@ async def test_a_replica_beside_another_is_let_in_with_its_models(
     assert plane.second.admitted
 
 
-async def test_one_is_let_in_before_its_models_where_nobody_else_answers(
+async def test_one_is_admitted_before_its_models_if_no_other_answers(
     plane: Plane, rounds: Rounds
 ) -> None:
     await plane.desired.put(DESIRED)
@@ -243,7 +243,7 @@ async def test_one_is_let_in_before_its_models_where_nobody_else_answers(
     assert plane.second.admitted
 
 
-async def test_the_most_complete_replica_is_the_one_that_is_let_in(
+async def test_the_most_complete_replica_is_the_one_that_is_admitted(
     plane: Plane, rounds: Rounds
 ) -> None:
     await plane.lifecycle.load(DESIRED)

@@ -1,4 +1,4 @@
-"""The pipeline type: named, or told by the architecture, or by config.json."""
+"""The pipeline type: named, or given by the architecture or by config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that is shared: one run, ended when nobody waits, begun anew after that."""
+"""Shared work: one run, cancelled when no caller is left, started anew after that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A replica takes calls when it is let in, or when nobody is there to let it in."""
+"""A replica takes calls once it is admitted, or if there is no control plane to admit it."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ async def test_a_cancellation_with_the_admission_is_not_lost() -> None:
     assert waiting.cancelled()
 
 
-async def test_nobody_is_there() -> None:
+async def test_there_is_no_control_plane() -> None:
     admission = Admission(patience_seconds=0.05)
     await asyncio.wait_for(admission.wait(), 60)
     assert admission.admitted
 
 
-async def test_whoever_is_there_is_waited_for() -> None:
+async def test_a_control_plane_that_is_there_is_waited_for() -> None:
     admission = Admission(patience_seconds=0.3)
     waiting = asyncio.create_task(admission.wait())
     await asyncio.sleep(0)

@@ -161,7 +161,7 @@ def test_the_process_serves_while_its_service_waits_to_be_let_in() -> None:
         server.process.kill()
 
 
-def test_nobody_lets_a_service_in() -> None:
+def test_a_service_without_a_control_plane_admits_itself() -> None:
     server = Server(ADMISSION_SECONDS="0.2")
     try:
         server.wait()
