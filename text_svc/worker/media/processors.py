@@ -50,7 +50,7 @@ def read_processor(source: Pretrained) -> Any:
     images = public and getattr(import_module(public.__module__), public.__name__)
     if "video_processor" not in names and images is public:
         return source.read(AutoProcessor)
-    # SmolVLM requires num2words at import, which it uses for the times of videos only.
+    # SmolVLM's processor requires num2words, which it uses for the times of videos only.
     vars(processing_smolvlm)["num2words"] = vars(processing_smolvlm)["num2words"] or str
     parts = {
         "image_processor": lambda: source.read(images),

@@ -173,7 +173,7 @@ class SpeechHandlers(InferHandlers):
     ) -> AsyncGenerator[pb.TranscribeResponse, None]:
         """Segments of a sound as it arrives; the last response has its length."""
         first = await anext(requests)
-        options = parse_as(self._recognizer.options, first.options)
+        options = parse_as(SpeechOptions, first.options)
         cutter = SpeechCutter(self._recognizer.rate, self._recognizer.max_piece_seconds)
         async for piece in self._pieces(cutter, first, requests):
             segments = await self._transcribe(piece, options)
@@ -206,7 +206,7 @@ class SpeechHandlers(InferHandlers):
         if last := cutter.rest():
             yield last
 
-    async def _transcribe(self, piece: Piece, options: Any) -> list[pb.TranscriptSegment]:
+    async def _transcribe(self, piece: Piece, options: SpeechOptions) -> list[pb.TranscriptSegment]:
         segments = await self.thread.run(
             lambda cancelled: self._recognizer.transcribe(piece.samples, options, cancelled)
         )
