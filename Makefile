@@ -1,4 +1,4 @@
-# Everything that people and CI do with this project; `make` lists it.
+# All commands of this project, for people and CI; `make` lists them.
 # The Python of the environment; by default the first of python3.11 to python3.14 that works.
 PYTHON ?=
 VENV ?= .venv
@@ -32,14 +32,14 @@ demo: models ## load models, embed, chat and detect a face through Envoy
 test: models ## run all tests that need no container engine
 	@$(PY) -m pytest --ignore tests/containers
 
-images: ## build the container images, one after the other
+images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision models provider; do \
 	  echo "building the image of $$name"; docker compose --profile demo build -q $$name; done
 
 test-containers: models ## test the images and the compose files; needs a container engine
 	@$(PY) -m pytest tests/containers --timeout 1200
 
-sbom: setup ## write what each image has installed into out/sbom/ (CycloneDX)
+sbom: setup ## write a bill of materials of each image into out/sbom/ (CycloneDX)
 	@$(PY) -m tools.containers.sbom
 
 bench: bench-vision bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
@@ -56,7 +56,7 @@ bench-text: models ## time generation against the libraries and other servers
 bench-embeddings: models ## time embeddings against sentence-transformers and infinity
 	@$(PY) -m tests.bench.bench_embeddings $(BENCH)
 
-bench-perplexity: models ## what each dtype costs a model's answers
+bench-perplexity: models ## measure the perplexity of each dtype
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
 
 bench-link: setup ## CPU of a token between text_svc and a model's process, beside gRPC
@@ -85,7 +85,7 @@ proto: setup ## generate the code of protos/ into ml/
 models: setup ## fetch the models and pictures into models/
 	@$(PY) -m tools.models fetch
 
-lock: setup ## pin all dependencies anew into requirements/
+lock: setup ## pin all dependencies again, in requirements/ (LOCK=--keep: only what changed)
 	@$(PY) tools/lock.py $(LOCK)
 
 docs: setup ## write the tables of the documents that come from the code
@@ -94,5 +94,5 @@ docs: setup ## write the tables of the documents that come from the code
 figures: setup ## take the benchmarks' tables into the documents
 	@$(PY) -m tools.docs --figures
 
-clean: ## remove what was made: environment, models, output
+clean: ## remove the environment, the models and all output
 	rm -rf $(VENV) ml models out run build dist clients/rust/target .mypy_cache .ruff_cache .pytest_cache

@@ -1,9 +1,9 @@
 """Starts the ML services the way the application does: `python3 ml_server.py --port 50051`.
 
-Any Python can run this file. It becomes the stack runner of the project's own environment, in the
-same process, so that killing the pid that the starter knows ends every process of the stack. The
-application itself serves the model files (`--provider`, default localhost:50052). Further options
-go to the runner (`python -m stack --help`).
+Any Python can run this file. It replaces itself, in the same process, by the launcher in the
+project's own environment, so that killing the pid that the starter knows ends every process of the
+stack. The application itself serves the model files (`--provider`, default localhost:50052).
+Further options are passed on to the launcher (`python -m stack --help`).
 """
 
 # Any old Python must be able to run this file.
@@ -17,7 +17,7 @@ PYTHON = os.path.join(ROOT, ".venv", "bin", "python")
 
 
 def main():
-    """Replaces this process by the runner, or says what is missing."""
+    """Replaces this process by the launcher, or exits with a sentence about what is missing."""
     parser = argparse.ArgumentParser(description="Starts the ML services behind one port.")
     parser.add_argument("--port", type=int, default=50051, help="port for clients")
     parser.add_argument(
@@ -26,7 +26,7 @@ def main():
     options, others = parser.parse_known_args()
     if not os.access(PYTHON, os.X_OK):
         sys.exit("the Python environment %s is missing: run `make setup`" % os.path.dirname(PYTHON))
-    # The starter's own Python settings are not meant for another interpreter.
+    # The starter's Python settings are not meant for another interpreter.
     for name in ("PYTHONHOME", "PYTHONPATH"):
         os.environ.pop(name, None)
     command = [PYTHON, "-m", "stack", "up", "--port", str(options.port)]

@@ -175,7 +175,7 @@ def test_two_runs_do_not_fill_one_folder_at_once(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run = threading.Thread(target=lambda: outcomes.extend(fetch(root, entries, Watch())))
         run.start()
-        assert waiting.wait(30)
+        assert waiting.wait(60)
         assert not (root / "vision").exists()
-    run.join(30)
+    run.join(60)
     assert [outcome.state for outcome in outcomes] == ["fetched"]
