@@ -2,20 +2,19 @@
 
 The life of an instance, by the methods of `Instances`:
 
-                      acquire: none of the idle ones fits
-        (nothing) ----- _reserve memory, _open the file -----> in use <--- detect
-            ^                                                  |   ^
-            |                        release: it can be reused |   | acquire: same task, file,
-            |                                                  v   | mode and options
-            +---- _close, _free memory <--- surplus, drop ---- idle
-            |                                                  |
-            |                                         _reserve needs its memory
-            +---- _close <--- its memory is free at once ------+
-            |
-            +---- _close, _free memory <--- release: not reusable; close ---- in use
+               acquire                            release, if it can be reused
+    closed ---------------> in use, for `detect` -------------------------------> idle
+      ^    _reserve, _open    |        ^                                          |  |
+      |                       |        +------------------ acquire ---------------+  |
+      |                       |           the same task, file, mode and options      |
+      +-----------------------+                                                      |
+      |   release, if it cannot be reused; close                                     |
+      +------------------------------------------------------------------------------+
+          too many are idle, drop_idle, or _reserve needs the memory
 
-`close` frees the memory before it returns; everything else closes instances in a thread of its own,
-because closing waits for MediaPipe's threads.
+`_reserve` takes an instance's memory from the budget, and `_free` gives it back after `_close`; an
+idle instance that makes room for another one counts as free at once. All but `close` leave the
+closing to a thread of its own, because it waits for MediaPipe's threads.
 """
 
 from __future__ import annotations

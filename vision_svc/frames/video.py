@@ -167,7 +167,7 @@ class VideoDecoder:
         packet.time_base = Fraction(1, 1000)
         return packet
 
-    def _answer(self, pictures: Iterable[Any], start: float) -> Iterator[DecodedFrame]:
+    def _answer(self, pictures: Iterable[av.VideoFrame], start: float) -> Iterator[DecodedFrame]:
         """Pairs pictures, whose decoding began at `start`, with the frames that contained them."""
         for picture in pictures:
             frame = self._held.pop(picture.pts or 0, None)
