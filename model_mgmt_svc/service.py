@@ -23,7 +23,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
     Args:
         files: the application's model cache, read through this service's own.
         lifecycle: loads and unloads models.
-        reconciler: retries a model again that a caller requests.
+        reconciler: forgets the failures of a model that a caller requests.
         chunk_bytes: data bytes in one message of GetModelFile.
     """
 

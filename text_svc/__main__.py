@@ -25,8 +25,8 @@ from text_svc.settings import TextSettings
 
 async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
-    provider = ModelFiles(settings.file_provider_addr, settings.cache_dir)
-    registry = Registry(settings, provider)
+    files = ModelFiles(settings.file_provider_addr, settings.cache_dir)
+    registry = Registry(settings, files)
     admission = Admission(settings.admission_seconds)
     REGISTRY.register(ModelCollector(registry))
 
@@ -38,7 +38,7 @@ async def run(settings: TextSettings) -> None:
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
-        async with provider, registry:
+        async with files, registry:
             yield
 
     await serve(

@@ -40,9 +40,9 @@ class TaskModel(HostedModel):
 class Models:
     """The loaded models. For the event loop; files are read and opened in threads."""
 
-    def __init__(self, runtime: VisionRuntime, provider: ModelFiles) -> None:
+    def __init__(self, runtime: VisionRuntime, files: ModelFiles) -> None:
         self._runtime = runtime
-        self._provider = provider
+        self._files = files
         self._models: dict[ModelId, TaskModel] = {}
         self._one_load = asyncio.Lock()
 
@@ -120,7 +120,7 @@ class Models:
             model.bytes_fetched, model.bytes_total = fetched, total
 
         file = model.raw_options.get(FILE_OPTION) or model.task.default_asset.file
-        path = await self._provider.fetch(model.model_id, file, progress)
+        path = await self._files.fetch(model.model_id, file, progress)
         model.state = ModelState.LOADING
         await self._runtime.try_model(model.task, path)
         model.ram_bytes = path.stat().st_size

@@ -79,11 +79,11 @@ class Loader:
     def __init__(
         self,
         settings: TextSettings,
-        provider: ModelFiles,
+        files: ModelFiles,
         models: Callable[[], Iterable[ManagedModel]],
     ) -> None:
         self._settings = settings
-        self._provider = provider
+        self._files = files
         self._numbers = itertools.count(1)
         self.sockets = Path()
         self.budget = MemoryBudget(settings.memory_budget_mb, models)
@@ -112,7 +112,7 @@ class Loader:
         def progress(fetched: int, total: int) -> None:
             model.bytes_fetched, model.bytes_total = fetched, total
 
-        return await snapshot(self._provider, model.model_id, progress)
+        return await snapshot(self._files, model.model_id, progress)
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
         """OpenVINO with its converted folder, or the other engine and why."""

@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 class Registry:
     """Loads, unloads and lends models. An async context manager; leaving it ends all processes."""
 
-    def __init__(self, settings: TextSettings, provider: ModelFiles) -> None:
+    def __init__(self, settings: TextSettings, files: ModelFiles) -> None:
         self._settings = settings
         self._models: dict[ModelId, ManagedModel] = {}
         self._watchers: set[asyncio.Task[None]] = set()
-        self._loader = Loader(settings, provider, self._models.values)
+        self._loader = Loader(settings, files, self._models.values)
 
     async def __aenter__(self) -> Self:
         self._loader.sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
