@@ -51,14 +51,15 @@ class DesiredModels:
         self._path = path
         self._models: _Models = {}
         self._lock = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         self._models = await asyncio.to_thread(self._open)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        async with self._lock:  # a change whose caller was cancelled may still be written
-            pass
+        if self._changes:  # those of cancelled callers
+            await asyncio.wait(self._changes)
 
     def get(self, model_id: ModelId) -> DesiredModel | None:
         """The desired model of this id, if there is one."""
@@ -89,7 +90,10 @@ class DesiredModels:
                     await asyncio.to_thread(self._write, models.values())
                     self._models = models
 
-        await asyncio.shield(asyncio.ensure_future(write()))
+        task = asyncio.create_task(write())
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
 
     def _write(self, models: Iterable[DesiredModel]) -> None:
         write_json(self._path, {"models": [asdict(model) for model in models]}, durable=True)
