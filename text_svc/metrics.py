@@ -1,4 +1,4 @@
-"""Prometheus metrics of text_svc, beside those that every gRPC server has."""
+"""Prometheus metrics of text_svc, in addition to those of every gRPC server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.model_ids import ModelId
 from shared.telemetry.process_metrics import tree_figures
 from text_svc.models.registry import Registry
 
-# 1 ms, no queue, to 1 min, a long one.
+# From 1 ms (no queue) to 1 minute (a long one).
 _BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -62,7 +62,7 @@ def observe(model_id: ModelId, usage: Usage | None) -> None:
 
 
 class ModelCollector(Collector):
-    """The models as they are when the metrics page is read, and the figures of their processes."""
+    """The state of the models when the metrics page is read, and figures of their processes."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -105,7 +105,7 @@ class ModelCollector(Collector):
 
 
 def _of_engines(folder: Path) -> Iterable[Metric]:
-    """What the engines have written, see `text_svc.worker.engines.metrics`."""
+    """The metrics that workers write to files, see `text_svc.worker.engines.metrics`."""
     for _ in range(2):
         try:
             return list(MultiProcessCollector(None, str(folder)).collect())

@@ -39,7 +39,7 @@ class LoadOptions(BaseModel):
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:
-    """Options from the wire, where every value is a string.
+    """Parses the options of a request, where every value is a string.
 
     Raises:
         UnknownOptionError: an unknown name, or a value that does not fit; the message lists what
@@ -49,7 +49,7 @@ def parse_options(options: Mapping[str, str]) -> LoadOptions:
 
 
 def parse_as(kind: type[Model], options: Mapping[str, str]) -> Model:
-    """The same for options of another kind.
+    """Parses options of another kind, such as those of a pipeline.
 
     Raises:
         UnknownOptionError: as `parse_options`.
@@ -61,7 +61,7 @@ def parse_as(kind: type[Model], options: Mapping[str, str]) -> Model:
         name = str(first["loc"][0])[:80]
         accepted = ", ".join(kind.model_fields) or "none"
         problem = (
-            f"option {name!r} is not known"
+            f"unknown option {name!r}"
             if first["type"] == "extra_forbidden"
             else f"option {name!r}: {first['msg']}"
         )

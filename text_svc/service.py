@@ -1,4 +1,4 @@
-"""ml.TransformersService: each call goes to the process of its model."""
+"""ml.TransformersService: forwards each call to the process of its model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Request(NamedTuple):
 
     @classmethod
     def reader(cls, method: MethodDescriptor) -> Callable[[bytes], Request]:
-        """A deserializer for the requests of an RPC. It raises DecodeError."""
+        """The deserializer for requests of an RPC; it raises DecodeError."""
         kind: Any = GetMessageClass(method.input_type)
         return lambda data: cls(data, kind.FromString(data).model)
 

@@ -11,7 +11,7 @@ from shared.settings import ModelHostSettings
 
 
 class TextSettings(ModelHostSettings):
-    """Environment variables `TEXT_*`; see the fields."""
+    """Settings, read from environment variables `TEXT_*`."""
 
     model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)
 
@@ -24,41 +24,47 @@ class TextSettings(ModelHostSettings):
     )
     cache_dir: Path = Field(Path("run/cache/text"), description="Folder of the model files.")
     converted_dir: Path | None = Field(
-        None, description="Folder of the converted models; the cache's own by default."
+        None, description="Folder of the converted models; inside the cache by default."
     )
     memory_budget_mb: int = Field(
-        0, ge=0, description="MiB that models may use; 0 is 0.8 of the container's or machine's."
+        0,
+        ge=0,
+        description="MiB that models may use together; 0 is 0.8 of the container's or machine's.",
     )
     load_timeout_seconds: float = Field(
-        600, gt=0, description="Time that a model's process has to become ready."
+        600, gt=0, description="Time within which a model's process must become ready."
     )
     unload_grace_seconds: float = Field(
-        10, ge=0, description="Time that running calls have when their model is unloaded."
+        10, ge=0, description="Time that running calls get when their model is unloaded."
     )
     kv_cache_mb: int = Field(
-        1024, ge=1, description="MiB of a model's key-value cache, where the budget has room."
+        1024,
+        ge=1,
+        description="Largest key-value cache of a model in MiB; less if the budget is short.",
     )
-    max_running: int = Field(32, ge=1, le=256, description="Generations at once, a model.")
-    max_waiting: int = Field(64, ge=0, description="Generations that wait their turn, a model.")
+    max_running: int = Field(
+        32, ge=1, le=256, description="Generations that run at once, per model."
+    )
+    max_waiting: int = Field(64, ge=0, description="Generations that wait, per model.")
     max_texts: int = Field(2048, ge=1, description="Texts in one GenerateEmbeddings call.")
     max_call_tokens: int = Field(
         262_144, ge=1, description="Tokens of the texts of one GenerateEmbeddings call."
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, description="Pixels of the images of a call, together."
+        50_000_000, ge=1, description="Pixels of all images of a call together."
     )
     max_audio_seconds: float = Field(
         1800,
         gt=0,
-        description="Seconds of the sounds of a call, together; in TranscribeStream of one piece.",
+        description="Seconds of all sounds of a call together; of one piece in TranscribeStream.",
     )
     max_media: int = Field(
         16, ge=1, description="Images and sounds in one GenerateText or ChatCompletion call."
     )
     max_waiting_texts: int = Field(
-        8192, ge=1, description="Texts that wait for their vectors, a model."
+        8192, ge=1, description="Texts that wait to be embedded, per model."
     )
     max_prompt_bytes: int = Field(
-        4 << 20, ge=1, description="Bytes of the texts of a call, together."
+        4 << 20, ge=1, description="Bytes of all texts of a call together."
     )
-    threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one a core.")
+    threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one per core.")

@@ -1,4 +1,4 @@
-"""What libraries raise on a model that they cannot load, as errors that a caller can read."""
+"""Maps exceptions of model libraries to `ServiceError`s that a caller can read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shared.errors import (
     ServiceError,
 )
 
-# Of errors that have no class of their own.
+# Texts of allocation failures that have no exception class of their own.
 _MEMORY_WORDS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
-    """Turns whatever is raised inside into a `ServiceError`.
+    """Turns any exception raised inside into a `ServiceError`.
 
     Args:
-        model_id: what the message calls the model.
-        folder: its files; the message does not show where.
+        model_id: for the message.
+        folder: of its files; removed from the message.
 
     Raises:
         OutOfMemoryError: on the host or on an accelerator.
@@ -38,7 +38,7 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
         yield
     except ServiceError:
         raise
-    except Exception as error:  # whatever transformers raises on files that it does not like
+    except Exception as error:  # transformers raises anything on files that it cannot read
         if out_of_memory(error):
             raise OutOfMemoryError(f"model {model_id} does not fit into memory") from None
         if out_of_space(error):
@@ -48,7 +48,7 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error of Python, torch or OpenVINO says that memory was refused."""
+    """Whether an error of Python, torch or OpenVINO is a failed allocation."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -57,7 +57,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def out_of_space(error: Exception) -> bool:
-    """Whether a file could not be written for want of space."""
+    """Whether a file could not be written because the disk or a quota is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,4 +1,4 @@
-"""How a model's own sentence-transformers files say that a text becomes a vector."""
+"""How a text becomes a vector, as a model's sentence-transformers files specify it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from shared.errors import InvalidModelError
 from text_svc.formats.json_files import read_json, read_json_object
 
-# Where no file says how long a text may be.
+# If no file specifies how long a text may be.
 DEFAULT_MAX_TOKENS = 512
 # A tokenizer without a limit of its own says int(1e30).
 _NO_LIMIT = 1 << 20
@@ -39,7 +39,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The way from token vectors to a sentence vector.
+    """The steps from token vectors to a sentence vector.
 
     Attributes:
         poolings: keys of `POOLINGS`; the vectors of several are joined.
@@ -66,7 +66,7 @@ def read_recipe(folder: Path) -> Recipe:
     A plain encoder without them is mean-pooled and normalised.
 
     Raises:
-        InvalidModelError: the files ask for a module or a pooling that is not served.
+        InvalidModelError: the files ask for a module or a pooling that is not supported.
     """
     bert = read_json_object(folder / "sentence_bert_config.json")
     own = read_json_object(folder / "config_sentence_transformers.json")
@@ -84,7 +84,7 @@ def read_recipe(folder: Path) -> Recipe:
     pooling = next((path for kind, path in kinds if kind == "Pooling"), None)
     config = {} if pooling is None else read_json_object(folder / pooling / "config.json")
     if config.get("include_prompt") is False and any(prompts.values()):
-        raise InvalidModelError("a pooling that leaves out the prompt's tokens is not served")
+        raise InvalidModelError("a pooling that leaves out the prompt's tokens is not supported")
     return replace(
         plain,
         poolings=_poolings(config),
@@ -94,7 +94,7 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def max_tokens(recipe: Recipe, config_limit: int | None, tokenizer_limit: int) -> int:
-    """Tokens of one text at most: the recipe's, else what model and tokenizer can take."""
+    """Most tokens of one text: the recipe's limit, else that of the model and tokenizer."""
     context = config_limit or DEFAULT_MAX_TOKENS
     if recipe.max_tokens:
         return min(recipe.max_tokens, context)
@@ -102,7 +102,7 @@ def max_tokens(recipe: Recipe, config_limit: int | None, tokenizer_limit: int) -
 
 
 def _modules(modules: Any) -> list[tuple[str, str]]:
-    """(kind, folder) of each module; the order must be one that can be served."""
+    """(kind, folder) of each module; the order must be a supported one."""
     try:
         kinds = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in modules]
     except (TypeError, KeyError):
@@ -111,7 +111,7 @@ def _modules(modules: Any) -> list[tuple[str, str]]:
     middle = names[2:-1] if names[-1:] == ["Normalize"] else names[2:]
     if names[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
         raise InvalidModelError(
-            f"modules.json names {', '.join(names)[:200]}; served is Transformer, Pooling, "
+            f"modules.json lists {', '.join(names)[:200]}; it must list Transformer, Pooling, "
             "any number of Dense, and Normalize or not, in this order"
         )
     return kinds
@@ -122,7 +122,7 @@ def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
     chosen = tuple(name for name, key in POOLINGS.items() if key in wanted)
     if not chosen or wanted - set(POOLINGS.values()):
         raise InvalidModelError(
-            f"the pooling {', '.join(sorted(wanted))[:200] or 'none'} is not served"
+            f"the pooling {', '.join(sorted(wanted))[:200] or 'none'} is not supported"
         )
     return chosen
 
@@ -132,7 +132,7 @@ def _dense(folder: Path, path: str) -> Dense:
     activation = str(config.get("activation_function", "")).rsplit(".", 1)[-1]
     if activation not in ACTIVATIONS:
         raise InvalidModelError(
-            f"the activation {activation[:80]!r} of {path}/config.json is not served; served are "
-            f"{', '.join(ACTIVATIONS)}"
+            f"the activation {activation[:80]!r} of {path}/config.json is not supported; it must "
+            f"be one of {', '.join(ACTIVATIONS)}"
         )
     return Dense(path, activation, bool(config.get("bias", True)))

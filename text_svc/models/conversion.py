@@ -1,4 +1,4 @@
-"""Conversions of models to OpenVINO, made once for the same files, options and versions."""
+"""Conversions of models to OpenVINO, made once per set of files, options and versions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)
 
-# Raised when `text_svc.convert` makes something else of the same files.
+# Increased when `text_svc.convert` makes something else of the same files.
 FORMAT = 3
 # Packages whose version changes the result.
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
@@ -57,7 +57,7 @@ def plan(
     folder: Path,
     options: LoadOptions,
 ) -> Conversion:
-    """The conversion that a model needs. Reads the records of its files, not the files."""
+    """The conversion that a model needs. Reads the hashes in the cache's records, not the files."""
     weights: Weights = "int8" if options.dtype == "int8" else "float"
     facts = {
         "format": FORMAT,

@@ -1,4 +1,4 @@
-"""Which engine a model is meant for, before anything of it is read."""
+"""Chooses the engine of a model by its pipeline and options, before its files are read."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
 from text_svc.processes.launch import EngineName
 
-# Pipelines that do not cut texts.
+# Pipelines without a text length to limit.
 _WITHOUT_LENGTH = (
     *(IMAGE_CLASSIFICATION, IMAGE_TO_TEXT, SPEECH_RECOGNITION, TEXT_TO_SPEECH, TOKENIZER),
 )
 
-# What "auto" is where nothing speaks against it.
+# The engine for "auto", if it can run the model.
 AUTO: EngineName = "openvino"
 
 
 @cache
 def has_cuda() -> bool:
-    """Whether this machine has a CUDA device and torch is built for it; torch is not imported."""
+    """Whether this machine has a CUDA device and torch is a CUDA build, without importing torch."""
     try:
         if version("torch").endswith("+cpu"):
             return False
@@ -49,12 +49,12 @@ def on_cuda(options: LoadOptions) -> bool:
 
 
 def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
-    """The engine that `options` ask for; "auto" is OpenVINO where it can be.
+    """The engine that `options` ask for; "auto" is OpenVINO if it can run the model.
 
     Raises:
-        InvalidArgumentError: options contradict each other, or one has no effect on the pipeline.
+        InvalidArgumentError: options contradict each other, or one does not apply to the pipeline.
     """
-    _check_of_use(pipeline, options)
+    _check_options_apply(pipeline, options)
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
         raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
@@ -69,7 +69,7 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     return engine
 
 
-def _check_of_use(pipeline: Pipeline, options: LoadOptions) -> None:
+def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:
     for name, used in (
         ("max_length", pipeline not in _WITHOUT_LENGTH),
         ("max_sequences", "GenerateText" in pipeline.calls),
@@ -82,6 +82,7 @@ def _check_of_use(pipeline: Pipeline, options: LoadOptions) -> None:
 
 
 def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:
+    """Why OpenVINO cannot run such a model; empty if it can."""
     if pipeline.name not in CONVERTERS:
         return f"it does not run {pipeline.name} models"
     if on_cuda(options):

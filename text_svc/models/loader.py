@@ -1,4 +1,4 @@
-"""The way of a model into memory: fetch, convert where its engine wants that, reserve, start."""
+"""Loads a model: fetches and converts its files, reserves memory, starts its process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from text_svc.processes.model_process import (
 )
 from text_svc.settings import TextSettings
 
-# What a worker needs beside its weights: interpreter, libraries, activations.
+# Memory of a worker besides the weights: interpreter, libraries, activations.
 PROCESS_BYTES = 512 * MIB
 # A conversion holds the weights three times: for torch, for OpenVINO, and to check the result.
 CONVERSION_COPIES = 3
@@ -44,10 +44,15 @@ CONVERSION_COPIES = 3
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """What runs a model, and with which converted folder."""
+    """The engine that runs a model.
+
+    Attributes:
+        weight_bytes: memory that its weights take.
+        converted: the converted folder, for OpenVINO.
+        note: why it is not the engine that "auto" prefers.
+    """
 
     name: EngineName
-    # That it holds in memory.
     weight_bytes: int
     converted: Path | None = None
     note: str = ""
@@ -60,7 +65,7 @@ def _float_bytes(options: LoadOptions) -> int:
 
 
 def _packs_a_head(model: ManagedModel, engine: EnginePlan) -> bool:
-    """Whether a head that shares its weight gets a packed one of its own, see `packed_linear`."""
+    """Whether the head gets a packed copy of the weight that it shares, see `packed_linear`."""
     return (
         engine.name == "transformers"
         and model.pipeline is TEXT_GENERATION
@@ -89,7 +94,7 @@ class Loader:
         self.budget = MemoryBudget(settings.memory_budget_mb, models)
 
     async def load(self, model: ManagedModel) -> None:
-        """Sets the model's process and what is known of it, and its state on the way.
+        """Loads a model: sets its process, engine and note, and its state along the way.
 
         Raises:
             ServiceError: why it cannot be loaded.
@@ -115,7 +120,7 @@ class Loader:
         return await snapshot(self._files, model.model_id, progress)
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
-        """OpenVINO with its converted folder, or the other engine and why."""
+        """OpenVINO with the converted folder, or transformers and the reason."""
         planned = await asyncio.to_thread(
             plan, self._settings, model.model_id, model.pipeline, folder, model.options
         )
@@ -134,7 +139,7 @@ class Loader:
             raise InvalidArgumentError(
                 f"model {model.model_id} needs engine transformers: {why}", field="options[engine]"
             )
-        note = f"transformers runs the model, since {why}"
+        note = f"transformers runs the model, because {why}"
         return EnginePlan("transformers", weights, note=note)
 
     def _reserve(self, model: ManagedModel, weights: int) -> int:

@@ -1,4 +1,4 @@
-"""One model of this service: its state, its figures, its process."""
+"""One model of this service: its state, its figures and its process."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from text_svc.processes.model_process import ModelProcess
 
 @dataclass(kw_only=True, eq=False)
 class ManagedModel(HostedModel):
-    """One model and its process. The registry and its loader change it."""
+    """One model and its process. Only the registry and the loader change it.
+
+    Attributes:
+        reserved_bytes: its share of the memory budget.
+        task: its load.
+        ending: its unload.
+        waiters: callers that wait for the load.
+        calls: calls that it answers now.
+        idle: set when there are none.
+    """
 
     options: LoadOptions
     reserved_bytes: int = 0
     engine: EngineName | None = None
     process: ModelProcess | None = None
-    # Its load, and its end.
     task: asyncio.Task[None] | None = None
     ending: asyncio.Task[None] | None = None
     waiters: int = 0

@@ -1,4 +1,4 @@
-"""The models of this service: one process each, from FETCHING to gone."""
+"""The models of this service, one process each, from FETCHING until they are unloaded."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Loads, unloads and lends models. An async context manager; leaving it ends all processes."""
+    """Loads, unloads and lends models. An async context manager; its exit ends all processes."""
 
     def __init__(self, settings: TextSettings, files: ModelFiles) -> None:
         self._settings = settings
@@ -54,24 +54,24 @@ class Registry:
 
     @property
     def budget_bytes(self) -> int:
-        """Memory that all models together may use."""
+        """Memory that all models together may use, in bytes."""
         return self._loader.budget.total_bytes
 
     @property
     def sockets(self) -> Path:
-        """Folder of the sockets of the models' processes, and of the figures of their engines."""
+        """Folder of the sockets of the models' processes, and of the metrics that these write."""
         return self._loader.sockets
 
     def models(self) -> list[ManagedModel]:
-        """All models that are known here, in whatever state."""
+        """All models, whatever their state."""
         return list(self._models.values())
 
     async def load(
         self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
     ) -> AsyncIterator[LoadProgress]:
-        """Loads a model, or joins a load that runs. Reports how far it has come, READY last.
+        """Loads a model, or joins a load in progress. Reports its progress; READY comes last.
 
-        When the last one who waits goes away, the load is cancelled.
+        The load is cancelled when its last caller goes away.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
@@ -96,12 +96,13 @@ class Registry:
                 yield progress
 
     async def unload(self, model_id: ModelId) -> None:
-        """Takes a model out of memory; a load that runs is cancelled, running calls have a grace.
+        """Takes a model out of memory. A load in progress is cancelled; running calls get
+        `unload_grace_seconds`.
 
-        Goes on when the caller is cancelled; who unloads the same model meanwhile waits with it.
+        Continues if the caller is cancelled; a second unload of the same model joins the first.
 
         Raises:
-            ModelNotLoadedError: there is no such model here.
+            ModelNotLoadedError: the model is not loaded.
         """
         model = self._models.get(model_id)
         if model is None:
@@ -149,7 +150,7 @@ class Registry:
         finally:
             model.waiters -= 1
             if not model.waiters and not task.done():
-                log.info("load cancelled: nobody waits", extra={"model": model.model_id})
+                log.info("load cancelled: no caller is left", extra={"model": model.model_id})
                 await self._end(model)
 
     async def _load(self, model: ManagedModel) -> None:
@@ -181,7 +182,7 @@ class Registry:
         watcher.add_done_callback(self._watchers.discard)
 
     async def _watch(self, model: ManagedModel, process: ModelProcess) -> None:
-        """Marks the model FAILED when its process ends unasked."""
+        """Marks the model FAILED when its process ends by itself."""
         ended = await process.wait()
         if self._models.get(model.model_id) is model and model.state is ModelState.READY:
             model.state, model.reserved_bytes = ModelState.FAILED, 0
@@ -190,7 +191,7 @@ class Registry:
             await process.stop()
 
     async def _end(self, model: ManagedModel, grace_seconds: float = 0) -> None:
-        """Ends a model, once, whoever asks and goes away meanwhile."""
+        """Unloads a model once, even if several callers ask for it or are cancelled."""
         if model.ending is None:
             if model.state is not ModelState.FAILED:
                 model.state = ModelState.UNLOADING
@@ -200,7 +201,7 @@ class Registry:
         await asyncio.shield(model.ending)
 
     async def _finish(self, model: ManagedModel, grace_seconds: float) -> None:
-        """Waits for what runs for the model, ends its process, forgets it."""
+        """Waits for the model's load and calls, ends its process and removes it."""
         if model.task:
             await asyncio.wait({model.task})
         if model.calls:

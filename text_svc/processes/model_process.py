@@ -1,4 +1,4 @@
-"""One model's process, seen from the front: start, forward calls, notice its end."""
+"""One model's process, as the front sees it: starts it, forwards calls, notices its end."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from shared.errors import InputTooLargeError, InvalidArgumentError, MissingField
 
 
 def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = False) -> None:
-    """Refuses an empty text (unless `empty`) and texts of more than `limit` bytes together.
+    """Refuses empty texts (unless `empty`) and more than `limit` bytes of text in total.
 
     Raises:
         MissingFieldError, InputTooLargeError: with the field or the limit.

@@ -194,10 +194,10 @@ def test_what_does_not_convert_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("modules", "config", "words"),
     [
-        (["Transformer", "CNN", "Pooling"], {}, "served is Transformer, Pooling"),
-        (["Pooling", "Transformer"], {}, "served is Transformer, Pooling"),
+        (["Transformer", "CNN", "Pooling"], {}, "it must list Transformer, Pooling"),
+        (["Pooling", "Transformer"], {}, "it must list Transformer, Pooling"),
         (["Transformer", "Pooling"], {"pooling_mode_strange": True}, "pooling_mode_strange"),
-        (["Transformer", "Pooling"], {"pooling_mode_mean_tokens": False}, "none is not served"),
+        (["Transformer", "Pooling"], {"pooling_mode_mean_tokens": False}, "none is not supported"),
         (None, {}, "is not a list"),
     ],
 )
