@@ -169,7 +169,8 @@ class MediaPrompts:
         """Turns the text of an Infer into what the model reads. Raises what `of_text` does."""
         if request.WhichOneof("input") == "text":
             if self._templated:
-                request.text = await self._render([_user_turn(_parts(request.text, 0, 0))])
+                turn = {"role": "user", "content": _parts(request.text, 0, 0)}
+                request.text = await self._render([turn])
             return
         if not request.prompt:
             raise MissingFieldError("prompt is empty", field="prompt")
@@ -274,10 +275,6 @@ def _by_field(name: str, messages: list[_Message]) -> dict[str, Any]:
         for message in messages
         for index, one in enumerate(getattr(message, name))
     }
-
-
-def _user_turn(parts: list[Part]) -> Turn:
-    return {"role": "user", "content": parts}
 
 
 def _parts(text: str, images: int, sounds: int) -> list[Part]:

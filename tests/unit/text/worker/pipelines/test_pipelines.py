@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from importlib import import_module
 from typing import Any
 
 import grpc
@@ -24,6 +25,11 @@ from text_svc.worker.pipelines.zero_shot_classification import (
 
 def test_every_text_pipeline_has_a_class() -> None:
     assert {pipeline.name for pipeline in TEXT_PIPELINES} == PIPELINES.keys()
+    for name in PIPELINES.values():
+        module, _, class_name = name.partition(":")
+        loaded_class = getattr(import_module(f"text_svc.worker.pipelines.{module}"), class_name)
+        assert callable(loaded_class.handlers)
+        assert callable(loaded_class.report)
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
