@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes the Python environment in a folder: `tools/setup.sh FOLDER`, which is what `make setup` runs.
+# Makes the Python environment in a folder: `tools/setup.sh FOLDER`. `make setup` runs it.
 #
-# uv does it where it is installed, otherwise pip, which takes two to three times as long. Both check
-# every file against the hashes in requirements/. PYTHON names the interpreter; by default it is the
-# first of python3.11 to python3.14 that works, and if there is none, uv brings one.
+# uv does it where it is installed, otherwise pip, which takes two to three times as long. Both
+# check every file against the hashes in requirements/. PYTHON names the interpreter; by default it
+# is the first of python3.11 to python3.14 that works, and if there is none, uv downloads one.
 set -u
 venv=$1
 python=${PYTHON:-}
@@ -21,7 +21,7 @@ works() {
     2>/dev/null
 }
 
-# One that the caller names is taken, or refused by name; another is never taken in its place.
+# If the caller names an interpreter, no other is used instead.
 find_python() {
   for candidate in ${python:-python3.11 python3.12 python3.13 python3.14 python3}; do
     if works "$candidate"; then
@@ -44,7 +44,7 @@ install() {
   "$venv/bin/python" -m pip --disable-pip-version-check install -q --no-deps "$@"
 }
 
-# The index that this machine's pip is set up with comes first; it may have the CPU build nearby.
+# pip's configured index comes first: it may have the CPU build.
 install_torch() {
   install "$torch" 2>/dev/null || install --index-url "$index" "$torch"
 }
@@ -66,8 +66,11 @@ with_pip() {
 find_python
 if [ -n "$uv" ]; then
   echo "making the environment in $venv with $python and uv (about a minute)"
-  # uv knows nothing of a package index that pip alone is set up for.
-  with_uv || { echo "uv could not do it, see above; trying pip" && with_pip; } || exit 1
+  # uv does not read pip's configuration, so pip may reach an index that uv does not.
+  with_uv || {
+    echo "uv has failed, see above; trying pip"
+    works "$python" && with_pip
+  } || exit 1
 else
   echo "making the environment in $venv with $python and pip (about two minutes)"
   with_pip || exit 1
