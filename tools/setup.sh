@@ -15,10 +15,13 @@ torch=torch==2.13.0
 [ "$(uname -s)" != Linux ] || torch=$torch+cpu
 cd "$(dirname "$0")/.." || exit 1
 
+# pip needs a Python with venv and ensurepip, which Debian has in packages of their own; uv does not.
+modules=sys,venv,ensurepip
+[ -z "$uv" ] || modules=sys
+
 # A pyenv shim of a version that is not chosen is on PATH and does not run.
 works() {
-  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
-    2>/dev/null
+  "$1" -c "import $modules, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))" 2>/dev/null
 }
 
 # If the caller names an interpreter, no other is used instead.
