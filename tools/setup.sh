@@ -15,7 +15,7 @@ torch=torch==2.13.0
 [ "$(uname -s)" != Linux ] || torch=$torch+cpu
 cd "$(dirname "$0")/.." || exit 1
 
-# pip needs a Python with venv and ensurepip, which Debian has in packages of their own; uv does not.
+# pip needs a Python with venv and ensurepip, which Debian packages apart; uv does not.
 modules=sys,venv,ensurepip
 [ -z "$uv" ] || modules=sys
 
