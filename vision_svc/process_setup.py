@@ -1,7 +1,7 @@
 """What the process needs before it serves: the right MediaPipe, no reports home, fast large blocks.
 
-Importing this module brings nothing heavy, and each function must be called before the first
-thread or task is started.
+Importing this module is cheap. Its functions must be called before the first thread or task is
+started.
 """
 
 from __future__ import annotations

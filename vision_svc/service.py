@@ -114,7 +114,7 @@ class _HandlerCollector:
     """Stands for a server while generated code registers a servicer, and keeps the handlers."""
 
     def __init__(self) -> None:
-        # Named tuples, which the type stubs of grpc do not tell.
+        # Named tuples, contrary to the type stubs of grpc.
         self.by_method: Mapping[str, Any] = {}
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:

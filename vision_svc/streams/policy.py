@@ -43,11 +43,11 @@ class FramePolicy(ABC):
 
     @abstractmethod
     def answer_ready(self) -> None:
-        """Takes note that the task has answered an item, which now waits for the client."""
+        """Called when the task has answered an item; the answer waits for the client."""
 
     @abstractmethod
     def answer_taken(self) -> None:
-        """Takes note that an answer has gone to the client."""
+        """Called when the client takes an answer."""
 
     def _pump(self) -> None:
         """Uses the room that has become free."""

@@ -73,7 +73,7 @@ class Stages:
         """Queues an item for the first stage.
 
         Args:
-            item: a frame; the end brings the pictures that a video decoder still holds.
+            item: a frame, or the end, which flushes a video decoder.
             pass_on: called in the decoding thread with the result: pictures, and an `End` after
                 them if decoding has failed or the item was one.
         """
