@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -61,12 +61,33 @@ def read_settings(kind: type[Settings]) -> Settings:
     """Reads the settings of a service from the environment.
 
     Raises:
-        SystemExit: some are not valid; with a line for each.
+        SystemExit: some are not valid, with a line for each; or the command line asks for help,
+            which is printed.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(kind))
+        sys.exit()
     try:
         return kind()
     except ValidationError as error:
         sys.exit("\n".join(_sentence(kind, each) for each in error.errors()))
+
+
+def help_text(kind: type[BaseSettings]) -> str:
+    """All variables of a service, with their defaults and meanings."""
+    lines = ["The settings are environment variables:", ""]
+    for name, field in kind.model_fields.items():
+        default = "" if field.default is None else field.default
+        lines += [f"  {variable_name(kind, name)}={default}", f"      {field.description}"]
+    return "\n".join(lines)
+
+
+def variable_name(kind: type[BaseSettings], name: str) -> str:
+    """The environment variable of a field, such as TEXT_PORT."""
+    alias = kind.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return str(alias.choices[0])
+    return f"{kind.model_config['env_prefix']}{name}".upper()
 
 
 def _sentence(kind: type[BaseSettings], fault: ErrorDetails) -> str:

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
 from model_mgmt_svc.settings import ModelMgmtSettings
 from shared import errors
 from shared.pipelines import PIPELINES
-from shared.settings import ServerSettings
+from shared.settings import ServerSettings, variable_name
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 from tools.docs.places import ROOT, row
@@ -50,12 +49,6 @@ _LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
 _VALUE = re.compile(r"\{\{ \$value(?: \| humanize\w*)? \}\}( %)?")
 
 
-def _variable(settings: type[ServerSettings], name: str, field: FieldInfo) -> str:
-    if isinstance(field.validation_alias, AliasChoices):
-        return str(field.validation_alias.choices[0])
-    return f"{settings.model_config['env_prefix']}{name}".upper()
-
-
 def _default(field: FieldInfo) -> str:
     text = str(field.default).replace(str(Path.home()), "~")
     return f"`{text}`"
@@ -64,7 +57,7 @@ def _default(field: FieldInfo) -> str:
 def _rows(settings: type[ServerSettings], names: Iterator[str]) -> Iterator[str]:
     for name in names:
         field = settings.model_fields[name]
-        yield row(f"`{_variable(settings, name, field)}`", _default(field), str(field.description))
+        yield row(f"`{variable_name(settings, name)}`", _default(field), str(field.description))
 
 
 def settings_table() -> str:
