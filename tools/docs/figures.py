@@ -154,19 +154,20 @@ def plot_is_current(figures: Sequence[Figure]) -> bool:
 
 def _panel(axes: Axes, figures: Sequence[Figure]) -> None:
     places = range(len(figures))
+    library, _, _ = figures[0].library.partition(",")
     for shift, label, colour, rates in (
         (-0.2, "ours, through Envoy", OURS, [each.ours for each in figures]),
-        (0.2, f"{figures[0].library}, in process", LIBRARY, [each.theirs for each in figures]),
+        (0.2, f"{library}, in process", LIBRARY, [each.theirs for each in figures]),
     ):
         bars = axes.bar([place + shift for place in places], rates, 0.4, label=label, color=colour)
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
     axes.set_xticks(list(places), [each.name for each in figures], fontsize=8)
-    axes.set_title(figures[0].group, fontsize=9)
+    axes.set_title(figures[0].group, fontsize=8)
     axes.set_ylabel(figures[0].unit, fontsize=8)
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.25)  # room for the legend above the bars
-    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    axes.legend(fontsize=7, frameon=False, loc="best")
 
 
 def plot(figures: Sequence[Figure]) -> None:
@@ -179,6 +180,5 @@ def plot(figures: Sequence[Figure]) -> None:
     )
     for axes, group in zip(panels, groups, strict=True):
         _panel(axes, [each for each in figures if each.group == group])
-    panels[-1].set_yscale("log")
     figure.savefig(PLOT, metadata={"Date": None, "Description": _digest(figures)})
     plt.close(figure)
