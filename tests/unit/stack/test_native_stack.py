@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -235,11 +236,32 @@ def test_yesterday_s_log_moves_aside(tmp_path: Path) -> None:
     assert child.log.with_suffix(".log.1").read_text() == "yesterday"
 
 
-def test_a_process_is_named_by_pid_and_start() -> None:
+PLATFORMS = pytest.mark.parametrize("platform", ["linux", "darwin"])
+
+
+@PLATFORMS
+def test_a_process_is_named_by_pid_and_start(
+    monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert control.start_ticks(os.getpid())
     assert control.start_ticks(os.getpid()) == control.start_ticks(os.getpid())
     with subprocess.Popen(["true"]) as process:
         pass
     assert control.start_ticks(process.pid) is None
+
+
+@PLATFORMS
+def test_a_pending_signal_is_taken_once(monkeypatch: pytest.MonkeyPatch, platform: str) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        assert guard.wait_for_signal({signal.SIGUSR2}, 0.01) is None
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+        assert guard.wait_for_signal({signal.SIGUSR2}, 60) == signal.SIGUSR2
+        assert guard.wait_for_signal({signal.SIGUSR2}, 0.01) is None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def test_reaping_tells_exit_codes_and_signals() -> None:
