@@ -96,7 +96,7 @@ class Link:
     def _receive(self, envelope: Envelope) -> None:
         call = self._calls.get(envelope.call)
         if call is None:
-            return  # it was cancelled meanwhile
+            return  # it has been cancelled
         if envelope.HasField("ended"):
             del self._calls[envelope.call]
             if envelope.ended.code:

@@ -100,7 +100,7 @@ class JsonLines:
 class BlockingJsonLines:
     """The same from within the child, in one thread.
 
-    From here on, whatever libraries print goes to stderr: it is no part of the conversation.
+    From here on, what libraries print goes to stderr, since it is not part of the conversation.
 
     Attributes:
         ended: whether the parent has closed its side.

@@ -81,7 +81,7 @@ class _Connection:
             self._calls[number] = call, task
             task.add_done_callback(lambda _: self._calls.pop(number))
         if number not in self._calls:
-            return  # it has ended meanwhile
+            return  # it has ended
         call, task = self._calls[number]
         call.receive(envelope)
         if envelope.cancel:

@@ -67,7 +67,7 @@ class ModelProcess:
 
         Raises:
             ServiceError: as the process raised it.
-            WorkerUnavailableError: the process has ended, or was stopped meanwhile.
+            WorkerUnavailableError: the process has ended, or was stopped during the call.
             TimeoutError: the call took too long.
         """
         metadata = dict(outgoing_metadata())
