@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from shared.errors import InvalidArgumentError
 from shared.pipelines import (
@@ -27,6 +29,22 @@ _WITHOUT_LENGTH = (
 
 # The engine for "auto", if it can run the model.
 AUTO: EngineName = "openvino"
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine that runs a model.
+
+    Attributes:
+        weight_bytes: memory that its weights take.
+        converted: the converted folder, for OpenVINO.
+        note: why it is not the engine that "auto" prefers.
+    """
+
+    name: EngineName
+    weight_bytes: int
+    converted: Path | None = None
+    note: str = ""
 
 
 @cache

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from shared.errors import InvalidArgumentError
@@ -19,17 +19,11 @@ from text_svc.models.conversion import (
     convert,
     plan,
 )
-from text_svc.models.engine_choice import (
-    on_cuda,
-    wanted_engine,
-)
+from text_svc.models.engine_choice import EnginePlan, on_cuda, wanted_engine
 from text_svc.models.model import ManagedModel
 from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import (
-    EngineName,
-    WorkerSpec,
-)
+from text_svc.processes.launch import WorkerSpec
 from text_svc.processes.model_process import (
     ModelProcess,
     socket_path,
@@ -40,22 +34,6 @@ from text_svc.settings import TextSettings
 PROCESS_BYTES = 512 * MIB
 # A conversion holds the weights three times: for torch, for OpenVINO, and to check the result.
 CONVERSION_COPIES = 3
-
-
-@dataclass(frozen=True)
-class EnginePlan:
-    """The engine that runs a model.
-
-    Attributes:
-        weight_bytes: memory that its weights take.
-        converted: the converted folder, for OpenVINO.
-        note: why it is not the engine that "auto" prefers.
-    """
-
-    name: EngineName
-    weight_bytes: int
-    converted: Path | None = None
-    note: str = ""
 
 
 def _float_bytes(options: LoadOptions) -> int:
