@@ -34,7 +34,7 @@ class Frame:
 
 
 class RawConnection:
-    """A client's connection that sends what it is told, at once.
+    """A client's connection that sends frames as they are given, immediately.
 
     Args:
         address: host:port.

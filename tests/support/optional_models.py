@@ -1,4 +1,4 @@
-"""Models that `make models` can do without: a test of one that could not be had is skipped."""
+"""Optional models: a test of one that `make models` could not fetch is skipped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tools.models import manifest
 
 @functools.cache
 def missing_models(root: Path) -> dict[str, str]:
-    """File names of the optional vision models that `root` lacks, each with what it costs."""
+    """Optional model files that are missing in `root`, each with what is off without it."""
     return {
         file.path: asset.without
         for asset in manifest.load().assets
@@ -22,6 +22,6 @@ def missing_models(root: Path) -> dict[str, str]:
 
 
 def require_model(root: Path, file: str) -> None:
-    """Skips the test when `file` is an optional model that `root` lacks."""
+    """Skips the test if `file` is an optional model that is missing in `root`."""
     if without := missing_models(root).get(file):
         pytest.skip(f"{without}: there is no {file}, and `make models` says why")

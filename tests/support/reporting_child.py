@@ -1,4 +1,4 @@
-"""A child process for tests of `spawn`: what it does is the model id of its command."""
+"""A child process for tests of `spawn`: the model id in its command says what it does."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 
 def speak(text: str, words_a_minute: int = 140) -> tuple[npt.NDArray[np.int16], int]:
-    """Samples of a spoken English text, and their rate. Skips the test where there is no eSpeak.
+    """Samples of a spoken English text, and their rate. Skips the test if eSpeak is not installed.
 
-    In a process of its own: what eSpeak says depends a little on what it has said before.
+    In a process of its own: eSpeak's output depends a little on its earlier output.
     """
     pytest.importorskip("espeakng_loader", reason="espeakng-loader speaks the test's text")
     command = (sys.executable, "-m", __name__, text, str(words_a_minute))

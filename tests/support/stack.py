@@ -270,7 +270,7 @@ def start_stack(
 
 
 def any_python() -> str:
-    """A Python that is not this project's own, where there is one."""
+    """A Python other than this project's own, if there is one."""
     system = Path("/usr/bin/python3")
     return str(system) if system.exists() else sys.executable
 

@@ -58,7 +58,7 @@ class TextService:
         return found
 
     def metric(self, name: str, model: str) -> float:
-        """The value of a sample of the metrics page that has this model; 0 where there is none."""
+        """The value of this model's sample on the metrics page; 0 if there is none."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         with urllib.request.urlopen(url) as page:
             for line in page.read().decode().splitlines():
@@ -90,7 +90,7 @@ class TextClient:
         await self.worker.Unload(worker_pb2.UnloadRequest(model_id=model_id))
 
     async def models(self) -> dict[str, int]:
-        """Model ids and states."""
+        """States by model id."""
         answer = await self.worker.List(worker_pb2.ListRequest())
         return {model.model_id: model.state for model in answer.models}
 

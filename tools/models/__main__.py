@@ -116,10 +116,10 @@ def _parser() -> argparse.ArgumentParser:
         default=model_dir(),
         help="the models folder (default: MODEL_DIR, or models/ in the repository)",
     )
-    getting = commands.add_parser("fetch", parents=[shared], help="fetch what is not there yet")
+    getting = commands.add_parser("fetch", parents=[shared], help="fetch what is missing")
     getting.add_argument("names", nargs="*", metavar="NAME", help="assets by name (default: all)")
     getting.add_argument("--only", choices=("text", "vision", "pictures"))
-    getting.add_argument("--offline", action="store_true", help="use what is on this machine alone")
+    getting.add_argument("--offline", action="store_true", help="use only files on this machine")
     commands.add_parser("list", parents=[shared], help="show the assets and whether they are there")
     return parser
 
