@@ -41,6 +41,9 @@ class OpenVinoEncoder:
             # Several processes would pin their threads to the same cores.
             "ENABLE_CPU_PINNING": False,
         }
+        # OpenVINO makes its table of dtypes on the first use, and lets other Python threads run
+        # meanwhile. Two threads that meet there wait for each other forever: make it here, in one.
+        ov.Type.i64.to_dtype()
         compiled = ov.Core().compile_model(path, "CPU", config)
         self.dimensions = compiled.output(0).partial_shape[1].get_length()
         self.streams = threads
