@@ -1,1 +1,1 @@
-"""Generated text: from messages and prompts to streamed answers."""
+"""Text generation: from messages and prompts to streamed text."""

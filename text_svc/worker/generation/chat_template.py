@@ -1,4 +1,8 @@
-"""The chat template of a model, rendered in a process of its own under limits."""
+"""Renders a model's chat template in a sandboxed child process.
+
+A chat template is a program that came with the model, and may be malicious or broken. Rendering it
+here could block the event loop or take all memory; see `chat_template_process` for the sandbox.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from text_svc.link.json_lines import JsonLines
 
 _PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
-# A fresh process needs this on a busy machine before its first answer.
+# How long a new process may take until it is ready, on a busy machine.
 START_SECONDS = 30.0
 
 
@@ -21,9 +25,9 @@ class ChatTemplate:
     """Renders conversations. Close it after use.
 
     Args:
-        source: the template; None where the model has none.
-        variables: what it finds beside the messages, such as "bos_token".
-        max_characters: of the text that it may write.
+        source: the template; None if the model has none.
+        variables: of the template, besides the messages, such as "bos_token".
+        max_characters: most characters that the template may write.
     """
 
     def __init__(
@@ -39,11 +43,11 @@ class ChatTemplate:
         self._turn = asyncio.Lock()
 
     async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt of a conversation, ready for the assistant's answer.
+        """Renders a conversation to a prompt that ends where the assistant's answer starts.
 
         Raises:
             FailedPreconditionError: the model has no chat template.
-            InvalidArgumentError: it refuses these messages, or goes over its limits.
+            InvalidArgumentError: the template refuses these messages, or exceeds a limit.
         """
         if self._source is None:
             raise FailedPreconditionError(
@@ -56,8 +60,8 @@ class ChatTemplate:
             "add_generation_prompt": True,
         }
         await self._turn.acquire()
-        # A caller that goes away while it waits is out of the line; later it must not leave half an
-        # exchange behind.
+        # A caller that is cancelled while it waits for its turn simply leaves. Later, the exchange
+        # is shielded: half of one must not be left in the pipes.
         exchange = asyncio.ensure_future(self._ask(request))
         exchange.add_done_callback(self._end_turn)
         answer = await asyncio.shield(exchange)
@@ -84,7 +88,7 @@ class ChatTemplate:
 
     def _end_turn(self, exchange: asyncio.Future[dict[str, str]]) -> None:
         if not exchange.cancelled():
-            exchange.exception()  # its caller may have gone
+            exchange.exception()  # its caller may have been cancelled
         self._turn.release()
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
@@ -92,7 +96,7 @@ class ChatTemplate:
             await self.close()
             started = await self._start()
             if "error" in started:
-                raise InternalError("the process that renders chat templates does not start")
+                raise InternalError("the process that renders chat templates did not start")
         return await self._exchange(request, RENDER_SECONDS)
 
     async def _start(self) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Renders one chat template again and again, in a process of its own.
+"""The child process of `chat_template`: renders one template for many conversations.
 
-A template is a program that came with a model. It runs sandboxed, without network or files to
-write, in little memory, and in a process that the worker kills when it takes too long. Requests and
-answers are JSON, one a line; the first line is the template.
+A template is a program that came with a model, so it does not run in the worker. Here it runs in
+jinja2's sandbox, with little memory and no files to write, and the worker kills the process if it
+takes too long. Requests and replies are JSON, one per line; the first line is the template.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MEMORY_BYTES = 512 << 20
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it only passes them on."""
+    """`{% generation %}` marks the assistant's text for training; here it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012  # as in the base class
 
@@ -47,7 +47,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # jinja2's own escapes for HTML, which models have not seen.
+    # jinja2's own filter escapes HTML, which models were not trained on.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -58,7 +58,7 @@ def _tojson(
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """What the templates of HuggingFace models expect to find."""
+    """An environment with what the templates of Hugging Face models expect."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -79,10 +79,10 @@ def _rendered(
                 return {"error": f"it writes more than {limit} characters"}
             text.append(piece)
         whole = "".join(text)
-        whole.encode()  # half of a surrogate pair is no text
+        whole.encode()  # half of a surrogate pair cannot be encoded
     except MemoryError:
         return {"error": "it takes too much memory"}
-    except Exception as error:  # noqa: BLE001  # whatever a template does is its own fault
+    except Exception as error:  # noqa: BLE001  # any error is the template's
         return {"error": str(error)[:200] or type(error).__name__}
     return {"text": whole}
 

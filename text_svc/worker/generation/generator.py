@@ -1,4 +1,4 @@
-"""Answers as text: prompts become tokens, tokens become deltas, and limits are kept."""
+"""Streams generated text: prompts to tokens, through the engine, and tokens to text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.errors import InvalidArgumentError, QueueFullError
 from text_svc.worker.engines.base import (
@@ -24,21 +24,24 @@ from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Tokenizer
 
-# Longer texts are tokenized in a thread, so that others do not wait for it.
+if TYPE_CHECKING:
+    import torch
+
+# Longer texts are tokenized in a thread, so that they do not block the event loop.
 INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an answer goes on from: token ids, and all the model reads where that is more."""
+    """A tokenised prompt; for multimodal models also the processor's tensors."""
 
     ids: list[int]
-    inputs: Mapping[str, Any] | None = None
+    inputs: Mapping[str, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What an answer took. Times in seconds, from the submission on."""
+    """What a generation took. Times are in seconds since it was submitted."""
 
     prompt_tokens: int
     generated_tokens: int
@@ -48,7 +51,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of an answer. The last one has reason and usage, and may have text."""
+    """New text of a generation. The last delta has a finish reason and usage, and may have text."""
 
     text: str
     tokens_generated: int
@@ -57,7 +60,7 @@ class Delta:
 
 
 class TextGenerator:
-    """One model: its tokenizer, its chat template and its engine."""
+    """Generates text with one model: its tokenizer, its chat template and its engine."""
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class TextGenerator:
         self._active = 0
 
     async def encode(self, prompt: str) -> list[int]:
-        """Token ids of a plain prompt, with the special tokens that the model wants."""
+        """Token ids of a plain prompt, with the special tokens that the model expects."""
         return await self._encode(prompt, special=True)
 
     async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -94,18 +97,21 @@ class TextGenerator:
         return await self._template.render(messages)
 
     async def generate(
-        self, prompt: list[int], sampling: Sampling, inputs: Mapping[str, Any] | None = None
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> AsyncGenerator[Delta, None]:
-        """Streams one answer. Closing the generator stops the work within one step.
+        """Generates a text. Closing the async generator stops the work within one step.
 
         Args:
             prompt: token ids.
-            sampling: how the next token is chosen.
+            sampling: the checked parameters; `max_new_tokens` is lowered to what fits.
             inputs: see `Prompt`.
 
         Raises:
             InvalidArgumentError: the prompt is empty or does not fit.
-            QueueFullError: too many answers wait already.
+            QueueFullError: too many generations wait already.
         """
         generation = Generation(prompt, self._within_limits(prompt, sampling), inputs)
         begun = time.perf_counter()
@@ -138,7 +144,7 @@ class TextGenerator:
             self._engine.cancel(generation)
 
     async def close(self) -> None:
-        """Ends the engine and the template's process."""
+        """Closes the engine and the chat template."""
         await self._template.close()
         await self._engine.close()
 
@@ -152,7 +158,7 @@ class TextGenerator:
         if not prompt:
             raise InvalidArgumentError("the prompt is empty", field="prompt")
         if limits.new_tokens is None:
-            room, held = limits.context - len(prompt), "prompt and answer together may have"
+            room, held = limits.context - len(prompt), "prompt and generated text together may have"
         else:
             room, held = limits.new_tokens, "the model reads"
         if room < 1 or len(prompt) > limits.context:
@@ -163,13 +169,13 @@ class TextGenerator:
             )
         if self._active >= limits.running + limits.waiting:
             raise QueueFullError(
-                f"{limits.running} answers run and {limits.waiting} wait, which is the limit"
+                f"{limits.running} generations run and {limits.waiting} wait, which is the limit"
             )
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 
 class _GenerationText:
-    """The text of one answer, step by step."""
+    """The text of one generation, step by step."""
 
     def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
         self._detokenizer = tokenizer.detokenizer()
@@ -177,7 +183,7 @@ class _GenerationText:
         self._tokens = 0
 
     def add(self, output: StepOutput) -> Delta:
-        """The text that can be sent now; with a finish reason when the answer has ended."""
+        """The text that can be sent now, with a finish reason if the generation has ended."""
         sent = []
         for token in output.tokens:
             self._tokens += 1

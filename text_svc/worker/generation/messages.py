@@ -1,4 +1,4 @@
-"""Conversations as they come from the wire."""
+"""Checks the messages of a conversation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MAX_MESSAGES = 1024
 
 
 def check_messages(roles: Sequence[str]) -> None:
-    """Refuses a conversation without messages, with too many, or with a role that is not known.
+    """Refuses a conversation without messages, with too many, or with an unknown role.
 
     Raises:
-        MissingFieldError: there are none.
-        InvalidArgumentError: an unknown role, or more than MAX_MESSAGES.
+        MissingFieldError: there are no messages.
+        InvalidArgumentError: a role is unknown, or there are more than MAX_MESSAGES messages.
     """
     if not roles:
         raise MissingFieldError("messages is empty", field="messages")
@@ -26,6 +26,6 @@ def check_messages(roles: Sequence[str]) -> None:
     for index, role in enumerate(roles):
         if role not in ROLES:
             raise InvalidArgumentError(
-                f"messages[{index}].role is {role[:40]!r}; known roles are {', '.join(ROLES)}",
+                f"messages[{index}].role is {role[:40]!r}; it must be one of {', '.join(ROLES)}",
                 field=f"messages[{index}].role",
             )

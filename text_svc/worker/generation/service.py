@@ -1,4 +1,4 @@
-"""GenerateText and ChatCompletion of one model: checks the request, runs it, shapes the answer."""
+"""GenerateText and ChatCompletion: from requests to prompts, from deltas to responses."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class GenerationHandlers:
     async def generate_text(self, request: pb.TextRequest) -> AsyncGenerator[pb.TextResponse, None]:
         """A stream of text; the last response has `done`, and no text."""
         check_sizes([request.prompt], "prompt", self._max_bytes)
-        sampling = self._generator.defaults.complete(_wanted(request, "max_length"))
+        sampling = self._generator.defaults.complete(_sampling_request(request, "max_length"))
         prompt = await self.read_text(request)
-        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
-        async with aclosing(answer) as deltas:
+        generation = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(generation) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.TextResponse(text=delta.text, tokens_generated=delta.tokens_generated)
@@ -55,10 +55,10 @@ class GenerationHandlers:
         check_messages([message.role for message in request.messages])
         contents = [message.content for message in request.messages]
         check_sizes(contents, "messages", self._max_bytes, empty=True)
-        sampling = self._generator.defaults.complete(_wanted(request, "max_tokens"))
+        sampling = self._generator.defaults.complete(_sampling_request(request, "max_tokens"))
         prompt = await self.read_chat(request)
-        answer = self._generator.generate(prompt.ids, sampling, prompt.inputs)
-        async with aclosing(answer) as deltas:
+        generation = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        async with aclosing(generation) as deltas:
             async for delta in deltas:
                 if delta.text:
                     yield pb.ChatResponse(content=delta.text)
@@ -67,19 +67,21 @@ class GenerationHandlers:
         )
 
     async def read_text(self, request: pb.TextRequest) -> Prompt:
-        """The prompt of a request that is within the limits of its text."""
+        """Reads the prompt of a request whose text is within the limits."""
         refuse_media(request, self._pipeline)
         return Prompt(await self._generator.encode(request.prompt))
 
     async def read_chat(self, request: pb.ChatRequest) -> Prompt:
-        """The same of a conversation."""
+        """Reads the messages of a request whose texts are within the limits."""
         for index, message in enumerate(request.messages):
             refuse_media(message, self._pipeline, f"messages[{index}].")
         messages = [{"role": one.role, "content": one.content} for one in request.messages]
         return Prompt(await self._generator.encode_chat(messages))
 
 
-def _wanted(request: pb.TextRequest | pb.ChatRequest, new_tokens_field: str) -> SamplingRequest:
+def _sampling_request(
+    request: pb.TextRequest | pb.ChatRequest, new_tokens_field: str
+) -> SamplingRequest:
     def optional(name: str) -> Any:
         return getattr(request, name) if request.HasField(name) else None
 

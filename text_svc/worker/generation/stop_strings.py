@@ -1,4 +1,4 @@
-"""Stop strings: found wherever tokens split them, never sent, held back no longer than needed."""
+"""Stop strings, found even if they are split between tokens, and never sent."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Passes the text of one answer until one of the stop strings begins.
+    """Passes on the text of one generation up to the first stop string.
+
+    Text that may turn out to be the beginning of a stop string is held back.
 
     Args:
-        stops: none of them empty.
+        stops: the stop strings; none is empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -18,11 +20,11 @@ class StopFilter:
         self._held = ""
 
     def add(self, text: str) -> tuple[str, bool]:
-        """What may be sent now that `text` came, and whether a stop string was found."""
+        """Returns the text to send after `text` arrived, and whether a stop string was found."""
         if not self._stops or not text:
             return text, False
         text = self._held + text
-        # The one that ends first, whatever the tokens are: the result does not depend on them.
+        # The stop string that ends first counts, so the result does not depend on the tokens.
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
@@ -32,12 +34,12 @@ class StopFilter:
         return text[: len(text) - kept], False
 
     def rest(self) -> str:
-        """What is held back when the answer has ended without a stop string."""
+        """The text that is held back, for a generation that ended without a stop string."""
         held, self._held = self._held, ""
         return held
 
     def _beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that a stop string begins with."""
+        """Length of the longest suffix of `text` that a stop string begins with."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             end = text[len(text) - size :]
             if any(stop.startswith(end) for stop in self._stops):
