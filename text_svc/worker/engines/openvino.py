@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import json
 import logging
 import os
 import random
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +13,6 @@ from typing import Any
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.formats.manifest import Manifest
-from text_svc.link.json_lines import JsonLines
 from text_svc.processes.launch import (
     WorkerReport,
     WorkerSpec,
@@ -28,16 +23,17 @@ from text_svc.worker.engines.base import (
     StepOutput,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.openvino_stepper import OpenVinoStepper, Step
+from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
 log = logging.getLogger(__name__)
 
-# Tokens of one block of the key-value cache; fixed for CPUs.
+# Tokens of a block of the KV cache; OpenVINO's value for CPUs.
 BLOCK_TOKENS = 32
-# What computes, by the option dtype, and the bytes of a number in the key-value cache.
+# The precision of the computation by the option dtype, and the bytes of a number in the KV cache.
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 NUMBER_BYTES = {"f32": 4, "bf16": 2}
-CLOSE_SECONDS = 5.0
 
 
 def load(
@@ -58,7 +54,7 @@ def load(
     blocks = min(spec.cache_bytes // block_bytes, spec.max_running * blocks_of(own))
     if not blocks:
         raise OutOfMemoryError(
-            f"a key-value cache of {spec.cache_bytes} bytes has no block of {block_bytes} bytes"
+            f"a KV cache of {spec.cache_bytes} bytes has no room for a block of {block_bytes} bytes"
         )
     engine = OpenVinoEngine(
         folder,
@@ -78,25 +74,25 @@ def load(
 
 
 def blocks_of(tokens: int) -> int:
-    """Blocks of the cache that so many tokens take."""
+    """Blocks of the cache that this many tokens take."""
     return -(-tokens // BLOCK_TOKENS)
 
 
 class OpenVinoEngine:
-    """A converted model, stepped by `openvino_process`.
+    """An `Engine` on a converted model, whose steps run in `OpenVinoStepper`.
 
-    An answer is let in when the cache has room for all that it may need, first come first served;
-    so none is ever put back. Everything here runs on the event loop.
+    A generation starts when the cache has room for all that it may need, first come, first served;
+    so none ever has to be interrupted. Everything here runs on the event loop.
 
     Args:
         folder: made by `text_svc.convert`.
-        limits: `limits.context` tokens fit into the cache.
-        end_tokens: ids that end an answer.
-        cache_blocks: blocks of BLOCK_TOKENS that the key-value cache has.
+        limits: see `Engine`; the cache holds `limits.context` tokens.
+        end_tokens: ids that end a generation.
+        cache_blocks: blocks of BLOCK_TOKENS in the KV cache.
         precision: of the computation, "f32" or "bf16".
         threads: of the computation.
         metrics: of the model.
-        on_death: called when the process ends unasked; no answer ends after that.
+        on_death: called if the stepper ends by itself; no generation ends after that.
 
     Raises:
         InvalidModelError: OpenVINO cannot load the folder.
@@ -122,15 +118,10 @@ class OpenVinoEngine:
         self._running: dict[Generation, int] = {}
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
-        self._on_death = on_death
-        self._lines: JsonLines | None = None
-        self._process = subprocess.Popen(  # noqa: S603  # its own module
-            (sys.executable, "-m", "text_svc.worker.engines.openvino_process", str(os.getpid())),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        self._set_up(
+        self._stepper = OpenVinoStepper(
+            self._on_step,
+            self._on_refused,
+            on_death,
             folder=str(folder),
             cache_blocks=cache_blocks,
             running=limits.running,
@@ -138,51 +129,20 @@ class OpenVinoEngine:
             threads=threads,
         )
 
-    def _set_up(self, **setup: Any) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(setup).encode() + b"\n")
-        reply = json.loads(self._process.stdout.readline() or '{"error": "its process ended"}')
-        if "error" in reply:
-            self._process.wait()
-            log.error("OpenVINO cannot load the model", extra={"error": reply["error"]})
-            raise InvalidModelError("OpenVINO cannot load the converted model")
-
     def submit(self, generation: Generation) -> None:
-        if self._lines is None:
-            assert self._process.stdin is not None
-            assert self._process.stdout is not None
-            self._lines = JsonLines(
-                self._process.stdin.fileno(),
-                self._process.stdout.fileno(),
-                self._on_message,
-                self._on_death,
-            )
         self._waiting.append(generation)
         self._admit()
 
     def cancel(self, generation: Generation) -> None:
         if generation in self._running:
-            assert self._lines is not None, "it was submitted"
-            self._lines.send({"cancel": self._forget(generation)})
+            self._stepper.cancel(self._forget(generation))
             self._admit()
         elif generation in self._waiting:
             self._waiting.remove(generation)
             self._admit()
 
     async def close(self) -> None:
-        if self._lines:
-            self._lines.close()
-        assert self._process.stdin is not None
-        self._process.stdin.close()  # its sign to end
-        await asyncio.to_thread(self._end)
-
-    def _end(self) -> None:
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        await self._stepper.close()
 
     def _admit(self) -> None:
         while self._waiting and len(self._running) < self.limits.running:
@@ -194,14 +154,11 @@ class OpenVinoEngine:
         self._metrics.generations(len(self._running), len(self._waiting))
 
     def _begin(self, generation: Generation) -> None:
-        assert self._lines is not None, "made by the first submit"
         generation.start()
         number = next(self._numbers)
         self._running[generation], self._by_number[number] = number, generation
         self._free_blocks -= _blocks(generation)
-        self._lines.send(
-            {"id": number, "prompt": generation.prompt, "config": self._config(generation)}
-        )
+        self._stepper.begin(number, generation.prompt, self._config(generation.sampling))
 
     def _forget(self, generation: Generation) -> int:
         number = self._running.pop(generation)
@@ -209,8 +166,8 @@ class OpenVinoEngine:
         self._free_blocks += _blocks(generation)
         return number
 
-    def _config(self, generation: Generation) -> dict[str, Any]:
-        sampling = generation.sampling
+    def _config(self, sampling: Sampling) -> dict[str, Any]:
+        """The attributes of OpenVINO's GenerationConfig."""
         config: dict[str, Any] = {
             "max_new_tokens": sampling.max_new_tokens,
             "stop_token_ids": self._end_tokens,
@@ -228,24 +185,24 @@ class OpenVinoEngine:
                 config["top_k"] = sampling.top_k
         return config
 
-    def _on_message(self, message: dict[str, Any]) -> None:
-        # A number that is not known belongs to an answer that was cancelled meanwhile.
-        if "error" in message and (generation := self._by_number.get(message["id"])):
-            log.error("an answer was refused", extra={"error": message["error"]})
-            self._forget(generation)
-            generation.put(
-                StepOutput((), 0, error=InternalError("the engine refused this request"))
-            )
-        if "steps" in message:
-            self._metrics.step(len(message["steps"]))
-        for number, tokens, reason in message.get("steps", ()):
+    # A number that is not in `_by_number` belongs to a generation that was cancelled meanwhile.
+
+    def _on_step(self, step: Step) -> None:
+        self._metrics.step(len(step))
+        for number, tokens, reason in step:
             if generation := self._by_number.get(number):
                 if reason:
                     self._forget(generation)
-                count = len(tokens)
-                generation.put(
-                    StepOutput(tokens[:-1] if reason == "stop" else tokens, count, reason)
-                )
+                new = tokens[:-1] if reason == "stop" else tokens
+                generation.put(StepOutput(new, len(tokens), reason))
+        self._admit()
+
+    def _on_refused(self, number: int, error: str) -> None:
+        if generation := self._by_number.get(number):
+            log.error("OpenVINO refused a generation", extra={"error": error})
+            self._forget(generation)
+            refused = InternalError("the engine refused this request")
+            generation.put(StepOutput((), 0, error=refused))
         self._admit()
 
 

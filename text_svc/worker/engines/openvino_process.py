@@ -1,8 +1,6 @@
-"""Steps of OpenVINO GenAI's continuous batching, in a process of its own.
+"""The child process of `openvino_stepper`: reads commands, steps, and writes what each step made.
 
-A process of its own, since `step` of OpenVINO GenAI 2026.4 keeps Python's interpreter lock: in the
-worker, nothing else would run meanwhile. Its one thread reads commands, steps, and writes what each
-step made. All messages are JSON, one a line:
+All messages are JSON, one per line:
 
     in:  {"folder": …, "cache_blocks": …, "running": …, "precision": …, "threads": …}, once
          {"id": 1, "prompt": [ids], "config": {GenerationConfig's attributes}}
@@ -30,7 +28,7 @@ from openvino_genai import (
 from shared.process import die_with_parent
 from text_svc.link.json_lines import BlockingJsonLines
 
-# Tokens that one step works on: a long prompt is cut, so that running answers do not wait for it.
+# Tokens of a step. A long prompt is read in pieces, so that running generations do not wait.
 STEP_TOKENS = 256
 
 _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
@@ -39,7 +37,7 @@ _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: 
 def make_pipeline(
     folder: str, cache_blocks: int, running: int, precision: str, threads: int
 ) -> ContinuousBatchingPipeline:
-    """A pipeline with prefix caching whose steps mix prompts and answers."""
+    """A pipeline with prefix caching, whose steps mix prompts and generated tokens."""
     scheduler = SchedulerConfig()
     scheduler.num_kv_blocks = cache_blocks
     scheduler.max_num_seqs = running
@@ -51,7 +49,7 @@ def make_pipeline(
 
 
 class _Steps:
-    """The pipeline and its running answers."""
+    """The pipeline and its running generations."""
 
     def __init__(self, pipeline: ContinuousBatchingPipeline, lines: BlockingJsonLines) -> None:
         self._pipeline = pipeline
@@ -59,7 +57,7 @@ class _Steps:
         self._handles: dict[int, Any] = {}
 
     def serve(self) -> None:
-        """Until stdin ends."""
+        """Runs until stdin ends."""
         while not self._lines.ended:
             cancelled, wait = False, not self._handles
             while (command := self._lines.receive(wait=wait)) is not None:
@@ -73,7 +71,7 @@ class _Steps:
                 self._pipeline.step()
                 self._report()
             elif cancelled:
-                self._pipeline.step()  # gives the blocks back
+                self._pipeline.step()  # frees the blocks of the cancelled generations
         for handle in self._handles.values():
             handle.cancel()
         self._pipeline.step()
@@ -85,7 +83,7 @@ class _Steps:
         prompt = openvino.Tensor(np.array([command["prompt"]], dtype=np.int64))
         try:
             handle = self._pipeline.add_request(command["id"], prompt, config)
-        except Exception as error:  # noqa: BLE001  # of this answer alone
+        except Exception as error:  # noqa: BLE001  # only this generation failed
             self._lines.send({"id": command["id"], "error": str(error)})
         else:
             self._handles[command["id"]] = handle
@@ -103,7 +101,7 @@ class _Steps:
                 del self._handles[number]
             if tokens:
                 steps.append((number, tokens, reason))
-            elif handle.get_status() != GenerationStatus.RUNNING:  # it is out, and nothing says so
+            elif handle.get_status() != GenerationStatus.RUNNING:  # dropped in silence
                 del self._handles[number]
                 self._lines.send({"id": number, "error": "the cache has no room for it"})
         if steps:
@@ -119,7 +117,7 @@ def main() -> None:
         return
     try:
         pipeline = make_pipeline(**setup)
-    except Exception as error:  # noqa: BLE001  # the parent tells it
+    except Exception as error:  # noqa: BLE001  # the parent reports it
         lines.send({"error": str(error)})
         sys.exit(1)
     lines.send({"ready": True})
