@@ -66,15 +66,21 @@ class _Steps:
                     handle.cancel()
                     cancelled = True
                 elif "prompt" in command:
+                    if cancelled:
+                        # Only a step frees the blocks of cancelled generations. In a full cache,
+                        # the pipeline would drop all new ones in the same step.
+                        self._step()
+                        cancelled = False
                     self._begin(command)
-            if self._handles:
-                self._pipeline.step()
-                self._report()
-            elif cancelled:
-                self._pipeline.step()  # frees the blocks of the cancelled generations
+            if self._handles or cancelled:
+                self._step()
         for handle in self._handles.values():
             handle.cancel()
         self._pipeline.step()
+
+    def _step(self) -> None:
+        self._pipeline.step()
+        self._report()
 
     def _begin(self, command: dict[str, Any]) -> None:
         config = GenerationConfig()

@@ -54,3 +54,35 @@ async def test_what_the_pipeline_drops_in_silence_is_an_error(
         await ended(engine, prompt, tokens)
     assert await ended(engine, 20, 5) == "length", "it serves on"
     await engine.close()
+
+
+async def test_what_begins_as_others_are_cancelled_has_their_room(converted_llama: Path) -> None:
+    engine = OpenVinoEngine(
+        converted_llama,
+        limits=Limits(128, 8, 8),
+        end_tokens=(),
+        cache_blocks=2 * BLOCKS,
+        precision="f32",
+        threads=1,
+        metrics=EngineMetrics("cancelled"),
+    )
+
+    def begin(prompt: int) -> Generation:
+        """Takes half of the cache."""
+        ids = [5 + (index * 7 + prompt) % 300 for index in range(prompt)]
+        generation = Generation(ids, Sampling(0, 1, 128 - prompt))
+        engine.submit(generation)
+        return generation
+
+    running = [begin(4), begin(5)]
+    for number in range(40):
+        tokens = 0
+        async with asyncio.timeout(60):
+            while tokens < 1 + 13 * number % 100:
+                for output in await running[1].take():
+                    assert output.error is None
+                    tokens += output.count
+        for generation in running:
+            engine.cancel(generation)
+        running = [begin(6 + number % 20), begin(7 + number % 20)]
+    await engine.close()
