@@ -266,6 +266,7 @@ async def test_a_waiting_answer_can_be_cancelled(make: Make) -> None:
     assert (await answer(generator, PROMPTS[1], greedy(5)))[1].tokens_generated == 5
 
 
+@pytest.mark.timeout(1200)  # it is about what is left, however slow the machine is
 async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> None:
     generator = make(running=8, waiting=100, blocks=8)
 
