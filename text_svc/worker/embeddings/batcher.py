@@ -23,7 +23,7 @@ from text_svc.worker.embeddings.encoder import (
     Encoder,
     Vectors,
 )
-from text_svc.worker.engines.metrics import EmbeddingMetrics
+from text_svc.worker.embeddings.metrics import EmbeddingMetrics
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS, length_batches
 
 log = logging.getLogger(__name__)

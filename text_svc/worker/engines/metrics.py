@@ -34,15 +34,6 @@ _GAP = Histogram(
     ["model"],
     buckets=_GAP_BUCKETS,
 )
-_WAITING_TEXTS = Gauge(
-    "text_waiting_texts", "Texts that wait to be embedded.", ["model"], multiprocess_mode="livesum"
-)
-_BATCH_TEXTS = Histogram(
-    "text_batch_texts",
-    "Texts in one embedding batch.",
-    ["model"],
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
-)
 
 
 class EngineMetrics:
@@ -66,20 +57,3 @@ class EngineMetrics:
     def gap(self, seconds: float) -> None:
         """Counts the time between two pieces of a generated text."""
         self._gap.observe(seconds)
-
-
-class EmbeddingMetrics:
-    """The metrics of one encoder."""
-
-    def __init__(self, model: str) -> None:
-        self._waiting = _WAITING_TEXTS.labels(model)
-        self._batch = _BATCH_TEXTS.labels(model)
-
-    def batch(self, texts: int, waiting: int) -> None:
-        """Counts a batch that starts, and sets how many texts wait."""
-        self._batch.observe(texts)
-        self._waiting.set(waiting)
-
-    def waiting(self, texts: int) -> None:
-        """Sets how many texts wait."""
-        self._waiting.set(texts)

@@ -10,9 +10,9 @@ from text_svc.processes.launch import EngineName, WorkerReport, WorkerSpec
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import LoadedEncoder
+from text_svc.worker.embeddings.metrics import EmbeddingMetrics
 from text_svc.worker.embeddings.service import EmbeddingsHandlers
 from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
-from text_svc.worker.engines.metrics import EmbeddingMetrics
 
 # Named as text: a worker does not import what the other engine needs.
 ENCODERS: dict[EngineName, str] = {

@@ -22,7 +22,7 @@ from text_svc.worker.embeddings.encoder import (
     Done,
     Ids,
 )
-from text_svc.worker.engines.metrics import EmbeddingMetrics
+from text_svc.worker.embeddings.metrics import EmbeddingMetrics
 from text_svc.worker.length_batches import (
     MAX_BATCH_TOKENS,
     MAX_PADDING_TOKENS,

@@ -29,12 +29,12 @@ from text_svc.formats.recipe import (
 )
 from text_svc.torch_models.sentence_encoder import SentenceEncoder
 from text_svc.worker.embeddings.batcher import MicroBatcher
+from text_svc.worker.embeddings.metrics import EmbeddingMetrics
 from text_svc.worker.embeddings.openvino import (
     MODEL,
     OpenVinoEncoder,
 )
 from text_svc.worker.embeddings.service import response
-from text_svc.worker.engines.metrics import EmbeddingMetrics
 
 TEXTS = ["hello world", "a cat", "", "  music and history in paris  ", "a b c d e " * 40, "nul\0x"]
 

@@ -1,0 +1,32 @@
+"""Metrics of one encoder, kept as those of `engines.metrics`."""
+
+from __future__ import annotations
+
+from prometheus_client import Gauge, Histogram
+
+_WAITING_TEXTS = Gauge(
+    "text_waiting_texts", "Texts that wait to be embedded.", ["model"], multiprocess_mode="livesum"
+)
+_BATCH_TEXTS = Histogram(
+    "text_batch_texts",
+    "Texts in one embedding batch.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+
+
+class EmbeddingMetrics:
+    """The metrics of one encoder."""
+
+    def __init__(self, model: str) -> None:
+        self._waiting = _WAITING_TEXTS.labels(model)
+        self._batch = _BATCH_TEXTS.labels(model)
+
+    def batch(self, texts: int, waiting: int) -> None:
+        """Counts a batch that starts, and sets how many texts wait."""
+        self._batch.observe(texts)
+        self._waiting.set(waiting)
+
+    def waiting(self, texts: int) -> None:
+        """Sets how many texts wait."""
+        self._waiting.set(texts)
