@@ -39,14 +39,19 @@ def check_texts() -> list[str]:
 def _shuffled() -> list[str]:
     folder = Path(sysconfig.get_path("stdlib"))
     texts: set[str] = set()
-    for module in _MODULES:
-        tree = ast.parse((folder / f"{module}.py").read_bytes())
-        for node in ast.walk(tree):
+    for path in (path for module in _MODULES for path in _sources(folder, module)):
+        for node in ast.walk(ast.parse(path.read_bytes())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 texts.update(_pieces(ast.get_docstring(node) or ""))
     ordered = sorted(texts)
     random.Random(0).shuffle(ordered)  # noqa: S311  # the same order each time
     return ordered
+
+
+def _sources(folder: Path, module: str) -> list[Path]:
+    """A module's file, or the files of a package: pathlib is one since Python 3.13."""
+    path = folder / f"{module}.py"
+    return [path] if path.is_file() else sorted((folder / module).glob("*.py"))
 
 
 def _pieces(docstring: str) -> list[str]:
