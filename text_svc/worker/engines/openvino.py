@@ -42,7 +42,7 @@ def load(
     """The engine and the tokenizer of a spec, and what the model costs. Blocks.
 
     Raises:
-        ServiceError: why it cannot be loaded.
+        ServiceError: the model cannot be loaded.
     """
     folder = spec.converted
     manifest = Manifest.read(folder) if folder else None
