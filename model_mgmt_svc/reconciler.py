@@ -1,19 +1,17 @@
-"""Keeps the desired models loaded: replicas that are new or have restarted get them unasked.
-
-A new replica beside others takes no calls before it has the models that are desired there.
-"""
+"""Keeps the desired models loaded: replicas that are new or have restarted get them unasked."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from model_mgmt_svc.admission import admit_replicas
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import Replica, Replicas
+from model_mgmt_svc.replicas import Replicas
 from shared.errors import (
     ModelNotLoadedError,
     ServiceError,
@@ -111,7 +109,7 @@ class Reconciler:
         for model in filter(self._is_due, desired):
             if model.model_id in missing_ids:
                 self._running[model.model_id] = asyncio.create_task(self._restore(model))
-        await self._admit(missing)
+        await admit_replicas(missing, self._gave_up)
 
     def failed(self) -> dict[ModelId, str]:
         """The models that are no longer retried, each with the reason."""
@@ -133,23 +131,8 @@ class Reconciler:
             failures.faults < self._max_failures and self._clock() >= failures.next_attempt
         )
 
-    async def _admit(self, missing: Mapping[Replica, Sequence[DesiredModel]]) -> None:
-        """Admits the new replicas that have all models desired of them.
-
-        If no other replica of the service answers, an incomplete one is better than none: it serves
-        the models that it has and reports that the others are being loaded.
-        """
-        for replica in sorted(missing, key=lambda each: len(missing[each])):
-            waits = any(not self._gave_up(model) for model in missing[replica])
-            if replica.admitted or (waits and _has_peers(replica, missing)):
-                continue
-            try:
-                await replica.admit()
-            except ServiceError as error:
-                log.warning("cannot admit a replica", extra={"error": error.message})
-
     def _gave_up(self, model: DesiredModel) -> bool:
-        """Whether so many attempts failed, for whatever reason, that no replica waits for it."""
+        """Whether too many attempts have failed, for any reason, for a new replica to wait."""
         failures = self._failures.get(model.model_id)
         return failures is not None and failures.attempts >= self._max_failures
 
@@ -195,12 +178,3 @@ class Reconciler:
     def _forget_others(self, desired: Iterable[DesiredModel]) -> None:
         for model_id in set(self._failures) - {model.model_id for model in desired}:
             del self._failures[model_id]
-
-
-def _has_peers(replica: Replica, replicas: Iterable[Replica]) -> bool:
-    """Whether another replica of its service takes calls."""
-    return any(
-        other.admitted and other.service == replica.service
-        for other in replicas
-        if other is not replica
-    )
