@@ -32,7 +32,7 @@ TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
 # The tables that the benchmarks write, by name.
 BENCHES = {
     f"{name} benchmark": ROOT / f"out/bench/{name}.md"
-    for name in ("text", "perplexity", "embeddings", "vision", "vision_profile")
+    for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
 }
 
 
@@ -50,7 +50,8 @@ def rendered(take_figures: bool) -> dict[Path, str]:
         if take_figures and path.exists():
             documents[BENCHMARKS] = place(documents[BENCHMARKS], name, path.read_text())
     measured = figures.read(documents[BENCHMARKS])
-    documents[README] = place(documents[README], "figures", figures.table(measured))
+    six = f"{figures.table(measured)}\n\n{figures.cores(documents[BENCHMARKS])}"
+    documents[README] = place(documents[README], "figures", six)
     return documents
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -129,6 +130,16 @@ def read(benchmarks: str) -> list[Figure]:
     embeddings = _tables(taken(benchmarks, "embeddings benchmark"))[0]
     vision = _tables(taken(benchmarks, "vision benchmark"))[0]
     return [*_text(text), *_embeddings(embeddings), *_vision(vision)]
+
+
+def cores(benchmarks: str) -> str:
+    """A sentence with the cores that each benchmark found free, before and after it."""
+    found = []
+    for name in ("text", "embeddings", "vision"):
+        head = taken(benchmarks, f"{name} benchmark").partition("|")[0]
+        numbers = re.findall(r"\d+\.\d+", head.partition("effective cores")[2])
+        found.append(f"{name} {' and '.join(numbers)}")
+    return f"Effective cores, of 2, before and after: {', '.join(found)}."
 
 
 def table(figures: Sequence[Figure]) -> str:
