@@ -107,8 +107,8 @@ def _describe(model: LoadedModel) -> str:
     memory = f"{_mib(model.ram_bytes)} MiB of memory"
     if model.vram_bytes:
         memory += f" and {_mib(model.vram_bytes)} MiB on the accelerator"
-    where = f" on {model.replicas} replicas" if model.replicas > 1 else ""
-    engine = f", is run by {model.engine}" if model.engine else ""
+    where = f" in {model.replicas} replicas" if model.replicas > 1 else ""
+    engine = f" on {model.engine}" if model.engine else ""
     note = f". {model.note}" if model.note else ""
-    loaded = f"{model.model_id} is loaded as {model.pipeline_type}{where}"
-    return f"{loaded}{engine} and takes {memory}{note}"
+    loaded = f"{model.model_id} is loaded as {model.pipeline_type}{engine}{where}"
+    return f"{loaded}, using {memory}{note}"

@@ -45,7 +45,7 @@ def parse_model_id(text: str, field: str = "model_id") -> ModelId:
         raise MissingFieldError(f"{field} is empty", field=field)
     if len(text) > MAX_PATH_CHARS:
         raise _invalid_id(
-            text, field, f"it has {len(text)} characters, the limit is {MAX_PATH_CHARS}"
+            text, field, f"it has {len(text)} characters; the limit is {MAX_PATH_CHARS}"
         )
     parts = text.split("/")
     for part in parts:
@@ -99,7 +99,7 @@ def check_file_path(text: str) -> PurePosixPath:
     if not text:
         raise MissingFieldError("file_path is empty", field="file_path")
     if len(text) > MAX_PATH_CHARS:
-        raise _invalid_path(text, f"it has {len(text)} characters, the limit is {MAX_PATH_CHARS}")
+        raise _invalid_path(text, f"it has {len(text)} characters; the limit is {MAX_PATH_CHARS}")
     if not text.isprintable() or "\\" in text or _DRIVE.match(text):
         raise _invalid_path(text, "control characters, backslashes and drives are not allowed")
     parts = text.split("/")

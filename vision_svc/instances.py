@@ -236,8 +236,8 @@ class Instances:
             self._closer.submit(self._close, oldest, counted=False)
         if self._used_mb + needed > self._memory_mb:
             raise OutOfMemoryError(
-                f"{task.name} needs {needed} MiB more than the {self._used_mb} MiB in use, "
-                f"and the limit is {self._memory_mb} MiB; try again after a stream has ended",
+                f"not enough memory for {task.name}: it needs {needed} MiB, and {self._used_mb} of "
+                f"{self._memory_mb} MiB are in use; try again after a stream has ended",
                 retry_after=1.0,
                 metadata={"instance_memory_mb": str(self._memory_mb)},
             )

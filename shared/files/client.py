@@ -77,7 +77,7 @@ class ModelFiles:
         """Makes sure that the whole file is in the cache and returns its path there.
 
         A cached file is compared with its recorded hash and with what the provider has now; it is
-        fetched again if it is damaged or has been published anew.
+        fetched again if it is damaged or has been republished.
         Cancelling the call stops the fetch unless other callers wait for it.
 
         Raises:
@@ -114,7 +114,10 @@ class ModelFiles:
                 if not file or await is_unchanged(self._stub, entry, file, seconds):
                     continue
             except ProviderUnavailableError as error:
-                log.info("using cached files as they are", extra={"error": error.message})
+                log.info(
+                    "cannot check for updates; using the cached files",
+                    extra={"error": error.message},
+                )
                 return
             with contextlib.suppress(ModelFileNotFoundError):
                 await self.fetch(model_id, str(entry.file_path))

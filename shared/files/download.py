@@ -121,7 +121,7 @@ async def _is_current(stub: Stub, entry: CacheEntry, old: CachedFile, limits: Fe
         return await is_unchanged(stub, entry, old, limits.first_chunk_seconds)
     except ProviderUnavailableError as error:
         extra = {"file": str(entry.file_path), "model": entry.model_id, "error": error.message}
-        log.info("using a cached file as it is", extra=extra)
+        log.info("cannot check for updates; using the cached file", extra=extra)
         return True
 
 

@@ -1,4 +1,4 @@
-"""Whether a cached file is still what the provider has, or has been published anew."""
+"""Whether a cached file is still what the provider has, or has been republished."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Admission:
             else:
                 seconds = self._patience
                 log.warning(
-                    "no control plane: taking calls",
+                    "no contact with model_mgmt_svc; taking calls without being admitted",
                     extra={"waited_seconds": seconds},
                 )
                 self.admit()

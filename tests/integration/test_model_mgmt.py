@@ -56,7 +56,7 @@ async def test_the_life_of_a_model(service: ModelMgmt, worker: ModelWorker) -> N
     loaded = await service.load(f"models/{MODEL}/model.safetensors", options={"dtype": "float32"})
     assert loaded.success
     assert (loaded.ram_allocated_mb, loaded.vram_allocated_mb) == (91, 0)  # rounded up
-    assert loaded.message == ("org/name is loaded as text-generation and takes 91 MiB of memory")
+    assert loaded.message == "org/name is loaded as text-generation, using 91 MiB of memory"
     assert dict(worker.loads[0].options) == {"dtype": "float32"}
     again = await service.load(MODEL, kind="chat")
     assert (again.success, again.ram_allocated_mb) == (True, 91)

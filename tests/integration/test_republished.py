@@ -1,4 +1,4 @@
-"""A model that is published anew under its id: the next load has its new files."""
+"""A model that is republished under its id: the next load has its new files."""
 
 from __future__ import annotations
 

@@ -136,7 +136,11 @@ async def test_usage_and_reason_come_with_the_last_message_alone(llama: TextClie
 
 BAD_REQUESTS = {
     "empty prompt": ({"prompt": ""}, "INVALID_ARGUMENT", "prompt is empty"),
-    "prompt over the context": ({"prompt": "é" * 9000}, "INVALID_ARGUMENT", "may have 4096"),
+    "prompt over the context": (
+        {"prompt": "é" * 9000},
+        "INVALID_ARGUMENT",
+        "limit is 4096, generated",
+    ),
     "prompt over the bytes": ({"prompt": "x" * (5 << 20)}, "RESOURCE_EXHAUSTED", "limit is"),
     "NaN": ({"temperature": float("nan")}, "INVALID_ARGUMENT", "temperature is nan"),
     "negative": ({"temperature": -1.0}, "INVALID_ARGUMENT", r"must be from 0 to 100"),
@@ -144,7 +148,7 @@ BAD_REQUESTS = {
     "top_k": ({"top_k": -3}, "INVALID_ARGUMENT", "top_k is -3"),
     "penalty": ({"repetition_penalty": 0.0}, "INVALID_ARGUMENT", "repetition_penalty is 0"),
     "length": ({"max_length": -1}, "INVALID_ARGUMENT", "max_length is -1"),
-    "stops": ({"stop": ["x"] * 17}, "INVALID_ARGUMENT", "limit of 16"),
+    "stops": ({"stop": ["x"] * 17}, "INVALID_ARGUMENT", "limit is 16"),
     "empty stop": ({"stop": [""]}, "INVALID_ARGUMENT", "is empty"),
     "long stop": ({"stop": ["x" * 1000]}, "RESOURCE_EXHAUSTED", "limit is 256"),
 }

@@ -132,7 +132,7 @@ async def test_a_prompt_over_the_cache_is_refused_with_the_limit(client: TextCli
     model = "tiny/llama"
     await client.unload(model)
     await client.load(model, engine="transformers", cache_size_mb="1")
-    with pytest.raises(grpc.aio.AioRpcError, match=r"together may have \d+") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match=r"limit is \d+, generated") as caught:
         await client.generate(model=model, prompt="é" * 3900, max_length=1)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     _, last = await client.generate(model=model, prompt="the sea", max_length=5, temperature=0)

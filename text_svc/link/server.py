@@ -109,7 +109,7 @@ class _Connection:
         """Runs the handler of a call and sends its responses and the end."""
         method = self._methods.get(name)
         if method is None:
-            raise NotImplementedRpcError(f"the model does not answer {name}")
+            raise NotImplementedRpcError(f"the model does not support {name}")
         requests = _requests(call, method.request)
         request: Any = requests if method.requests_stream else await anext(requests)
         last: Message | None = None
@@ -132,7 +132,7 @@ class _Connection:
         limit = self._max_message_bytes
         if len(data) > limit:
             raise ResourceExhaustedError(
-                f"the answer has {len(data)} bytes and the limit is {limit}",
+                f"the response has {len(data)} bytes; the limit is {limit}",
                 metadata={"limit": str(limit)},
             )
         return data

@@ -42,9 +42,9 @@ class MemoryBudget:
         free = self.free_bytes
         if needed > free:
             raise OutOfMemoryError(
-                f"model {model.model_id} needs about {needed // MIB} MiB {purpose} and "
-                f"{max(free, 0) // MIB} MiB of the budget of {self.total_bytes // MIB} MiB are "
-                "free; unload another model or raise TEXT_MEMORY_BUDGET_MB",
+                f"model {model.model_id} needs about {needed // MIB} MiB {purpose}, but only "
+                f"{max(free, 0) // MIB} MiB of the {self.total_bytes // MIB} MiB budget are free; "
+                "unload another model or raise TEXT_MEMORY_BUDGET_MB",
                 metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
             )
         model.reserved_bytes = needed

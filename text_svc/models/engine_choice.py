@@ -75,13 +75,13 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     _check_options_apply(pipeline, options)
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
-        raise InvalidArgumentError(f"engine openvino: {obstacle}", field="options[engine]")
+        raise InvalidArgumentError(obstacle, field="options[engine]")
     engine: EngineName = options.engine if options.engine != "auto" else AUTO
     if obstacle:
         engine = "transformers"
     if engine == "transformers" and options.dtype == "int8":
         raise InvalidArgumentError(
-            f"dtype int8 needs engine openvino{': ' + obstacle if obstacle else ''}",
+            f"dtype int8 needs engine openvino{', and ' + obstacle if obstacle else ''}",
             field="options[dtype]",
         )
     return engine
@@ -102,9 +102,9 @@ def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:
 def _openvino_obstacle(pipeline: Pipeline, options: LoadOptions) -> str:
     """Why OpenVINO cannot run such a model; empty if it can."""
     if pipeline.name not in CONVERTERS:
-        return f"it does not run {pipeline.name} models"
+        return f"openvino does not support {pipeline.name} models"
     if on_cuda(options):
-        return "it runs on the CPU here, not on CUDA"
+        return "openvino runs on the CPU only"
     if options.dtype == "float16":
-        return "it runs float32, bfloat16 and int8, not float16"
+        return "openvino does not support float16"
     return ""

@@ -71,7 +71,7 @@ def _tensors(path: Path) -> Iterator[tuple[str, str, list[int]]]:
     if header_bytes > MAX_HEADER_BYTES:
         raise InvalidModelError(
             f"{path.name} is not a safetensors file that can be read: its header has "
-            f"{header_bytes} bytes, the limit is {MAX_HEADER_BYTES}"
+            f"{header_bytes} bytes; the limit is {MAX_HEADER_BYTES}"
         )
     try:
         with safe_open(path, framework="np") as file:

@@ -97,7 +97,8 @@ class ModelProcess:
                 f"model {model_id} was unloaded, or its process ended, during the call"
             )
         return WorkerUnavailableError(
-            f"the process of model {model_id} has ended; the model is loaded again by LoadModel"
+            f"the process of model {model_id} has ended; retry once the model has been loaded "
+            "again, or call LoadModel to load it now"
         )
 
 

@@ -19,7 +19,7 @@ def check_sizes(texts: Sequence[str], field: str, limit: int, *, empty: bool = F
     size = sum(len(text.encode()) for text in texts)
     if size > limit:
         raise InputTooLargeError(
-            f"{field} has {size} bytes, the limit is {limit}", metadata={"limit": str(limit)}
+            f"{field} has {size} bytes; the limit is {limit}", metadata={"limit": str(limit)}
         )
 
 

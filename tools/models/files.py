@@ -35,7 +35,7 @@ def check(path: Path, sha256: str, origin: str) -> None:
     found = sha256_of(path)
     if found != sha256:
         raise SourceError(
-            f"{path.name} from {origin} has SHA-256 {found}, the list says {sha256}", damaged=True
+            f"{path.name} from {origin} has SHA-256 {found}; the list says {sha256}", damaged=True
         )
 
 

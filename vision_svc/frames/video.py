@@ -120,7 +120,7 @@ class VideoDecoder:
         if len(self._held) > MAX_HELD_FRAMES:
             with frame_context(frame):
                 raise UndecodableImageError(
-                    f"{MAX_HELD_FRAMES} frames of {self.format_name} gave no picture",
+                    f"no picture could be decoded from {MAX_HELD_FRAMES} {self.format_name} frames",
                     field=frame.data_field,
                 )
 

@@ -108,7 +108,7 @@ def test_other_options_are_another_instance(world: World) -> None:
 
 def test_the_budget(world: World) -> None:
     held = [world.instances.acquire(world.tracker, {}, Mode.VIDEO) for _ in range(2)]
-    with pytest.raises(OutOfMemoryError, match="limit is 100 MiB"):
+    with pytest.raises(OutOfMemoryError, match="of 100 MiB are in use"):
         world.instances.acquire(world.tracker, {}, Mode.VIDEO)
     world.instances.release(held[0])
     assert world.graphs[0].closed.wait(LONG)
@@ -124,7 +124,7 @@ def test_a_large_file_takes_more_of_the_budget(world: World, tmp_path: Path) -> 
     world.instances.acquire(world.tracker, {}, Mode.VIDEO)
     with (tmp_path / "model").open("r+b") as file:
         file.truncate(30 << 20)
-    with pytest.raises(OutOfMemoryError, match="needs 120 MiB more than the 96 MiB in use"):
+    with pytest.raises(OutOfMemoryError, match="needs 120 MiB, and 96 of 100 MiB are in use"):
         world.instances.acquire(world.stateless, {}, Mode.VIDEO)
 
 

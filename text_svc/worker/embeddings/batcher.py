@@ -106,8 +106,8 @@ class MicroBatcher:
                 raise ShuttingDownError("the model is being unloaded")
             if self._waiting and self._waiting + len(encoded) > self._max_waiting:
                 raise QueueFullError(
-                    f"{self._waiting} texts wait and {len(encoded)} more are over the limit of "
-                    f"{self._max_waiting}",
+                    f"{self._waiting} texts are waiting, and {len(encoded)} more would exceed the "
+                    f"limit of {self._max_waiting}",
                     metadata={"limit": str(self._max_waiting)},
                 )
             self._waiting += len(encoded)

@@ -78,7 +78,7 @@ class Embedder:
         tokens = sum(map(len, encoded))
         if tokens > self._max_tokens:
             raise InputTooLargeError(
-                f"the texts have {tokens} tokens, the limit is {self._max_tokens} per call",
+                f"the texts have {tokens} tokens; the limit is {self._max_tokens} per call",
                 metadata={"limit": str(self._max_tokens)},
             )
         vectors = await self._batcher.embed(encoded)
@@ -93,7 +93,7 @@ class Embedder:
             raise MissingFieldError("texts is empty", field="texts")
         if len(texts) > self._max_texts:
             raise InputTooLargeError(
-                f"{len(texts)} texts are over the limit of {self._max_texts} per call",
+                f"the request has {len(texts)} texts; the limit is {self._max_texts}",
                 metadata={"limit": str(self._max_texts)},
             )
         check_sizes(texts, "texts", self._max_bytes, empty=True)

@@ -151,14 +151,14 @@ def _checked(name: str, value: float, low: float, high: float) -> float:
 def _checked_stops(stops: Sequence[str]) -> tuple[str, ...]:
     if len(stops) > MAX_STOPS:
         raise InvalidArgumentError(
-            f"{len(stops)} stop strings are over the limit of {MAX_STOPS}", field="stop"
+            f"the request has {len(stops)} stop strings; the limit is {MAX_STOPS}", field="stop"
         )
     for index, stop in enumerate(stops):
         if not stop:
             raise InvalidArgumentError(f"stop[{index}] is empty", field=f"stop[{index}]")
         if len(stop) > MAX_STOP_CHARACTERS:
             raise InputTooLargeError(
-                f"stop[{index}] has {len(stop)} characters, the limit is {MAX_STOP_CHARACTERS}",
+                f"stop[{index}] has {len(stop)} characters; the limit is {MAX_STOP_CHARACTERS}",
                 metadata={"limit": str(MAX_STOP_CHARACTERS)},
             )
     return tuple(stops)

@@ -158,12 +158,13 @@ class TextGenerator:
         if not prompt:
             raise InvalidArgumentError("the prompt is empty", field="prompt")
         if limits.new_tokens is None:
-            room, held = limits.context - len(prompt), "prompt and generated text together may have"
+            room, included = limits.context - len(prompt), ", generated tokens included"
         else:
-            room, held = limits.new_tokens, "the model reads"
+            room, included = limits.new_tokens, ""
         if room < 1 or len(prompt) > limits.context:
             raise InvalidArgumentError(
-                f"the prompt has {len(prompt)} tokens; {held} {limits.context}",
+                f"the prompt has {len(prompt)} tokens; the model's limit is "
+                f"{limits.context}{included}",
                 field="prompt",
                 metadata={"limit": str(limits.context)},
             )

@@ -21,7 +21,7 @@ def check_messages(roles: Sequence[str]) -> None:
         raise MissingFieldError("messages is empty", field="messages")
     if len(roles) > MAX_MESSAGES:
         raise InvalidArgumentError(
-            f"{len(roles)} messages are over the limit of {MAX_MESSAGES}", field="messages"
+            f"the request has {len(roles)} messages; the limit is {MAX_MESSAGES}", field="messages"
         )
     for index, role in enumerate(roles):
         if role not in ROLES:

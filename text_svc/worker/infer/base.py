@@ -69,8 +69,8 @@ class GenerateOptions(NoOptions):
         room = limit - prompt_tokens - 1
         if room < 1:
             raise InvalidArgumentError(
-                f"the prompt and its image have {prompt_tokens} tokens; the model holds {limit}, "
-                "the answer included",
+                f"the prompt and its image have {prompt_tokens} tokens; the model's limit is "
+                f"{limit}, generated tokens included",
                 field="prompt",
             )
         return {

@@ -19,7 +19,9 @@ def required_labels(request: pb.InferRequest) -> list[str]:
     """
     labels = list(request.labels)
     if not labels or not all(labels):
-        raise MissingFieldError("labels is empty, or one of them is", field="labels")
+        raise MissingFieldError(
+            "labels must not be empty or contain an empty label", field="labels"
+        )
     return labels
 
 

@@ -71,7 +71,7 @@ def check_request(request: pb.InferRequest, pipeline: Infers, spec: WorkerSpec) 
     ):
         if count > spec.max_texts:
             raise InputTooLargeError(
-                f"{count} {name} are over the limit of {spec.max_texts} a call",
+                f"the request has {count} {name}; the limit is {spec.max_texts}",
                 metadata={"limit": str(spec.max_texts)},
             )
     texts = [

@@ -67,10 +67,13 @@ def decode_image(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked below
             picture = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         width, height = picture.size
-        if before + width * height > max_pixels:
-            others = f" and those before it {before}" if before else ""
+        pixels = before + width * height
+        if pixels > max_pixels:
             raise InputTooLargeError(
-                f"{field} has {width} x {height} pixels{others}, the limit is {max_pixels} a call",
+                f"the images of a call may have {max_pixels} pixels together; with {field} they "
+                f"have {pixels}"
+                if before
+                else f"{field} has {width} x {height} pixels; the limit is {max_pixels} per call",
                 metadata={"limit": str(max_pixels)},
             )
         return _upright(picture).convert("RGB")
@@ -172,9 +175,9 @@ class SoundReader:
                 parts.append(_mixed(part))
                 left -= len(parts[-1])
                 if left < 0:
-                    others = f" with the {before:g} s before it" if before else ""
+                    excess = "brings this call's audio over" if before else "is longer than"
                     raise InputTooLargeError(
-                        f"{self._field} is longer{others} than the limit of {max_seconds:g} s",
+                        f"{self._field} {excess} the limit of {max_seconds:g} s",
                         metadata={"limit_seconds": f"{max_seconds:g}"},
                     )
         return _joined(parts)

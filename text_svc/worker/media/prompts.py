@@ -190,7 +190,7 @@ class MediaPrompts:
                     )
         if count > self._spec.max_media:
             raise InputTooLargeError(
-                f"{count} images and sounds are over the limit of {self._spec.max_media} a call",
+                f"the call has {count} images and sounds; the limit is {self._spec.max_media}",
                 metadata={"limit": str(self._spec.max_media)},
             )
         for message in messages:
@@ -203,8 +203,10 @@ class MediaPrompts:
 
     def _check_counts(self, text: str, counts: tuple[int, int], prefix: str = "") -> None:
         """Refuses a text whose places are not as many as the media."""
-        for name, token, places, given in zip(
+        where = f"{prefix}content" if prefix else "the prompt"
+        for name, kind, token, places, given in zip(
             ("images", "audio"),
+            ("image", "sound"),
             (self._tokens.image, self._tokens.audio),
             self._tokens.count(text),
             counts,
@@ -212,7 +214,8 @@ class MediaPrompts:
         ):
             if token and places != given:
                 raise InvalidArgumentError(
-                    f"the prompt has {token} {places} times, and {prefix}{name} has {given}",
+                    f"{where} has {_counted(places, f'{token} placeholder')} but "
+                    f"{_counted(given, kind)}",
                     field=f"{prefix}{name}",
                 )
 
@@ -275,6 +278,10 @@ def _by_field(name: str, messages: list[_Message]) -> dict[str, Any]:
         for message in messages
         for index, one in enumerate(getattr(message, name))
     }
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _parts(text: str, images: int, sounds: int) -> list[Part]:

@@ -78,7 +78,8 @@ class Florence2(InferPipeline[GenerateOptions]):
         """
         if self.processor.image_token in prompt:
             raise InvalidArgumentError(
-                f"the prompt has {self.processor.image_token}; the image has its place without it",
+                f"the prompt must not contain {self.processor.image_token}; the image is placed "
+                "automatically",
                 field="prompt",
             )
         try:

@@ -63,7 +63,7 @@ class Seq2Seq(TextPipeline[Seq2SeqOptions]):
         tokens, limit = inputs["input_ids"].shape[1], self.processor.model_max_length
         if tokens > limit:  # an answer to the beginning alone would look like one to all of it
             raise InvalidArgumentError(
-                f"text has {tokens} tokens, the model reads {limit}",
+                f"text has {tokens} tokens; the model's limit is {limit}",
                 field="text",
                 metadata={"limit": str(limit)},
             )

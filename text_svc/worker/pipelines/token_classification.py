@@ -36,7 +36,9 @@ class TokenClassifier(TextPipeline[TokenOptions]):
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
         if not self.processor.is_fast:
-            raise InvalidModelError("the tokenizer does not tell the positions of its tokens")
+            raise InvalidModelError(
+                "the tokenizer gives no character offsets, which token classification needs"
+            )
         self._pipeline = TokenClassificationPipeline(model=self.model, tokenizer=self.processor)
 
     def infer(
@@ -69,8 +71,8 @@ class TokenClassifier(TextPipeline[TokenOptions]):
             return {}
         if options.aggregation == "none":
             raise InvalidArgumentError(
-                f"text has {tokens} tokens and the model reads {limit}; a longer text needs an "
-                "aggregation other than none",
+                f"text has {tokens} tokens; the model's limit is {limit}, and a longer text needs "
+                "an aggregation other than none",
                 field="text",
                 metadata={"limit": str(limit)},
             )

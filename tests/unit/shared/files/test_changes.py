@@ -1,4 +1,4 @@
-"""Files that were published anew: what the cache holds of them is what the provider has."""
+"""Files that were republished: what the cache holds of them is what the provider has."""
 
 from __future__ import annotations
 

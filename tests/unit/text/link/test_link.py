@@ -170,7 +170,7 @@ async def test_usage_comes_beside_the_messages(tmp_path: Path) -> None:
 
 async def test_an_rpc_that_the_model_does_not_answer_is_refused(tmp_path: Path) -> None:
     async with ends(tmp_path) as both:
-        with pytest.raises(ServiceError, match="does not answer ChatCompletion") as refused:
+        with pytest.raises(ServiceError, match="does not support ChatCompletion") as refused:
             await anext(both.link.call("ChatCompletion", b"", metadata=METADATA))
         assert refused.value.code is grpc.StatusCode.UNIMPLEMENTED
 

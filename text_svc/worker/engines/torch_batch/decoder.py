@@ -174,9 +174,7 @@ class BatchDecoder:
     def _broken(self, row: _Row) -> StepOutput:
         # A mask does not hide NaN, so it would spread to later generations in this row.
         self._model.cache.clear(self._rows.index(row))
-        return StepOutput(
-            (), 0, error=InternalError("the model's numbers overflowed in this generation")
-        )
+        return StepOutput((), 0, error=InternalError("the model produced non-finite scores"))
 
     def _leave(self, row: _Row) -> None:
         """Removes a row and moves others into its place; one at its prompt stays the last."""

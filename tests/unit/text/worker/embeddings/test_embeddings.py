@@ -217,7 +217,7 @@ async def test_limits_of_a_call(tmp_path: Path) -> None:
     limits = {"max_texts": 10, "max_call_tokens": 60, "max_prompt_bytes": 1000}
     bad: list[tuple[dict[str, Any], grpc.StatusCode, str]] = [
         ({"texts": []}, grpc.StatusCode.INVALID_ARGUMENT, "texts is empty"),
-        ({"texts": ["x"] * 11}, grpc.StatusCode.RESOURCE_EXHAUSTED, "limit of 10"),
+        ({"texts": ["x"] * 11}, grpc.StatusCode.RESOURCE_EXHAUSTED, "limit is 10"),
         ({"texts": ["x" * 1001]}, grpc.StatusCode.RESOURCE_EXHAUSTED, "limit is 1000"),
         ({"texts": ["a b c d e f g"] * 9}, grpc.StatusCode.RESOURCE_EXHAUSTED, "limit is 60"),
         ({"texts": ["x"], "dimensions": 33}, grpc.StatusCode.INVALID_ARGUMENT, "1 to 32"),

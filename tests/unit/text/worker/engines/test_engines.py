@@ -219,7 +219,7 @@ async def test_a_stop_string_across_tokens_ends_the_answer_and_does_not_leak(mak
 async def test_a_prompt_that_does_not_fit_is_refused_with_the_limit(make: Make) -> None:
     generator = make()
     for size in (CONTEXT, CONTEXT + 1, 50_000):
-        with pytest.raises(InvalidArgumentError, match=f"may have {CONTEXT}"):
+        with pytest.raises(InvalidArgumentError, match=f"limit is {CONTEXT}, generated"):
             await anext(generator.generate([5] * size, greedy()))
     with pytest.raises(InvalidArgumentError, match="empty"):
         await anext(generator.generate([], greedy()))

@@ -64,7 +64,7 @@ def test_a_whole_number_out_of_its_range_is_refused(name: str, value: int) -> No
 
 def test_stop_strings_have_limits() -> None:
     assert complete(stop=["a"] * MAX_STOPS).stop == ("a",) * MAX_STOPS
-    with pytest.raises(InvalidArgumentError, match="limit of 16"):
+    with pytest.raises(InvalidArgumentError, match="limit is 16"):
         complete(stop=["a"] * (MAX_STOPS + 1))
     with pytest.raises(InvalidArgumentError, match=r"stop\[1\] is empty"):
         complete(stop=["a", ""])

@@ -34,7 +34,7 @@ async def test_bad_requests(classifier: Path) -> None:
         ({"text": "", "labels": ["x"]}, invalid, "text is empty"),
         ({"text": "a"}, invalid, "labels"),
         ({"text": "a", "labels": ["x", ""]}, invalid, "labels"),
-        ({"text": "a", "labels": ["x"] * 10_000}, exhausted, "limit of 2048"),
+        ({"text": "a", "labels": ["x"] * 10_000}, exhausted, "limit is 2048"),
         ({"text": "a" * (5 << 20), "labels": ["x"]}, exhausted, "limit is"),
         ({"text": "a", "labels": ["x"], "options": {"colour": "red"}}, invalid, "multi_label"),
         (

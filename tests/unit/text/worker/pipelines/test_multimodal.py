@@ -159,7 +159,7 @@ async def test_sounds_together_over_the_limit_are_told_the_whole_limit(tiny: Tin
             await chat(stub, pb.ChatMessage(role="user", content="what ?", audio=pieces))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.details() == (
-        "messages[0].audio[2] is longer with the 4 s before it than the limit of 5 s"
+        "messages[0].audio[2] brings this call's audio over the limit of 5 s"
     )
 
 
@@ -189,7 +189,7 @@ async def test_florence2_says_what_it_wants(tiny: Tiny) -> None:
         ({"prompt": "<OCR>", "images": [image] * 2}, "the request has 2"),
         ({"prompt": "what ?", "images": [image]}, "must begin with one of <OCR>"),
         ({"prompt": "<OCR> and more", "images": [image]}, "only content"),
-        ({"prompt": "<REGION_TO_OCR><image>", "images": [image]}, "without it"),
+        ({"prompt": "<REGION_TO_OCR><image>", "images": [image]}, "must not contain <image>"),
         ({"prompt": "<OCR>", "images": [pb.ImageData(data=b"x")]}, r"images\[0\].data are not"),
     ]
     async with serve(spec_of(tiny("florence2"), "florence2")) as stub:
@@ -214,13 +214,29 @@ async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
         ),
         ({"images": [pb.ImageData()]}, invalid, r"messages\[0\].images\[0\].data is empty"),
         ({"images": [bomb]}, exhausted, "pixels than the limit of 1000000"),
-        ({"images": [image] * 5}, exhausted, "5 images and sounds are over the limit of 4"),
+        ({"images": [image] * 5}, exhausted, "the call has 5 images and sounds; the limit is 4"),
         ({"audio": [sound(noise(1))]}, invalid, "takes no audio"),
-        ({"content": "<image> or <image> ?", "images": [image]}, invalid, "<image> 2 times"),
-        ({"content": "<image> ?", "images": [image] * 2}, invalid, r"images has 2"),
-        ({"content": "a <image>"}, invalid, r"messages\[0\].images has 0"),
-        ({"images": [big()] * 3}, exhausted, "before it .* the limit is 1000000 a call"),
-        ({"images": [big()] * 2, "content": "x" * 9000}, invalid, "may have 2048"),
+        (
+            {"content": "<image> or <image> ?", "images": [image]},
+            invalid,
+            "2 <image> placeholders but 1 image",
+        ),
+        (
+            {"content": "<image> ?", "images": [image] * 2},
+            invalid,
+            "1 <image> placeholder but 2 images",
+        ),
+        ({"content": "a <image>"}, invalid, r"messages\[0\].content has 1 .* 0 images"),
+        (
+            {"images": [big()] * 3},
+            exhausted,
+            r"may have 1000000 pixels together; with messages\[0\].images\[\d\] they",
+        ),
+        (
+            {"images": [big()] * 2, "content": "x" * 9000},
+            invalid,
+            "limit is 2048, generated tokens included",
+        ),
     ]
     spec = spec_of(tiny("llava-chat"), "vlm", max_media=4, max_image_pixels=1_000_000)
     async with serve(spec) as stub:
@@ -228,7 +244,9 @@ async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
             with pytest.raises(grpc.aio.AioRpcError, match=words) as caught:
                 await chat(stub, pb.ChatMessage(**{**user, **fields}))
             assert caught.value.code() is code, fields
-        with pytest.raises(grpc.aio.AioRpcError, match="<image> 2 times, and images has 1"):
+        with pytest.raises(
+            grpc.aio.AioRpcError, match="prompt has 2 <image> placeholders but 1 image"
+        ):
             await generate(stub, prompt="<image><image>", images=[image])
         text, _ = await chat(stub, pb.ChatMessage(**user, images=[image]))
         assert text, "it serves on"

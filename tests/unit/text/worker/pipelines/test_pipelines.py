@@ -117,7 +117,7 @@ async def test_max_length_cuts_what_is_read(tiny: Tiny) -> None:
             lambda: stub.Infer(pb.InferRequest(text="xyz " * 9)),
             lambda: anext(aiter(stub.GenerateText(pb.TextRequest(prompt="xyz " * 9)))),
         ):
-            with pytest.raises(grpc.aio.AioRpcError, match="the model reads 5"):
+            with pytest.raises(grpc.aio.AioRpcError, match="the model's limit is 5"):
                 await call()
 
 
@@ -143,7 +143,7 @@ async def test_a_long_text_is_classified_to_its_end(tiny: Tiny) -> None:
     assert spans == sorted(spans)
     assert spans[-1][1] > len(text) - 30
     assert all(span.text == text[span.start : span.end] for span in response.spans)
-    with pytest.raises(grpc.aio.AioRpcError, match="the model reads 128") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match="the model's limit is 128") as caught:
         await infer(folder, "ner", text=text, options={"aggregation": "none"})
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -234,7 +234,7 @@ async def test_a_long_text_leaves_an_answer_its_room(tiny: Tiny) -> None:
         request = pb.TextRequest(prompt=text, max_length=60)
         answers = [answer async for answer in stub.GenerateText(request)]
         long = stub.GenerateText(pb.TextRequest(prompt="a" * 500))
-        with pytest.raises(grpc.aio.AioRpcError, match="the model reads 64") as caught:
+        with pytest.raises(grpc.aio.AioRpcError, match="the model's limit is 64") as caught:
             await anext(aiter(long))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "".join(answer.text for answer in answers).strip() == whole.text
@@ -248,6 +248,6 @@ async def test_an_answer_ends_where_the_decoder_does(tiny: Tiny) -> None:
 
 
 async def test_a_text_that_the_encoder_cannot_hold_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match="the model reads 64") as caught:
+    with pytest.raises(grpc.aio.AioRpcError, match="the model's limit is 64") as caught:
         await infer(tiny("marian"), "translation", text="a" * 500)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
