@@ -24,7 +24,11 @@ class ModelMgmtSettings(ServerSettings):
         description="host:port of text_svc, several separated by commas; a host name with several "
         "addresses counts as several replicas.",
     )
-    vision_addrs: str = Field("127.0.0.1:50063", description="The same for vision_svc.")
+    vision_addrs: str = Field(
+        "127.0.0.1:50063",
+        description="host:port of vision_svc, several separated by commas; a host name with "
+        "several addresses counts as several replicas.",
+    )
     file_provider_addr: str = Field(
         "localhost:50052",
         validation_alias=AliasChoices("MODEL_MGMT_FILE_PROVIDER_ADDR", "FILE_PROVIDER_ADDR"),

@@ -52,8 +52,8 @@ class ModelHostSettings(ServerSettings):
     admission_seconds: float = Field(
         10.0,
         ge=0,
-        description="Time without contact to model_mgmt_svc after which a new replica takes calls. "
-        "Until then it waits to be admitted.",
+        description="Seconds that a new replica waits to be admitted by model_mgmt_svc, counted "
+        "from their last contact, before it takes calls anyway.",
     )
 
 

@@ -1,1 +1,1 @@
-"""Text generation, chat and embeddings with HuggingFace transformers."""
+"""Text, speech and multimodal models, one process each, on OpenVINO or transformers."""

@@ -78,7 +78,9 @@ class ModelCollector(Collector):
         yield GaugeMetricFamily(
             "text_memory_budget_bytes", "Memory that models may use.", self._registry.budget_bytes
         )
-        yield GaugeMetricFamily("text_memory_reserved_bytes", "Of it, taken by models.", reserved)
+        yield GaugeMetricFamily(
+            "text_memory_reserved_bytes", "Part of the budget that models have reserved.", reserved
+        )
         yield from _of_engines(self._registry.sockets)
         yield from self._processes()
 

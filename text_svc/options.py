@@ -19,10 +19,13 @@ class LoadOptions(BaseModel):
 
     engine: Literal["auto", "openvino", "transformers"] = Field(
         "auto",
-        description="OpenVINO on the CPU, or transformers; auto takes the faster one that can.",
+        description="OpenVINO on the CPU, or transformers; auto is OpenVINO where it "
+        "supports the model, otherwise transformers.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
-        "auto", description="auto is float32 on the CPU and bfloat16 on CUDA; int8 is for weights."
+        "auto",
+        description="auto is float32 on the CPU and bfloat16 on CUDA. int8 needs engine openvino; "
+        "it compresses weights, and activations too in embedding models.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."

@@ -16,7 +16,9 @@ class TextSettings(ModelHostSettings):
     model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)
 
     port: int = Field(50062, ge=0, le=65535, description="gRPC port.")
-    metrics_port: int = Field(9462, ge=0, le=65535, description="Port of the metrics page.")
+    metrics_port: int = Field(
+        9462, ge=0, le=65535, description="Port of the metrics page; 0 is off."
+    )
     file_provider_addr: str = Field(
         "127.0.0.1:50061",
         validation_alias=AliasChoices("TEXT_FILE_PROVIDER_ADDR", "file_provider_addr"),
@@ -29,7 +31,8 @@ class TextSettings(ModelHostSettings):
     memory_budget_mb: int = Field(
         0,
         ge=0,
-        description="MiB that models may use together; 0 is 0.8 of the container's or machine's.",
+        description="MiB that models may use together; 0 means 80 % of the memory of the "
+        "container or machine.",
     )
     load_timeout_seconds: float = Field(
         600, gt=0, description="Time within which a model's process must become ready."

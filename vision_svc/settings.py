@@ -20,7 +20,9 @@ class VisionSettings(ModelHostSettings):
     model_config = SettingsConfigDict(env_prefix="VISION_", extra="ignore", frozen=True)
 
     port: int = Field(50063, ge=0, le=65535, description="gRPC port.")
-    metrics_port: int = Field(9463, ge=0, le=65535, description="Port of the metrics page.")
+    metrics_port: int = Field(
+        9463, ge=0, le=65535, description="Port of the metrics page; 0 is off."
+    )
     # An alias, since pydantic keeps the prefix "model_" to itself.
     assets_dir: Path = Field(
         Path("models/vision"),
@@ -31,7 +33,9 @@ class VisionSettings(ModelHostSettings):
         "127.0.0.1:50061",
         description="Address from which the files of loaded models are read: model_mgmt_svc.",
     )
-    cache_dir: Path = Field(Path("run/cache/vision"), description="Cache folder of those files.")
+    cache_dir: Path = Field(
+        Path("run/cache/vision"), description="Cache of the files of loaded models."
+    )
     workers: int = Field(0, ge=0, description="Threads that run frames; 0 is one per core.")
     max_streams: int = Field(
         16, ge=1, description="Open streams that have sent a frame; more are RESOURCE_EXHAUSTED."
@@ -42,7 +46,7 @@ class VisionSettings(ModelHostSettings):
     instance_memory_mb: int = Field(
         2048,
         ge=64,
-        description="MiB that all task instances together may use; at most 0.6 of the memory of "
+        description="MiB that all task instances together may use; at most 60 % of the memory of "
         "the container or machine.",
     )
     max_idle_instances: int = Field(
