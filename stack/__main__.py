@@ -89,7 +89,7 @@ def plan(options: argparse.Namespace) -> Layout:
         provider_address=own_address if own_provider else options.provider or RUST_PROVIDER,
         own_provider=own_provider,
         state_file=options.state_file,
-        front=_front(options),
+        envoy_options=_envoy_options(options),
     )
     for needed in ("vision", *(("text",) if own_provider else ())):
         if not (layout.models / needed).is_dir():
@@ -99,14 +99,14 @@ def plan(options: argparse.Namespace) -> Layout:
     return layout
 
 
-def _front(options: argparse.Namespace) -> envoy_config.Options:
+def _envoy_options(options: argparse.Namespace) -> envoy_config.EnvoyOptions:
     tls: Path | None = options.tls
     if tls:
         tls = tls.resolve()
         for name in envoy_config.TLS_FILES:
             if not (tls / name).is_file():
                 raise StartError(f"there is no {tls / name}: run `python -m tools.dev_certs {tls}`")
-    return envoy_config.Options(tls, _collector())
+    return envoy_config.EnvoyOptions(tls, _collector())
 
 
 def _collector() -> tuple[str, int] | None:
@@ -143,7 +143,7 @@ def up(options: argparse.Namespace) -> int:
     layout.state_file.unlink(missing_ok=True)  # left by a stack that was killed
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.front)
+    envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.envoy_options)
     return guard.run_guarded(lambda: _run(Runner(layout, specs)), parent)
 
 

@@ -33,7 +33,7 @@ _DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
 
 
 @dataclass(frozen=True)
-class Options:
+class EnvoyOptions:
     """What a stack's Envoy has beside the plain port.
 
     Attributes:
@@ -57,7 +57,7 @@ def load_config(*, tls: bool = False, tracing: bool = False) -> dict[str, Any]:
 
 def native_config(
     ports: Ports,
-    options: Options = Options(),
+    options: EnvoyOptions = EnvoyOptions(),
     descriptors: Path = Path(_DESCRIPTORS),
 ) -> dict[str, Any]:
     """The configuration with the addresses, ports and paths of a native stack.
@@ -87,7 +87,7 @@ def native_config(
     return replaced
 
 
-def write_native_config(target: Path, ports: Ports, options: Options = Options()) -> None:
+def write_native_config(target: Path, ports: Ports, options: EnvoyOptions = EnvoyOptions()) -> None:
     """Writes `native_config`, which Envoy reads, and the descriptor set beside it; JSON is YAML."""
     descriptors = target.with_name("ml.binpb")
     descriptors.write_bytes(descriptor_set())

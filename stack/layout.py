@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stack.envoy_config import Options
+from stack.envoy_config import EnvoyOptions
 from stack.ports import (
     LOOPBACK,
     Ports,
@@ -58,7 +58,7 @@ class Layout:
         provider_address: host:port of the file provider.
         own_provider: whether the stack starts that file provider itself.
         state_file: where `status` and `down` find the stack.
-        front: Envoy's optional parts.
+        envoy_options: Envoy's optional parts.
     """
 
     ports: Ports
@@ -67,7 +67,7 @@ class Layout:
     provider_address: str
     own_provider: bool
     state_file: Path
-    front: Options = field(default_factory=Options)
+    envoy_options: EnvoyOptions = field(default_factory=EnvoyOptions)
 
     @property
     def logs(self) -> Path:
@@ -85,7 +85,7 @@ class Layout:
 
     def _unused(self) -> set[str]:
         unused = set() if self.own_provider else {"provider"}
-        return unused if self.front.tls else unused | {"envoy_tls", "envoy_mtls"}
+        return unused if self.envoy_options.tls else unused | {"envoy_tls", "envoy_mtls"}
 
     def addresses(self) -> dict[str, str]:
         """Name to host:port of everything that listens."""

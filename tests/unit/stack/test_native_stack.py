@@ -63,7 +63,7 @@ def test_the_native_config_differs_in_addresses_alone() -> None:
 
 
 def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
-    options = envoy_config.Options(tmp_path, ("collector.example", 4444))
+    options = envoy_config.EnvoyOptions(tmp_path, ("collector.example", 4444))
     resources = envoy_config.native_config(ports.Ports(), options)["static_resources"]
     listeners = {one["name"]: one for one in resources["listeners"]}
     assert set(listeners) == {"grpc", "grpc_tls", "grpc_mtls", "metrics"}
@@ -79,10 +79,10 @@ def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("everything", [False, True])
 def test_envoy_accepts_the_config(tmp_path: Path, everything: bool) -> None:
-    source, options = tmp_path / "envoy.json", envoy_config.Options()
+    source, options = tmp_path / "envoy.json", envoy_config.EnvoyOptions()
     if everything:
         dev_certs.make_certificates(tmp_path)
-        options = envoy_config.Options(tmp_path, ("localhost", 4317))
+        options = envoy_config.EnvoyOptions(tmp_path, ("localhost", 4317))
     envoy_config.write_native_config(source, ports.Ports(), options)
     done = subprocess.run(
         [envoy.find_binary(), "--mode", "validate", "--log-level", "warning", "-c", source],
