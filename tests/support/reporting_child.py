@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from text_svc.processes.launch import ChildSpec, WorkerReport
+from text_svc.processes.specs import ChildSpec, WorkerReport
 
 
 def main() -> None:

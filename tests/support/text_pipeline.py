@@ -26,7 +26,7 @@ from text_svc.link.call import Payload
 from text_svc.link.client import Link
 from text_svc.link.server import SERVICE, listen
 from text_svc.options import parse_options
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 from text_svc.worker import pipelines
 

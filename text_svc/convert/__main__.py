@@ -15,11 +15,11 @@ from shared.errors import ServiceError
 from shared.process import die_with_parent
 from shared.telemetry import logs
 from text_svc.convert import CONVERTERS
-from text_svc.convert.launch import ConversionSpec
 from text_svc.convert.refused import RefusedError
+from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import PART_PREFIX, Manifest
-from text_svc.processes.launch import Report
+from text_svc.processes.specs import Report
 
 
 def convert(spec: ConversionSpec) -> None:

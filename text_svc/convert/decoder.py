@@ -14,8 +14,8 @@ from optimum.exporters.openvino import export_from_model
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig, AutoTokenizer
 
-from text_svc.convert.launch import Weights
 from text_svc.convert.refused import RefusedError, refusal
+from text_svc.convert.spec import Weights
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.torch_models.pretrained import context_length, end_tokens_of

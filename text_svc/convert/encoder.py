@@ -14,8 +14,8 @@ import torch
 from transformers import AutoTokenizer
 
 from text_svc.convert.calibration import calibration_texts, check_texts
-from text_svc.convert.launch import Weights
 from text_svc.convert.refused import RefusedError, refusal
+from text_svc.convert.spec import Weights
 from text_svc.formats.json_files import TOKENIZER
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.formats.recipe import max_tokens, read_recipe

@@ -17,14 +17,14 @@ from shared.errors import InternalError
 from shared.files.cache import CacheEntry
 from shared.model_ids import ModelId, folder_name
 from shared.pipelines import Pipeline
-from text_svc.convert.launch import ConversionSpec, Weights
+from text_svc.convert.spec import ConversionSpec, Weights
 from text_svc.formats.manifest import (
     PART_PREFIX,
     Manifest,
 )
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import Report
 from text_svc.processes.spawn import spawn
+from text_svc.processes.specs import Report
 from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)

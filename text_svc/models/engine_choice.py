@@ -20,7 +20,7 @@ from shared.pipelines import (
 )
 from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import EngineName
+from text_svc.processes.specs import EngineName
 
 # Pipelines without a text length to limit.
 _WITHOUT_LENGTH = (

@@ -23,11 +23,11 @@ from text_svc.models.engine_choice import EnginePlan, on_cuda, wanted_engine
 from text_svc.models.model import ManagedModel
 from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import WorkerSpec
 from text_svc.processes.model_process import (
     ModelProcess,
     socket_path,
 )
+from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 
 # Memory of a worker besides the weights: interpreter, libraries, activations.

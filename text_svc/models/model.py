@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from shared.model_host import HostedModel
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import EngineName
 from text_svc.processes.model_process import ModelProcess
+from text_svc.processes.specs import EngineName
 
 
 @dataclass(kw_only=True, eq=False)

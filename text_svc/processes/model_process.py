@@ -10,8 +10,8 @@ from shared.errors import ServiceError, WorkerUnavailableError
 from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
-from text_svc.processes.launch import WorkerReport, WorkerSpec
 from text_svc.processes.spawn import Child, spawn
+from text_svc.processes.specs import WorkerReport, WorkerSpec
 
 
 class ModelProcess:

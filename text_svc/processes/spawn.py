@@ -17,7 +17,7 @@ from shared.errors import (
     ServiceError,
 )
 from shared.process import exit_text
-from text_svc.processes.launch import ChildSpec, Report
+from text_svc.processes.specs import ChildSpec, Report
 
 # Time between SIGTERM and SIGKILL for a process whose work is over.
 TERMINATE_SECONDS = 3.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import load_model
 
 # Largest share of a card's free memory for a key-value cache of unspecified size.

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, NllbTokenizer
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.options import LoadOptions
-from text_svc.processes.launch import WorkerReport
+from text_svc.processes.specs import WorkerReport
 
 # The context length of a model whose config names none.
 DEFAULT_CONTEXT = 2048

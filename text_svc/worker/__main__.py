@@ -12,7 +12,7 @@ from shared.telemetry import (
     tracing,
 )
 from text_svc.link.server import listen
-from text_svc.processes.launch import (
+from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )

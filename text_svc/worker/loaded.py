@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerReport
+from text_svc.processes.specs import WorkerReport
 
 
 @dataclass(frozen=True)

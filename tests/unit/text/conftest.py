@@ -9,7 +9,7 @@ import pytest
 from tests.support import tiny_models, tiny_text
 from tests.support.text_pipeline import Tiny
 from text_svc.convert.__main__ import convert as run_conversion
-from text_svc.convert.launch import (
+from text_svc.convert.spec import (
     ConversionSpec,
     Weights,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from text_svc.processes.launch import WorkerReport
+from text_svc.processes.specs import WorkerReport
 
 Ids = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]

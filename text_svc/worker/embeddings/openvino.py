@@ -13,7 +13,7 @@ from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.formats.recipe import Recipe
-from text_svc.processes.launch import (
+from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )

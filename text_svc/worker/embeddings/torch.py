@@ -10,7 +10,7 @@ from text_svc.formats.recipe import (
     Recipe,
     max_tokens,
 )
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,

@@ -13,7 +13,7 @@ from typing import Any
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from text_svc.formats.manifest import Manifest
-from text_svc.processes.launch import (
+from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )

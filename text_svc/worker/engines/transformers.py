@@ -25,7 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from shared.errors import OutOfMemoryError
-from text_svc.processes.launch import (
+from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml import transformers_pb2 as pb
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.checks import check_sizes, refuse_media
 from text_svc.worker.engines.sampling import SamplingRequest
 from text_svc.worker.generation.generator import (

@@ -17,7 +17,7 @@ from transformers import AutoProcessor
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerReport, WorkerSpec
+from text_svc.processes.specs import WorkerReport, WorkerSpec
 from text_svc.torch_models.pretrained import NO_LIMIT, Pretrained, max_positions, measure
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.service import InferHandlers

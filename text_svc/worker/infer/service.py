@@ -11,7 +11,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import InputTooLargeError, InvalidArgumentError, MissingFieldError
 from text_svc.link.server import Handlers
 from text_svc.options import parse_as
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.checks import check_sizes
 from text_svc.worker.model_thread import ModelThread
 

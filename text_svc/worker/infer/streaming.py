@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.engines.transformers import TransformersEngine, generate_limits

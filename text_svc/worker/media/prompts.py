@@ -17,7 +17,7 @@ from PIL import Image
 
 from ml import transformers_pb2 as pb
 from shared.errors import InputTooLargeError, InvalidArgumentError, MissingFieldError
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.cancel import raise_if_cancelled
 from text_svc.worker.generation.generator import Prompt
 from text_svc.worker.media.decode import Samples, decode_audio, decode_image

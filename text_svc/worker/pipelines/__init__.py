@@ -14,7 +14,7 @@ from typing import Any
 from shared import pipelines
 from shared.errors import InvalidArgumentError
 from text_svc.formats.load_errors import loading_errors
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.loaded import LoadedPipeline
 
 PIPELINES = {

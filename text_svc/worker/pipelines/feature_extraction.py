@@ -6,7 +6,7 @@ from importlib import import_module
 
 from text_svc.formats.recipe import read_recipe
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import EngineName, WorkerReport, WorkerSpec
+from text_svc.processes.specs import EngineName, WorkerReport, WorkerSpec
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.embedder import Embedder
 from text_svc.worker.embeddings.encoder import LoadedEncoder

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import context_length, end_tokens_of
 from text_svc.worker.generation.generator import Prompt, TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers

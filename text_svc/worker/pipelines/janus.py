@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from ml import transformers_pb2 as pb
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.infer.base import GenerateOptions
 from text_svc.worker.media.decode import encode_png

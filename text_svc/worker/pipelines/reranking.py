@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError, MissingFieldError
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.infer.base import NoOptions, TextPipeline
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import end_tokens_of
 from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.infer.base import GenerateOptions, TextPipeline, decoder_limit

@@ -16,7 +16,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, MissingFieldError
 from text_svc.link.server import Handlers
 from text_svc.options import parse_as
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.base import InferPipeline, NoOptions

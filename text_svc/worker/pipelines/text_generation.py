@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import EngineName, WorkerReport, WorkerSpec
+from text_svc.processes.specs import EngineName, WorkerReport, WorkerSpec
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import TextGenerator

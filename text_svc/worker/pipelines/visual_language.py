@@ -12,7 +12,7 @@ from transformers import AutoModelForMultimodalLM, Gemma3Processor
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
-from text_svc.processes.launch import WorkerSpec
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained, context_length, end_tokens_of
 from text_svc.worker.generation.generator import Prompt, TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers

@@ -13,7 +13,7 @@ from shared.errors import OutOfMemoryError, ResourceExhaustedError, ServiceError
 from tests.support.text_pipeline import Tiny
 from text_svc.convert import decoder, encoder
 from text_svc.convert.__main__ import convert
-from text_svc.convert.launch import ConversionSpec
+from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import Manifest
 

@@ -11,8 +11,8 @@ import pytest
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError, ServiceError
 from text_svc.processes import spawn as spawning
-from text_svc.processes.launch import ChildSpec, WorkerReport
 from text_svc.processes.spawn import Child, spawn
+from text_svc.processes.specs import ChildSpec, WorkerReport
 
 
 @asynccontextmanager

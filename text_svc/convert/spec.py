@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from text_svc.processes.launch import ChildSpec
+from text_svc.processes.specs import ChildSpec
 
 Weights = Literal["float", "int8"]
 
