@@ -31,7 +31,7 @@ _REPORTED: dict[str, type[ServiceError]] = {
 AnyReport = TypeVar("AnyReport", bound=Report)
 
 
-def worker_environment(threads: int) -> dict[str, str]:
+def child_environment(threads: int) -> dict[str, str]:
     """The environment of a child: no network for the hub, and threads that do not spin."""
     return os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -106,7 +106,7 @@ async def spawn(
         module: its name.
         spec: the command; `parent_pid` and `report_fd` are filled in here.
         threads: of OpenMP.
-        environment: variables besides those of `worker_environment`.
+        environment: variables besides those of `child_environment`.
     """
     read_fd, write_fd = os.pipe()
     try:
@@ -115,7 +115,7 @@ async def spawn(
             *(sys.executable, "-m", module, spec.model_dump_json()),
             pass_fds=(write_fd,),
             stdin=asyncio.subprocess.DEVNULL,
-            env=worker_environment(threads) | dict(environment or {}),
+            env=child_environment(threads) | dict(environment or {}),
         )
     except BaseException:
         os.close(read_fd)
