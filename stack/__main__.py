@@ -25,7 +25,7 @@ from stack.runner import (
 )
 
 # Where the application serves its model cache.
-RUST_PROVIDER = f"localhost:{ports.Ports.provider}"
+APPLICATION_PROVIDER = f"localhost:{ports.Ports.provider}"
 
 
 def _port(text: str) -> int:
@@ -48,7 +48,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     up.add_argument("--base-port", help="first of consecutive ports, or auto for free ones")
     up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
     up.add_argument(
-        "--provider", metavar="HOST:PORT", help=f"a running file provider (e.g. {RUST_PROVIDER})"
+        "--provider",
+        metavar="HOST:PORT",
+        help=f"a running file provider (e.g. {APPLICATION_PROVIDER})",
     )
     up.add_argument(
         "--tls",
@@ -86,7 +88,7 @@ def plan(options: argparse.Namespace) -> Layout:
         ports=chosen,
         models=options.models.resolve(),
         run_dir=options.run_dir,
-        provider_address=own_address if own_provider else options.provider or RUST_PROVIDER,
+        provider_address=own_address if own_provider else options.provider or APPLICATION_PROVIDER,
         own_provider=own_provider,
         state_file=options.state_file,
         envoy_options=_envoy_options(options),
