@@ -28,7 +28,7 @@ _WITHOUT_LENGTH = (
 )
 
 # The engine for "auto", if it can run the model.
-AUTO: EngineName = "openvino"
+PREFERRED_ENGINE: EngineName = "openvino"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
         raise InvalidArgumentError(obstacle, field="options[engine]")
-    engine: EngineName = options.engine if options.engine != "auto" else AUTO
+    engine: EngineName = options.engine if options.engine != "auto" else PREFERRED_ENGINE
     if obstacle:
         engine = "transformers"
     if engine == "transformers" and options.dtype == "int8":
