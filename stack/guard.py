@@ -25,9 +25,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 # What the runner and the guard wait for. SIGUSR1 means that the parent is dead: kill everything.
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-ABANDONED = signal.SIGUSR1
-ORDERS = STOP_SIGNALS | {ABANDONED}
-WAITED_SIGNALS = ORDERS | {signal.SIGCHLD}
+PARENT_DIED = signal.SIGUSR1
+END_SIGNALS = STOP_SIGNALS | {PARENT_DIED}
+WAITED_SIGNALS = END_SIGNALS | {signal.SIGCHLD}
 
 # How often pending signals are looked for where the system has no sigtimedwait.
 _POLL_SECONDS = 0.02
@@ -127,7 +127,7 @@ def run_guarded(run: Callable[[], int], parent: int | None) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_SIGNALS)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     if parent is not None:
-        signal_on_parent_death(ABANDONED)
+        signal_on_parent_death(PARENT_DIED)
     guard = os.getpid()
     runner = os.fork()
     if runner == 0:
@@ -139,7 +139,7 @@ def _become_runner(guard: int, run: Callable[[], int]) -> None:
     """The child's side of the fork; it never returns."""
     code = 1
     try:
-        signal_on_parent_death(ABANDONED)
+        signal_on_parent_death(PARENT_DIED)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         os.setpgid(0, 0)  # Ctrl-C reaches the guard alone, which passes on one signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # and the terminal stays ours
@@ -156,7 +156,7 @@ def _watch(runner: int, parent: int | None) -> int:
         received = wait_for_signal(WAITED_SIGNALS, 1.0)
         # The parent's thread may end while its process lives: only a new parent means a death.
         if parent is not None and os.getppid() != parent:
-            os.kill(runner, ABANDONED)
+            os.kill(runner, PARENT_DIED)
         elif received in STOP_SIGNALS:
             os.kill(runner, signal.SIGTERM)
         code = reap().get(runner)

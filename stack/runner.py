@@ -80,7 +80,7 @@ class Runner:
         """Starts Envoy before the rest: some clients give up if nothing listens on its port."""
         self._envoy.start()
         give_up = time.monotonic() + _LISTEN_SECONDS
-        while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.ORDERS:
+        while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.END_SIGNALS:
             if guard.reap() or time.monotonic() > give_up:
                 guard.kill_all_and_reap()
                 reason = self._envoy.last_log_line() or "its log is empty"
@@ -102,7 +102,7 @@ class Runner:
                 next_rotation = time.monotonic() + _ROTATION_SECONDS
             self._report()
             received = guard.wait_for_signal(guard.WAITED_SIGNALS, _TICK_SECONDS)
-            if received == guard.ABANDONED or os.getppid() != self._guard_pid:
+            if received == guard.PARENT_DIED or os.getppid() != self._guard_pid:
                 guard.kill_all_and_reap()
                 return 1
             if received in guard.STOP_SIGNALS:
@@ -163,7 +163,7 @@ class Runner:
         for child in self._children:
             child.signal(signal.SIGTERM)
         while any(child.pid for child in self._children):
-            told_again = guard.wait_for_signal(guard.WAITED_SIGNALS, 0.1) in guard.ORDERS
+            told_again = guard.wait_for_signal(guard.WAITED_SIGNALS, 0.1) in guard.END_SIGNALS
             if told_again or time.monotonic() > deadline:
                 alive = [child.spec.name for child in self._children if child.pid]
                 self._display.say(f"killing what has not stopped: {', '.join(alive)}")
@@ -184,5 +184,5 @@ class Runner:
         with contextlib.suppress(OSError):  # Envoy is down: nothing to drain
             self._admin.drain()
             while self._admin.active_requests() and time.monotonic() < give_up:
-                if guard.wait_for_signal(guard.WAITED_SIGNALS, 0.05) in guard.ORDERS:
+                if guard.wait_for_signal(guard.WAITED_SIGNALS, 0.05) in guard.END_SIGNALS:
                     return
