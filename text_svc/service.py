@@ -54,7 +54,7 @@ class TransformersForwarder:
         make: Any
         forward: Any
         if method.client_streaming:
-            make, forward = grpc.stream_stream_rpc_method_handler, self._both
+            make, forward = grpc.stream_stream_rpc_method_handler, self._bidirectional
         elif method.server_streaming:
             make, forward = grpc.unary_stream_rpc_method_handler, self._stream
         else:
@@ -78,7 +78,7 @@ class TransformersForwarder:
     ) -> AsyncGenerator[Payload, None]:
         return self._forward(rpc, request.model, request.data, context)
 
-    async def _both(
+    async def _bidirectional(
         self, rpc: str, requests: AsyncIterator[Request], context: Context
     ) -> AsyncGenerator[Payload, None]:
         """Forwards streams in both directions; the first request names the model."""
