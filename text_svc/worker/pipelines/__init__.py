@@ -17,7 +17,7 @@ from text_svc.formats.load_errors import loading_errors
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.loaded import LoadedPipeline
 
-PIPELINES = {
+CLASSES = {
     pipelines.TEXT_GENERATION.name: "text_generation:TextGeneration",
     pipelines.FEATURE_EXTRACTION.name: "feature_extraction:FeatureExtraction",
     pipelines.TEXT2TEXT.name: "sequence_to_sequence:Seq2Seq",
@@ -46,7 +46,7 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
     Raises:
         ServiceError: why it cannot be loaded, in a sentence without paths.
     """
-    name = PIPELINES.get(spec.pipeline)
+    name = CLASSES.get(spec.pipeline)
     if name is None:
         raise InvalidArgumentError(f"pipeline {spec.pipeline!r} is not served here")
     module, _, class_name = name.partition(":")

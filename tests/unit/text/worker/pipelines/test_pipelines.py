@@ -16,7 +16,7 @@ from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_pipeline import Tiny, infer, scores, serve, spec_of
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS
-from text_svc.worker.pipelines import PIPELINES
+from text_svc.worker.pipelines import CLASSES
 from text_svc.worker.pipelines.zero_shot_classification import (
     ZeroShotClassifier,
     ZeroShotOptions,
@@ -24,8 +24,8 @@ from text_svc.worker.pipelines.zero_shot_classification import (
 
 
 def test_every_text_pipeline_has_a_class() -> None:
-    assert {pipeline.name for pipeline in TEXT_PIPELINES} == PIPELINES.keys()
-    for name in PIPELINES.values():
+    assert {pipeline.name for pipeline in TEXT_PIPELINES} == CLASSES.keys()
+    for name in CLASSES.values():
         module, _, class_name = name.partition(":")
         loaded_class = getattr(import_module(f"text_svc.worker.pipelines.{module}"), class_name)
         assert callable(loaded_class.handlers)
