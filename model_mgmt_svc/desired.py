@@ -8,7 +8,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -134,8 +134,13 @@ class DesiredModels:
 
 
 def _by_id(models: Iterable[DesiredModel]) -> _Models:
-    """The models by their ids, which a file that somebody has edited may have wrong."""
-    return {parse_model_id(model.model_id): model for model in models}
+    """The models by their canonical ids; in a file edited by hand they may be written otherwise.
+
+    Raises:
+        InvalidArgumentError: an id is not valid.
+    """
+    ids = ((parse_model_id(model.model_id), model) for model in models)
+    return {model_id: replace(model, model_id=model_id) for model_id, model in ids}
 
 
 def _keep_aside(path: Path, error: Exception) -> None:

@@ -139,21 +139,20 @@ class Reconciler:
     async def _restore(self, model: DesiredModel) -> None:
         try:
             loaded = await self._lifecycle.restore(model)
-            if loaded is None:
-                return
         except ModelNotLoadedError:
             return  # it has been unloaded meanwhile
         except ServiceError as error:
             self._note(model, error)
         else:
-            self._failures.pop(model.model_id, None)
-            log.info(
-                "model restored",
-                extra={"model_id": model.model_id, "replicas": loaded.replicas},
-            )
+            if loaded:
+                self._failures.pop(model.model_id, None)
+                log.info(
+                    "model restored",
+                    extra={"model_id": model.model_id, "replicas": loaded.replicas},
+                )
         finally:
             del self._running[model.model_id]
-            self.wake()
+        self.wake()
 
     def _note(self, model: DesiredModel, error: ServiceError) -> None:
         failures = self._failures.setdefault(model.model_id, RestoreFailures())

@@ -72,6 +72,7 @@ if [ -n "$uv" ]; then
   # uv does not read pip's configuration, so pip may reach an index that uv does not.
   with_uv || {
     echo "uv has failed, see above; trying pip"
+    works "$python" || echo "there is no Python for pip: install 3.11 to 3.14"
     works "$python" && with_pip
   } || exit 1
 else

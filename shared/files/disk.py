@@ -87,11 +87,15 @@ def write_json(path: Path, value: dict[str, Any], *, durable: bool = False) -> N
         durable: whether it must survive a power failure once this returns.
     """
     temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    with temporary.open("w") as file:
-        json.dump(value, file)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w") as file:
+            json.dump(value, file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # such as a part of it on a full disk
+        raise
     if durable:
         sync_folder(path.parent)

@@ -1,6 +1,7 @@
 """Bring assets into the models folder: try the sources in order, verify, then rename into place."""
 
 import fcntl
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -94,12 +95,24 @@ class Fetcher:
             present = list(pool.map(lambda asset: is_present(asset, self._root), assets))
             if all(present):
                 return [Outcome(asset, "present") for asset in assets]
+            if self._is_read_only() and all(map(_is_optional, assets, present)):
+                reason = f"{self._root} cannot be written here"
+                return [
+                    Outcome(asset, "present")
+                    if here
+                    else Outcome(asset, "off", f"{asset.without}: {reason}")
+                    for asset, here in zip(assets, present, strict=True)
+                ]
             with self._one_at_a_time():
                 outcomes = list(pool.map(self._outcome, assets, present))
                 if all(outcome.state in ("present", "fetched") for outcome in outcomes):
                     for folder in ("packages", "inputs"):  # not needed again
                         shutil.rmtree(self._cache / folder, ignore_errors=True)
         return outcomes
+
+    def _is_read_only(self) -> bool:
+        """Whether another user has filled the folder, which then can only be used."""
+        return self._root.exists() and not os.access(self._root, os.W_OK)
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -226,3 +239,8 @@ def _advice(error: SourceError) -> str:
     if error.damaged:
         return "Nothing of it was kept."
     return "Run again with a network, or put the missing file into the models folder."
+
+
+def _is_optional(asset: Asset, present: bool) -> bool:
+    """Whether everything needed works without fetching this asset."""
+    return present or bool(asset.without)

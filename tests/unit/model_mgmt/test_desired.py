@@ -152,3 +152,13 @@ async def test_a_damaged_record_of_an_earlier_version_is_put_aside(
         assert desired.all() == []
     assert not old.exists()
     assert (tmp_path / "wishes.broken").exists()
+
+
+async def test_ids_in_a_file_edited_by_hand_are_made_canonical(tmp_path: Path) -> None:
+    path = tmp_path / "desired.json"
+    async with DesiredModels(path) as desired:
+        await desired.put(ONE)
+    path.write_text(path.read_text().replace("org/one", "models/org/one/model.safetensors"))
+    async with DesiredModels(path) as desired:
+        assert desired.all() == [ONE]
+        assert desired.get(ONE.model_id) == ONE

@@ -179,3 +179,19 @@ def test_two_runs_do_not_fill_one_folder_at_once(tmp_path: Path) -> None:
         assert not (root / "vision").exists()
     run.join(60)
     assert [outcome.state for outcome in outcomes] == ["fetched"]
+
+
+def test_a_folder_of_somebody_else_does_without_what_is_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tmp_path / "good.tflite"
+    good.write_bytes(CONTENT)
+    here = asset("here.tflite", {"local": str(good)})
+    gone = asset("gone.tflite", {"local": str(tmp_path / "gone")})
+    root = tmp_path / "models"
+    assert [outcome.state for outcome in fetch(root, listed(here))] == ["fetched"]
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr("tools.models.fetch.Fetcher._obtain", pytest.fail)
+    outcomes = fetch(root, listed(here, gone | {"without": "nothing else"}))
+    assert [outcome.state for outcome in outcomes] == ["present", "off"]
+    assert "cannot be written here" in outcomes[1].message

@@ -1,0 +1,21 @@
+"""Records on the disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shared.files.disk import write_json
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_record_that_cannot_be_written_leaves_the_old_one_alone(
+    tmp_path: Path, durable: bool
+) -> None:
+    path = tmp_path / "record.json"
+    write_json(path, {"a": 1}, durable=durable)
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()}, durable=durable)
+    assert [each.name for each in tmp_path.iterdir()] == ["record.json"]
+    assert path.read_text() == '{"a": 1}'
