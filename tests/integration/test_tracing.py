@@ -190,7 +190,7 @@ def test_off_nothing_of_opentelemetry_is_imported() -> None:
 def test_asked_for_but_not_installed_is_told() -> None:
     done = run_python(
         "import sys; sys.modules['opentelemetry'] = None;"
-        "from shared import tracing; tracing.configure('x')",
+        "from shared.telemetry import tracing; tracing.configure('x')",
         **{ENDPOINT: "http://127.0.0.1:4317"},
     )
     assert done.returncode == 1
