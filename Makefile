@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom
+.PHONY: help setup up down demo test test-hostile bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ demo: models ## load models, embed, chat and detect a face through Envoy
 
 test: models ## run all tests that need no container engine
 	@$(PY) -m pytest --ignore tests/containers
+
+test-hostile: models ## attack the services, and print what it did to them and to others
+	@rm -f out/hostile.json
+	@$(PY) -m pytest tests/hostile
 
 images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision models provider; do \
@@ -91,7 +95,7 @@ lock: setup ## pin all dependencies again, in requirements/ (LOCK=--keep: only w
 docs: setup ## write the tables of the documents that come from the code
 	@$(PY) -m tools.docs
 
-figures: setup ## take the benchmarks' tables into the documents
+figures: setup ## take the tables of benchmarks and attacks into the documents
 	@$(PY) -m tools.docs --figures
 
 clean: ## remove the environment, the models and all output

@@ -68,6 +68,12 @@ def marked_processes(mark: str) -> list[psutil.Process]:
     return found
 
 
+def read_state(state_file: Path) -> dict[str, Any]:
+    """What the runner wrote: addresses, pids and states by name."""
+    state: dict[str, Any] = json.loads(state_file.read_text())
+    return state
+
+
 def open_channel(address: str) -> grpc.Channel:
     """A synchronous channel that takes large messages. Close it, or use it with `with`."""
     return grpc.insecure_channel(address, options=_channel_options())
@@ -104,8 +110,7 @@ class Stack:
     @property
     def state(self) -> dict[str, Any]:
         """The state file as it is now."""
-        state: dict[str, Any] = json.loads(self.state_file.read_text())
-        return state
+        return read_state(self.state_file)
 
     @property
     def addresses(self) -> dict[str, str]:

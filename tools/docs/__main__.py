@@ -2,7 +2,8 @@
 
 A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; all other text is left alone. Tables
 that describe the code are made from the code. Figures come from what the benchmarks wrote to
-`out/bench/`, into docs/benchmarks.md; README.md's figures and the plot are made from that page.
+`out/bench/`, into docs/benchmarks.md, and from what the attacks wrote to `out/`, into
+docs/operations.md; README.md's figures and the plot are made from docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -29,10 +30,13 @@ TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "alerts": tables.alerts_table,
     },
 }
-# The tables that the benchmarks write, by name.
-BENCHES = {
-    f"{name} benchmark": ROOT / f"out/bench/{name}.md"
-    for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
+# The tables that the benchmarks and the attacks write, by document and name.
+MEASURED: Mapping[Path, Mapping[str, Path]] = {
+    BENCHMARKS: {
+        f"{name} benchmark": ROOT / f"out/bench/{name}.md"
+        for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
+    },
+    OPERATIONS: {"attacks": ROOT / "out/hostile.md"},
 }
 
 
@@ -40,15 +44,16 @@ def rendered(take_figures: bool) -> dict[Path, str]:
     """The documents with their generated tables made anew.
 
     Args:
-        take_figures: whether to take in the tables of the benchmarks that have been run here.
+        take_figures: whether to take in what was measured here.
     """
     documents = {path: path.read_text() for path in (README, BENCHMARKS, *TABLES)}
     for path, makers in TABLES.items():
         for name, table in makers.items():
             documents[path] = place(documents[path], name, table())
-    for name, path in BENCHES.items():
-        if take_figures and path.exists():
-            documents[BENCHMARKS] = place(documents[BENCHMARKS], name, path.read_text())
+    for document, tables_of in MEASURED.items():
+        for name, path in tables_of.items():
+            if take_figures and path.exists():
+                documents[document] = place(documents[document], name, path.read_text())
     measured = figures.read(documents[BENCHMARKS])
     six = f"{figures.table(measured)}\n\n{figures.cores(documents[BENCHMARKS])}"
     documents[README] = place(documents[README], "figures", six)
@@ -59,7 +64,7 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m tools.docs", description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing, fail on a difference")
-    parser.add_argument("--figures", action="store_true", help="take in the benchmarks' tables")
+    parser.add_argument("--figures", action="store_true", help="take in measured tables")
     options = parser.parse_args()
     documents = rendered(options.figures)
     measured = figures.read(documents[BENCHMARKS])

@@ -1,0 +1,48 @@
+"""Fixtures of the attacks, and the report of what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ml import model_management_pb2 as models_pb
+from ml import model_management_pb2_grpc as models_grpc
+from tests.support.attack import Attacks, Seen, write_figures
+from tests.support.stack import EMBEDDER, Stack
+
+_record: list[Seen] = []
+
+
+@pytest.fixture(scope="package")
+def stack(stack: Stack) -> Iterator[Stack]:
+    """The shared stack with the embedding model loaded, for the bystander's calls."""
+    with stack.channel() as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        stub.LoadModel(
+            models_pb.LoadModelRequest(model_id=EMBEDDER, pipeline_type="feature-extraction"),
+            timeout=300,
+        )
+        yield stack
+        stub.UnloadModel(models_pb.UnloadModelRequest(model_id=EMBEDDER), timeout=60)
+
+
+@pytest.fixture
+def attack(request: pytest.FixtureRequest) -> Attacks:
+    """Watches an attack: `with attack("2 header of weights", stack) as seen:`.
+
+    What is promised is the first line of the test's docstring, or of its file's.
+    """
+    said = request.function.__doc__ or request.module.__doc__
+    assert said, "the test's file says what is promised"
+    return Attacks(said.strip().partition("\n")[0], _record)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each attack: memory before / at the worst / after, and the bystander."""
+    if not _record:
+        return
+    write_figures(_record)
+    terminalreporter.section("attacks")
+    for seen in _record:
+        terminalreporter.line(seen.line())
