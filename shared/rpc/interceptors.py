@@ -61,8 +61,19 @@ def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
     )
 
 
-class _Undecodable:
-    """Stands for a request that cannot be decoded, such as one with text that is not UTF-8."""
+class Unusable:
+    """Stands for a request that cannot be used; handlers never see it.
+
+    Attributes:
+        why: a sentence for the caller.
+    """
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+UNDECODABLE = Unusable("the request cannot be decoded: it must be protobuf with UTF-8")
+MISSING = Unusable("the call ended without a whole message")
 
 
 def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
@@ -80,18 +91,23 @@ class _Tolerant:
         try:
             return self._deserialize(data)
         except DecodeError:
-            return _Undecodable()
+            return UNDECODABLE
 
 
-def _decoded(request: Any) -> Any:
-    if isinstance(request, _Undecodable):
-        raise InvalidArgumentError("the request cannot be decoded: it must be protobuf with UTF-8")
+def usable(request: Any) -> Any:
+    """The request itself.
+
+    Raises:
+        InvalidArgumentError: it stands for one that cannot be used.
+    """
+    if isinstance(request, Unusable):
+        raise InvalidArgumentError(request.why)
     return request
 
 
-async def _all_decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _all_usable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _decoded(request)
+        yield usable(request)
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
@@ -134,17 +150,17 @@ class ErrorInterceptor(WrappingInterceptor):
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         inner = behaviour(handler)
-        decoded = _all_decoded if handler.request_streaming else _decoded
+        checked = _all_usable if handler.request_streaming else usable
 
         async def unary(request: Any, context: Context) -> Any:
             try:
-                return await inner(decoded(request), context)
+                return await inner(checked(request), context)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
                 await abort(context, error)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
             try:
-                async with aclosing(inner(decoded(request), context)) as responses:
+                async with aclosing(inner(checked(request), context)) as responses:
                     async for response in responses:
                         yield response
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001

@@ -18,6 +18,7 @@ from shared.rpc.call_limit import CallLimitInterceptor
 from shared.rpc.call_metrics import CallInterceptor, serve_metrics
 from shared.rpc.channels import client_options
 from shared.rpc.interceptors import ErrorInterceptor
+from shared.rpc.one_message import OneMessageInterceptor
 from shared.rpc.reflection import add_reflection
 from shared.settings import ServerSettings, log_settings, read_settings
 from shared.telemetry import logs, tracing
@@ -83,6 +84,7 @@ def create_server(settings: ServerSettings) -> grpc.aio.Server:
     """A grpc.aio server with the interceptors and limits of every service, not yet bound."""
     return grpc.aio.server(
         interceptors=[
+            OneMessageInterceptor(),
             CallInterceptor(),
             ErrorInterceptor(),
             CallLimitInterceptor(settings.max_concurrent_calls),

@@ -12,6 +12,8 @@ from typing import Self
 
 DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
 END_STREAM, END_HEADERS = 0x1, 0x4
+# Ways in which a caller ends its side before the message is whole: what the last frame holds.
+CUT_CALLS = {"no message": b"", "half a prefix": b"\0\0", "half a message": b"\0\0\0\0\x09abc"}
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER = struct.Struct(">HBBBI")  # length (high 16 bits, low 8), type, flags, stream
 
@@ -88,6 +90,22 @@ class RawConnection:
                 high, low, kind, flags, stream = _HEADER.unpack(header)
                 yield Frame(kind, flags, stream & 0x7FFF_FFFF, self._read(high << 8 | low))
 
+    def status(self, stream: int) -> tuple[str, str]:
+        """Reads to the end of a call; returns its grpc-status and grpc-message.
+
+        For the first call of a connection to a service: these send headers as they are (RFC 7541,
+        6.2), while Envoy compresses them.
+
+        Raises:
+            TimeoutError: the server says nothing.
+            ConnectionError: the connection ends.
+        """
+        for frame in self.frames():
+            if frame.stream == stream and frame.ends_stream:
+                status = _value(frame.payload, b"grpc-status")
+                return status, _value(frame.payload, b"grpc-message")
+        raise ConnectionError("the connection ended before the call")
+
     def _read(self, size: int) -> bytes:
         """Exactly that many bytes, or none at the end."""
         data = b""
@@ -99,8 +117,26 @@ class RawConnection:
         return data
 
 
+def cut_call(address: str, path: str, end: str) -> tuple[str, str]:
+    """The status code and message of a call that ends in one of the ways of `CUT_CALLS`.
+
+    Raises:
+        TimeoutError: there is no answer.
+    """
+    with RawConnection(address) as connection:
+        connection.open_call(1, path)
+        connection.send(DATA, END_STREAM, 1, CUT_CALLS[end])
+        return connection.status(1)
+
+
 def _literal(header: tuple[str, str]) -> bytes:
     """A literal header field, which needs no table (RFC 7541, 6.2.2)."""
     name, value = (text.encode() for text in header)
     assert max(len(name), len(value)) < 127
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
+
+
+def _value(block: bytes, name: bytes) -> str:
+    """The value of a literal header in a header block; "" if it is not there."""
+    _, found, rest = block.partition(name)
+    return rest[1 : 1 + rest[0]].decode() if found else ""
