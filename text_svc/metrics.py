@@ -81,6 +81,14 @@ class ModelCollector(Collector):
         yield GaugeMetricFamily(
             "text_memory_reserved_bytes", "Part of the budget that models have reserved.", reserved
         )
+        ends = CounterMetricFamily(
+            "text_model_ends",
+            "Processes of models that hung or died when they were ready.",
+            labels=["model", "how"],
+        )
+        for (model_id, how), count in self._registry.ends.items():
+            ends.add_metric([model_id, how], count)
+        yield ends
         yield from _of_engines(self._registry.sockets)
         yield from self._processes()
 

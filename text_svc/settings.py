@@ -37,6 +37,18 @@ class TextSettings(ModelHostSettings):
     load_timeout_seconds: float = Field(
         600, gt=0, description="Time within which a model's process must become ready."
     )
+    hang_seconds: float = Field(
+        30,
+        gt=0,
+        description="Time after which a model's process that neither answers nor finishes a step "
+        "nor computes is ended, and the model loaded again.",
+    )
+    max_step_seconds: float = Field(
+        900,
+        gt=0,
+        description="The same for a process that computes: the longest step, such as a long sound "
+        "or a picture on a slow processor.",
+    )
     unload_grace_seconds: float = Field(
         10, ge=0, description="Time that running calls get when their model is unloaded."
     )

@@ -23,12 +23,14 @@ class ProcessFigures:
         cpu_seconds: user and system time since its start.
         threads: number of threads.
         open_fds: number of open file descriptors.
+        major_faults: pages that it had to wait for, since they were read from the disk.
     """
 
     resident_bytes: int
     cpu_seconds: float
     threads: int
     open_fds: int
+    major_faults: int
 
 
 def tree_figures(pid: int) -> ProcessFigures | None:
@@ -42,6 +44,11 @@ def tree_figures(pid: int) -> ProcessFigures | None:
                 *(mine + its for mine, its in zip(astuple(total), astuple(figures), strict=True))
             )
     return total
+
+
+def process_tree(pid: int) -> list[int]:
+    """A process and its descendants, as far as there is a /proc."""
+    return [pid, *(each for child in _children(pid) for each in process_tree(child))]
 
 
 def _children(pid: int) -> list[int]:
@@ -67,4 +74,5 @@ def process_figures(pid: int | None = None) -> ProcessFigures | None:
         cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
         threads=int(fields[17]),
         open_fds=open_fds,
+        major_faults=int(fields[9]),
     )

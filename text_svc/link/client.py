@@ -20,6 +20,10 @@ class Link:
 
     Args:
         gone: makes the error of calls whose connection has ended.
+
+    Attributes:
+        unanswered: pings since the last answer to one.
+        stuck: of that answer, see `Beat` in link.proto.
     """
 
     def __init__(self, gone: Callable[[], ServiceError]) -> None:
@@ -27,6 +31,8 @@ class Link:
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}
         self._open = True
+        self.unanswered = 0
+        self.stuck = 0
         self._connection = EnvelopeProtocol(self._receive, self._closed)
 
     @classmethod
@@ -89,14 +95,25 @@ class Link:
                 sending.cancel()
                 await asyncio.wait({sending})
 
+    def ping(self) -> None:
+        """Sends a heartbeat; its answer changes `unanswered` and `stuck`."""
+        self.unanswered += 1
+        self._connection.send(Envelope(ping=True))
+
     def close(self) -> None:
         """Ends the connection and its calls."""
         self._connection.close()
 
+    def abort(self) -> None:
+        """The same, though the process may take nothing any more."""
+        self._connection.abort()
+
     def _receive(self, envelope: Envelope) -> None:
         call = self._calls.get(envelope.call)
         if call is None:
-            return  # it has been cancelled
+            if envelope.HasField("beat"):
+                self.unanswered, self.stuck = 0, envelope.beat.stuck
+            return  # else it has been cancelled
         if envelope.HasField("ended"):
             del self._calls[envelope.call]
             if envelope.ended.code:

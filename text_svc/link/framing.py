@@ -64,6 +64,11 @@ class EnvelopeProtocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def abort(self) -> None:
+        """Ends the connection at once, even if the other end takes nothing any more."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self._transport is not None:

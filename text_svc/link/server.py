@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
-from ml.internal.link_pb2 import Begin, EmbeddingUsage, Ended, Envelope, Usage
+from ml.internal.link_pb2 import Beat, Begin, EmbeddingUsage, Ended, Envelope, Usage
 from shared.errors import NotImplementedRpcError, ResourceExhaustedError
 from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller
 from shared.rpc.status import status_of
@@ -34,17 +34,24 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TransformersService"]
 Handlers: TypeAlias = Mapping[str, Callable[[Any], Any]]
 
 
-async def listen(handlers: Handlers, path: Path, *, max_message_bytes: int) -> asyncio.Server:
+async def listen(
+    handlers: Handlers,
+    path: Path,
+    *,
+    max_message_bytes: int,
+    stuck: Callable[[], int] = lambda: 0,
+) -> asyncio.Server:
     """Serves RPCs of ml.TransformersService on a Unix socket.
 
     Args:
         handlers: of the RPCs that the model answers.
         path: the socket.
         max_message_bytes: largest response that text_svc can send to its callers.
+        stuck: called at each heartbeat; see `Beat` in link.proto.
     """
     methods = {name: _Method.of(name, handler) for name, handler in handlers.items()}
     return await asyncio.get_running_loop().create_unix_server(
-        lambda: _Connection(methods, max_message_bytes).protocol, str(path)
+        lambda: _Connection(methods, max_message_bytes, stuck).protocol, str(path)
     )
 
 
@@ -67,10 +74,13 @@ class _Method:
 class _Connection:
     """The calls that came over one connection; they end with it."""
 
-    def __init__(self, methods: Mapping[str, _Method], max_message_bytes: int) -> None:
+    def __init__(
+        self, methods: Mapping[str, _Method], max_message_bytes: int, stuck: Callable[[], int]
+    ) -> None:
         self.protocol = EnvelopeProtocol(self._receive, self._closed)
         self._methods = methods
         self._max_message_bytes = max_message_bytes
+        self._stuck = stuck
         self._calls: dict[int, tuple[Call, asyncio.Task[None]]] = {}
 
     def _receive(self, envelope: Envelope) -> None:
@@ -81,7 +91,9 @@ class _Connection:
             self._calls[number] = call, task
             task.add_done_callback(lambda _: self._calls.pop(number))
         if number not in self._calls:
-            return  # it has ended
+            if envelope.ping:
+                self.protocol.send(Envelope(beat=Beat(stuck=self._stuck())))
+            return  # else it has ended
         call, task = self._calls[number]
         call.receive(envelope)
         if envelope.cancel:

@@ -8,6 +8,7 @@ import logging
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -32,11 +33,16 @@ log = logging.getLogger(__name__)
 
 
 class Registry:
-    """Loads, unloads and lends models. An async context manager; its exit ends all processes."""
+    """Loads, unloads and lends models. An async context manager; its exit ends all processes.
+
+    Attributes:
+        ends: how often the process of a model "hung" or "died", by model and this word.
+    """
 
     def __init__(self, settings: TextSettings, files: ModelFiles) -> None:
         self._settings = settings
         self._models: dict[ModelId, ManagedModel] = {}
+        self.ends: Counter[tuple[ModelId, str]] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
         self._loader = Loader(settings, files, self._models.values)
 
@@ -186,7 +192,8 @@ class Registry:
         ended = await process.wait()
         if self._models.get(model.model_id) is model and model.state is ModelState.READY:
             model.state, model.reserved_bytes = ModelState.FAILED, 0
-            model.reason = f"its process ended: {ended}"
+            model.reason = f"its process ended: {process.hung or ended}"
+            self.ends[model.model_id, "hung" if process.hung else "died"] += 1
             log.error("model process ended", extra={"model": model.model_id, "how": ended})
             await process.stop()
 

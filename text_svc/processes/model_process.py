@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
 from shared.errors import ServiceError, WorkerUnavailableError
+from shared.telemetry.process_metrics import process_tree
 from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
+from text_svc.processes.heartbeat import until_hung
 from text_svc.processes.spawn import Child, spawn
 from text_svc.processes.specs import WorkerReport, WorkerSpec
+from text_svc.processes.stacks import FOLDER, read_stacks
+
+log = logging.getLogger(__name__)
 
 
 class ModelProcess:
-    """A running `python -m text_svc.worker`. Make it with `start`."""
+    """A running `python -m text_svc.worker`. Make it with `start`.
+
+    Attributes:
+        hung: what it did not do, if it was ended because it hung; else empty.
+    """
 
     def __init__(self, spec: WorkerSpec, child: Child, report: WorkerReport) -> None:
         self.spec = spec
         self.report = report
         self._child = child
+        self.hung = ""
         self._stopped = False
         self._link: Link
+        self._heartbeat: asyncio.Task[None]
 
     @property
     def pid(self) -> int:
@@ -40,11 +54,16 @@ class ModelProcess:
             ServiceError: why the model cannot be loaded, as the worker reports it.
             InternalError: the process ended, or was not ready in time.
         """
+        stacks = _stacks_folder(spec)
+        stacks.mkdir(exist_ok=True)
         child = await spawn(
             "text_svc.worker",
             spec,
             threads=spec.threads,
-            environment={"PROMETHEUS_MULTIPROC_DIR": str(spec.socket.parent)},
+            environment={
+                "PROMETHEUS_MULTIPROC_DIR": str(spec.socket.parent),
+                FOLDER: str(stacks),
+            },
         )
         try:
             report = await child.report(WorkerReport, f"loading model {spec.model_id}", timeout)
@@ -53,6 +72,7 @@ class ModelProcess:
         except BaseException:
             await child.end()
             raise
+        started._heartbeat = asyncio.create_task(started._end_when_hung())
         return started
 
     def stream(
@@ -85,23 +105,52 @@ class ModelProcess:
     async def stop(self) -> None:
         """Ends the calls and the process."""
         self._stopped = True
+        self._heartbeat.cancel()
         self._link.close()
         await self._child.end()
-        for figures in self.spec.socket.parent.glob(f"*_{self.pid}.db"):
+        folder = self.spec.socket.parent
+        for figures in folder.glob(f"*_{self.pid}.db"):
             figures.unlink(missing_ok=True)
+        shutil.rmtree(_stacks_folder(self.spec), ignore_errors=True)
+
+    async def _end_when_hung(self) -> None:
+        """Ends the process once it hangs, its calls first, and logs its stacks."""
+        spec = self.spec
+        self.hung = await until_hung(self._link, self.pid, spec.hang_seconds, spec.max_step_seconds)
+        self._link.abort()
+        pids = await asyncio.to_thread(process_tree, self.pid)
+        log.error(
+            "model process hangs and is ended",
+            extra={
+                "model": spec.model_id,
+                "pid": self.pid,
+                "how": self.hung,
+                "stacks": await read_stacks(_stacks_folder(spec), pids),
+            },
+        )
+        self._child.kill()
 
     def _gone(self) -> ServiceError:
         model_id = self.spec.model_id
+        if self.hung:
+            return WorkerUnavailableError(
+                f"the process of model {model_id} hung and was ended: {self.hung}; the model is "
+                "being loaded again"
+            )
         if self._stopped:
             return WorkerUnavailableError(
                 f"model {model_id} was unloaded, or its process ended, during the call"
             )
         return WorkerUnavailableError(
-            f"the process of model {model_id} has ended; retry once the model has been loaded "
-            "again, or call LoadModel to load it now"
+            f"the process of model {model_id} has ended; the model is being loaded again"
         )
 
 
 def socket_path(folder: Path, number: int) -> Path:
     """The Unix socket of a worker; short, since the kernel takes 107 bytes."""
     return folder / f"{number}.sock"
+
+
+def _stacks_folder(spec: WorkerSpec) -> Path:
+    """Where the worker and its children write their stacks, see `stacks`."""
+    return spec.socket.with_suffix(".stacks")

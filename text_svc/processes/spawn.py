@@ -85,6 +85,11 @@ class Child:
         """Waits for the end of the process and says how it ended."""
         return exit_text(await self._process.wait())
 
+    def kill(self) -> None:
+        """Sends SIGKILL."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def end(self) -> None:
         """Sends SIGTERM, after `TERMINATE_SECONDS` SIGKILL; returns when the process is gone."""
         if self._process.returncode is None:

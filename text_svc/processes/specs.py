@@ -56,6 +56,7 @@ class WorkerSpec(ChildSpec):
         folder: the files of the model.
         converted: what `text_svc.convert` made of them, for the engine that needs it.
         cache_bytes: of the key-value cache of a model that generates.
+        hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
     socket: Path
@@ -66,6 +67,8 @@ class WorkerSpec(ChildSpec):
     converted: Path | None = None
     cache_bytes: int = 0
     threads: int
+    hang_seconds: float
+    max_step_seconds: float
     max_running: int
     max_waiting: int
     max_texts: int

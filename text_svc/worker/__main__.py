@@ -16,13 +16,20 @@ from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )
+from text_svc.processes.stacks import write_stacks_on_signal
 from text_svc.worker.pipelines import load
+from text_svc.worker.steps import look_at_all
 
 
 async def serve(spec: WorkerSpec) -> None:
     """Loads and serves the model, then reports ready. Never returns; the front ends the process."""
     loaded = await asyncio.to_thread(load, spec)
-    server = await listen(loaded.handlers, spec.socket, max_message_bytes=spec.max_message_bytes)
+    server = await listen(
+        loaded.handlers,
+        spec.socket,
+        max_message_bytes=spec.max_message_bytes,
+        stuck=look_at_all,
+    )
     spec.send(loaded.report)
     await server.serve_forever()
 
@@ -31,6 +38,7 @@ def main() -> None:
     """Entry point; the one argument is a `WorkerSpec` as JSON."""
     spec = WorkerSpec.model_validate_json(sys.argv[1])
     die_with_parent(spec.parent_pid)
+    write_stacks_on_signal()
     logs.configure(f"text_svc.worker {spec.model_id}", spec.log_level, spec.log_style)
     tracing.configure("text_svc.worker", {"model": spec.model_id})
     try:

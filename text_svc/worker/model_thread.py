@@ -9,8 +9,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from shared.errors import QueueFullError
+from text_svc.worker.steps import Steps
 
 Result = TypeVar("Result")
+
+
+class CancelEvent(threading.Event):
+    """Set when the caller has gone. The work looks at it between two steps, which are counted."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__()
+        self._steps = steps
+
+    def is_set(self) -> bool:
+        self._steps.done()
+        return super().is_set()
 
 
 class ModelThread:
@@ -23,6 +36,7 @@ class ModelThread:
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
         self._active = 0
+        self._steps = Steps()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="infer")
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
@@ -33,9 +47,10 @@ class ModelThread:
         """
         if self._active > self._max_waiting:
             raise QueueFullError(f"one call runs and {self._max_waiting} wait, which is the limit")
-        cancelled = threading.Event()
+        cancelled = CancelEvent(self._steps)
         loop = asyncio.get_running_loop()
         self._active += 1
+        self._steps.expect(self._active)
         future = self._pool.submit(work, cancelled)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done))
         try:
@@ -45,3 +60,5 @@ class ModelThread:
 
     def _on_done(self) -> None:
         self._active -= 1
+        self._steps.done()
+        self._steps.expect(self._active)

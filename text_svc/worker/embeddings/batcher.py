@@ -25,6 +25,7 @@ from text_svc.worker.embeddings.encoder import (
 )
 from text_svc.worker.embeddings.metrics import EmbeddingMetrics
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS, length_batches
+from text_svc.worker.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ class MicroBatcher:
         self._pad_token = pad_token
         self._max_waiting = max_waiting
         self._metrics = metrics
+        self._steps = Steps()
+        self._running = 0
         self._changed = threading.Condition()
         self._calls: deque[_Call] = deque()
         self._waiting = 0
@@ -113,6 +116,7 @@ class MicroBatcher:
             self._waiting += len(encoded)
             self._metrics.waiting(self._waiting)
             self._calls.append(call)
+            self._expect()
             self._changed.notify()
         try:
             return await call.future
@@ -127,6 +131,10 @@ class MicroBatcher:
         self._thread.join()
         self._encoder.close()
         self._settle(list(self._calls), ShuttingDownError("the model is being unloaded"))
+
+    def _expect(self) -> None:
+        """Tells what there is to do. The lock is held."""
+        self._steps.expect(len(self._calls) + len(self._round) + self._running)
 
     def _run(self) -> None:
         while True:
@@ -152,8 +160,11 @@ class MicroBatcher:
                     lengths = [_length(item) for item in drawn]
                     batches = length_batches(lengths, self._encoder.streams)
                     self._round.extend([drawn[index] for index in batch] for batch in batches)
-                batch = self._round.popleft() if self._round else []
-            if batch := [item for item in batch if not item[0].gone]:
+                drawn = self._round.popleft() if self._round else []
+                batch = [item for item in drawn if not item[0].gone]
+                self._running += bool(batch)
+                self._expect()
+            if batch:
                 self._metrics.batch(len(batch), self._waiting)
                 return batch
 
@@ -186,6 +197,7 @@ class MicroBatcher:
 
     def _done(self, batch: list[_Item], result: Vectors | BaseException) -> None:
         """Hands out the vectors of a batch. Called in a thread of the encoder."""
+        self._steps.done()
         error = result if isinstance(result, BaseException) else None
         if error:
             log.error("a batch failed", exc_info=error)
@@ -194,6 +206,8 @@ class MicroBatcher:
             if not isinstance(result, BaseException):
                 call.rows[index] = result[row]
         with self._changed:
+            self._running -= 1
+            self._expect()
             for call, _ in batch:
                 call.missing -= 1
                 if error or not call.missing:

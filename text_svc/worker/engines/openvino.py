@@ -25,6 +25,7 @@ from text_svc.worker.engines.base import (
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.openvino_stepper import OpenVinoStepper, Step
 from text_svc.worker.engines.sampling import Sampling
+from text_svc.worker.steps import Steps
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,8 @@ class OpenVinoEngine:
         self._running: dict[Generation, int] = {}
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
+        self._steps = Steps()
+        self._cancelling = False  # until the process tells of the next step
         self._stepper = OpenVinoStepper(
             self._on_step,
             self._on_refused,
@@ -136,6 +139,7 @@ class OpenVinoEngine:
     def cancel(self, generation: Generation) -> None:
         if generation in self._running:
             self._stepper.cancel(self._forget(generation))
+            self._cancelling = True
             self._admit()
         elif generation in self._waiting:
             self._waiting.remove(generation)
@@ -152,6 +156,8 @@ class OpenVinoEngine:
             self._waiting.popleft()
             self._begin(generation)
         self._metrics.generations(len(self._running), len(self._waiting))
+        # A step that hangs is to be noticed even if its callers have all gone.
+        self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
 
     def _begin(self, generation: Generation) -> None:
         generation.start()
@@ -188,7 +194,10 @@ class OpenVinoEngine:
     # A number that is not in `_by_number` belongs to a generation that was cancelled meanwhile.
 
     def _on_step(self, step: Step) -> None:
-        self._metrics.step(len(step))
+        self._steps.done()
+        self._cancelling = False
+        if step:  # else it has read a piece of a prompt
+            self._metrics.step(len(step))
         for number, tokens, reason in step:
             if generation := self._by_number.get(number):
                 if reason:
@@ -198,6 +207,7 @@ class OpenVinoEngine:
         self._admit()
 
     def _on_refused(self, number: int, error: str) -> None:
+        self._cancelling = False
         if generation := self._by_number.get(number):
             log.error("OpenVINO refused a generation", extra={"error": error})
             self._forget(generation)

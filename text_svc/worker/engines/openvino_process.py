@@ -6,7 +6,8 @@ All messages are JSON, one per line:
          {"id": 1, "prompt": [ids], "config": {GenerationConfig's attributes}}
          {"cancel": 1}
     out: {"ready": true} or {"error": …}, once
-         {"steps": [[id, [tokens], "stop" or "length" or null], …]}
+         {"steps": [[id, [tokens], "stop" or "length" or null], …]}, after each step; empty after
+             one that only read a piece of a prompt
          {"id": 1, "error": …}
 """
 
@@ -27,6 +28,7 @@ from openvino_genai import (
 
 from shared.process import die_with_parent
 from text_svc.link.json_lines import BlockingJsonLines
+from text_svc.processes.stacks import write_stacks_on_signal
 
 # Tokens of a step. A long prompt is read in pieces, so that running generations do not wait.
 STEP_TOKENS = 256
@@ -110,13 +112,13 @@ class _Steps:
             elif handle.get_status() != GenerationStatus.RUNNING:  # dropped in silence
                 del self._handles[number]
                 self._lines.send({"id": number, "error": "the cache has no room for it"})
-        if steps:
-            self._lines.send({"steps": steps})
+        self._lines.send({"steps": steps})
 
 
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
+    write_stacks_on_signal()
     lines = BlockingJsonLines()
     setup = lines.receive()
     if setup is None:

@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ from text_svc.worker.engines.torch_batch.sampler import (
     TokenSampler,
     sample,
 )
+from text_svc.worker.steps import Steps
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
 # Calls of `generate` that run at once; further ones would only share the same processor cores.
@@ -68,9 +69,14 @@ class _Sink(BaseStreamer):
     """Receives tokens in the thread of `generate` and hands them to the event loop."""
 
     def __init__(
-        self, generation: Generation, end_tokens: Sequence[int], loop: asyncio.AbstractEventLoop
+        self,
+        generation: Generation,
+        end_tokens: Sequence[int],
+        loop: asyncio.AbstractEventLoop,
+        steps: Steps,
     ) -> None:
         self.cancelled = threading.Event()
+        self._steps = steps
         self._generation = generation
         self._end_tokens = end_tokens
         self._loop = loop
@@ -78,6 +84,7 @@ class _Sink(BaseStreamer):
         self._last: int | None = None
 
     def put(self, value: torch.Tensor) -> None:
+        self._steps.done()
         if not self._prompt_seen:  # `generate` sends the prompt first
             self._prompt_seen = True
             return
@@ -195,13 +202,17 @@ class TransformersEngine:
         self.limits = limits
         self.end_tokens = tuple(end_tokens)
         self._metrics = metrics
+        self._steps = Steps()
         self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
-        self._active: dict[Generation, tuple[_Sink, asyncio.Future[None]]] = {}
+        self._active: dict[Generation, tuple[_Sink, Future[None]]] = {}
+        self._unfinished = 0
 
     def submit(self, generation: Generation) -> None:
         loop = asyncio.get_running_loop()
-        sink = _Sink(generation, self.end_tokens, loop)
-        future = loop.run_in_executor(self._threads, self._run, generation, sink)
+        sink = _Sink(generation, self.end_tokens, loop, self._steps)
+        self._unfinished += 1
+        future = self._threads.submit(self._run, generation, sink)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done))
         self._active[generation] = sink, future
         self._count()
 
@@ -220,6 +231,12 @@ class TransformersEngine:
     def _count(self) -> None:
         running = min(len(self._active), self.limits.running)
         self._metrics.generations(running, len(self._active) - running)
+        # A step that hangs is to be noticed even if its callers have all gone.
+        self._steps.expect(self._unfinished)
+
+    def _on_done(self) -> None:
+        self._unfinished -= 1
+        self._count()
 
     def _run(self, generation: Generation, sink: _Sink) -> None:
         """Runs in a thread: one call of `generate`."""

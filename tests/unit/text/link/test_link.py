@@ -30,6 +30,7 @@ class Answering:
     def __init__(self) -> None:
         self.sent = 0
         self.read = 0
+        self.stuck = 0
         self.stopped = asyncio.Event()
 
     def table(self) -> Handlers:
@@ -100,7 +101,10 @@ class Ends:
 async def ends(folder: Path) -> AsyncIterator[Ends]:
     handlers = Answering()
     server = await listen(
-        handlers.table(), folder / "link.sock", max_message_bytes=MAX_MESSAGE_BYTES
+        handlers.table(),
+        folder / "link.sock",
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        stuck=lambda: handlers.stuck,
     )
     link = await Link.connect(folder / "link.sock", lambda: WorkerUnavailableError("gone"))
     try:
@@ -276,3 +280,25 @@ async def test_a_source_of_requests_that_fails_fails_the_call(tmp_path: Path) ->
     async with ends(tmp_path) as both, both.embed(broken()) as answers:
         with pytest.raises(ConnectionError, match="broke"):
             [each async for each in answers]
+
+
+async def test_a_ping_is_answered_with_what_is_stuck(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both:
+        for stuck in (2, 0):
+            both.handlers.stuck = stuck
+            both.link.ping()
+            both.link.ping()
+            assert both.link.unanswered == 2
+            async with asyncio.timeout(60):
+                while both.link.unanswered:
+                    await asyncio.sleep(0.01)
+            assert both.link.stuck == stuck
+        assert await both.infer("a call") == "a call"
+
+
+async def test_an_aborted_connection_ends_its_calls(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both, both.generate("word", 1, "endless") as answers:
+        await anext(answers)
+        both.link.abort()
+        with pytest.raises(WorkerUnavailableError):
+            await anext(answers)

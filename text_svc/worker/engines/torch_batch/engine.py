@@ -22,6 +22,7 @@ from text_svc.worker.engines.torch_batch.decoder import (
     needed,
 )
 from text_svc.worker.engines.torch_batch.model import BatchModel
+from text_svc.worker.steps import Steps
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class BatchEngine:
         self._cache_tokens = model.cache.tokens
         self._decoder = BatchDecoder(model, end_tokens, limits.running)
         self._metrics = metrics
+        self._steps = Steps()
+        self._cancelling = 0
         self._waiting: deque[Generation] = deque()
         self._running: set[Generation] = set()
         self._commands: SimpleQueue[Command] = SimpleQueue()
@@ -65,7 +68,8 @@ class BatchEngine:
     def cancel(self, generation: Generation) -> None:
         if generation in self._running:
             self._running.remove(generation)
-            self._commands.put(lambda: self._decoder.cancel(generation))
+            self._cancelling += 1
+            self._commands.put(lambda: self._cancel(generation))
             self._admit()
         elif generation in self._waiting:
             self._waiting.remove(generation)
@@ -85,6 +89,8 @@ class BatchEngine:
             generation.start()
             self._commands.put(lambda generation=generation: self._decoder.begin(generation))  # type: ignore[misc]
         self._metrics.generations(len(self._running), len(self._waiting))
+        # A step that hangs is to be noticed even if its callers have all gone.
+        self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
 
     def _on_results(self, results: Sequence[Result]) -> None:
         """Hands over the outputs of a step, except those of generations cancelled meanwhile."""
@@ -97,12 +103,22 @@ class BatchEngine:
                 generation.put(output)
         self._admit()
 
+    def _on_cancelled(self) -> None:
+        self._cancelling -= 1
+        self._admit()
+
+    # What follows runs in the thread.
+
+    def _cancel(self, generation: Generation) -> None:
+        self._decoder.cancel(generation)
+        assert self._loop is not None, "set by the first submit"
+        self._loop.call_soon_threadsafe(self._on_cancelled)
+
     def _end(self) -> None:
         self._decoder.clear()
         self._closed = True
 
     def _serve(self) -> None:
-        """Runs in the thread."""
         while not self._closed:
             try:
                 while self._decoder.idle or not self._commands.empty():
@@ -114,6 +130,7 @@ class BatchEngine:
                 log.exception("a step failed")
                 error = InternalError("the engine failed in a step of this generation")
                 results = [(each, StepOutput((), 0, error=error)) for each in self._decoder.clear()]
+            self._steps.done()
             if results:
                 assert self._loop is not None, "set by the first submit"
                 self._loop.call_soon_threadsafe(self._on_results, results)

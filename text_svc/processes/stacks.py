@@ -1,0 +1,62 @@
+"""Where the threads of a process are that hangs: it writes that itself when a signal comes.
+
+faulthandler writes from within the signal handler, so neither the event loop nor Python's lock has
+to be free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+# The environment variable that names the folder of these files.
+FOLDER = "ML_STACKS_DIR"
+# How long a process may take to write, on a busy machine.
+WRITE_SECONDS = 2.0
+# Bytes of stacks that are worth a place in a log.
+MAX_BYTES = 16 << 10
+
+
+def write_stacks_on_signal() -> None:
+    """Makes this process write its stacks on SIGUSR1; does nothing where no folder is named."""
+    if folder := os.environ.get(FOLDER):
+        file = _path(Path(folder), os.getpid()).open("w")  # faulthandler keeps it open
+        faulthandler.register(signal.SIGUSR1, file=file)
+
+
+async def read_stacks(folder: Path, pids: Sequence[int]) -> str:
+    """Asks processes for their stacks and returns what they write, each after its number.
+
+    A stopped process is continued for it, and one that does not write is named: end them all
+    afterwards.
+    """
+    files = {pid: _path(folder, pid) for pid in pids}
+    for pid, path in files.items():
+        if path.exists():  # else the signal would end it
+            for signum in (signal.SIGUSR1, signal.SIGCONT):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(WRITE_SECONDS):
+            while not all(map(_written, files.values())):
+                await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # the end of what is being written
+    return "\n".join(f"process {pid}:\n{_text(path)}" for pid, path in files.items())
+
+
+def _path(folder: Path, pid: int) -> Path:
+    return folder / str(pid)
+
+
+def _written(path: Path) -> bool:
+    return not path.exists() or path.stat().st_size > 0
+
+
+def _text(path: Path) -> str:
+    text = path.read_bytes()[:MAX_BYTES].decode(errors="replace") if path.exists() else ""
+    return text or "it did not tell its stacks\n"
