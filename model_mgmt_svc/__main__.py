@@ -38,7 +38,9 @@ async def run(settings: ModelMgmtSettings) -> None:
     }
     async with (
         ModelFiles(settings.file_provider_addr, settings.cache_dir) as files,
-        DesiredModels(settings.state_dir / "desired_models.json") as desired,
+        DesiredModels(
+            settings.state_dir / "desired_models.json", lock_seconds=settings.lock_seconds
+        ) as desired,
         Replicas(addresses) as replicas,
         contextlib.aclosing(Lifecycle(replicas, desired, files.refresh)) as lifecycle,
     ):

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import TypeAdapter
+from prometheus_client import Counter, Gauge
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from model_mgmt_svc.old_record import OLD_RECORD, read_old_record
+from model_mgmt_svc.record import RecordError, RecordFile, keep_aside
 from shared.errors import InvalidArgumentError
-from shared.files.disk import write_json
 from shared.model_ids import ModelId, parse_model_id
 
 log = logging.getLogger(__name__)
 
-# The record of earlier versions, beside the one of now: an SQLite file with a table `wishes`.
-OLD_RECORD = "wishes.db"
+# How long a call waits for its change to be on the disk; a disk may hang.
+SAVE_SECONDS = 5.0
+FIRST_RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 30.0
+# Between two attempts to lock the folder.
+_LOCK_RETRY_SECONDS = 0.2
+
+UNSAVED = Gauge(
+    "model_mgmt_unsaved", "1 while the desired models cannot be saved on the disk, otherwise 0."
+)
+LOST_RECORDS = Counter(
+    "model_mgmt_lost_records", "Records of the desired models that could not be used."
+)
 
 
 @dataclass(frozen=True)
@@ -33,33 +45,66 @@ class DesiredModel:
     options: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Content(BaseModel):
+    """The JSON of the record; its entries are checked one by one.
+
+    Attributes:
+        complete: false while models that replicas hold may be missing, since a record was lost.
+    """
+
+    models: list[Any]
+    complete: bool = True
+
+
 _Models = dict[ModelId, DesiredModel]
-_RECORD = TypeAdapter(dict[str, list[DesiredModel]])
+_ENTRY = TypeAdapter(DesiredModel)
 
 
 class DesiredModels:
-    """The desired models by id. Each change is on disk when its call returns.
+    """The desired models by id. Each change is on disk when its call returns, if the disk works.
 
-    An async context manager. A file that is not valid is kept aside, with the suffix ".broken", and
-    the service starts without desired models: the application loads its models again anyway.
+    A change that cannot be written is made all the same, told in `unsaved` and tried again until
+    it is on the disk. A record that cannot be read is kept aside, with the suffix ".broken", and
+    rebuilt from what the replicas hold (`adopt`).
+
+    An async context manager; entering it ends the process with a message if another one keeps the
+    same record.
 
     Args:
         path: the JSON file; its folder is created if missing.
+        lock_seconds: how long to wait for another process that has the folder.
+
+    Attributes:
+        complete: whether no model is missing that was desired before a record was lost.
+        unsaved: why changes are not on the disk; empty if all are.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, lock_seconds: float = 30.0) -> None:
+        self.complete = True
+        self.unsaved = ""
+        self._file = RecordFile(path)
+        self._lock_seconds = lock_seconds
         self._models: _Models = {}
-        self._lock = asyncio.Lock()
-        self._changes: set[asyncio.Task[None]] = set()
+        # Removed while the record is incomplete: a replica that holds one still is freeing it.
+        self._removed: set[ModelId] = set()
+        self._changes = self._tried = 0  # made so far; made before the last attempt to write
+        self._changed = asyncio.Event()
+        self._after_write = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
-        self._models = await asyncio.to_thread(self._open)
+        await self._open()
+        self._writer = asyncio.create_task(self._write_changes())
+        await self._save()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._changes:  # those of cancelled callers
-            await asyncio.wait(self._changes)
+        if self.unsaved or self._tried < self._changes:
+            await self._save()  # once more, or what cancelled callers have changed
+        self._writer.cancel()
+        await asyncio.wait((self._writer,))
+        if self.unsaved:
+            log.error("the desired models are lost with this process: they cannot be saved")
+        self._file.release()
 
     def get(self, model_id: ModelId) -> DesiredModel | None:
         """The desired model of this id, if there is one."""
@@ -71,83 +116,199 @@ class DesiredModels:
 
     async def put(self, model: DesiredModel) -> None:
         """Makes a model desired, in place of an earlier entry with its id."""
-        await self._change(lambda models: models.update({model.model_id: model}))
+        if self._models.get(model.model_id) != model:
+            self._models[model.model_id] = model
+            await self._save()
 
     async def remove(self, model_id: ModelId) -> bool:
         """Makes a model no longer desired; returns whether it was."""
-        was_desired = model_id in self._models
-        await self._change(lambda models: models.pop(model_id, None))
+        was_desired = self._models.pop(model_id, None) is not None
+        if not self.complete:
+            self._removed.add(model_id)
+        if was_desired:
+            await self._save()
         return was_desired
 
-    async def _change(self, change: Callable[[_Models], object]) -> None:
-        """Writes a change to the disk and then makes it, even if the caller is cancelled."""
+    async def adopt(self, models: Iterable[DesiredModel]) -> None:
+        """Makes models desired that replicas hold, to rebuild a record that was lost.
 
-        async def write() -> None:
-            async with self._lock:
-                models = dict(self._models)
-                change(models)
-                if models != self._models:
-                    await asyncio.to_thread(self._write, models.values())
-                    self._models = models
+        Models that are desired already, or were removed since, stay as they are.
+        """
+        found = {
+            model.model_id: model
+            for model in models
+            if model.model_id not in self._models and model.model_id not in self._removed
+        }
+        if found:
+            self._models |= found
+            log.warning(
+                "desired models are rebuilt from what the replicas hold",
+                extra={"models": sorted(found)},
+            )
+            await self._save()
 
-        task = asyncio.create_task(write())
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        await asyncio.shield(task)
+    async def rebuilt(self) -> None:
+        """Every replica was asked for its models: nothing is missing any more."""
+        self.complete = True
+        self._removed.clear()
+        await self._save()
 
-    def _write(self, models: Iterable[DesiredModel]) -> None:
-        write_json(self._path, {"models": [asdict(model) for model in models]}, durable=True)
-
-    def _open(self) -> _Models:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+    async def _save(self) -> None:
+        """Waits until all changes so far are on the disk, or cannot be written."""
+        self._changes += 1
+        change = self._changes
+        self._changed.set()
         try:
-            text = self._path.read_bytes()
-        except FileNotFoundError:
-            return self._import_old()
-        try:
-            return _by_id(_RECORD.validate_json(text)["models"])
-        except (ValueError, KeyError, InvalidArgumentError) as error:
-            _keep_aside(self._path, error)
-            return {}
+            async with asyncio.timeout(SAVE_SECONDS), self._after_write:
+                await self._after_write.wait_for(lambda: self._tried >= change)
+        except TimeoutError:
+            self._cannot_save(f"the disk does not answer within {SAVE_SECONDS:g} s")
 
-    def _import_old(self) -> _Models:
-        """Takes over the record of an earlier version, once: afterwards it has another name."""
-        path = self._path.with_name(OLD_RECORD)
-        if not path.is_file():
-            return {}
+    async def _write_changes(self) -> None:
+        """Writes the newest state after each change, and again after a failure, until cancelled."""
+        retry: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(retry):
+                    await self._changed.wait()
+            self._changed.clear()
+            changes, content = self._changes, self._content()
+            try:
+                await asyncio.to_thread(self._file.write, content)
+            except (OSError, ValueError) as error:
+                self._cannot_save(_why(error))
+                retry = min(2 * retry, MAX_RETRY_SECONDS) if retry else FIRST_RETRY_SECONDS
+            else:
+                retry = None
+                self._can_save()
+            self._tried = changes
+            async with self._after_write:
+                self._after_write.notify_all()
+
+    def _cannot_save(self, reason: str) -> None:
+        if not self.unsaved:
+            log.error(
+                "the desired models cannot be saved: they stay in memory, and writing them is "
+                "tried again",
+                extra={"error": reason, "folder": str(self._file.path.parent)},
+            )
+        self.unsaved = reason
+        UNSAVED.set(1)
+
+    def _can_save(self) -> None:
+        if self.unsaved:
+            log.info("the desired models are saved again")
+        self.unsaved = ""
+        UNSAVED.set(0)
+
+    def _content(self) -> dict[str, Any]:
+        content: dict[str, Any] = {"models": [asdict(model) for model in self._models.values()]}
+        # Only then: versions before this one know the other key alone.
+        return content if self.complete else content | {"complete": False}
+
+    async def _open(self) -> None:
         try:
-            with contextlib.closing(sqlite3.connect(path)) as connection:
-                rows = connection.execute("SELECT model_id, pipeline_type, options FROM wishes")
-                models = _by_id(
-                    DesiredModel(ModelId(model_id), pipeline_type, json.loads(options))
-                    for model_id, pipeline_type, options in rows
+            await self._lock()
+            await asyncio.to_thread(self._read)
+        except OSError as error:
+            self._lost(self._file.path, _why(error))
+
+    async def _lock(self) -> None:
+        give_up = asyncio.get_running_loop().time() + self._lock_seconds
+        told = False
+        while not await asyncio.to_thread(self._file.take):
+            folder = self._file.path.parent
+            if asyncio.get_running_loop().time() > give_up:
+                sys.exit(
+                    f"another model_mgmt_svc has used the state folder {folder} for "
+                    f"{self._lock_seconds:g} s: end it, or set MODEL_MGMT_STATE_DIR"
                 )
-        except (sqlite3.DatabaseError, ValueError, InvalidArgumentError) as error:
-            if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):
-                raise  # it cannot be opened or is locked: the file may be fine
-            _keep_aside(path, error)
-            return {}
-        self._write(models.values())
-        path.replace(path.with_suffix(".imported"))
-        log.info("imported the desired models of an earlier version", extra={"count": len(models)})
-        return models
+            if not told:
+                log.warning(
+                    "another model_mgmt_svc uses the state folder: waiting for its end",
+                    extra={"folder": str(folder), "seconds": self._lock_seconds},
+                )
+            told = True
+            await asyncio.sleep(_LOCK_RETRY_SECONDS)
+
+    def _read(self) -> None:
+        """Reads the record; one that is damaged, or missing, leaves the models incomplete."""
+        path, old = self._file.path, self._file.path.with_name(OLD_RECORD)
+        try:
+            text = self._file.read()
+            if text is None:
+                self.complete = False
+            else:
+                content = _Content.model_validate_json(text)
+                self.complete = content.complete
+                if problem := self._take_entries(content.models):
+                    self._put_aside(path, problem)
+        except (RecordError, ValidationError, OSError) as error:
+            self._put_aside(path, _why(error))
+        if not self.complete and old.is_file():
+            self._import_old(old)
+
+    def _import_old(self, path: Path) -> None:
+        """Takes over the record of an earlier version, once: afterwards it has another name."""
+        try:
+            problem = self._take_entries(read_old_record(path))
+        except RecordError as error:
+            problem = str(error)
+        except OSError as error:  # it may be fine, and is read at the next start
+            self._lost(path, _why(error))
+            return
+        if problem:
+            self._put_aside(path, problem)
+            return
+        log.info(
+            "imported the desired models of an earlier version", extra={"count": len(self._models)}
+        )
+        self.complete = True
+        # If it cannot be written, the writer says so, and the next start imports it again.
+        with contextlib.suppress(OSError):
+            self._file.write(self._content())
+            path.replace(path.with_suffix(".imported"))
+
+    def _take_entries(self, entries: Iterable[Any]) -> str:
+        """Makes the valid entries desired; returns what is wrong with the first of the others.
+
+        Their ids are made canonical: in a file edited by hand they may be written otherwise.
+        """
+        problem = ""
+        for entry in entries:
+            try:
+                model = _ENTRY.validate_python(entry)
+                model_id = parse_model_id(model.model_id)
+            except (ValidationError, InvalidArgumentError) as error:
+                problem = problem or _why(error)
+            else:
+                self._models.setdefault(model_id, replace(model, model_id=model_id))
+        return problem
+
+    def _put_aside(self, path: Path, problem: str) -> None:
+        try:
+            place = keep_aside(path)
+        except OSError as error:
+            self._lost(path, f"{problem}; and it cannot be renamed: {_why(error)}")
+        else:
+            self._lost(path, problem, kept_as=place.name)
+
+    def _lost(self, path: Path, problem: str, **extra: str) -> None:
+        self.complete = False
+        LOST_RECORDS.inc()
+        log.error(
+            "the record of the desired models cannot be used: starting with what is valid in it "
+            "and with the models that the replicas hold",
+            extra={"record": str(path), "error": problem, "kept": len(self._models), **extra},
+        )
 
 
-def _by_id(models: Iterable[DesiredModel]) -> _Models:
-    """The models by their canonical ids; in a file edited by hand they may be written otherwise.
-
-    Raises:
-        InvalidArgumentError: an id is not valid.
-    """
-    ids = ((parse_model_id(model.model_id), model) for model in models)
-    return {model_id: replace(model, model_id=model_id) for model_id, model in ids}
-
-
-def _keep_aside(path: Path, error: Exception) -> None:
-    broken = path.with_suffix(".broken")
-    path.replace(broken)
-    log.error(
-        "the record of the desired models is not valid: kept aside, starting without it",
-        extra={"kept_as": broken.name},
-        exc_info=error,
-    )
+def _why(error: Exception) -> str:
+    """One line about a record that is not valid."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{place}: {first['msg']}"[:200] if place else first["msg"][:200]
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    return str(error)[:200]

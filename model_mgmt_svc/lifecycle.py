@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.replicas import (
@@ -93,6 +93,8 @@ class Lifecycle:
         self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
+        # The replicas that `adopt` has asked.
+        self._asked: WeakSet[Replica] = WeakSet()
 
     async def aclose(self) -> None:
         """Cancels the loads in flight and waits for the unloads to finish."""
@@ -118,6 +120,11 @@ class Lifecycle:
             _check_type(load.model.pipeline_type, model)
             load.requested = True
             return await load.finished()
+
+    @property
+    def unsaved(self) -> str:
+        """Why changes of the desired models are not on the disk; empty if all are."""
+        return self._desired.unsaved
 
     def is_requested(self, model_id: ModelId) -> bool:
         """Whether a load is in flight that a caller waits for."""
@@ -161,6 +168,25 @@ class Lifecycle:
                 if model.ready:
                     by_id[model.model_id].append(model)
         return [LoadedModel.over(by_id[model_id]) for model_id in sorted(by_id)]
+
+    async def adopt(self) -> None:
+        """Rebuilds a lost record of the desired models from what the replicas hold.
+
+        Each replica is asked once, when it first answers.
+        """
+        if self._desired.complete:
+            return
+        replicas = self._replicas.all()
+        models_of = await self._list([each for each in replicas if each not in self._asked])
+        self._asked.update(models_of)
+        await self._desired.adopt(
+            DesiredModel(model.model_id, model.pipeline_type, model.options)
+            for models in models_of.values()
+            for model in models
+            if model.ready
+        )
+        if all(replica in self._asked for replica in replicas):
+            await self._desired.rebuilt()
 
     async def missing(self, desired: Iterable[DesiredModel]) -> dict[Replica, list[DesiredModel]]:
         """For each replica that is up, the desired models that it should hold but does not."""

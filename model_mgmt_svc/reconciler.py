@@ -102,6 +102,7 @@ class Reconciler:
         Loads run in tasks of their own: a slow one does not delay the others.
         """
         await self._replicas.refresh()
+        await self._lifecycle.adopt()
         desired = self._desired.all()
         self._forget_others(desired)
         missing = await self._lifecycle.missing(desired)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self, cast
 
 import grpc
@@ -40,7 +40,8 @@ _DOWN = (
 class ReplicaModel:
     """A model on one replica. Memory in bytes, `loaded_at` in Unix seconds.
 
-    `engine` runs it; `note` is a sentence for the caller who loads it, often empty.
+    `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
+    those that it was loaded with.
     """
 
     model_id: ModelId
@@ -51,6 +52,7 @@ class ReplicaModel:
     loaded_at: int = 0
     engine: str = ""
     note: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         loaded_at=model.loaded_at,
         engine=model.engine,
         note=model.note,
+        options=dict(model.options),
     )
 
 

@@ -51,7 +51,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         model = await self._lifecycle.load(desired)
         return model_management_pb2.LoadModelResponse(
             success=True,
-            message=_describe(model),
+            message=_describe(model) + self._unsaved("may not be loaded again"),
             vram_allocated_mb=_mib(model.vram_bytes),
             ram_allocated_mb=_mib(model.ram_bytes),
         )
@@ -62,7 +62,8 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         model_id = parse_model_id(request.model_id)
         count = await self._lifecycle.unload(model_id)
         where = f" from {count} replicas" if count > 1 else ""
-        return common_pb2.StatusResponse(success=True, message=f"{model_id} is unloaded{where}")
+        message = f"{model_id} is unloaded{where}{self._unsaved('may be loaded again')}"
+        return common_pb2.StatusResponse(success=True, message=message)
 
     async def GetLoadedModels(
         self, request: common_pb2.EmptyRequest, context: Context
@@ -96,6 +97,12 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                     is_last=piece.is_last,
                     sha256=piece.sha256,
                 )
+
+    def _unsaved(self, consequence: str) -> str:
+        """What a caller should know while the record of the desired models cannot be written."""
+        if not (why := self._lifecycle.unsaved):
+            return ""
+        return f". This cannot be saved ({why}): after a restart of model_mgmt_svc it {consequence}"
 
 
 def _mib(size: int) -> int:

@@ -42,6 +42,12 @@ class ModelMgmtSettings(ServerSettings):
         Path.home() / ".local/state/ml-services/model_mgmt",
         description="The record of the desired models.",
     )
+    lock_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Time that a start waits for another model_mgmt_svc to leave the same "
+        "MODEL_MGMT_STATE_DIR; longer than the other needs to drain.",
+    )
     reconcile_seconds: float = Field(
         2.0, gt=0, description="Time between comparisons of desired and loaded models."
     )
