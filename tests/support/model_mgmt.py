@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,19 @@ class ModelMgmt:
 
 @contextlib.asynccontextmanager
 async def model_mgmt(
-    folder: Path, *, provider: str, text: str = "", vision: str = "", port: int = 0
+    folder: Path,
+    *,
+    provider: str,
+    text: str = "",
+    vision: str = "",
+    port: int = 0,
+    program: Sequence[str] = ("-m", "model_mgmt_svc"),
+    **more: str,
 ) -> AsyncIterator[ModelMgmt]:
-    """The service, accepting calls. `folder` keeps its cache and its desired models."""
+    """The service, accepting calls. `folder` keeps its cache and its desired models.
+
+    `more` are settings, such as METRICS_PORT="9461".
+    """
     address = f"127.0.0.1:{port or free_port()}"
     settings = {
         "PORT": address.rpartition(":")[2],
@@ -63,10 +73,11 @@ async def model_mgmt(
         "RECONCILE_SECONDS": "0.1",
         "DRAIN_SECONDS": "0.1",
         "GRACE_SECONDS": "1",
+        **more,
     }
     env = {f"MODEL_MGMT_{name}": value for name, value in settings.items()}
     env["FILE_PROVIDER_ADDR"] = provider
-    with process("-m", "model_mgmt_svc", env=env) as child:
+    with process(*program, env=env) as child:
         async with ready_channel(address) as channel:
             yield ModelMgmt(address, child, channel, folder)
 
