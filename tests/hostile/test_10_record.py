@@ -171,9 +171,7 @@ async def test_a_full_disk(attack: Attacks, worker: ModelWorker, tmp_path: Path)
         await until(lambda: set(worker.models) == {MODEL})
 
 
-async def test_killed_while_it_writes(
-    attack: Attacks, worker: ModelWorker, tmp_path: Path
-) -> None:
+async def test_killed_while_it_writes(attack: Attacks, worker: ModelWorker, tmp_path: Path) -> None:
     """Killed at any moment of a write, it has the record from before or after the write."""
     random.seed(10)
     record = tmp_path / "state" / "desired_models.json"
