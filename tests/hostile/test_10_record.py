@@ -26,9 +26,11 @@ MODEL = "org/held"
 # Even root may not write then where the mode forbids it: without CAP_DAC_OVERRIDE and its like.
 OBEYS_MODES = (
     "-c",
-    "import ctypes, os, sys\n"
-    "for capability in 1, 2: ctypes.CDLL(None).prctl(24, capability)\n"
-    "os.execv(sys.executable, [sys.executable, '-m', 'model_mgmt_svc'])",
+    (
+        "import ctypes, os, sys\n"
+        "for capability in 1, 2: ctypes.CDLL(None).prctl(24, capability)\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'model_mgmt_svc'])"
+    ),
 )
 
 
@@ -186,7 +188,7 @@ async def test_killed_while_it_writes(attack: Attacks, worker: ModelWorker, tmp_
                     return
 
     async def kill(service: ModelMgmt) -> None:
-        await asyncio.sleep(random.uniform(0.2, 0.6))  # noqa: S311
+        await asyncio.sleep(random.uniform(0.2, 0.6))
         service.process.send_signal(signal.SIGKILL)
 
     with attack("10 killed while writing", processes=[os.getpid()]) as seen:
