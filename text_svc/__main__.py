@@ -19,12 +19,14 @@ from shared.rpc.server import (
 )
 from text_svc.metrics import ModelCollector
 from text_svc.models.registry import Registry
+from text_svc.processes import sandbox
 from text_svc.service import NAME, TransformersForwarder
 from text_svc.settings import TextSettings
 
 
 async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
+    sandbox.check(settings.sandbox)
     files = ModelFiles(settings.file_provider_addr, settings.cache_dir)
     registry = Registry(settings, files)
     admission = Admission(settings.admission_seconds)

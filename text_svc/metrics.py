@@ -89,7 +89,7 @@ class ModelCollector(Collector):
         for (model_id, how), count in self._registry.ends.items():
             ends.add_metric([model_id, how], count)
         yield ends
-        yield from _of_engines(self._registry.sockets)
+        yield from _of_engines(self._registry.scratch)
         yield from self._processes()
 
     def _processes(self) -> Iterable[Metric]:
@@ -118,7 +118,7 @@ def _of_engines(folder: Path) -> Iterable[Metric]:
     """The metrics that workers write to files, see `text_svc.worker.engines.metrics`."""
     for _ in range(2):
         try:
-            return list(MultiProcessCollector(None, str(folder)).collect())
+            return list(MultiProcessCollector.merge(map(str, folder.glob("*/*.db"))))
         except FileNotFoundError:  # a process ended meanwhile
             continue
     return []

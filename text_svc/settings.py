@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import ModelHostSettings
+from text_svc.processes.sandbox import SandboxMode
 
 
 class TextSettings(ModelHostSettings):
@@ -81,5 +82,11 @@ class TextSettings(ModelHostSettings):
     )
     max_prompt_bytes: int = Field(
         4 << 20, ge=1, description="Bytes of all texts of a call together."
+    )
+    sandbox: SandboxMode = Field(
+        "auto",
+        description="Whether a model's processes can open their model's files alone, and no "
+        "network, by Landlock: auto, where the kernel has it; required, or text_svc does not "
+        "start; off.",
     )
     threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one per core.")

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from shared.telemetry.logs import request_id
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from shared.telemetry.otel import Span, Tracer
 
 REQUEST_ID_KEY = "x-request-id"
+# Where gRPC connects if the endpoint names no port.
+_DEFAULT_PORT = 443
 
 _tracer: Tracer | None = None
 _span: contextvars.ContextVar[Span | None] = contextvars.ContextVar("span", default=None)
@@ -47,6 +50,16 @@ def configure(service: str, attributes: Mapping[str, str] | None = None) -> None
             "pip install 'ml-services[otel]'"
         )
     _tracer = Tracer(service, attributes or {})
+
+
+def collector_port() -> int | None:
+    """The TCP port to which this process sends its traces; None if it sends none."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return None
+    variables = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    endpoint = next(filter(None, map(os.environ.get, variables)))
+    # Without a scheme, urlsplit takes the host for one.
+    return urlsplit(endpoint if "//" in endpoint else f"//{endpoint}").port or _DEFAULT_PORT
 
 
 def start_call(method: str, metadata: Mapping[str, Any]) -> Span | None:

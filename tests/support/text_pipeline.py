@@ -44,7 +44,7 @@ def spec_of(
     return WorkerSpec(
         **{
             **settings,
-            "socket": Path("unused.sock"),
+            "scratch": Path("unused"),
             "model_id": folder.name,
             "folder": folder,
             "threads": 2,

@@ -12,13 +12,12 @@ from importlib import import_module
 from pathlib import Path
 
 from shared.errors import ServiceError
-from shared.process import die_with_parent
-from shared.telemetry import logs
 from text_svc.convert import CONVERTERS
 from text_svc.convert.refused import RefusedError
 from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import PART_PREFIX, Manifest
+from text_svc.processes.child import begin
 from text_svc.processes.specs import Report
 
 
@@ -71,9 +70,7 @@ def _make(spec: ConversionSpec, part: Path) -> Manifest:
 
 def main() -> None:
     """Entry point; the one argument is a `ConversionSpec` as JSON."""
-    spec = ConversionSpec.model_validate_json(sys.argv[1])
-    die_with_parent(spec.parent_pid)
-    logs.configure(f"text_svc.convert {spec.model_id}", spec.log_level, spec.log_style)
+    spec = begin(ConversionSpec, "text_svc.convert")
     os.nice(5)  # models that serve have priority
     report = Report()
     try:

@@ -24,3 +24,9 @@ class ConversionSpec(ChildSpec):
     source: Path
     target: Path
     weights: Weights
+
+    def reads(self) -> list[Path]:
+        return [self.source]
+
+    def writes(self) -> list[Path]:
+        return [self.scratch, self.target.parent]

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -81,8 +82,12 @@ async def convert(conversion: Conversion, settings: TextSettings) -> Manifest:
             read, or memory or disk space is short.
         InternalError: the process ended in another way, or took too long.
     """
+    # Its process writes in this folder, and may not make it.
+    await asyncio.to_thread(conversion.target.parent.mkdir, parents=True, exist_ok=True)
     spec = ConversionSpec(
         model_id=conversion.model_id,
+        scratch=Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="text-svc-")),
+        sandbox=settings.sandbox,
         pipeline=conversion.pipeline.name,
         source=conversion.source,
         target=conversion.target,

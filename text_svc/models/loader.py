@@ -23,10 +23,7 @@ from text_svc.models.engine_choice import EnginePlan, on_cuda, wanted_engine
 from text_svc.models.model import ManagedModel
 from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
-from text_svc.processes.model_process import (
-    ModelProcess,
-    socket_path,
-)
+from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 
@@ -68,7 +65,7 @@ class Loader:
         self._settings = settings
         self._files = files
         self._numbers = itertools.count(1)
-        self.sockets = Path()
+        self.scratch = Path()
         self.budget = MemoryBudget(settings.memory_budget_mb, models)
 
     async def load(self, model: ManagedModel) -> None:
@@ -141,7 +138,7 @@ class Loader:
         settings = self._settings
         known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
         return WorkerSpec(
-            socket=socket_path(self.sockets, next(self._numbers)),
+            scratch=self.scratch / str(next(self._numbers)),
             model_id=model.model_id,
             folder=folder.resolve(),
             pipeline=model.pipeline.name,

@@ -47,7 +47,7 @@ class Registry:
         self._loader = Loader(settings, files, self._models.values)
 
     async def __aenter__(self) -> Self:
-        self._loader.sockets = Path(tempfile.mkdtemp(prefix="text-svc-"))
+        self._loader.scratch = Path(tempfile.mkdtemp(prefix="text-svc-"))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -56,7 +56,7 @@ class Registry:
         )
         for watcher in self._watchers:
             watcher.cancel()
-        shutil.rmtree(self._loader.sockets, ignore_errors=True)
+        shutil.rmtree(self._loader.scratch, ignore_errors=True)
 
     @property
     def budget_bytes(self) -> int:
@@ -64,9 +64,9 @@ class Registry:
         return self._loader.budget.total_bytes
 
     @property
-    def sockets(self) -> Path:
-        """Folder of the sockets of the models' processes, and of the metrics that these write."""
-        return self._loader.sockets
+    def scratch(self) -> Path:
+        """Holds a folder for each model's process, with its socket and the metrics it writes."""
+        return self._loader.scratch
 
     def models(self) -> list[ManagedModel]:
         """All models, whatever their state."""
@@ -218,7 +218,6 @@ class Registry:
         try:
             if model.process:
                 await model.process.stop()
-                model.process.spec.socket.unlink(missing_ok=True)
         finally:
             if self._models.get(model.model_id) is model:
                 del self._models[model.model_id]

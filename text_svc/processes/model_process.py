@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -55,13 +54,13 @@ class ModelProcess:
             InternalError: the process ended, or was not ready in time.
         """
         stacks = _stacks_folder(spec)
-        stacks.mkdir(exist_ok=True)
+        await asyncio.to_thread(stacks.mkdir, parents=True)
         child = await spawn(
             "text_svc.worker",
             spec,
             threads=spec.threads,
             environment={
-                "PROMETHEUS_MULTIPROC_DIR": str(spec.socket.parent),
+                "PROMETHEUS_MULTIPROC_DIR": str(spec.scratch),
                 FOLDER: str(stacks),
             },
         )
@@ -108,10 +107,6 @@ class ModelProcess:
         self._heartbeat.cancel()
         self._link.close()
         await self._child.end()
-        folder = self.spec.socket.parent
-        for figures in folder.glob(f"*_{self.pid}.db"):
-            figures.unlink(missing_ok=True)
-        shutil.rmtree(_stacks_folder(self.spec), ignore_errors=True)
 
     async def _end_when_hung(self) -> None:
         """Ends the process once it hangs, its calls first, and logs its stacks."""
@@ -146,11 +141,6 @@ class ModelProcess:
         )
 
 
-def socket_path(folder: Path, number: int) -> Path:
-    """The Unix socket of a worker; short, since the kernel takes 107 bytes."""
-    return folder / f"{number}.sock"
-
-
 def _stacks_folder(spec: WorkerSpec) -> Path:
     """Where the worker and its children write their stacks, see `stacks`."""
-    return spec.socket.with_suffix(".stacks")
+    return spec.scratch / "stacks"

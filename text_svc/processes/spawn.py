@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from shared.errors import (
@@ -17,6 +19,7 @@ from shared.errors import (
     ServiceError,
 )
 from shared.process import exit_text
+from text_svc.processes import sandbox
 from text_svc.processes.specs import ChildSpec, Report
 
 # Time between SIGTERM and SIGKILL for a process whose work is over.
@@ -31,9 +34,13 @@ _REPORTED: dict[str, type[ServiceError]] = {
 AnyReport = TypeVar("AnyReport", bound=Report)
 
 
-def child_environment(threads: int) -> dict[str, str]:
-    """The environment of a child: no network for the hub, and threads that do not spin."""
+def child_environment(spec: ChildSpec, threads: int) -> dict[str, str]:
+    """The environment of a child: its sandbox, no network for the hub, threads that do not spin."""
     return os.environ | {
+        sandbox.MODE_VARIABLE: spec.sandbox,
+        # Nothing else can be written.
+        "HOME": str(spec.scratch),
+        "TMPDIR": str(spec.scratch),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -49,9 +56,10 @@ def child_environment(threads: int) -> dict[str, str]:
 class Child:
     """A process made by `spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, report_fd: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, report_fd: int, scratch: Path) -> None:
         self._process = process
         self._report_fd = report_fd
+        self._scratch = scratch
 
     @property
     def pid(self) -> int:
@@ -91,7 +99,8 @@ class Child:
             self._process.kill()
 
     async def end(self) -> None:
-        """Sends SIGTERM, after `TERMINATE_SECONDS` SIGKILL; returns when the process is gone."""
+        """Sends SIGTERM, after `TERMINATE_SECONDS` SIGKILL; returns when the process is gone, and
+        its scratch folder too."""
         if self._process.returncode is None:
             self._process.terminate()
             try:
@@ -100,6 +109,7 @@ class Child:
             except TimeoutError:
                 self._process.kill()
         await self._process.wait()
+        await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
 
 async def spawn(
@@ -115,19 +125,20 @@ async def spawn(
     """
     read_fd, write_fd = os.pipe()
     try:
+        await asyncio.to_thread(spec.scratch.mkdir, mode=0o700, exist_ok=True)
         spec = spec.model_copy(update={"parent_pid": os.getpid(), "report_fd": write_fd})
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", module, spec.model_dump_json()),
             pass_fds=(write_fd,),
             stdin=asyncio.subprocess.DEVNULL,
-            env=child_environment(threads) | dict(environment or {}),
+            env=child_environment(spec, threads) | dict(environment or {}),
         )
     except BaseException:
         os.close(read_fd)
         raise
     finally:
         os.close(write_fd)
-    return Child(process, read_fd)
+    return Child(process, read_fd, spec.scratch)
 
 
 async def _read_to_end(fd: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from text_svc.options import LoadOptions
+from text_svc.processes.sandbox import SandboxMode
 
 EngineName = Literal["openvino", "transformers"]
 
@@ -32,6 +33,9 @@ class ChildSpec(BaseModel):
         parent_pid: the child ends with this process; `spawn` fills it in.
         report_fd: where the child writes its one `Report`, as JSON; `spawn` fills it in.
         model_id: the model that it works on.
+        scratch: a folder of its own, for temporary files; `spawn` makes it, and it goes with the
+            process.
+        sandbox: see `text_svc.processes.sandbox`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,8 +43,18 @@ class ChildSpec(BaseModel):
     parent_pid: int = 0
     report_fd: int = -1
     model_id: str
+    scratch: Path
+    sandbox: SandboxMode = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     log_style: Literal["json", "text"]
+
+    def reads(self) -> list[Path]:
+        """The folders that it may read."""
+        return []
+
+    def writes(self) -> list[Path]:
+        """The folders in which it may make, write and remove files."""
+        return [self.scratch]
 
     def send(self, report: Report) -> None:
         """Writes the report and closes its pipe. Called in the child."""
@@ -52,14 +66,12 @@ class WorkerSpec(ChildSpec):
     """The model that a worker loads and serves, and its limits.
 
     Attributes:
-        socket: where it listens.
         folder: the files of the model.
         converted: what `text_svc.convert` made of them, for the engine that needs it.
         cache_bytes: of the key-value cache of a model that generates.
         hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
-    socket: Path
     folder: Path
     pipeline: str
     options: LoadOptions
@@ -79,6 +91,14 @@ class WorkerSpec(ChildSpec):
     max_media: int
     max_prompt_bytes: int
     max_message_bytes: int
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens; a short path, since the kernel takes 107 bytes."""
+        return self.scratch / "link.sock"
+
+    def reads(self) -> list[Path]:
+        return [folder for folder in (self.folder, self.converted) if folder]
 
 
 class WorkerReport(Report):

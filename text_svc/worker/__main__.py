@@ -6,12 +6,9 @@ import asyncio
 import sys
 
 from shared.errors import ServiceError
-from shared.process import die_with_parent
-from shared.telemetry import (
-    logs,
-    tracing,
-)
+from shared.telemetry import tracing
 from text_svc.link.server import listen
+from text_svc.processes.child import begin
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
@@ -36,10 +33,8 @@ async def serve(spec: WorkerSpec) -> None:
 
 def main() -> None:
     """Entry point; the one argument is a `WorkerSpec` as JSON."""
-    spec = WorkerSpec.model_validate_json(sys.argv[1])
-    die_with_parent(spec.parent_pid)
+    spec = begin(WorkerSpec, "text_svc.worker")
     write_stacks_on_signal()
-    logs.configure(f"text_svc.worker {spec.model_id}", spec.log_level, spec.log_style)
     tracing.configure("text_svc.worker", {"model": spec.model_id})
     try:
         asyncio.run(serve(spec))

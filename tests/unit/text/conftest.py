@@ -20,6 +20,7 @@ def convert(source: Path, target: Path, weights: Weights = "float") -> Path:
     run_conversion(
         ConversionSpec(
             model_id="tiny",
+            scratch=target.parent,
             pipeline="text-generation",
             source=source,
             target=target,

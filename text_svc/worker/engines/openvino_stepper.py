@@ -13,12 +13,12 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from shared.errors import InvalidModelError
 from text_svc.link.json_lines import JsonLines
+from text_svc.processes import run_module
 from text_svc.worker.engines.base import FinishReason
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class OpenVinoStepper:
         self._on_death = on_death
         self._lines: JsonLines | None = None
         self._process = subprocess.Popen(  # noqa: S603  # its own module
-            (sys.executable, "-m", _PROCESS, str(os.getpid())),
+            run_module.command(_PROCESS, str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.errors import FailedPreconditionError, InternalError, InvalidArgumentError
 from text_svc.link.json_lines import JsonLines
+from text_svc.processes import run_module
 
 _PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
@@ -105,7 +105,7 @@ class ChatTemplate:
         self._pipes = (stdin, stdout)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", _PROCESS, str(os.getpid())),
+                *run_module.command(_PROCESS, str(os.getpid())),
                 stdin=child_in,
                 stdout=child_out,
             )

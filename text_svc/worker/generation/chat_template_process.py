@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from shared.process import die_with_parent
 from text_svc.link.json_lines import BlockingJsonLines
+from text_svc.processes import sandbox
 
 MEMORY_BYTES = 512 << 20
 
@@ -95,6 +96,7 @@ def _compiled(made: ImmutableSandboxedEnvironment, source: str) -> Template:
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
+    sandbox.enter()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

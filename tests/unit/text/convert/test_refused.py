@@ -35,6 +35,7 @@ def failing(error: Exception) -> Callable[..., NoReturn]:
 def converted(source: Path, target: Path, pipeline: str) -> Manifest | None:
     spec = ConversionSpec(
         model_id="tiny",
+        scratch=target.parent,
         pipeline=pipeline,
         source=source,
         target=target,

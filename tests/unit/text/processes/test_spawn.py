@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,13 +20,15 @@ from text_svc.processes.specs import ChildSpec, WorkerReport
 
 @asynccontextmanager
 async def child(doing: str) -> AsyncIterator[Child]:
-    spec = ChildSpec(model_id=doing, log_level="INFO", log_style="text")
+    scratch = Path(tempfile.mkdtemp())
+    spec = ChildSpec(model_id=doing, scratch=scratch, log_level="INFO", log_style="text")
     made = await spawn("tests.support.reporting_child", spec, threads=1, environment={"RAM": "7"})
     try:
         yield made
     finally:
         await made.end()
         assert not psutil.pid_exists(made.pid)
+        assert not await asyncio.to_thread(scratch.exists), "its scratch folder went with it"
 
 
 async def report_of(doing: str, timeout: float = 60) -> WorkerReport:
