@@ -69,7 +69,12 @@ async def run(settings: ModelMgmtSettings) -> None:
                 await asyncio.wait(tasks)
 
         await serve(
-            settings, [NAME], register, internal_names=list(BEHIND.values()), lifespan=background
+            settings,
+            [NAME],
+            register,
+            internal_names=list(BEHIND.values()),
+            lifespan=background,
+            watch_seconds=settings.watch_seconds,
         )
 
 

@@ -54,6 +54,12 @@ class ModelMgmtSettings(ServerSettings):
     max_load_failures: int = Field(
         5, ge=1, description="Consecutive failures after which a desired model is left FAILED."
     )
+    watch_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="Life of a stream of the health or reflection service, which then is "
+        "UNAVAILABLE; 0 is unlimited.",
+    )
     chunk_bytes: int = Field(
         102_400, ge=1024, le=4_000_000, description="Data bytes in one message of GetModelFile."
     )

@@ -35,6 +35,31 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: int = Field(
         1024, ge=1, description="Most concurrent calls; more are RESOURCE_EXHAUSTED."
     )
+    first_message_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=25,
+        description="Seconds within which the first message of a stream must arrive; "
+        "DEADLINE_EXCEEDED after it. Must be shorter than the proxy's request_timeout.",
+    )
+    stream_idle_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without a message in either direction after which a stream is "
+        "DEADLINE_EXCEEDED. Must be shorter than the proxy's idle_timeout.",
+    )
+    reader_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds that a stream waits for its caller to read a response; "
+        "DEADLINE_EXCEEDED after it.",
+    )
+    max_watches: int = Field(
+        256,
+        ge=1,
+        description="Most streams of the health and reflection services at once; more are "
+        "RESOURCE_EXHAUSTED. They do not count as calls.",
+    )
     drain_seconds: float = Field(
         3.0,
         ge=0,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any, Self
 
 from shared.errors import QueueFullError
 from shared.rpc.interceptors import (
@@ -18,7 +18,7 @@ from shared.rpc.interceptors import (
 
 
 class CallLimitInterceptor(WrappingInterceptor):
-    """Refuses calls over a limit.
+    """Refuses calls over a limit. A stream counts from its first message on.
 
     Calls of the health and reflection services are always accepted: a busy process is not a dead
     one, and the proxy must not drop it. (grpc.aio's own limit refuses these too, and its error
@@ -30,36 +30,64 @@ class CallLimitInterceptor(WrappingInterceptor):
 
     def __init__(self, limit: int) -> None:
         super().__init__()
-        self._limit = limit
-        self._running = 0
+        self._slots = _Slots(limit)
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         inner = behaviour(handler)
         if method.startswith("/grpc."):
             call: UnaryCall | StreamCall = inner
             return call
+        taking = _Slot.at_first if handler.request_streaming else _Slot.at_once
 
         async def unary(request: Any, context: Context) -> Any:
-            with self._slot():
-                return await inner(request, context)
+            with _Slot(self._slots) as slot:
+                return await inner(taking(slot, request), context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with self._slot():
-                async with aclosing(inner(request, context)) as responses:
+            with _Slot(self._slots) as slot:
+                async with aclosing(inner(taking(slot, request), context)) as responses:
                     async for response in responses:
                         yield response
 
         return stream if handler.response_streaming else unary
 
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        if self._running >= self._limit:
+
+class _Slots:
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+
+
+class _Slot:
+    """The slot of one call, once it has taken it."""
+
+    def __init__(self, slots: _Slots) -> None:
+        self._slots = slots
+        self._taken = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._taken:
+            self._slots.taken -= 1
+
+    def at_once(self, request: Any) -> Any:
+        self._take()
+        return request
+
+    async def at_first(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if not self._taken:
+                self._take()
+            yield request
+
+    def _take(self) -> None:
+        slots = self._slots
+        if slots.taken >= slots.limit:
             raise QueueFullError(
-                f"{self._running} calls are running, and the limit is {self._limit}",
-                metadata={"limit": str(self._limit)},
+                f"{slots.taken} calls are running, and the limit is {slots.limit}",
+                metadata={"limit": str(slots.limit)},
             )
-        self._running += 1
-        try:
-            yield
-        finally:
-            self._running -= 1
+        slots.taken += 1
+        self._taken = True

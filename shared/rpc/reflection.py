@@ -14,6 +14,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from shared.rpc.watches import Watches, limited
+
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 _OLD, _NEW = "grpc.reflection.v1alpha", "grpc.reflection.v1"
 
@@ -37,7 +39,7 @@ def _register_v1_descriptor(pool: descriptor_pool.DescriptorPool) -> None:
     pool.AddSerializedFile(file.SerializeToString())
 
 
-def add_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
+def add_reflection(server: grpc.aio.Server, service_names: Iterable[str], watches: Watches) -> None:
     """Serves reflection for itself and `service_names`, whose descriptors must be imported."""
     pool = descriptor_pool.Default()
     try:
@@ -48,7 +50,7 @@ def add_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> Non
     servicer = ReflectionServicer(names, pool)
     for name in (reflection.SERVICE_NAME, V1_NAME):
         handler = grpc.stream_stream_rpc_method_handler(
-            servicer.ServerReflectionInfo,
+            limited(servicer.ServerReflectionInfo, watches),
             request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
             response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
         )

@@ -20,6 +20,8 @@ from shared.rpc.channels import client_options
 from shared.rpc.interceptors import ErrorInterceptor
 from shared.rpc.one_message import OneMessageInterceptor
 from shared.rpc.reflection import add_reflection
+from shared.rpc.stream_limits import StreamLimits, StreamLimitsInterceptor
+from shared.rpc.watches import HealthServicer, Watches
 from shared.settings import ServerSettings, log_settings, read_settings
 from shared.telemetry import logs, tracing
 
@@ -38,9 +40,9 @@ _MAX_HANDLER_SECONDS = 5.0
 class Health:
     """State of the standard health service, by service name; "" is the whole process."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], watches: Watches | None = None) -> None:
         self.names = ("", *names)
-        self.servicer = health.aio.HealthServicer()
+        self.servicer = HealthServicer(watches or Watches())
         self._stopping = False
 
     async def set(self, name: str, serving: bool) -> None:
@@ -87,6 +89,7 @@ def create_server(settings: ServerSettings) -> grpc.aio.Server:
             OneMessageInterceptor(),
             CallInterceptor(),
             ErrorInterceptor(),
+            StreamLimitsInterceptor(StreamLimits.of(settings)),
             CallLimitInterceptor(settings.max_concurrent_calls),
         ],
         options=server_options(settings),
@@ -113,6 +116,7 @@ async def serve(
     internal_names: Sequence[str] = (),
     lifespan: Callable[[Health], AbstractAsyncContextManager[Any]] | None = None,
     admission: Admission | None = None,
+    watch_seconds: float = 0,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
 
@@ -128,17 +132,20 @@ async def serve(
         lifespan: holds what must be open while calls are served, such as pools and processes.
         admission: what the health of the public services, which the proxy checks, also waits for.
             The process as a whole is SERVING meanwhile.
+        watch_seconds: life of a stream of the health or reflection service; 0 is unlimited, which
+            the watches between our own processes need.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
     server = create_server(settings)
-    state = Health(names)
+    watches = Watches(settings.max_watches, watch_seconds)
+    state = Health(names, watches)
     await state.set_all(False)
     health_pb2_grpc.add_HealthServicer_to_server(state.servicer, server)
     register(server, state)
-    add_reflection(server, [*names, *internal_names, health.SERVICE_NAME])
+    add_reflection(server, [*names, *internal_names, health.SERVICE_NAME], watches)
     port = bind(server, settings.host, settings.port)
     await server.start()
     log.info("listening", extra={"host": settings.host, "port": port})
@@ -149,6 +156,7 @@ async def serve(
         log.info("draining", extra={"seconds": settings.drain_seconds})
         await state.stop()
         await asyncio.sleep(settings.drain_seconds)
+        watches.stop()
         await server.stop(settings.grace_seconds)
         await _handlers_ended()
     log.info("stopped")
