@@ -9,14 +9,14 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom
+.PHONY: help setup up down demo test test-hostile bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## make the environment in .venv
 
-$(SETUP): tools/setup.sh requirements/dev.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
+$(SETUP): tools/setup.sh requirements/dev.txt requirements/torch.txt pyproject.toml $(wildcard protos/ml/*.proto protos/ml/*/*.proto)
 	@PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" tools/setup.sh "$(VENV)"
 	@touch $@
 
@@ -43,8 +43,14 @@ images: ## build the container images, one at a time
 test-containers: models ## test the images and the compose files; needs a container engine
 	@$(PY) -m pytest tests/containers --timeout 1200
 
-sbom: setup ## write a bill of materials of each image into out/sbom/ (CycloneDX)
+sbom: setup ## write bills of materials of the images and of .venv into out/sbom/ (CycloneDX)
 	@$(PY) -m tools.containers.sbom
+
+audit: setup ## look up known vulnerabilities of all pinned packages
+	@$(PY) -m tools.audit $(AUDIT)
+
+pin-images: setup ## pin the base images by digest; asks their registries
+	@$(PY) -m tools.containers.pin_images
 
 bench: bench-vision bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
 

@@ -4,9 +4,10 @@
 
 Takes the newest versions that pyproject.toml allows, or with `--keep` the pinned ones where they
 still fit. One set serves every Python and machine of `PYTHONS` and `PLATFORMS`; that each has a
-wheel of every pin is checked at the end. PyTorch is left out: its CPU build comes from elsewhere
-and is pinned in the Makefile and the images. The files are complete, so they are installed with
-`--no-deps`.
+wheel of every pin is checked at the end. PyTorch has files of its own: torch.txt is the CPU build,
+from PyTorch's own index (TORCH_INDEX_URL names another), and torch-cuda.txt the CUDA build. Where
+that index cannot be reached, torch.txt is kept while its version is that of pyproject.toml. The
+files are complete, so they are installed with `--no-deps`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,6 +47,7 @@ HEADLESS = "opencv-python-headless\n"
 OVERRIDES += "huggingface-hub<1.22\nbackports-strenum<1.3\n"
 # What fetches the models needs MediaPipe's schemas, and nothing that MediaPipe itself imports.
 NOT_FOR_MODELS = ("absl-py", "matplotlib", "sounddevice")
+TORCH_INDEX_URL = "https://download.pytorch.org/whl/cpu"
 HEADER = "# Made by `make lock` from pyproject.toml; complete, install with --no-deps.\n"
 
 
@@ -70,6 +73,59 @@ def lock(name: str, extras: tuple[str, ...], folder: Path, *, keep: bool) -> Non
     command += [] if keep else ["--upgrade"]
     command += [argument for extra in extras for argument in ("--extra", extra)]
     command += ["pyproject.toml", str(additions), "-o", str(output)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    output.write_text(HEADER + output.read_text())
+
+
+def torch_version() -> str:
+    """The version of PyTorch that pyproject.toml asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    text = project["optional-dependencies"]["text"]
+    (pin,) = (each for each in text if each.startswith("torch=="))
+    return str(pin.partition("==")[2])
+
+
+def lock_torch(version: str, folder: Path, index: str) -> bool:
+    """Writes `requirements/torch.txt`, the CPU build for each system, from PyTorch's index.
+
+    Returns:
+        Whether it was made anew; False if the index was not to be had and the pins are of this
+        version already.
+
+    Raises:
+        SystemExit: the index was not to be had, and the pins are of another version.
+    """
+    wanted = folder / "torch.in"
+    # "+cpu" exists there alone, so no other index can hand out a CUDA build of several GB.
+    wanted.write_text(
+        f'torch=={version}+cpu ; sys_platform == "linux"\n'
+        f'torch=={version} ; sys_platform == "darwin"\n'
+    )
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--no-deps"]
+    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--no-emit-index-url", "--index-url", index, str(wanted)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    output = ROOT / "requirements" / "torch.txt"
+    if made.returncode == 0:
+        output.write_text(HEADER + made.stdout)
+        return True
+    if f"torch=={version}+cpu " not in output.read_text():
+        sys.exit(f"requirements/torch.txt cannot be made for torch {version}:\n{made.stderr}")
+    return False
+
+
+def lock_torch_cuda(version: str, folder: Path) -> None:
+    """Writes `requirements/torch-cuda.txt`: the ordinary index's build, with CUDA's libraries.
+
+    What requirements/text.txt pins too has the same version there.
+    """
+    wanted = folder / "torch-cuda.in"
+    wanted.write_text(f"torch=={version}\n")
+    output = ROOT / "requirements" / "torch-cuda.txt"
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
+    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--no-emit-index-url", "--constraints", "requirements/text.txt"]
+    command += [str(wanted), "-o", str(output)]
     subprocess.run(command, check=True, cwd=ROOT)
     output.write_text(HEADER + output.read_text())
 
@@ -105,6 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, extras in TARGETS.items():
             lock(name, extras, Path(temporary), keep=options.keep)
             print(f"requirements/{name}.txt")
+        version, index = torch_version(), os.environ.get("TORCH_INDEX_URL", TORCH_INDEX_URL)
+        made = lock_torch(version, Path(temporary), index)
+        print(f"requirements/torch.txt{'' if made else f' is kept: {index} cannot be reached'}")
+        lock_torch_cuda(version, Path(temporary))
+        print("requirements/torch-cuda.txt")
         if missing := missing_wheels(Path(temporary)):
             sys.exit("\n".join(["Some pins have no wheel for:", *missing]))
     print(f"every pin has wheels for Python {', '.join(PYTHONS)} on {', '.join(PLATFORMS)}")

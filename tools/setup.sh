@@ -9,10 +9,6 @@ venv=$1
 python=${PYTHON:-}
 uv=$(command -v "${UV-uv}" || true)
 index=${TORCH_INDEX_URL:-https://download.pytorch.org/whl/cpu}
-# PyTorch's CPU build. On Linux "+cpu" names it, so that no index can hand out a CUDA build of
-# several GB; elsewhere there is no other.
-torch=torch==2.13.0
-[ "$(uname -s)" != Linux ] || torch=$torch+cpu
 cd "$(dirname "$0")/.." || exit 1
 
 # pip needs a Python with venv and ensurepip, which Debian packages apart; uv does not.
@@ -47,9 +43,10 @@ install() {
   "$venv/bin/python" -m pip --disable-pip-version-check install -q --no-deps "$@"
 }
 
-# pip's configured index comes first: it may have the CPU build.
+# PyTorch's CPU build. pip's configured index comes first: it may have it.
 install_torch() {
-  install "$torch" 2>/dev/null || install --index-url "$index" "$torch"
+  set -- --require-hashes -r requirements/torch.txt
+  install "$@" 2>/dev/null || install --index-url "$index" "$@"
 }
 
 with_uv() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -18,7 +19,7 @@ MAX_MEGABYTES = {"model_mgmt": 60, "provider": 60, "models": 200, "vision": 750,
 # It fetches packages with pip.
 HAS_PIP = {"models"}
 PIP = "/opt/venv/lib/python3.11/site-packages/pip"
-PYTHON_IMAGE = "python:3.11-slim-bookworm"
+PYTHON_IMAGE = os.environ.get("PYTHON_IMAGE", "python:3.11-slim-bookworm")
 
 
 @pytest.fixture(params=IMAGES)

@@ -1,8 +1,8 @@
-"""Writes what each image has installed: `python -m tools.containers.sbom [FOLDER]`.
+"""Writes what is installed: `python -m tools.containers.sbom [FOLDER]`.
 
-One CycloneDX file per lock, in `out/sbom/` or FOLDER: names, versions and hashes of all packages.
-PyTorch is in no lock: its version is added as the Dockerfile pins it. uv fetches the generator into
-an environment of its own.
+One CycloneDX file for each image, and one, `native`, for the environment of `make setup` on a
+system such as this, in `out/sbom/` or FOLDER: names, versions and hashes of all packages that the
+locks pin. uv fetches the generator into an environment of its own.
 """
 
 from __future__ import annotations
@@ -18,22 +18,33 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = "cyclonedx-bom==7.5.0"
-LOCKS = ("model_mgmt", "text", "vision", "models")
-_TORCH = re.compile(r"^ARG TORCH=(\S+)$", re.MULTILINE)
+# Each bill of materials, and the locks that are installed together.
+LOCKS = {
+    "model_mgmt": ("model_mgmt",),
+    "text": ("text", "torch"),
+    "vision": ("vision",),
+    "models": ("models",),
+    "native": ("dev", "torch"),
+}
 
 
 def requirements(name: str) -> str:
-    """The packages of one image, as a lock file; without those for other systems."""
-    lock = (ROOT / "requirements" / f"{name}.txt").read_text()
-    entries = re.sub(r"^#.*\n", "", lock, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
-    kept = [entry for entry in entries if _installed(Requirement(entry.split(" --hash")[0]))]
-    if name == "text":
-        kept += _TORCH.findall((ROOT / "deploy" / "Dockerfile").read_text())
+    """The packages of one bill of materials, as a lock; without those for other systems."""
+    locks = ((ROOT / "requirements" / f"{lock}.txt").read_text() for lock in LOCKS[name])
+    text = re.sub(r"^#.*\n", "", "".join(locks), flags=re.MULTILINE)
+    entries = text.replace("\\\n", " ").splitlines()
+    # The images are Linux's wherever they are built.
+    system = sys.platform if name == "native" else "linux"
+    kept = [entry for entry in entries if _installed(Requirement(_pin(entry)), system)]
     return "\n".join([*kept, ""])
 
 
-def _installed(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"sys_platform": "linux"})
+def _pin(entry: str) -> str:
+    return entry.partition(" --hash")[0]
+
+
+def _installed(requirement: Requirement, system: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"sys_platform": system})
 
 
 def write(name: str, folder: Path) -> int:
