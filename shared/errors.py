@@ -45,6 +45,8 @@ from typing import ClassVar
 
 import grpc
 
+from shared.text import cut
+
 # ErrorInfo.domain of every error; together with `reason` it identifies an error for programs.
 ERROR_DOMAIN = "ml.services"
 
@@ -72,8 +74,8 @@ class ServiceError(Exception):
         retry_after: float | None = None,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = cut(message)  # it may quote the caller, and is sent in one header
+        super().__init__(self.message)
         self.field = field
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.metadata = metadata or {}

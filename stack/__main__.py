@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from stack import (
+    callers,
     control,
     envoy,
     envoy_config,
     guard,
     ports,
 )
+from stack.callers import CallersError
 from stack.layout import (
     ROOT,
     Layout,
@@ -57,6 +60,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="DIR",
         type=Path,
         help=f"serve TLS and mTLS too, with {', '.join(envoy_config.TLS_FILES)} of this folder",
+    )
+    up.add_argument(
+        "--callers",
+        metavar="DIR",
+        type=Path,
+        help="who may call: api_keys.txt, and client_names.txt for mTLS, of this folder",
+    )
+    up.add_argument(
+        "--address",
+        default=ports.LOOPBACK,
+        help="where the ports for callers listen (default 127.0.0.1; 0.0.0.0 is everywhere)",
     )
     up.add_argument(
         "--exit-with-parent",
@@ -108,7 +122,25 @@ def _envoy_options(options: argparse.Namespace) -> envoy_config.EnvoyOptions:
         for name in envoy_config.TLS_FILES:
             if not (tls / name).is_file():
                 raise StartError(f"there is no {tls / name}: run `python -m tools.dev_certs {tls}`")
-    return envoy_config.EnvoyOptions(tls, _collector())
+    return envoy_config.EnvoyOptions(tls, _collector(), _callers(options), _address(options))
+
+
+def _callers(options: argparse.Namespace) -> Path | None:
+    folder: Path | None = options.callers and options.callers.resolve()
+    kinds = callers.kinds_in(folder)
+    if folder and not kinds:
+        names = " nor ".join(callers.source(folder, kind).name for kind in callers.KINDS)
+        raise StartError(f"there is neither {names} in {folder}")
+    if "client_names" in kinds and not options.tls:
+        raise StartError("client_names.txt is for the mTLS port: give --tls too")
+    return folder
+
+
+def _address(options: argparse.Namespace) -> str:
+    try:
+        return str(ipaddress.IPv4Address(options.address))
+    except ValueError:
+        raise StartError(f"--address is {options.address!r}; it must be an IPv4 address") from None
 
 
 def _collector() -> tuple[str, int] | None:
@@ -152,7 +184,7 @@ def up(options: argparse.Namespace) -> int:
 def _run(runner: Runner) -> int:
     try:
         return runner.run()
-    except StartError as error:
+    except (StartError, CallersError) as error:
         return _refuse(error)
 
 
@@ -171,7 +203,7 @@ def main() -> int:
         if options.command == "status":
             return control.status(options.state_file)
         return control.down(options.state_file)
-    except (StartError, envoy.EnvoyMissingError, ports.PortError, OSError) as error:
+    except (StartError, CallersError, envoy.EnvoyMissingError, ports.PortError, OSError) as error:
         return _refuse(error)
 
 

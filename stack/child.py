@@ -91,6 +91,12 @@ class Child:
         when = f"in {delay:g} s" if delay else "at once"
         return f"{self.spec.name} {how}{said}; it restarts {when}"
 
+    def note(self, message: str) -> None:
+        """Adds a warning to the log, as a line of JSON as the process writes them."""
+        line = {"level": "warning", "logger": "stack", "message": message}
+        with contextlib.suppress(OSError), self.log.open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
     def last_log_line(self) -> str:
         """The last line of the log, of JSON only the message, truncated to 200 characters."""
         try:

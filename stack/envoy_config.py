@@ -6,6 +6,8 @@ every choice of parts, and the descriptor set.
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from stack import callers
 from stack.ports import (
     LOOPBACK,
     Ports,
@@ -22,12 +25,18 @@ from tools.descriptor_set import descriptor_set
 
 _ROOT = Path(__file__).resolve().parent.parent
 BASE = _ROOT / "envoy.yaml"
-# What is added to it: parts that need certificates or a collector.
+# What is added to it: parts that need certificates, a collector, API keys or names of certificates.
 PARTS = _ROOT / "deploy" / "envoy"
 TLS_FILES = ("server.pem", "server.key", "ca.pem")
 
 _DESCRIPTORS = "/etc/envoy/ml.binpb"
 _TLS_FOLDER = "/etc/envoy/tls/"
+_CALLERS_FOLDER = "/etc/envoy/callers/"
+# The optional parts, in the order in which they are added: the listeners of TLS take their filters
+# from the first one, and the names of certificates are for one of these.
+_PART_NAMES = ("tracing", "tls", "keys", "names")
+# The filter before which those that check the caller are put: it tells the services who calls.
+_CALLER_FILTER = "envoy.filters.http.header_mutation"
 # Fields of a cluster that only apply to names, not to fixed addresses.
 _DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
 
@@ -39,18 +48,30 @@ class EnvoyOptions:
     Attributes:
         tls: the folder with `TLS_FILES`; None for no TLS listeners.
         collector: host and port that take traces over OTLP gRPC; None for no traces.
+        callers: the folder with files of `callers.KINDS`; None for callers without keys.
+        address: on which the ports for callers listen.
     """
 
     tls: Path | None = None
     collector: tuple[str, int] | None = None
+    callers: Path | None = None
+    address: str = LOOPBACK
+
+    @property
+    def caller_kinds(self) -> list[str]:
+        """Which of `callers.KINDS` are checked; the names of certificates only with TLS."""
+        kinds = callers.kinds_in(self.callers)
+        return [kind for kind in kinds if kind != "client_names" or self.tls]
 
 
-def load_config(*, tls: bool = False, tracing: bool = False) -> dict[str, Any]:
+def load_config(
+    *, tls: bool = False, tracing: bool = False, keys: bool = False, names: bool = False
+) -> dict[str, Any]:
     """The configuration for containers, with the parts that are asked for."""
     config = _read(BASE)
-    # Tracing comes first: the listeners of TLS take their filters from the first one.
-    for name, wanted in (("tracing", tracing), ("tls", tls)):
-        if wanted:
+    wanted = {"tracing": tracing, "tls": tls, "keys": keys, "names": names and tls}
+    for name in _PART_NAMES:
+        if wanted[name]:
             _add_part(config, _read(PARTS / f"envoy.{name}.yaml"))
     return config
 
@@ -59,6 +80,7 @@ def native_config(
     ports: Ports,
     options: EnvoyOptions = EnvoyOptions(),
     descriptors: Path = Path(_DESCRIPTORS),
+    checks: Path = Path(_CALLERS_FOLDER),
 ) -> dict[str, Any]:
     """The configuration with the addresses, ports and paths of a native stack.
 
@@ -68,8 +90,15 @@ def native_config(
         ports: where everything is.
         options: which of the optional parts are added.
         descriptors: where the descriptor set is.
+        checks: the folder of what `callers.CallerFiles` writes.
     """
-    config = load_config(tls=options.tls is not None, tracing=options.collector is not None)
+    kinds = options.caller_kinds
+    config = load_config(
+        tls=options.tls is not None,
+        tracing=options.collector is not None,
+        keys="api_keys" in kinds,
+        names="client_names" in kinds,
+    )
     _set_address(config["admin"]["address"], ports.envoy_admin)
     listeners = {
         "grpc": ports.envoy,
@@ -78,11 +107,17 @@ def native_config(
         "metrics": ports.envoy_metrics,
     }
     for listener in config["static_resources"]["listeners"]:
-        _set_address(listener["address"], listeners[listener["name"]])
+        name = listener["name"]
+        address = LOOPBACK if name == "metrics" else options.address
+        _set_address(listener["address"], listeners[name], address)
         # With port reuse a second Envoy could take the same port without an error.
         listener["enable_reuse_port"] = False
     _set_upstreams(config["static_resources"]["clusters"], ports, options.collector)
-    paths = {_DESCRIPTORS: str(descriptors), _TLS_FOLDER: f"{options.tls}/"}
+    paths = {
+        _DESCRIPTORS: str(descriptors),
+        _TLS_FOLDER: f"{options.tls}/",
+        _CALLERS_FOLDER: f"{checks}/",
+    }
     replaced: dict[str, Any] = _replace_paths(config, paths)
     return replaced
 
@@ -91,18 +126,30 @@ def write_native_config(target: Path, ports: Ports, options: EnvoyOptions = Envo
     """Writes `native_config`, which Envoy reads, and the descriptor set beside it; JSON is YAML."""
     descriptors = target.with_name("ml.binpb")
     descriptors.write_bytes(descriptor_set())
-    target.write_text(json.dumps(native_config(ports, options, descriptors)))
+    config = native_config(ports, options, descriptors, target.with_name("callers"))
+    target.write_text(json.dumps(config))
 
 
 def write_container_configs(folder: Path) -> None:
-    """Writes ml.binpb and envoy[.tls][.tracing].yaml, of which the entry point takes one."""
+    """Writes envoy[.tracing][.tls][.keys][.names].yaml, and the files that go with them.
+
+    The entry point takes one of the configurations.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ml.binpb").write_bytes(descriptor_set())
-    for tls in (False, True):
-        for tracing in (False, True):
-            name = f"envoy{'.tls' * tls}{'.tracing' * tracing}.yaml"
-            config = load_config(tls=tls, tracing=tracing)
-            (folder / name).write_text(yaml.safe_dump(config, sort_keys=False))
+    for kind, configuration in callers.KINDS.items():
+        # The entry point puts the entries into it.
+        (folder / f"{kind}.json").write_text(json.dumps(configuration("")))
+    for wanted in itertools.product((False, True), repeat=len(_PART_NAMES)):
+        parts = [name for name, chosen in zip(_PART_NAMES, wanted, strict=True) if chosen]
+        if "names" in parts and "tls" not in parts:
+            continue
+        config = load_config(**dict.fromkeys(parts, True))
+        text = yaml.dump(config, Dumper=_DUMPER, sort_keys=False)
+        (folder / f"{'.'.join(['envoy', *parts])}.yaml").write_text(text)
+
+
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,12 +160,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _add_part(config: dict[str, Any], part: dict[str, Any]) -> None:
-    """Adds a part's listeners and clusters, and its fields of the HTTP connection manager.
+    """Adds a part: listeners, clusters, fields of the HTTP connection manager, a check of callers.
 
     Envoy itself could append the listeners and clusters, but it cannot merge into a listener's
     filter, and no YAML alias reaches into another file.
     """
-    resources, added = config["static_resources"], part["static_resources"]
+    resources, added = config["static_resources"], part.get("static_resources", {})
     filters = resources["listeners"][0]["filter_chains"][0]["filters"]
     filters[0]["typed_config"].update(part.get("http_connection_manager", {}))
     for listener in added.get("listeners", ()):
@@ -126,6 +173,32 @@ def _add_part(config: dict[str, Any], part: dict[str, Any]) -> None:
             chain["filters"] = filters
     for kind, entries in added.items():
         resources[kind].extend(entries)
+    if "http_filter" in part:
+        _add_check(resources["listeners"], part)
+
+
+def _add_check(listeners: list[dict[str, Any]], part: dict[str, Any]) -> None:
+    """Adds a part's check of callers to the listeners that it names, and what goes with it."""
+    chains = [
+        chain
+        for listener in listeners
+        if listener["name"] in part["listeners"]
+        for chain in listener["filter_chains"]
+    ]
+    # A copy of their own: other listeners may have the same filters, without this one.
+    filters = copy.deepcopy(chains[0]["filters"])
+    for chain in chains:
+        chain["filters"] = filters
+    manager, check = filters[0]["typed_config"], part["http_filter"]
+    names = [one["name"] for one in manager["http_filters"]]
+    manager["http_filters"].insert(names.index(_CALLER_FILTER), check)
+    manager["local_reply_config"]["mappers"][:0] = part["local_replies"]
+    off = {"@type": "type.googleapis.com/envoy.config.route.v3.FilterConfig", "disabled": True}
+    for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+        if route["name"] in part.get("open_routes", ()):
+            # The routes share their settings.
+            settings = route.get("typed_per_filter_config", {})
+            route["typed_per_filter_config"] = settings | {check["name"]: off}
 
 
 def _set_upstreams(
@@ -150,8 +223,8 @@ def _set_upstreams(
             address["socket_address"] = {"address": collector[0], "port_value": collector[1]}
 
 
-def _set_address(address: dict[str, Any], port: int) -> None:
-    address["socket_address"] = {"address": LOOPBACK, "port_value": port}
+def _set_address(address: dict[str, Any], port: int, host: str = LOOPBACK) -> None:
+    address["socket_address"] = {"address": host, "port_value": port}
 
 
 def _replace_paths(node: Any, paths: dict[str, str]) -> Any:

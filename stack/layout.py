@@ -6,11 +6,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stack.callers import CallerFiles
 from stack.envoy_config import EnvoyOptions
 from stack.ports import (
+    EVERYWHERE,
     LOOPBACK,
     Ports,
 )
+
+# Where callers come in.
+_CALLER_PORTS = ("envoy", "envoy_tls", "envoy_mtls")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +42,7 @@ class ChildSpec:
         port: where it serves; it is up once this port accepts connections.
         metrics_port: of its Prometheus page, 0 for none.
         cluster: its name in Envoy, whose health checks say whether it is serving; "" for none.
+        host: where it is reached.
     """
 
     name: str
@@ -45,6 +51,7 @@ class ChildSpec:
     port: int
     metrics_port: int = 0
     cluster: str = ""
+    host: str = LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,27 @@ class Layout:
         """The rewritten envoy.yaml (JSON is YAML)."""
         return self.run_dir / "envoy.json"
 
+    @property
+    def envoy_host(self) -> str:
+        """Where the ports for callers are reached from this machine."""
+        address = self.envoy_options.address
+        return LOOPBACK if address == EVERYWHERE else address
+
+    def caller_files(self) -> CallerFiles:
+        """What Envoy reads of who may call, beside its configuration."""
+        options = self.envoy_options
+        return CallerFiles(self.run_dir / "callers", options.callers, options.caller_kinds)
+
+    def warning(self) -> str:
+        """What is dangerous about the way in; empty if nothing is."""
+        options = self.envoy_options
+        if options.address.startswith("127.") or "api_keys" in options.caller_kinds:
+            return ""
+        return (
+            f"the ports for callers listen on {options.address} without API keys: whoever reaches "
+            "them may load, use and unload models (see --callers)"
+        )
+
     def used_ports(self) -> list[int]:
         """The ports that must be free."""
         return [port for name, port in vars(self.ports).items() if name not in self._unused()]
@@ -90,7 +118,7 @@ class Layout:
     def addresses(self) -> dict[str, str]:
         """Name to host:port of everything that listens."""
         named = {
-            name: f"{LOOPBACK}:{port}"
+            name: f"{self.envoy_host if name in _CALLER_PORTS else LOOPBACK}:{port}"
             for name, port in vars(self.ports).items()
             if name not in self._unused()
         }
@@ -108,7 +136,10 @@ class Layout:
             *("--file-flush-interval-msec", "500"),
             *("--drain-time-s", "2", "--drain-strategy", "immediate"),
         )
-        return ChildSpec("envoy", command, {}, self.ports.envoy, self.ports.envoy_metrics)
+        return ChildSpec(
+            *("envoy", command, {}, self.ports.envoy, self.ports.envoy_metrics),
+            host=self.envoy_host,
+        )
 
     def _provider(self) -> ChildSpec:
         root, port = str(self.models / "text"), str(self.ports.provider)

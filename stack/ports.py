@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 (only if the operator asks for it)
 # Below Linux's default range for outgoing connections, so that no connection takes a port between
 # the check and the start.
 _FREE_RANGE = range(20_000, 32_000)
@@ -23,7 +24,7 @@ class PortError(Exception):
 
 @dataclass(frozen=True)
 class Ports:
-    """Every port of one stack, all on loopback."""
+    """Every port of one stack; those that are not for callers are on loopback."""
 
     envoy: int = 50051
     envoy_admin: int = 9901
@@ -95,10 +96,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-def accepts(port: int, timeout: float = 0.2) -> bool:
+def accepts(port: int, timeout: float = 0.2, host: str = LOOPBACK) -> bool:
     """True when something accepts connections on the port."""
     try:
-        socket.create_connection((LOOPBACK, port), timeout).close()
+        socket.create_connection((host, port), timeout).close()
     except OSError:
         return False
     return True

@@ -48,6 +48,7 @@ class Runner:
         self._children = [Child(spec, layout.logs) for spec in specs]
         self._envoy = self._children[0]
         self._admin = Admin(layout.ports.envoy_admin)
+        self._caller_files = layout.caller_files()
         self._guard_pid = os.getppid()
         self._display: Display
         self._told_ready = False
@@ -61,14 +62,19 @@ class Runner:
 
         Raises:
             StartError: Envoy does not start.
+            CallersError: a file of who may call is not valid.
         """
         for child in self._children:
             child.rotate_log(at=0)
+        self._caller_files.write()
         started = time.monotonic()
         self._start_envoy()
         took = time.monotonic() - started
         self._display = open_display(f"ML services on http://localhost:{self._envoy.spec.port}")
         self._display.say(f"Envoy listens after {took:.2f} s; logs are in {self._layout.logs}")
+        if warning := self._layout.warning():
+            self._display.say(f"WARNING: {warning}")
+            self._envoy.note(warning)
         control.write(self._layout, self._children, self._guard_pid)
         try:
             return self._loop()
@@ -80,7 +86,8 @@ class Runner:
         """Starts Envoy before the rest: some clients give up if nothing listens on its port."""
         self._envoy.start()
         give_up = time.monotonic() + _LISTEN_SECONDS
-        while not accepts(self._envoy.spec.port) and not signal.sigpending() & guard.END_SIGNALS:
+        port, host = self._envoy.spec.port, self._envoy.spec.host
+        while not accepts(port, host=host) and not signal.sigpending() & guard.END_SIGNALS:
             if guard.reap() or time.monotonic() > give_up:
                 guard.kill_all_and_reap()
                 reason = self._envoy.last_log_line() or "its log is empty"
@@ -95,6 +102,7 @@ class Runner:
             self._start_due()
             if time.monotonic() >= next_probe:
                 self._probe()
+                self._refresh_callers()
                 next_probe = time.monotonic() + _PROBE_SECONDS
             if time.monotonic() >= next_rotation:
                 for child in self._children:
@@ -143,6 +151,11 @@ class Runner:
                 child.state = SERVING
             elif child.state == SERVING:
                 child.state = NOT_SERVING
+
+    def _refresh_callers(self) -> None:
+        for sentence in self._caller_files.refresh():
+            self._display.say(sentence)
+            self._envoy.note(sentence)
 
     def _report(self) -> None:
         """Shows states that have changed, and writes them to the state file."""

@@ -21,11 +21,16 @@ distinguished_name = name
 basicConstraints = critical, CA:TRUE
 keyUsage = critical, keyCertSign
 subjectKeyIdentifier = hash
-[member]
+[server]
+subjectAltName = DNS:localhost, DNS:envoy, DNS:envoy-tls, IP:127.0.0.1
+extendedKeyUsage = serverAuth
 basicConstraints = critical, CA:FALSE
 authorityKeyIdentifier = keyid
-extendedKeyUsage = serverAuth, clientAuth
-subjectAltName = DNS:localhost, DNS:envoy, DNS:envoy-tls, IP:127.0.0.1
+[client]
+subjectAltName = DNS:ml-client
+extendedKeyUsage = clientAuth
+basicConstraints = critical, CA:FALSE
+authorityKeyIdentifier = keyid
 """
 
 
@@ -44,7 +49,7 @@ def make_certificates(folder: Path) -> None:
         name = "/CN=ML services test authority"
         _request(authority, authority_key, name, *common, "-extensions", "authority")
         for name in ("server", "client"):
-            signer = ("-CA", authority, "-CAkey", authority_key, "-extensions", "member")
+            signer = ("-CA", authority, "-CAkey", authority_key, "-extensions", name)
             key = folder / f"{name}.key"
             _request(folder / f"{name}.pem", key, f"/CN=ml-{name}", *common, *signer)
             key.chmod(0o644)

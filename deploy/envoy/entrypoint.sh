@@ -2,6 +2,10 @@
 # Runs Envoy, and drains it on SIGTERM before it ends: Envoy alone would drop every running call.
 #
 #   TLS_DIR        folder of server.pem, server.key and ca.pem: TLS on 50053 and mTLS on 50054
+#   CALLERS_DIR    folder that may hold api_keys.txt (a name and a key on each line) and
+#                  client_names.txt (a name of a client certificate on each line, for mTLS): who may
+#                  call. Changes are in force within two seconds; calls that run go on.
+#   ML_ADDRESS     the address on which the ports are published; it only decides about a warning
 #   OTEL_EXPORTER_OTLP_ENDPOINT  http://HOST:PORT of a collector (OTLP gRPC): traces
 #   DRAIN_SECONDS  longest wait for running calls; the container's stop period must be longer
 #   CONFIG_DIR     folder that `python -m stack.envoy_config` filled when the image was built
@@ -10,7 +14,10 @@
 # Arguments are passed to Envoy.
 set -euo pipefail
 
+export LC_ALL=C
 TLS_DIR=${TLS_DIR:-/etc/envoy/tls}
+CALLERS_DIR=${CALLERS_DIR:-/etc/envoy/callers}
+ML_ADDRESS=${ML_ADDRESS:-127.0.0.1}
 DRAIN_SECONDS=${DRAIN_SECONDS:-25}
 CONFIG_DIR=${CONFIG_DIR:-/etc/envoy}
 DESCRIPTORS=${DESCRIPTORS:-/etc/envoy/ml.binpb}
@@ -22,7 +29,6 @@ LISTENER_DRAIN_SECONDS=5
 # Writes the configuration with the parts that are asked for, their paths and addresses filled in.
 write_config() {
   local parts="" collector=otel-collector port=4317 config
-  [[ -f $TLS_DIR/server.pem ]] && parts+=.tls
   if [[ -n ${OTEL_EXPORTER_OTLP_ENDPOINT:-} ]]; then
     if [[ ! $OTEL_EXPORTER_OTLP_ENDPOINT =~ ^http://([A-Za-z0-9._-]+)(:([0-9]+))?/?$ ]]; then
       echo "OTEL_EXPORTER_OTLP_ENDPOINT is '$OTEL_EXPORTER_OTLP_ENDPOINT'; it must be http://HOST:PORT" >&2
@@ -30,12 +36,73 @@ write_config() {
     fi
     parts+=.tracing collector=${BASH_REMATCH[1]} port=${BASH_REMATCH[3]:-4317}
   fi
+  [[ -f $TLS_DIR/server.pem ]] && parts+=.tls
+  [[ -f $CALLERS_DIR/api_keys.txt ]] && parts+=.keys && checked+=(api_keys)
+  [[ $parts == *.tls* && -f $CALLERS_DIR/client_names.txt ]] && parts+=.names && checked+=(client_names)
   config=$(<"$CONFIG_DIR/envoy$parts.yaml")
   config=${config//\/etc\/envoy\/tls\//"$TLS_DIR/"}
+  config=${config//\/etc\/envoy\/callers\//"$RUN_DIR/callers/"}
   config=${config//\/etc\/envoy\/ml.binpb/"$DESCRIPTORS"}
   config=${config/address: otel-collector/"address: $collector"}
   config=${config/port_value: 4317/"port_value: $port"}
   printf '%s\n' "$config" > "$RUN_DIR/envoy.yaml"
+}
+
+# say MESSAGE: a warning, in JSON as the other lines of the log; it holds no quotation marks.
+say() {
+  printf '{"level":"warning","logger":"callers","message":"%s"}\n' "$1"
+}
+
+# write_check api_keys|client_names: puts the lines of the file in CALLERS_DIR into the image's
+# api_keys.json or client_names.json, as stack/callers.py does it. A file that is not valid changes
+# nothing.
+write_check() {
+  local kind=$1 line number=0 entries="" config
+  local -A keys=()
+  config=$(<"$CONFIG_DIR/$kind.json")
+  while read -r line || [[ -n $line ]]; do
+    number=$((number + 1))
+    [[ -z $line || $line == \#* ]] && continue
+    if [[ $kind == client_names && $line =~ $NAME_LINE ]]; then
+      entries+="{\"authenticated\":{\"principal_name\":{\"exact\":\"$line\"}}},"
+      [[ $line == *[=/]* ]] || entries+="{\"authenticated\":{\"principal_name\":{\"exact\":\"CN=$line\"}}},"
+    elif [[ $kind == client_names ]]; then
+      say "client_names.txt: line $number must be printable ASCII without quotation marks and backslashes"
+      return 1
+    elif [[ ! $line =~ $KEY_LINE ]]; then
+      say "api_keys.txt: line $number must be a name (a letter, then letters, digits or ._-; at most 64 characters) and a key (16 to 256 letters, digits or ._~+/=-)"
+      return 1
+    elif [[ -n ${keys[${BASH_REMATCH[2]}]:-} ]]; then
+      say "api_keys.txt: line $number has the key of another line"
+      return 1
+    else
+      keys[${BASH_REMATCH[2]}]=1
+      entries+="{\"client\":\"${BASH_REMATCH[1]}\",\"key\":\"${BASH_REMATCH[2]}\"},"
+    fi
+  done < "$CALLERS_DIR/$kind.txt" || return 1
+  config=${config/'"credentials": []'/"\"credentials\": [${entries%,}]"}
+  config=${config/'"principals": ['/"\"principals\": [$entries"}
+  mkdir -p "$RUN_DIR/callers"
+  (umask 077 && printf '%s' "$config" > "$RUN_DIR/callers/$kind.part")
+  # Envoy notices a file that is moved into place.
+  mv "$RUN_DIR/callers/$kind.part" "$RUN_DIR/callers/$kind.json"
+}
+KEY_LINE='^([A-Za-z][A-Za-z0-9._-]{0,63})[[:blank:]]+([A-Za-z0-9._~+/=-]{16,256})$'
+NAME_LINE='^[^[:cntrl:]"\\]+$'
+
+# Writes the checks again when their files change.
+watch_checks() {
+  local -A before=()
+  local kind now
+  for kind in "${checked[@]}"; do before[$kind]=$(<"$CALLERS_DIR/$kind.txt"); done
+  while sleep 1; do
+    for kind in "${checked[@]}"; do
+      now=$(cat "$CALLERS_DIR/$kind.txt" 2>/dev/null) || continue # it is being replaced
+      [[ $now == "${before[$kind]}" ]] && continue
+      before[$kind]=$now
+      if write_check "$kind"; then say "$kind.txt has changed, and is in force"; fi
+    done
+  done
 }
 
 # ask METHOD PATH: the response of Envoy's admin page, empty if there is none.
@@ -67,7 +134,16 @@ drain() {
   kill -TERM "$pid" 2>/dev/null || true
 }
 
+checked=()
 write_config
+for kind in "${checked[@]}"; do write_check "$kind" || exit 1; done
+if [[ ! $ML_ADDRESS =~ ^(127\.|localhost$|::1$|\[::1\]$) && ! " ${checked[*]} " == *" api_keys "* ]]; then
+  say "the ports are published on $ML_ADDRESS without API keys: whoever reaches them may load, use and unload models"
+fi
+if ((${#checked[@]})); then
+  watch_checks &
+  trap 'kill %1 2>/dev/null || true' EXIT
+fi
 "$ENVOY" -c "$RUN_DIR/envoy.yaml" --log-level warning \
   --drain-time-s "$LISTENER_DRAIN_SECONDS" --drain-strategy immediate "$@" &
 pid=$!

@@ -24,6 +24,7 @@ from prometheus_client import (
     start_http_server,
 )
 
+from shared.caller import caller, set_caller
 from shared.rpc.interceptors import (
     Context,
     Handler,
@@ -97,6 +98,7 @@ class _Call:
         self._start = time.perf_counter()
         metadata = dict(context.invocation_metadata() or ())
         set_request_id(str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4()))
+        set_caller(metadata)
         self._quiet = self.service.startswith(_QUIET)
         self._span = None if self._quiet else start_call(method, metadata)
         STARTED.labels(*self.labels).inc()
@@ -126,6 +128,7 @@ class _Call:
                     "grpc_service": self.service,
                     "grpc_method": self.method,
                     "grpc_code": code,
+                    "caller": caller(),
                     "ms": round(seconds * 1000, 2),
                 },
             )

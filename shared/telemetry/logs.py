@@ -9,9 +9,11 @@ import logging
 import logging.handlers
 import queue
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
+
+from shared.text import MAX_TRACEBACK_CHARACTERS, cut, one_line, printable
 
 # Lines that wait for the writer; if stdout is stuck, new lines are dropped instead of blocking.
 MAX_WAITING_LINES = 10_000
@@ -25,8 +27,8 @@ def request_id() -> str:
 
 
 def set_request_id(value: str) -> None:
-    """Sets the request id of the log lines of this task."""
-    _request_id.set(value)
+    """Sets the request id of the log lines of this task, cut and cleaned."""
+    _request_id.set(printable(value))
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
@@ -41,6 +43,29 @@ class _DroppingQueueHandler(logging.handlers.QueueHandler):
             self.queue.put_nowait(record)
 
 
+class _JsonFormatter(JsonFormatter):
+    """Lines of JSON, whose texts are cut: a caller may have written them."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        for key, value in log_data.items():
+            if isinstance(value, str):
+                log_data[key] = (
+                    cut(value, MAX_TRACEBACK_CHARACTERS) if key == "exc_info" else cut(value)
+                )
+        return log_data
+
+
+class _TextFormatter(logging.Formatter):
+    """Lines of text, with the message on one of them and cut."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        record.message = one_line(cut(record.message))
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return cut(super().formatException(ei), MAX_TRACEBACK_CHARACTERS)
+
+
 def configure(service: str, level: str = "INFO", style: Literal["json", "text"] = "json") -> None:
     """Writes all logs to stdout in a thread, each as a JSON object or a line of text.
 
@@ -52,7 +77,7 @@ def configure(service: str, level: str = "INFO", style: Literal["json", "text"] 
     writer = logging.StreamHandler(sys.stdout)
     if style == "json":
         writer.setFormatter(
-            JsonFormatter(
+            _JsonFormatter(
                 "%(asctime)s %(levelname)s %(name)s %(message)s %(request_id)s",
                 rename_fields={"asctime": "ts", "levelname": "level", "name": "logger"},
                 static_fields={"service": service},
@@ -60,7 +85,7 @@ def configure(service: str, level: str = "INFO", style: Literal["json", "text"] 
         )
     else:
         writer.setFormatter(
-            logging.Formatter(f"%(asctime)s %(levelname)s {service} %(name)s: %(message)s")
+            _TextFormatter(f"%(asctime)s %(levelname)s {service} %(name)s: %(message)s")
         )
     lines: queue.Queue[logging.LogRecord] = queue.Queue(MAX_WAITING_LINES)
     listener = logging.handlers.QueueListener(lines, writer)

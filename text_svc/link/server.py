@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
 from ml.internal.link_pb2 import Beat, Begin, EmbeddingUsage, Ended, Envelope, Usage
+from shared.caller import set_caller
 from shared.errors import NotImplementedRpcError, ResourceExhaustedError
 from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller
 from shared.rpc.status import status_of
@@ -102,6 +103,7 @@ class _Connection:
     async def _run(self, call: Call, begin: Begin) -> None:
         """Runs a call to its end. text_svc counts and logs it; here it gets a span of its own."""
         set_request_id(begin.metadata[REQUEST_ID_KEY])
+        set_caller(begin.metadata)
         span = start_call(f"/{SERVICE.full_name}/{begin.method}", begin.metadata)
         code = "CANCELLED"
         try:
