@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import socket
 import urllib.request
 import uuid
@@ -21,7 +22,7 @@ from stack.ports import Ports
 from tests.integration.test_envoy import access_lines
 from tests.support.http_calls import post
 from tests.support.own_envoy import Start, nobody_connected, wait_for_upstream
-from tests.support.stack import TEXT, VISION, Stack, list_models, open_channel, wait_for
+from tests.support.stack import MODEL_MGMT, TEXT, VISION, Stack, list_models, open_channel, wait_for
 
 
 def test_every_rpc_has_a_rate_limit() -> None:
@@ -90,6 +91,45 @@ def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "too many calls of UnloadModel at once: try again in a second",
     )
+
+
+def test_a_caller_over_its_rate_is_refused_and_others_are_served(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    listener = config["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    (limit,) = (
+        one["typed_config"] for one in manager["http_filters"] if one["name"] == "caller_ratelimit"
+    )
+    rate = limit["descriptors"][0]["token_bucket"]
+    (words,) = (
+        mapper["body_format_override"]["text_format_source"]["inline_string"]
+        for mapper in manager["local_reply_config"]["mappers"]
+        if mapper.get("status_code") == 429
+    )
+    assert f"{rate['max_tokens']} calls in a second" in words
+    rate |= {"max_tokens": 3, "tokens_per_fill": 1, "fill_interval": "3600s"}
+    start(config)
+    wait_for_upstream(Admin(envoy_ports.envoy_admin))
+    rpc = f"{MODEL_MGMT}/GetLoadedModels"
+    with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        for _ in range(3):
+            stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=60)
+        with pytest.raises(grpc.RpcError) as failure:
+            stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=60)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failure.value.details() == words
+    answer, body = post(f"127.0.0.1:{envoy_ports.envoy}", rpc, b"{}")
+    assert (answer.status, body.decode()) == (429, words)
+    # Another address is another caller.
+    other = http.client.HTTPConnection(
+        "127.0.0.1", envoy_ports.envoy, timeout=60, source_address=("127.0.0.2", 0)
+    )
+    with contextlib.closing(other):
+        other.request("POST", f"/{rpc}", b"{}", {"content-type": "application/json"})
+        assert other.getresponse().status == 200
 
 
 def test_connections_over_the_limit_are_closed(

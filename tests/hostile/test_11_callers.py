@@ -1,0 +1,210 @@
+"""Who calls is known and checked, and one caller leaves room for the others."""
+
+from __future__ import annotations
+
+import json
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from ml import common_pb2 as common_pb
+from ml import mediapipe_pb2 as vision_pb
+from ml import mediapipe_pb2_grpc as vision_grpc
+from ml import model_management_pb2_grpc as models_grpc
+from tests.integration.test_envoy_tls import secure_channel
+from tests.support.attack import Attacks
+from tests.support.http_calls import post, post_json
+from tests.support.stack import MODEL_MGMT, Stack, is_healthy, stack_in, wait_for
+from tools.dev_certs import make_certificates
+
+ALICE, BOB, CAROL = (f"{name}-{'0123456789' * 2}" for name in ("alice", "bob", "carol"))
+KEYS = f"alice {ALICE}\nbob {BOB}\n"
+MAX_STREAMS = 4
+RPC = f"{MODEL_MGMT}/GetLoadedModels"
+FRAME = vision_pb.VideoFrame(
+    frame_data=np.zeros((32, 32, 3), np.uint8).tobytes(), format="rgb", width=32, height=32
+)
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def key(secret: str) -> Metadata:
+    return (("authorization", f"Bearer {secret}"),)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The operator's files of who may call."""
+    folder = tmp_path_factory.mktemp("callers")
+    (folder / "api_keys.txt").write_text(KEYS)
+    (folder / "client_names.txt").write_text("ml-client\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keyed(
+    models: Path, folder: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    """A stack that asks for keys and names, with few places for streams."""
+    options = ("--callers", str(folder), "--tls", str(certificates))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISION_MAX_STREAMS", str(MAX_STREAMS))
+        with stack_in(tmp_path_factory.mktemp("keyed"), *options) as running:
+            running.wait_serving()
+            yield running
+
+
+def listed(channel: grpc.Channel, metadata: Metadata = ()) -> tuple[grpc.StatusCode, str]:
+    """The status of a GetLoadedModels."""
+    stub = models_grpc.ModelManagementServiceStub(channel)
+    try:
+        stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=30, metadata=metadata)
+    except grpc.RpcError as error:
+        return error.code(), error.details()
+    return grpc.StatusCode.OK, ""
+
+
+class Video:
+    """A stream that sends a frame when it is told to."""
+
+    def __init__(self, channel: grpc.Channel, metadata: Metadata) -> None:
+        self._frames: queue.SimpleQueue[vision_pb.VideoFrame | None] = queue.SimpleQueue()
+        stub = vision_grpc.MediapipeServiceStub(channel)
+        self._answers = stub.StreamFaceMesh(iter(self._frames.get, None), metadata=metadata)
+
+    def frame(self) -> tuple[grpc.StatusCode, str]:
+        """Sends a frame; the status, if the stream has ended."""
+        self._frames.put(FRAME)
+        try:
+            next(self._answers)
+        except grpc.RpcError as error:
+            return error.code(), error.details()
+        return grpc.StatusCode.OK, ""
+
+    def close(self) -> None:
+        self._answers.cancel()
+        self._frames.put(None)
+
+
+def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
+    """A call without a known key is UNAUTHENTICATED, and no key is in a log."""
+    address = keyed.addresses["envoy"]
+    with (
+        attack("11 calls without a key", keyed, metadata=dict(key(BOB))) as seen,
+        keyed.channel() as channel,
+    ):
+        for _ in range(200):
+            code, message = listed(channel)
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+            assert "no API key" in message
+            code, message = listed(channel, key("x" * 32))
+            assert code is grpc.StatusCode.UNAUTHENTICATED
+            assert "not known" in message
+        # A caller cannot say who it is.
+        assert listed(channel, (("x-ml-caller", "bob"),))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert listed(channel, (*key(ALICE), ("x-ml-caller", "bob")))[0] is grpc.StatusCode.OK
+        # A probe needs no key; what lists the interface does.
+        assert is_healthy(channel, MODEL_MGMT)
+        reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+        with pytest.raises(grpc.RpcError) as refused:
+            list(channel.stream_stream(reflection)(iter([b""]), timeout=30))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+        status, body = post_json(address, RPC, {})
+        assert (status, body["code"]) == (401, grpc.StatusCode.UNAUTHENTICATED.value[0])
+        assert "Bearer KEY" in body["message"]
+        assert post_json(address, RPC, {}, authorization=f"Bearer {ALICE}")[0] == 200
+        web, _ = post(address, RPC, bytes(5), content_type="application/grpc-web+proto")
+        assert web.headers["grpc-status"] == "16"
+        seen.say("UNAUTHENTICATED without a known key")
+
+    def callers() -> set[str]:
+        return {str(line.get("caller")) for line in keyed.access_log()}
+
+    wait_for("lines of the access log", lambda: {"alice", "bob"} <= callers())
+    service_log = keyed.logs / "model_mgmt_svc.log"
+    wait_for("a line of the service", lambda: '"caller": "alice"' in service_log.read_text())
+    for log in keyed.logs.iterdir():
+        for secret in (ALICE, BOB):
+            assert secret not in log.read_text(errors="replace"), log.name
+
+
+def test_keys_change_without_a_restart(keyed: Stack, folder: Path, attack: Attacks) -> None:
+    """A key that is taken away stops working, a new one works, and streams go on."""
+    file = folder / "api_keys.txt"
+    with (
+        attack("11 keys change", keyed, metadata=dict(key(BOB))) as seen,
+        keyed.channel() as channel,
+    ):
+        video = Video(channel, key(ALICE))
+        assert video.frame()[0] is grpc.StatusCode.OK
+        file.write_text("this is no list of keys\n")
+        wait_for("a word on it", lambda: "what it was stays in force" in keyed.output())
+        assert listed(channel, key(ALICE))[0] is grpc.StatusCode.OK
+        file.write_text(f"bob {BOB}\ncarol {CAROL}\n")
+        wait_for("the new key", lambda: listed(channel, key(CAROL))[0] is grpc.StatusCode.OK)
+        assert listed(channel, key(ALICE))[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert video.frame()[0] is grpc.StatusCode.OK
+        video.close()
+        file.write_text(KEYS)
+        wait_for("the old key", lambda: listed(channel, key(ALICE))[0] is grpc.StatusCode.OK)
+        assert listed(channel, key(CAROL))[0] is grpc.StatusCode.UNAUTHENTICATED
+        seen.say("keys changed in place, a stream went on")
+
+
+def test_only_names_on_the_list_pass_the_mtls_port(
+    keyed: Stack, folder: Path, certificates: Path, attack: Attacks
+) -> None:
+    """A certificate of the authority whose name is not on the list is PERMISSION_DENIED."""
+    file = folder / "client_names.txt"
+    with (
+        attack("11 names of certificates", keyed, metadata=dict(key(BOB))) as seen,
+        secure_channel(keyed, "envoy_mtls", certificates, client="client") as channel,
+        secure_channel(keyed, "envoy_tls", certificates) as without,
+    ):
+        # The certificate is enough there; TLS alone is not.
+        assert listed(channel)[0] is grpc.StatusCode.OK
+        assert listed(without)[0] is grpc.StatusCode.UNAUTHENTICATED
+        assert listed(without, key(ALICE))[0] is grpc.StatusCode.OK
+        file.write_text("another.example\n")
+
+        def refused() -> bool:
+            return listed(channel)[0] is grpc.StatusCode.PERMISSION_DENIED
+
+        wait_for("the refusal", refused)
+        assert "CN=ml-client, is not among the allowed ones" in listed(channel)[1]
+        file.write_text("ml-client\n")
+        wait_for("the name's return", lambda: listed(channel)[0] is grpc.StatusCode.OK)
+        seen.say("PERMISSION_DENIED for a name that is not on the list")
+    lines = wait_for(
+        "lines of the access log",
+        lambda: [line for line in keyed.access_log() if line.get("caller") == "ml-client"],
+    )
+    assert lines[0]["certificate"] == "CN=ml-client"
+
+
+def test_a_port_that_is_open_without_keys_is_told(
+    models: Path, tmp_path: Path, attack: Attacks
+) -> None:
+    """Whoever opens the ports without keys is warned."""
+    with (
+        stack_in(tmp_path, "--address", "0.0.0.0") as running,
+        attack("11 open port", running, bystander=None) as seen,
+    ):
+        said = "listen on 0.0.0.0 without API keys"
+        assert f"WARNING: the ports for callers {said}" in running.output()
+        log = (running.logs / "envoy.log").read_text().splitlines()
+        warnings = [json.loads(line) for line in log if said in line]
+        assert warnings[0]["level"] == "warning"
+        seen.say("an open port without keys is a warning")
