@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
 from tests.support.attack import Attacks, Seen, write_figures
-from tests.support.stack import EMBEDDER, Stack
+from tests.support.stack import EMBEDDER, Stack, stack_in
 
 _record: list[Seen] = []
 
@@ -25,6 +26,28 @@ def stack(stack: Stack) -> Iterator[Stack]:
         )
         yield stack
         stub.UnloadModel(models_pb.UnloadModelRequest(model_id=EMBEDDER), timeout=60)
+
+
+# Settings of `limited`, by name without the service's prefix.
+SMALL = {
+    "MAX_CONCURRENT_CALLS": "8",
+    "FIRST_MESSAGE_SECONDS": "2",
+    "STREAM_IDLE_SECONDS": "3",
+    "READER_SECONDS": "3",
+    "MAX_WATCHES": "12",
+}
+
+
+@pytest.fixture(scope="package")
+def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose limits of calls and streams are small, so that attacks can be small."""
+    with pytest.MonkeyPatch.context() as patch:
+        for prefix in ("MODEL_MGMT", "TEXT", "VISION"):
+            for name, value in SMALL.items():
+                patch.setenv(f"{prefix}_{name}", value)
+        with stack_in(tmp_path_factory.mktemp("limited")) as running:
+            running.wait_serving()
+            yield running
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from stack.envoy import (
     Admin,
     find_binary,
 )
-from stack.envoy_config import write_container_configs
-from tests.support.stack import ROOT, wait_for
+from stack.envoy_config import native_config, write_container_configs
+from stack.ports import Ports, accepts, choose_ports
+from tests.support.stack import ROOT, Stack, wait_for
 from tools.descriptor_set import descriptor_set
 
 ENTRY_POINT = ROOT / "deploy" / "envoy" / "entrypoint.sh"
@@ -66,3 +69,44 @@ def nobody_connected(admin: Admin) -> bool:
     with contextlib.suppress(OSError):
         return admin.active_connections() == 0
     return False
+
+
+@contextlib.contextmanager
+def own_envoy(
+    stack: Stack, folder: Path, change: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Iterator[Ports]:
+    """An Envoy of its own in front of a stack's services, with a changed configuration.
+
+    Args:
+        stack: whose services it reaches.
+        folder: for its files.
+        change: changes the configuration in place.
+    """
+    known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
+    services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
+    ports = replace(choose_ports("auto", 0), **services)
+    config = native_config(ports, descriptors=folder / "ml.binpb")
+    change(config)
+    process = entry_point(folder, config)
+    try:
+        wait_for("the start of Envoy", lambda: accepts(ports.envoy))
+        admin = Admin(ports.envoy_admin)
+        wait_for("healthy upstreams", lambda: len(_healthy(admin) & set(services)) == len(services))
+        yield ports
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _healthy(admin: Admin) -> set[str]:
+    with contextlib.suppress(OSError):  # the page does not respond in time
+        return set(admin.healthy_clusters())
+    return set()
+
+
+def manager_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The HTTP connection manager of the listener for callers."""
+    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
+    manager: dict[str, Any] = chain["filters"][-1]["typed_config"]
+    return manager
