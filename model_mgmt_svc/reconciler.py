@@ -5,42 +5,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from model_mgmt_svc.admission import admit_replicas
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import Replicas
+from model_mgmt_svc.replicas import Replica, ReplicaModel, Replicas
 from shared.errors import (
     ModelNotLoadedError,
     ServiceError,
     UnavailableError,
     WorkerUnavailableError,
 )
+from shared.model_host import Restore
 from shared.model_ids import ModelId
 
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
+# A restored model whose process lives this long has recovered: its failures are forgotten.
+HEALTHY_SECONDS = 60.0
 
 
 @dataclass
 class RestoreFailures:
-    """The failed attempts to restore a model, since the last success.
+    """The failed attempts to restore a model, and its deaths, since it was healthy last.
 
     Attributes:
         attempts: all of them; decides the back-off and how long a new replica is held back.
         faults: those that were the fault of the model or its replica.
         reason: message of the last error.
         next_attempt: on the reconciler's clock.
+        restored_at: the same; None unless the last attempt succeeded.
     """
 
     attempts: int = 0
     faults: int = 0
     reason: str = ""
     next_attempt: float = 0.0
+    restored_at: float | None = None
 
 
 class Reconciler:
@@ -73,6 +78,9 @@ class Reconciler:
         self._clock = clock
         self._failures: dict[ModelId, RestoreFailures] = {}
         self._running: dict[ModelId, asyncio.Task[None]] = {}
+        # What has been counted of `Replica.died`, and the replicas that were told of restores.
+        self._deaths: dict[Replica, set[tuple[ModelId, int]]] = {}
+        self._told: set[Replica] = set()
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
@@ -104,9 +112,12 @@ class Reconciler:
         await self._replicas.refresh()
         await self._lifecycle.adopt()
         desired = self._desired.all()
-        self._forget_others(desired)
         missing = await self._lifecycle.missing(desired)
         missing_ids = {model.model_id for models in missing.values() for model in models}
+        self._forget_others(desired)
+        self._forget_healthy()
+        self._count_deaths(missing)
+        await self._tell_restores(missing)
         for model in filter(self._is_due, desired):
             if model.model_id in missing_ids:
                 self._running[model.model_id] = asyncio.create_task(self._restore(model))
@@ -146,7 +157,8 @@ class Reconciler:
             self._note(model, error)
         else:
             if loaded:
-                self._failures.pop(model.model_id, None)
+                if failures := self._failures.get(model.model_id):
+                    failures.restored_at = self._clock()
                 log.info(
                     "model restored",
                     extra={"model_id": model.model_id, "replicas": loaded.replicas},
@@ -162,18 +174,81 @@ class Reconciler:
         if not isinstance(error, UnavailableError) or isinstance(error, WorkerUnavailableError):
             failures.faults += 1
         failures.reason = error.message
-        wait = min(FIRST_BACKOFF_SECONDS * 2.0 ** (failures.attempts - 1), MAX_BACKOFF_SECONDS)
+        self._back_off("cannot restore a model", model.model_id, failures, failures.attempts - 1)
+
+    def _count_deaths(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
+        """Counts each process that has ended although its model was ready, once."""
+        counted = self._deaths
+        self._deaths = {replica: counted.get(replica, set()) for replica in self._replicas.all()}
+        for replica, models in missing.items():
+            wanted = {model.model_id for model in models}
+            died = [model for model in replica.died if model.model_id in wanted]
+            for model in died:
+                if (model.model_id, model.loaded_at) not in counted.get(replica, ()):
+                    self._note_death(model)
+            self._deaths[replica] = {(model.model_id, model.loaded_at) for model in died}
+
+    def _note_death(self, model: ReplicaModel) -> None:
+        """The first death in a row is followed by a load at once, the others by a back-off."""
+        failures = self._failures.setdefault(model.model_id, RestoreFailures())
+        failures.attempts += 1
+        failures.faults += 1
+        failures.reason = model.reason
+        self._back_off("a model has died", model.model_id, failures, failures.attempts - 2)
+
+    def _back_off(
+        self, what: str, model_id: ModelId, failures: RestoreFailures, doublings: int
+    ) -> None:
+        wait = 0.0
+        if doublings >= 0:
+            wait = min(FIRST_BACKOFF_SECONDS * 2.0**doublings, MAX_BACKOFF_SECONDS)
         failures.next_attempt = self._clock() + wait
+        failures.restored_at = None
         log.warning(
-            "cannot restore a model",
+            what,
             extra={
-                "model_id": model.model_id,
-                "error": error.message,
+                "model_id": model_id,
+                "error": failures.reason,
                 "failures": failures.faults,
                 "failed": failures.faults >= self._max_failures,
                 "next_try_seconds": wait,
             },
         )
+
+    async def _tell_restores(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
+        """Tells each replica what its callers may expect of the models that it lacks."""
+        self._told &= set(self._replicas.all())
+        for replica, models in missing.items():
+            restores = [
+                self._planned(model.model_id)
+                for model in models
+                if not self._lifecycle.is_requested(model.model_id)
+            ]
+            if not restores and replica not in self._told:
+                continue
+            self._told.add(replica)
+            try:
+                await replica.tell_restores(restores)
+            except ServiceError as error:
+                log.warning("cannot tell a replica of its restores", extra={"error": error.message})
+            else:
+                if not restores:
+                    self._told.remove(replica)
+
+    def _planned(self, model_id: ModelId) -> Restore:
+        failures = self._failures.get(model_id)
+        if failures is None or model_id in self._running:
+            return Restore(model_id)
+        given_up = failures.faults >= self._max_failures
+        wait = max(failures.next_attempt - self._clock(), 0.0)
+        return Restore(model_id, 0.0 if given_up else wait, given_up, failures.reason)
+
+    def _forget_healthy(self) -> None:
+        """Forgets the failures of models that have lived long since they were restored."""
+        for model_id, failures in list(self._failures.items()):
+            restored_at = failures.restored_at
+            if restored_at is not None and self._clock() - restored_at >= HEALTHY_SECONDS:
+                del self._failures[model_id]
 
     def _forget_others(self, desired: Iterable[DesiredModel]) -> None:
         for model_id in set(self._failures) - {model.model_id for model in desired}:

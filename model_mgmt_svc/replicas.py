@@ -7,13 +7,14 @@ import contextlib
 import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Self, cast
 
 import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
+from shared.model_host import Restore
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
@@ -41,7 +42,7 @@ class ReplicaModel:
     """A model on one replica. Memory in bytes, `loaded_at` in Unix seconds.
 
     `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
-    those that it was loaded with.
+    those that it was loaded with; `reason` says why it has failed.
     """
 
     model_id: ModelId
@@ -53,6 +54,12 @@ class ReplicaModel:
     engine: str = ""
     note: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def died(self) -> bool:
+        """Whether it was ready, and its process has ended."""
+        return bool(self.reason and self.loaded_at)
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,14 @@ class Replica:
 
     Attributes:
         admitted: whether it takes calls, as of the last `list`.
+        died: the models whose processes have ended by themselves, as of the last `list`.
     """
 
     def __init__(self, service: ServiceName, address: str) -> None:
         self.service = service
         self.address = address
         self.admitted = True
+        self.died: list[ReplicaModel] = []
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
 
@@ -162,7 +171,9 @@ class Replica:
                     return []  # a service without models to manage
                 raise
         self.admitted = answer.admitted
-        return [_replica_model(model) for model in answer.models]
+        models = [_replica_model(model) for model in answer.models]
+        self.died = [model for model in models if model.died]
+        return models
 
     async def admit(self) -> None:
         """Lets it take calls.
@@ -174,6 +185,18 @@ class Replica:
             await self._stub.Admit(worker_pb2.AdmitRequest(), timeout=LIST_SECONDS)
         self.admitted = True
         log.info("replica admitted", extra={"upstream": self.service, "address": self.address})
+
+    async def tell_restores(self, restores: Iterable[Restore]) -> None:
+        """Tells it which of the models that it lacks are to come back, for their callers.
+
+        Raises:
+            WorkerUnavailableError: it is down, or did not answer in time.
+        """
+        with self._errors():
+            request = worker_pb2.TellRestoresRequest(
+                restores=[worker_pb2.Restore(**asdict(restore)) for restore in restores]
+            )
+            await self._stub.TellRestores(request, timeout=LIST_SECONDS)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -214,6 +237,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         engine=model.engine,
         note=model.note,
         options=dict(model.options),
+        reason=model.reason,
     )
 
 

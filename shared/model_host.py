@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from shared.errors import CallCancelledError
@@ -66,6 +67,43 @@ class HostedModel:
     @state.setter
     def state(self, state: ModelState) -> None:
         self.states.append(state)
+
+
+@dataclass(frozen=True)
+class Restore:
+    """A model that was loaded, and that the control plane loads again unasked.
+
+    Attributes:
+        wait_seconds: until the next try; 0 while one is under way or about to begin.
+        given_up: there is no next try until somebody asks for the model.
+        reason: why the last try failed or the model ended, if it did.
+    """
+
+    model_id: ModelId
+    wait_seconds: float = 0.0
+    given_up: bool = False
+    reason: str = ""
+
+
+class Restores:
+    """The models that are to come back to this service, as the control plane told last."""
+
+    def __init__(self) -> None:
+        self._by_id: Mapping[ModelId, Restore] = {}
+        self._told_at = 0.0
+
+    def replace(self, restores: Iterable[Restore]) -> None:
+        """Takes what the control plane tells, in place of what it told before."""
+        self._by_id = {restore.model_id: restore for restore in restores}
+        self._told_at = time.monotonic()
+
+    def get(self, model_id: ModelId) -> Restore | None:
+        """The restore of a model, as of now; None if none is planned."""
+        restore = self._by_id.get(model_id)
+        if restore is None:
+            return None
+        wait = restore.wait_seconds - (time.monotonic() - self._told_at)
+        return replace(restore, wait_seconds=max(wait, 0.0))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY
 
 from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
+from shared.model_host import Restores
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -28,14 +29,15 @@ async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
     sandbox.check(settings.sandbox)
     files = ModelFiles(settings.file_provider_addr, settings.cache_dir)
-    registry = Registry(settings, files)
+    restores = Restores()
+    registry = Registry(settings, files, restores)
     admission = Admission(settings.admission_seconds)
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
         TransformersForwarder(registry).register(server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(
-            ModelWorkerServicer(admission, registry), server
+            ModelWorkerServicer(admission, registry, restores), server
         )
 
     @asynccontextmanager

@@ -6,8 +6,15 @@ from collections.abc import AsyncIterator
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import MissingFieldError, UnavailableError
-from shared.model_host import HostedModel, LoadProgress, ModelHost, ModelState
-from shared.model_ids import parse_model_id
+from shared.model_host import (
+    HostedModel,
+    LoadProgress,
+    ModelHost,
+    ModelState,
+    Restore,
+    Restores,
+)
+from shared.model_ids import ModelId, parse_model_id
 from shared.rpc.admission import Admission
 from shared.rpc.interceptors import Context
 
@@ -20,11 +27,18 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     Args:
         admission: whether the service takes calls.
         host: the models; may be set later, and until then calls are UNAVAILABLE.
+        restores: takes what the control plane tells of them.
     """
 
-    def __init__(self, admission: Admission, host: ModelHost | None = None) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        host: ModelHost | None = None,
+        restores: Restores | None = None,
+    ) -> None:
         self.host = host
         self._admission = admission
+        self._restores = restores or Restores()
 
     async def Load(  # noqa: N802
         self, request: worker_pb2.LoadRequest, context: Context
@@ -55,6 +69,20 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     ) -> worker_pb2.AdmitResponse:
         self._admission.admit()
         return worker_pb2.AdmitResponse()
+
+    async def TellRestores(  # noqa: N802
+        self, request: worker_pb2.TellRestoresRequest, context: Context
+    ) -> worker_pb2.TellRestoresResponse:
+        self._restores.replace(
+            Restore(
+                ModelId(restore.model_id),
+                restore.wait_seconds,
+                restore.given_up,
+                restore.reason,
+            )
+            for restore in request.restores
+        )
+        return worker_pb2.TellRestoresResponse()
 
     def _ready(self) -> ModelHost:
         if self.host is None:

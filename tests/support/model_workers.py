@@ -24,6 +24,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.models: dict[str, pb.ModelInfo] = {}
         self.loads: list[pb.LoadRequest] = []
         self.unloads: list[str] = []
+        self.told: list[pb.Restore] = []
         self.failures: list[ServiceError] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -53,7 +54,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             state=pb.MODEL_STATE_READY,
             ram_bytes=RAM,
             vram_bytes=VRAM,
-            loaded_at=1_700_000_000,
+            loaded_at=1_700_000_000 + len(self.loads),
             options=request.options,
         )
         self.models[request.model_id] = model
@@ -70,6 +71,15 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.lists += 1
         await self.answers_lists.wait()
         return pb.ListResponse(models=self.models.values(), admitted=self.admitted)
+
+    async def TellRestores(self, request, context):
+        self.told = list(request.restores)
+        return pb.TellRestoresResponse()
+
+    def die(self, model_id: str) -> None:
+        """The process of a model ends, as text_svc tells it."""
+        model = self.models[model_id]
+        model.state, model.reason = pb.MODEL_STATE_FAILED, "its process ended"
 
     async def Admit(self, request, context):
         self.admitted = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from shared.model_host import HostedModel
+from shared.model_host import HostedModel, ModelState
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.specs import EngineName
@@ -17,6 +17,7 @@ class ManagedModel(HostedModel):
 
     Attributes:
         reserved_bytes: its share of the memory budget.
+        again: its process died, and this loads it again.
         task: its load.
         ending: its unload.
         waiters: callers that wait for the load.
@@ -26,6 +27,7 @@ class ManagedModel(HostedModel):
 
     options: LoadOptions
     reserved_bytes: int = 0
+    again: bool = False
     engine: EngineName | None = None
     process: ModelProcess | None = None
     task: asyncio.Task[None] | None = None
@@ -33,3 +35,8 @@ class ManagedModel(HostedModel):
     waiters: int = 0
     calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it was ready and its process ended; true until it is ready again."""
+        return self.again or (self.state is ModelState.FAILED and self.loaded_at > 0)

@@ -20,9 +20,10 @@ from shared.errors import (
     ServiceError,
 )
 from shared.files.client import ModelFiles
-from shared.model_host import LoadProgress, ModelState, follow_load
+from shared.model_host import LoadProgress, ModelState, Restores, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, find_pipeline
+from text_svc.models.absence import absence
 from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
 from text_svc.options import parse_options
@@ -35,12 +36,20 @@ log = logging.getLogger(__name__)
 class Registry:
     """Loads, unloads and lends models. An async context manager; its exit ends all processes.
 
+    Args:
+        settings: limits.
+        files: the models' files.
+        restores: what the control plane brings back, for messages to callers.
+
     Attributes:
         ends: how often the process of a model "hung" or "died", by model and this word.
     """
 
-    def __init__(self, settings: TextSettings, files: ModelFiles) -> None:
+    def __init__(
+        self, settings: TextSettings, files: ModelFiles, restores: Restores | None = None
+    ) -> None:
         self._settings = settings
+        self._restores = restores or Restores()
         self._models: dict[ModelId, ManagedModel] = {}
         self.ends: Counter[tuple[ModelId, str]] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
@@ -89,7 +98,8 @@ class Registry:
             assert known.ending is not None, "set together with the state"
             await asyncio.wait({known.ending})
         if known is None or known.state is ModelState.FAILED:
-            known = ManagedModel(model_id, pipeline, dict(options), options=parsed)
+            again = known is not None and known.has_died
+            known = ManagedModel(model_id, pipeline, dict(options), options=parsed, again=again)
             self._models[model_id] = known
             known.task = asyncio.create_task(self._load(known))
         elif known.pipeline is not pipeline:
@@ -121,11 +131,12 @@ class Registry:
 
         Raises:
             ModelNotLoadedError: it is not loaded, or not ready.
+            WorkerUnavailableError: it was loaded, and is being loaded again.
             PipelineMismatchError: it is loaded with a type that does not answer this call.
         """
         model = self._models.get(model_id)
         if model is None:
-            raise ModelNotLoadedError(f"model {model_id} is not loaded; call LoadModel first")
+            raise absence(model_id, None, self._restores.get(model_id))
         if call not in model.pipeline.calls:
             needed = ", ".join(sorted(one.name for one in TEXT_PIPELINES if call in one.calls))
             raise PipelineMismatchError(
@@ -133,10 +144,7 @@ class Registry:
                 f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
             )
         if model.state is not ModelState.READY or model.process is None:
-            reason = f": {model.reason}" if model.reason else ""
-            raise ModelNotLoadedError(
-                f"model {model_id} is not ready, its state is {model.state.name}{reason}"
-            )
+            raise absence(model_id, model, self._restores.get(model_id))
         model.calls += 1
         model.idle.clear()
         try:

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from ml.internal import worker_pb2 as pb
 from model_mgmt_svc.desired import DesiredModel
-from model_mgmt_svc.reconciler import Reconciler
+from model_mgmt_svc.reconciler import HEALTHY_SECONDS, Reconciler
 from shared.errors import (
     InvalidModelError,
     OutOfMemoryError,
@@ -285,3 +286,84 @@ async def test_the_loop_is_woken(plane: Plane) -> None:
     await until(lambda: plane.first.admitted)
     loop.cancel()
     await asyncio.wait((loop,))
+
+
+@pytest.fixture
+async def one(plane: Plane, rounds: Rounds) -> Rounds:
+    """A reconciler with one replica, which holds the model."""
+    await plane.second.stop()
+    await plane.lifecycle.load(DESIRED)
+    await rounds.round()
+    return rounds
+
+
+async def seconds_to_return(rounds: Rounds, lived: float = 0.0) -> float | None:
+    """Kills the model; None if it is not loaded again within five minutes."""
+    rounds.clock.now += lived
+    rounds.plane.first.die(DESIRED.model_id)
+    tries = rounds.tries
+    for seconds in range(300):
+        await rounds.round()
+        if rounds.tries > tries:
+            await rounds.round()
+            return seconds
+        rounds.clock.now += 1.0
+    return None
+
+
+async def test_a_model_that_dies_when_ready_is_loaded_again_with_back_off(one: Rounds) -> None:
+    assert await seconds_to_return(one) == 0
+    assert await seconds_to_return(one) == 2
+    assert await seconds_to_return(one) is None  # max_failures
+    assert one.reconciler.failed() == {DESIRED.model_id: "its process ended"}
+    one.reconciler.forgive(DESIRED.model_id)
+    await one.round()
+    assert one.plane.first.models[DESIRED.model_id].state == pb.MODEL_STATE_READY
+
+
+async def test_a_model_that_lives_long_enough_has_recovered(one: Rounds) -> None:
+    for _ in range(4):
+        assert await seconds_to_return(one, lived=HEALTHY_SECONDS) == 0
+    assert await seconds_to_return(one, lived=HEALTHY_SECONDS - 1) == 2
+    assert one.reconciler.failed() == {}
+
+
+async def test_a_death_counts_once(one: Rounds) -> None:
+    one.plane.first.go_on.clear()
+    one.plane.first.die(DESIRED.model_id)
+    for _ in range(9):
+        await one.reconciler.round()
+    assert one.reconciler._failures[DESIRED.model_id].attempts == 1
+    one.plane.first.go_on.set()
+    await one.round()
+
+
+async def test_a_replica_is_told_what_comes_back_and_when(one: Rounds) -> None:
+    first = one.plane.first
+    await seconds_to_return(one)
+    assert list(first.told) == []
+    first.die(DESIRED.model_id)
+    one.clock.now += 1.0
+    await one.reconciler.round()
+    told = pb.Restore(model_id=DESIRED.model_id, wait_seconds=2.0, reason="its process ended")
+    assert list(first.told) == [told]
+    one.clock.now += 0.5
+    await one.reconciler.round()
+    assert first.told[0].wait_seconds == 1.5
+    one.clock.now += 1.5
+    await one.round()
+    assert await seconds_to_return(one) is None
+    assert first.told[0].given_up
+    await one.plane.lifecycle.unload(DESIRED.model_id)
+    await one.reconciler.round()
+    assert list(first.told) == []
+
+
+async def test_a_load_that_a_caller_asks_for_is_no_restore(plane: Plane, rounds: Rounds) -> None:
+    plane.first.go_on.clear()
+    call = asyncio.create_task(plane.lifecycle.load(DESIRED))
+    await until(lambda: bool(plane.first.loads))
+    await rounds.reconciler.round()
+    assert not plane.first.told
+    plane.first.go_on.set()
+    await call

@@ -1,0 +1,111 @@
+"""A process that hangs is noticed: its callers are told, it is ended, and its model comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+
+from ml import model_management_pb2 as models_pb
+from ml import model_management_pb2_grpc as models_grpc
+from ml import transformers_pb2 as pb
+from ml import transformers_pb2_grpc as pb_grpc
+from tests.support.attack import Attacks
+from tests.support.stack import CHAT, EMBEDDER, Stack, wait_for
+
+HANG_SECONDS = 3
+# Ends a test whose call waits for ever; measures nothing.
+PATIENCE = 120
+
+
+@pytest.fixture
+def stack(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """A stack of its own with a chat model and an embedding model, which soon notices a hang."""
+    monkeypatch.setenv("TEXT_HANG_SECONDS", str(HANG_SECONDS))
+    stack = private_stack()
+    stack.wait_listening()
+    stack.wait_serving()
+    with stack.channel() as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        for model_id, kind in ((CHAT, "text-generation"), (EMBEDDER, "feature-extraction")):
+            request = models_pb.LoadModelRequest(model_id=model_id, pipeline_type=kind)
+            stub.LoadModel(request, timeout=300)
+    return stack
+
+
+def process_of(stack: Stack, *words: str) -> psutil.Process:
+    """The one process of the stack whose command has all these words."""
+    (found,) = (
+        process
+        for process in stack.processes()
+        if all(word in " ".join(process.cmdline()) for word in words)
+    )
+    return found
+
+
+def generate(channel: grpc.Channel, length: int) -> Any:
+    request = pb.TextRequest(model=CHAT, prompt="The sea", max_length=length)
+    return pb_grpc.TransformersServiceStub(channel).GenerateText(request, timeout=PATIENCE)
+
+
+def hung(stack: Stack) -> int:
+    """How many processes of the chat model have hung, as the metrics page says."""
+    with urllib.request.urlopen(f"http://{stack.addresses['text_metrics']}/metrics") as page:
+        for line in page.read().decode().splitlines():
+            if line.startswith("text_model_ends_total") and CHAT in line and 'how="hung"' in line:
+                return int(float(line.rpartition(" ")[2]))
+    return 0
+
+
+def answers(stack: Stack) -> bool:
+    """Whether the model answers; until it does, its callers are told to come again."""
+    with stack.channel() as channel:
+        responses = generate(channel, 3)
+        with contextlib.suppress(grpc.RpcError):
+            *_, last = responses
+            return bool(last.done)
+    assert responses.code() is grpc.StatusCode.UNAVAILABLE, responses.details()
+    return False
+
+
+def test_a_models_process_that_hangs(attack: Attacks, stack: Stack) -> None:
+    """A model's process that hangs is ended within its limit, and the model comes back."""
+    victims = {
+        "worker": ("text_svc.worker ", CHAT),
+        "engine": ("openvino_process",),
+    }
+    with attack("9 hung process", stack) as seen:
+        for count, (name, words) in enumerate(victims.items(), 1):
+            worker = process_of(stack, "text_svc.worker ", CHAT)
+            victim = process_of(stack, *words)
+            with stack.channel() as channel:
+                responses = generate(channel, 4000)
+                next(iter(responses))
+                os.kill(victim.pid, signal.SIGSTOP)
+                with pytest.raises(grpc.RpcError) as caught:
+                    list(responses)
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, caught.value.details()
+            said = caught.value.details()
+            assert "hung" in said
+            assert "being loaded again" in said
+            wait_for("the model's return", lambda: answers(stack), PATIENCE)
+            assert hung(stack) == count
+            assert not worker.is_running()
+            assert not victim.is_running()
+            seen.say(f"{name}: {said}")
+    lines = [
+        line
+        for line in map(json.loads, (stack.logs / "text_svc.log").read_text().splitlines())
+        if line.get("message") == "model process hangs and is ended"
+    ]
+    assert len(lines) == 2
+    assert all("openvino_process.py" in line["stacks"] for line in lines)
+    assert all("base_events.py" in line["stacks"] for line in lines)
