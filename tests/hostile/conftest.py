@@ -45,6 +45,8 @@ def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for prefix in ("MODEL_MGMT", "TEXT", "VISION"):
             for name, value in SMALL.items():
                 patch.setenv(f"{prefix}_{name}", value)
+        # A model's files are fetched through it, many at once.
+        patch.delenv("MODEL_MGMT_MAX_CONCURRENT_CALLS")
         with stack_in(tmp_path_factory.mktemp("limited")) as running:
             running.wait_serving()
             yield running
