@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -41,6 +43,14 @@ def usable_cores() -> int:
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def thread_stacks() -> str:
+    """Where each thread of this process is, in Python."""
+    with tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read().decode(errors="replace")
 
 
 def exit_text(returncode: int | None) -> str:

@@ -15,6 +15,7 @@ import grpc
 
 from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
+from shared.process import thread_stacks
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -55,6 +56,15 @@ def _end_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+async def _end_when_hung(runtime: VisionRuntime) -> None:
+    """Ends this process in order once a thread hangs: no thread can be ended alone."""
+    await runtime.until_hung()
+    log.error(
+        "a thread hangs: this process ends, to be started again", extra={"stacks": thread_stacks()}
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 async def run(settings: VisionSettings) -> None:
     """Serves until SIGTERM or SIGINT."""
     admission = Admission(settings.admission_seconds)
@@ -69,9 +79,13 @@ async def run(settings: VisionSettings) -> None:
         async with ModelFiles(settings.file_provider_addr, settings.cache_dir) as files:
             runtime, runner, models = await asyncio.to_thread(_build, settings, files, _end_process)
             vision.runner, worker.host = runner, models
+            watch = asyncio.create_task(_end_when_hung(runtime))
             try:
                 yield
             finally:
+                if watch.done():  # nothing can wait for a thread that hangs
+                    os._exit(1)
+                watch.cancel()
                 await asyncio.to_thread(runtime.close)
 
     await serve(

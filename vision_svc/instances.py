@@ -23,7 +23,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,6 +31,7 @@ from shared.errors import CallCancelledError, InternalError, InvalidModelError, 
 from vision_svc import metrics
 from vision_svc.detector import Detector, Mode, Response
 from vision_svc.options import parse_options
+from vision_svc.watched_pool import WatchedPool
 
 if TYPE_CHECKING:
     from vision_svc.assets import Assets
@@ -124,6 +124,9 @@ class Instances:
         memory_mb: the budget for all instances, in MiB.
         max_idle: how many idle instances are kept; the oldest are closed first.
         on_failure: called after each failed graph, in the thread that ran it.
+
+    Attributes:
+        closer: the thread that closes instances.
     """
 
     def __init__(
@@ -137,7 +140,7 @@ class Instances:
         self._idle: list[Instance] = []
         self._lock = threading.Lock()
         # Closing waits for MediaPipe's threads; callers should not.
-        self._closer = ThreadPoolExecutor(1, "close")
+        self.closer = WatchedPool(1, "close")
 
     def acquire(self, task: VisionTask, options: Options, mode: Mode) -> Instance:
         """Returns an instance for the caller alone, until `release`.
@@ -182,7 +185,7 @@ class Instances:
             else:
                 surplus = [instance]
         for each in surplus:
-            self._closer.submit(self._close, each)
+            self.closer.submit(self._close, each)
 
     def close(self, instance: Instance) -> None:
         """Closes an instance before it returns, so that there is room for another one."""
@@ -203,12 +206,12 @@ class Instances:
             dropped = [i for i in self._idle if task is None or i.task is task]
             self._idle = [i for i in self._idle if i not in dropped]
         for each in dropped:
-            self._closer.submit(self._close, each)
+            self.closer.submit(self._close, each)
 
     def shut_down(self) -> None:
         """Closes the idle instances and waits until all closing is done."""
         self.drop_idle()
-        self._closer.shutdown(wait=True)
+        self.closer.shutdown(wait=True)
 
     def _open(self, task: VisionTask, key: _Key, options: Options, memory_mb: int) -> Instance:
         _, path, mode, *_ = key
@@ -233,7 +236,7 @@ class Instances:
             oldest = self._idle.pop(0)
             # Counted as free at once: it is closed before the new model has read its file.
             self._used_mb -= oldest.memory_mb
-            self._closer.submit(self._close, oldest, counted=False)
+            self.closer.submit(self._close, oldest, counted=False)
         if self._used_mb + needed > self._memory_mb:
             raise OutOfMemoryError(
                 f"not enough memory for {task.name}: it needs {needed} MiB, and {self._used_mb} of "

@@ -23,6 +23,7 @@ INFERENCE_SECONDS = Histogram(
 )
 OPEN_STREAMS = Gauge("vision_open_streams", "Streams that have sent a frame.", ["task"])
 INSTANCES = Gauge("vision_instances", "Task instances in memory, idle ones included.", ["task"])
+HUNG = Counter("vision_hung_threads", "Threads that did not come to the end of their work.")
 FAILED_GRAPHS = Counter("vision_failed_graphs", "MediaPipe graphs that failed.", ["task"])
 
 

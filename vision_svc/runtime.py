@@ -6,17 +6,19 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cv2
 
-from shared.errors import QueueFullError
+from shared.errors import QueueFullError, WorkerUnavailableError
 from shared.process import memory_limit_bytes, usable_cores
+from vision_svc import metrics
 from vision_svc.assets import Assets
 from vision_svc.frames.types import Limits
 from vision_svc.instances import Instances
+from vision_svc.watched_pool import WatchedPool
 
 if TYPE_CHECKING:
     from vision_svc.detector import VisionTask
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 # Share of the container's memory for instances; the rest is for the frames in flight.
 _MEMORY_SHARE = 0.6
+
+
+# How often the threads are looked at within `hang_seconds`.
+_LOOKS = 6
 
 
 class VisionRuntime:
@@ -57,6 +63,7 @@ class VisionRuntime:
             settings.max_idle_instances,
             self._count_failure,
         )
+        self._hang_seconds = settings.hang_seconds
         self._max_failures = settings.max_failed_graphs
         self._on_failures = on_failures
         self._failures = itertools.count(1)  # safe to share between threads
@@ -98,6 +105,25 @@ class VisionRuntime:
         self._assets.replace(task, path)
         self.instances.drop_idle(task)
 
+    async def until_hung(self) -> None:
+        """Returns once a thread has not come to the end of its work for `hang_seconds`.
+
+        Whoever waits for it gets a WorkerUnavailableError.
+        """
+        pools = (self.decode_pool, self.frame_pool, self.picture_pool, self.instances.closer)
+        hung = 0
+        while not hung:
+            await asyncio.sleep(self._hang_seconds / _LOOKS)
+            # The first look sees work that has begun a moment ago.
+            hung = sum(pool.look(_LOOKS + 1, self._hung) for pool in pools)
+
+    def _hung(self) -> WorkerUnavailableError:
+        metrics.HUNG.inc()
+        return WorkerUnavailableError(
+            f"the task did not come to an end within {self._hang_seconds:g} s; vision_svc starts "
+            "again"
+        )
+
     def close(self) -> None:
         """Ends the threads and frees the models. Blocks until the frames that run are done."""
         for pool in (self.decode_pool, self.frame_pool, self.picture_pool):
@@ -116,5 +142,5 @@ def name_thread(name: str) -> None:
         comm.write_text(name[:15])
 
 
-def _pool(threads: int, name: str) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, name, initializer=name_thread, initargs=(name,))
+def _pool(threads: int, name: str) -> WatchedPool:
+    return WatchedPool(threads, name, partial(name_thread, name))

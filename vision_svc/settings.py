@@ -56,6 +56,13 @@ class VisionSettings(ModelHostSettings):
     max_side: int = Field(
         MAX_SIDE, ge=1, le=32_767, description="Width or height of a picture, at most."
     )
+    hang_seconds: float = Field(
+        30,
+        gt=0,
+        description="Time that a frame, a picture or the opening of a model may take in its "
+        "thread; after that its caller gets UNAVAILABLE, and the process ends, to be started "
+        "again.",
+    )
     max_failed_graphs: int = Field(
         3,
         ge=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,11 +19,18 @@ class SerialExecutor(Generic[T]):
     Args:
         pool: the threads.
         run: called with each item; it must not raise.
+        on_hung: called with the pool's error if an item does not come to its end.
     """
 
-    def __init__(self, pool: Executor, run: Callable[[T], None]) -> None:
+    def __init__(
+        self,
+        pool: Executor,
+        run: Callable[[T], None],
+        on_hung: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
         self._pool = pool
         self._run = run
+        self._on_hung = on_hung
         self._items: deque[T] = deque()
         self._busy = False
         self._closed = False
@@ -43,7 +50,7 @@ class SerialExecutor(Generic[T]):
             if self._busy:
                 return
             self._busy = True
-        self._pool.submit(self._run_next)
+        self._submit()
 
     def close(self) -> None:
         """Drops the items that have not started, and all later ones."""
@@ -60,4 +67,11 @@ class SerialExecutor(Generic[T]):
             if not self._items:
                 self._busy = False
                 return
-        self._pool.submit(self._run_next)
+        self._submit()
+
+    def _submit(self) -> None:
+        self._pool.submit(self._run_next).add_done_callback(self._on_done)
+
+    def _on_done(self, future: Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()):
+            self._on_hung(error)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from shared.errors import ServiceError
 from vision_svc import metrics
 from vision_svc.detector import Response
 from vision_svc.frames.decoder import FrameDecoder
@@ -64,8 +65,8 @@ class Stages:
         self._metrics = metrics.of_task(task.name)
         self._decoder = FrameDecoder(runtime.limits)
         self._tracker = Tracker(runtime.instances, task)
-        self._decoding = SerialExecutor(runtime.decode_pool, self._decode)
-        self._running = SerialExecutor(runtime.frame_pool, self._detect)
+        self._decoding = SerialExecutor(runtime.decode_pool, self._decode, self._fail)
+        self._running = SerialExecutor(runtime.frame_pool, self._detect, self._fail)
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -103,6 +104,11 @@ class Stages:
         self._decoding.close()
         self._running.close()
         self._tracker.close()
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends the stream whose frame hangs in a thread."""
+        if isinstance(error, ServiceError):
+            self.call_in_loop(self._on_answer, End(error))
 
     def _decode(
         self, queued: tuple[EncodedFrame | End, Callable[[list[StreamItem]], None]]

@@ -134,3 +134,19 @@ def test_after_some_failed_graphs_the_process_ends(start_vision: StartVision) ->
             vision.stub.DetectFaces(pb.ImageRequest(image_data=data, format="jpeg"))
         assert raised.value.code() is grpc.StatusCode.INTERNAL
     assert vision.process.wait(60) == 0
+
+
+def test_a_graph_that_hangs_ends_the_process(start_vision: StartVision) -> None:
+    """Its callers are told, others are served meanwhile, and the supervisor sees a failure."""
+    module = "tests.integration.vision.hanging_service"
+    vision = start_vision(module, workers="2", hang_seconds="2", drain_seconds="1")
+    (message,) = rgb_frames(person(1))
+    data, _ = encode_still(person(1)[0], "jpeg")
+    picture = pb.ImageRequest(image_data=data, format="jpeg")
+    stream = vision.stub.StreamFaceDetection(iter([message]), timeout=120)
+    hung = vision.stub.DetectFaces.future(picture, timeout=120)
+    assert vision.stub.DetectPose(picture, timeout=120).poses
+    for error in (error_of(stream), hung.exception()):
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert "did not come to an end within 2 s" in error.details()
+    assert vision.process.wait(120) == 1

@@ -1,0 +1,44 @@
+"""Threads that do not come to the end of their work."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from vision_svc.watched_pool import WatchedPool
+
+
+def hung() -> Exception:
+    return TimeoutError("it hangs")
+
+
+def test_only_what_has_been_seen_too_often_fails() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait()
+
+    with WatchedPool(2, "test") as pool:
+        waits = pool.submit(wait)
+        begun.wait()
+        assert [pool.look(3, hung) for _ in range(2)] == [0, 0]
+        assert pool.submit(lambda: 7).result() == 7
+        assert pool.look(3, hung) == 1
+        with pytest.raises(TimeoutError, match="it hangs"):
+            waits.result()
+        assert pool.look(3, hung) == 0  # once is enough
+        go_on.set()
+
+
+def test_what_waits_for_a_thread_is_not_looked_at() -> None:
+    go_on = threading.Event()
+    with WatchedPool(1, "test") as pool:
+        first = pool.submit(go_on.wait)
+        second = pool.submit(lambda: 7)
+        pool.look(2, hung)
+        go_on.set()
+        assert second.result() == 7
+        assert first.result()
+        assert pool.look(1, hung) == 0

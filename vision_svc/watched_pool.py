@@ -1,0 +1,60 @@
+"""Threads whose work is looked at: what does not come to an end is noticed, and its caller told."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class _Work:
+    """Work that a thread has begun. It is counted in looks, not in seconds of a clock.
+
+    So a process or a machine that was asleep has lost no time.
+    """
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.future: Future[object] | None = None
+
+
+class WatchedPool(ThreadPoolExecutor):
+    """A pool of threads. `look` is to be called from time to time, at equal intervals."""
+
+    def __init__(
+        self, threads: int, name: str, initializer: Callable[[], object] | None = None
+    ) -> None:
+        super().__init__(threads, name, initializer)
+        self._begun: set[_Work] = set()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        work = _Work()
+
+        def run() -> T:
+            self._begun.add(work)
+            try:
+                return fn(*args, **kwargs)
+            finally:
+                self._begun.discard(work)
+
+        future = super().submit(run)
+        work.future = future  # type: ignore[assignment]
+        return future
+
+    def look(self, most: int, error: Callable[[], Exception]) -> int:
+        """Fails the futures of work that has been seen `most` times; returns how many there are.
+
+        The thread of such work is lost, even if its work should end after all.
+        """
+        hung = 0
+        for work in tuple(self._begun):
+            work.looks += 1
+            if work.looks == most and work.future:
+                hung += 1
+                with contextlib.suppress(InvalidStateError):  # it has ended in this moment
+                    work.future.set_exception(error())
+        return hung
