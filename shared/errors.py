@@ -207,7 +207,7 @@ class QueueFullError(ResourceExhaustedError):
 
 
 class OutOfMemoryError(ResourceExhaustedError):
-    """The model does not fit into the memory budget; nothing was read into memory."""
+    """The model does not fit into the memory budget, or its process went over its limit."""
 
     reason = "OUT_OF_MEMORY"
 

@@ -35,6 +35,12 @@ class TextSettings(ModelHostSettings):
         description="MiB that models may use together; 0 means 80 % of the memory of the "
         "container or machine.",
     )
+    memory_margin_mb: int = Field(
+        1024,
+        ge=0,
+        description="MiB that a model's process may take beyond a quarter more than it has "
+        "reserved; it ends when it needs more.",
+    )
     load_timeout_seconds: float = Field(
         600, gt=0, description="Time within which a model's process must become ready."
     )

@@ -52,7 +52,8 @@ install_torch() {
 with_uv() {
   "$uv" venv -q --seed --allow-existing --python "$python" "$venv" || return
   install_torch &
-  "$uv" pip install -q --python "$venv/bin/python" --no-deps --require-hashes \
+  # Compiled here as pip does it: a model's process may not write beside the packages.
+  "$uv" pip install -q --compile-bytecode --python "$venv/bin/python" --no-deps --require-hashes \
     -r requirements/dev.txt
   installed=$?
   wait $! || exit 1 # pip has said why
@@ -76,4 +77,5 @@ else
   echo "making the environment in $venv with $python and pip (about two minutes)"
   with_pip || exit 1
 fi
-install --no-build-isolation -e .
+install --no-build-isolation -e . || exit 1
+"$venv/bin/python" -m compileall -q ml shared text_svc

@@ -51,6 +51,17 @@ def process_tree(pid: int) -> list[int]:
     return [pid, *(each for child in _children(pid) for each in process_tree(child))]
 
 
+def private_bytes(pid: int) -> int:
+    """Memory that a process does not share with files on disk; 0 if it is gone."""
+    try:
+        lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(
+        int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))
+    )
+
+
 def _children(pid: int) -> list[int]:
     """The child processes; the kernel lists them by the thread that started them."""
     found: list[int] = []

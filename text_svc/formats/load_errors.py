@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,12 @@ from shared.errors import (
     ServiceError,
 )
 
-# Texts of allocation failures that have no exception class of their own.
-_MEMORY_WORDS = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+# Texts of failed allocations: in errors that have no class of their own, and in the last words of
+# a process that one has ended.
+MEMORY_WORDS = (
+    *("can't allocate memory", "bad_alloc", "Cannot allocate memory"),
+    *("MemoryError", "memory allocation of"),
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +45,9 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # transformers raises anything on files that it cannot read
         if out_of_memory(error):
-            raise OutOfMemoryError(f"model {model_id} does not fit into memory") from None
+            raise OutOfMemoryError(
+                f"model {model_id} does not fit into memory{_process_limit()}"
+            ) from None
         if out_of_space(error):
             raise ResourceExhaustedError(f"no disk space is left for model {model_id}") from None
         log.exception("the model cannot be loaded")
@@ -52,7 +59,26 @@ def out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in _MEMORY_WORDS)
+        or any(words in str(error) for words in MEMORY_WORDS)
+    )
+
+
+def memory_error(error: BaseException) -> OutOfMemoryError | None:
+    """The error of a call that failed because memory was short; None if it failed otherwise."""
+    if isinstance(error, ServiceError) or not isinstance(error, Exception):
+        return None
+    if not out_of_memory(error):
+        return None
+    return OutOfMemoryError(f"the call takes more memory than there is{_process_limit()}")
+
+
+def _process_limit() -> str:
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit == resource.RLIM_INFINITY:
+        return ""
+    return (
+        f": its process may take {limit >> 20} MiB, which is its share of the memory budget and a "
+        "margin (TEXT_MEMORY_MARGIN_MB)"
     )
 
 

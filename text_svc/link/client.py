@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 
@@ -20,14 +20,21 @@ class Link:
 
     Args:
         gone: makes the error of calls whose connection has ended.
+        learn_end: waited for before that; it finds out why the connection has ended.
 
     Attributes:
         unanswered: pings since the last answer to one.
         stuck: of that answer, see `Beat` in link.proto.
     """
 
-    def __init__(self, gone: Callable[[], ServiceError]) -> None:
+    def __init__(
+        self,
+        gone: Callable[[], ServiceError],
+        learn_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._gone = gone
+        self._learn_end = learn_end
+        self._failing: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
         self._calls: dict[int, Call] = {}
         self._open = True
@@ -36,13 +43,18 @@ class Link:
         self._connection = EnvelopeProtocol(self._receive, self._closed)
 
     @classmethod
-    async def connect(cls, path: Path, gone: Callable[[], ServiceError]) -> Link:
+    async def connect(
+        cls,
+        path: Path,
+        gone: Callable[[], ServiceError],
+        learn_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> Link:
         """Connects to the process that listens on a Unix socket.
 
         Raises:
             OSError: nothing listens there.
         """
-        link = cls(gone)
+        link = cls(gone, learn_end)
         loop = asyncio.get_running_loop()
         await loop.create_unix_connection(lambda: link._connection, str(path))
         return link
@@ -69,6 +81,8 @@ class Link:
             TimeoutError: the call took too long.
         """
         if not self._open:
+            if self._failing:
+                await asyncio.wait({self._failing})
             raise self._gone()
         number = next(self._numbers)
         call = self._calls[number] = Call(self._connection, number)
@@ -122,6 +136,16 @@ class Link:
 
     def _closed(self) -> None:
         self._open = False
+        if self._learn_end is None:
+            self._fail_calls()
+        else:
+            self._failing = asyncio.create_task(self._fail_calls_later(self._learn_end))
+
+    async def _fail_calls_later(self, learn_end: Callable[[], Awaitable[None]]) -> None:
+        await learn_end()
+        self._fail_calls()
+
+    def _fail_calls(self) -> None:
         for call in self._calls.values():
             call.fail(self._gone())
 

@@ -24,6 +24,7 @@ from shared.telemetry.tracing import (
     end_call,
     start_call,
 )
+from text_svc.formats.load_errors import memory_error
 from text_svc.link.call import Call
 from text_svc.link.framing import EnvelopeProtocol
 
@@ -112,7 +113,7 @@ class _Connection:
         except (Exception, asyncio.CancelledError) as raised:
             if is_cancelled_by_caller(raised):
                 raise
-            error = as_service_error(raised)
+            error = memory_error(raised) or as_service_error(raised)
             code = error.code.name
             details = status_of(error).SerializeToString()
             call.end(Ended(code=error.code.value[0], message=error.message, details=details))

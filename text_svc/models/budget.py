@@ -14,6 +14,18 @@ BUDGET_SHARE = 0.8
 # Largest share of the free budget for a key-value cache of unspecified size; smallest useful one.
 CACHE_SHARE = 0.5
 MIN_CACHE_BYTES = 32 * MIB
+# What a process may take beside its margin: more than it has reserved, since copies of weights live
+# for a while and work takes memory of its own; and for each core the stacks of the threads that the
+# libraries make, which the limit counts whole. Measured on two cores with all callers at work,
+# reserved and taken in MiB: MiniLM 598 and 533, SmolLM2 2049 and 1515, whisper-tiny 656 and 794;
+# conversions of the first two 772 and 785, 2051 and 1942.
+LIMIT_SHARE = 1.25
+THREAD_BYTES = 32 * MIB
+
+
+def process_limit(reserved: int, margin_mb: int, threads: int) -> int:
+    """Bytes that a process may take which has reserved `reserved`; it ends above that."""
+    return int(reserved * LIMIT_SHARE) + margin_mb * MIB + threads * THREAD_BYTES
 
 
 class MemoryBudget:

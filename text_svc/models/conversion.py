@@ -72,10 +72,17 @@ def plan(
     return Conversion(model_id, pipeline, folder.resolve(), target, weights)
 
 
-async def convert(conversion: Conversion, settings: TextSettings) -> Manifest:
+async def convert(
+    conversion: Conversion, settings: TextSettings, memory_bytes: int = 0
+) -> Manifest:
     """Runs a conversion in a process of its own and returns what it made.
 
     Cancelling the call ends the process; nothing incomplete is left.
+
+    Args:
+        conversion: see `plan`.
+        settings: of text_svc.
+        memory_bytes: what the process may take; 0 is no limit.
 
     Raises:
         InvalidModelError, OutOfMemoryError, ResourceExhaustedError: the model itself cannot be
@@ -88,6 +95,7 @@ async def convert(conversion: Conversion, settings: TextSettings) -> Manifest:
         model_id=conversion.model_id,
         scratch=Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="text-svc-")),
         sandbox=settings.sandbox,
+        memory_bytes=memory_bytes,
         pipeline=conversion.pipeline.name,
         source=conversion.source,
         target=conversion.target,

@@ -14,7 +14,7 @@ from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_host import ModelState
 from shared.pipelines import TEXT_GENERATION
-from text_svc.models.budget import MIB, MemoryBudget
+from text_svc.models.budget import MIB, MemoryBudget, process_limit
 from text_svc.models.conversion import (
     convert,
     plan,
@@ -104,7 +104,7 @@ class Loader:
             model.state = ModelState.CONVERTING
             needed = CONVERSION_COPIES * weights + PROCESS_BYTES
             self.budget.reserve(model, needed, "to be converted")
-            manifest = await convert(planned, self._settings)
+            manifest = await convert(planned, self._settings, self._limit(model))
             model.reserved_bytes = 0
         if not manifest.refused:
             held = manifest.weight_bytes if planned.weights == "int8" else weights
@@ -132,12 +132,21 @@ class Loader:
         self.budget.reserve(model, needed + cache_bytes)
         return cache_bytes
 
+    @property
+    def _threads(self) -> int:
+        return self._settings.threads or os.cpu_count() or 1
+
+    def _limit(self, model: ManagedModel) -> int:
+        return process_limit(model.reserved_bytes, self._settings.memory_margin_mb, self._threads)
+
     def _spec(
         self, model: ManagedModel, folder: Path, engine: EnginePlan, cache_bytes: int
     ) -> WorkerSpec:
         settings = self._settings
         known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
         return WorkerSpec(
+            # CUDA maps far more memory than it takes.
+            memory_bytes=0 if on_cuda(model.options) else self._limit(model),
             scratch=self.scratch / str(next(self._numbers)),
             model_id=model.model_id,
             folder=folder.resolve(),
@@ -146,7 +155,7 @@ class Loader:
             engine=engine.name,
             converted=engine.converted,
             cache_bytes=cache_bytes,
-            threads=settings.threads or os.cpu_count() or 1,
+            threads=self._threads,
             max_running=model.options.max_sequences or settings.max_running,
             **settings.model_dump(include=known - {"threads", "max_running"}),
         )

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from shared.process import die_with_parent
 from shared.telemetry import logs
-from text_svc.processes import sandbox
+from text_svc.processes import memory, sandbox
 from text_svc.processes.specs import ChildSpec
 
 AnySpec = TypeVar("AnySpec", bound=ChildSpec)
@@ -22,6 +22,7 @@ def begin(kind: type[AnySpec], service: str) -> AnySpec:
     """
     spec = kind.model_validate_json(sys.argv[1])
     die_with_parent(spec.parent_pid)
+    memory.limit_this_process(spec.memory_bytes)
     sandbox.enter(reads=spec.reads(), writes=spec.writes())
     logs.configure(f"{service} {spec.model_id}", spec.log_level, spec.log_style)
     return spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -14,11 +15,15 @@ from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
 from text_svc.processes.heartbeat import until_hung
+from text_svc.processes.memory import limit_error
 from text_svc.processes.spawn import Child, spawn
 from text_svc.processes.specs import WorkerReport, WorkerSpec
 from text_svc.processes.stacks import FOLDER, read_stacks
 
 log = logging.getLogger(__name__)
+
+# From the end of the connection to the end of the process, which frees its memory first.
+END_SECONDS = 5.0
 
 
 class ModelProcess:
@@ -33,7 +38,7 @@ class ModelProcess:
         self.report = report
         self._child = child
         self.hung = ""
-        self._stopped = False
+        self._stopped = self._out_of_memory = False
         self._link: Link
         self._heartbeat: asyncio.Task[None]
 
@@ -67,7 +72,7 @@ class ModelProcess:
         try:
             report = await child.report(WorkerReport, f"loading model {spec.model_id}", timeout)
             started = cls(spec, child, report)
-            started._link = await Link.connect(spec.socket, started._gone)
+            started._link = await Link.connect(spec.socket, started._gone, started._learn_end)
         except BaseException:
             await child.end()
             raise
@@ -87,6 +92,7 @@ class ModelProcess:
         Raises:
             ServiceError: as the process raised it.
             WorkerUnavailableError: the process has ended, or was stopped during the call.
+            OutOfMemoryError: it has ended since it went over its limit of memory.
             TimeoutError: the call took too long.
         """
         metadata = dict(outgoing_metadata())
@@ -125,8 +131,18 @@ class ModelProcess:
         )
         self._child.kill()
 
+    async def _learn_end(self) -> None:
+        """Waits, not for long, until it is known whether memory ended the process."""
+        if self._stopped or self.hung:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                self._out_of_memory = await self._child.out_of_memory()
+
     def _gone(self) -> ServiceError:
         model_id = self.spec.model_id
+        if self._out_of_memory:
+            return limit_error(f"model {model_id}", self.spec.memory_bytes)
         if self.hung:
             return WorkerUnavailableError(
                 f"the process of model {model_id} hung and was ended: {self.hung}; the model is "

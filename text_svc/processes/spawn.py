@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 from shared.errors import (
@@ -20,6 +20,7 @@ from shared.errors import (
 )
 from shared.process import exit_text
 from text_svc.processes import sandbox
+from text_svc.processes.memory import LastWords, limit_error, oom_kills, until_over
 from text_svc.processes.specs import ChildSpec, Report
 
 # Time between SIGTERM and SIGKILL for a process whose work is over.
@@ -56,10 +57,21 @@ def child_environment(spec: ChildSpec, threads: int) -> dict[str, str]:
 class Child:
     """A process made by `spawn`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, report_fd: int, scratch: Path) -> None:
+    def __init__(
+        self,
+        process: asyncio.subprocess.Process,
+        report_fd: int,
+        spec: ChildSpec,
+        last_words: LastWords,
+    ) -> None:
         self._process = process
         self._report_fd = report_fd
-        self._scratch = scratch
+        self._scratch = spec.scratch
+        self._limit = spec.memory_bytes
+        self._last_words = last_words
+        self._oom_kills = oom_kills()
+        self._over_limit = self._killed = False
+        self._watch = asyncio.create_task(self._end_over_limit())
 
     @property
     def pid(self) -> int:
@@ -81,7 +93,10 @@ class Child:
             async with asyncio.timeout(timeout):
                 text = await _read_to_end(self._report_fd)  # the child closes it
                 if not text:
-                    raise InternalError(f"the process {task} ended: {await self.wait()}")
+                    how = await self.wait()
+                    if await self.out_of_memory():
+                        raise limit_error(task, self._limit)
+                    raise InternalError(f"the process {task} ended: {how}")
         except TimeoutError:
             raise InternalError(f"{task} took longer than {timeout:g} s") from None
         report = kind.model_validate_json(text)
@@ -93,9 +108,19 @@ class Child:
         """Waits for the end of the process and says how it ended."""
         return exit_text(await self._process.wait())
 
+    async def out_of_memory(self) -> bool:
+        """Waits for the end of the process and says whether it was for lack of memory."""
+        code = await self._process.wait()
+        if self._over_limit:
+            return True
+        if code == -signal.SIGKILL:  # by the kernel, when the machine's memory was short?
+            return not self._killed and oom_kills() > self._oom_kills
+        return code != 0 and await asyncio.to_thread(self._last_words.of_memory)
+
     def kill(self) -> None:
         """Sends SIGKILL."""
         if self._process.returncode is None:
+            self._killed = True
             self._process.kill()
 
     async def end(self) -> None:
@@ -107,9 +132,16 @@ class Child:
                 async with asyncio.timeout(TERMINATE_SECONDS):
                     await self._process.wait()
             except TimeoutError:
-                self._process.kill()
+                self.kill()
         await self._process.wait()
+        self._watch.cancel()
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
+
+    async def _end_over_limit(self) -> None:
+        if self._limit:
+            await until_over(self.pid, self._limit)
+            self._over_limit = True
+            self.kill()
 
 
 async def spawn(
@@ -124,6 +156,7 @@ async def spawn(
         environment: variables besides those of `child_environment`.
     """
     read_fd, write_fd = os.pipe()
+    last_words = LastWords()
     try:
         await asyncio.to_thread(spec.scratch.mkdir, mode=0o700, exist_ok=True)
         spec = spec.model_copy(update={"parent_pid": os.getpid(), "report_fd": write_fd})
@@ -131,6 +164,7 @@ async def spawn(
             *(sys.executable, "-m", module, spec.model_dump_json()),
             pass_fds=(write_fd,),
             stdin=asyncio.subprocess.DEVNULL,
+            stderr=last_words.write_fd,
             env=child_environment(spec, threads) | dict(environment or {}),
         )
     except BaseException:
@@ -138,7 +172,8 @@ async def spawn(
         raise
     finally:
         os.close(write_fd)
-    return Child(process, read_fd, spec.scratch)
+        last_words.start()
+    return Child(process, read_fd, spec, last_words)
 
 
 async def _read_to_end(fd: int) -> bytes:
