@@ -167,7 +167,7 @@ def _add_part(config: dict[str, Any], part: dict[str, Any]) -> None:
     """
     resources, added = config["static_resources"], part.get("static_resources", {})
     filters = resources["listeners"][0]["filter_chains"][0]["filters"]
-    filters[0]["typed_config"].update(part.get("http_connection_manager", {}))
+    filters[-1]["typed_config"].update(part.get("http_connection_manager", {}))
     for listener in added.get("listeners", ()):
         for chain in listener["filter_chains"]:
             chain["filters"] = filters
@@ -189,7 +189,7 @@ def _add_check(listeners: list[dict[str, Any]], part: dict[str, Any]) -> None:
     filters = copy.deepcopy(chains[0]["filters"])
     for chain in chains:
         chain["filters"] = filters
-    manager, check = filters[0]["typed_config"], part["http_filter"]
+    manager, check = filters[-1]["typed_config"], part["http_filter"]
     names = [one["name"] for one in manager["http_filters"]]
     manager["http_filters"].insert(names.index(_CALLER_FILTER), check)
     manager["local_reply_config"]["mappers"][:0] = part["local_replies"]

@@ -59,7 +59,7 @@ def code_of(channel: grpc.Channel, path: str) -> grpc.StatusCode:
 def routes() -> dict[str, dict[str, Any]]:
     """Path to route of the listener for clients."""
     listener = native_config(Ports())["static_resources"]["listeners"][0]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     hosts = manager["route_config"]["virtual_hosts"]
     return {route["match"].get("path", "*"): route for route in hosts[0]["routes"]}
 

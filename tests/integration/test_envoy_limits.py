@@ -27,7 +27,7 @@ from tests.support.stack import MODEL_MGMT, TEXT, VISION, Stack, list_models, op
 
 def test_every_rpc_has_a_rate_limit() -> None:
     listener = native_config(Ports())["static_resources"]["listeners"][0]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
         if "path" in route["match"]:
             limit = route["typed_per_filter_config"]["envoy.filters.http.local_ratelimit"]
@@ -71,7 +71,7 @@ def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
 ) -> None:
     config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
     listener = config["static_resources"]["listeners"][0]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     routes = {one.get("name"): one for one in manager["route_config"]["virtual_hosts"][0]["routes"]}
     (limit,) = routes["UnloadModel"]["typed_per_filter_config"].values()
     # A bucket that is not refilled, so that no machine is too slow to empty it.
@@ -98,7 +98,7 @@ def test_a_caller_over_its_rate_is_refused_and_others_are_served(
 ) -> None:
     config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
     listener = config["static_resources"]["listeners"][0]
-    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     (limit,) = (
         one["typed_config"] for one in manager["http_filters"] if one["name"] == "caller_ratelimit"
     )

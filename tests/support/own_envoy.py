@@ -105,8 +105,14 @@ def _healthy(admin: Admin) -> set[str]:
     return set()
 
 
+def filters_of(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The filters of the listener for callers; the last is the HTTP connection manager."""
+    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
+    filters: list[dict[str, Any]] = chain["filters"]
+    return filters
+
+
 def manager_of(config: dict[str, Any]) -> dict[str, Any]:
     """The HTTP connection manager of the listener for callers."""
-    (chain,) = config["static_resources"]["listeners"][0]["filter_chains"]
-    manager: dict[str, Any] = chain["filters"][-1]["typed_config"]
+    manager: dict[str, Any] = filters_of(config)[-1]["typed_config"]
     return manager

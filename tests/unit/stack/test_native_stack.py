@@ -72,7 +72,7 @@ def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
     # The three serve the same.
     filters = [listeners[name]["filter_chains"][0]["filters"] for name in sorted(listeners)[:3]]
     assert filters[0] == filters[1] == filters[2]
-    assert "tracing" in filters[0][0]["typed_config"]
+    assert "tracing" in filters[0][-1]["typed_config"]
     (collector,) = (one for one in resources["clusters"] if one["name"] == "otel_collector")
     assert "collector.example" in str(collector)
 
