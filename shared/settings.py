@@ -60,6 +60,12 @@ class ServerSettings(BaseSettings):
         description="Most streams of the health and reflection services at once; more are "
         "RESOURCE_EXHAUSTED. They do not count as calls.",
     )
+    max_stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Time for which the event loop may stand still before the process ends itself "
+        "with its stacks in the log, to be started again.",
+    )
     drain_seconds: float = Field(
         3.0,
         ge=0,

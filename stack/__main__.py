@@ -62,6 +62,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"serve TLS and mTLS too, with {', '.join(envoy_config.TLS_FILES)} of this folder",
     )
     up.add_argument(
+        "--hang-seconds",
+        type=float,
+        default=60.0,
+        help="time after which a process that no longer serves is killed (default 60)",
+    )
+    up.add_argument(
         "--callers",
         metavar="DIR",
         type=Path,
@@ -178,7 +184,7 @@ def up(options: argparse.Namespace) -> int:
     for folder in (layout.logs, layout.state_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
     envoy_config.write_native_config(layout.envoy_config, layout.ports, layout.envoy_options)
-    return guard.run_guarded(lambda: _run(Runner(layout, specs)), parent)
+    return guard.run_guarded(lambda: _run(Runner(layout, specs, options.hang_seconds)), parent)
 
 
 def _run(runner: Runner) -> int:

@@ -26,6 +26,8 @@ MAX_DELAY_SECONDS = 30.0
 MAX_FAILURES = 5
 # A process that lived this long does not count as failed before.
 _GOOD_LIFE_SECONDS = 10.0
+# For a service to write its stacks, before it is killed.
+_STACKS_SECONDS = 0.5
 MAX_LOG_BYTES = 64 << 20
 
 
@@ -38,6 +40,7 @@ class Child:
         self.state = STARTING
         self.pid: int | None = None
         self.failures = 0
+        self.silent_probes = 0
         self.retry_at = 0.0
         self._started = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,12 +64,20 @@ class Child:
             )
         self.pid = self._process.pid
         self.state = STARTING
+        self.silent_probes = 0
         self._started = time.monotonic()
 
     def signal(self, signum: int) -> None:
         """Sends a signal to the process if it is running."""
         if self.pid is not None:
             os.kill(self.pid, signum)
+
+    def kill_hung(self) -> None:
+        """Kills a process that hangs; a service writes its stacks to its log first."""
+        for signum in (signal.SIGUSR1, signal.SIGCONT):
+            self.signal(signum)
+        time.sleep(_STACKS_SECONDS)
+        self.signal(signal.SIGKILL)
 
     def ended(self, code: int) -> str:
         """Records the end of the process, and returns a sentence about it.

@@ -41,10 +41,17 @@ class StartError(Exception):
 
 
 class Runner:
-    """Owns all processes of one stack. Everything happens on the main thread."""
+    """Owns all processes of one stack. Everything happens on the main thread.
 
-    def __init__(self, layout: Layout, specs: list[ChildSpec]) -> None:
+    Args:
+        layout: where the stack's files and ports are.
+        specs: its processes, Envoy first.
+        hang_seconds: a process that served and then does not for this long is killed.
+    """
+
+    def __init__(self, layout: Layout, specs: list[ChildSpec], hang_seconds: float) -> None:
         self._layout = layout
+        self._most_silent = hang_seconds / _PROBE_SECONDS
         self._children = [Child(spec, layout.logs) for spec in specs]
         self._envoy = self._children[0]
         self._admin = Admin(layout.ports.envoy_admin)
@@ -148,9 +155,20 @@ class Runner:
             else:
                 serving = child.state == SERVING or accepts(child.spec.port)
             if serving:
-                child.state = SERVING
-            elif child.state == SERVING:
+                child.state, child.silent_probes = SERVING, 0
+            elif child.state in (SERVING, NOT_SERVING):
                 child.state = NOT_SERVING
+                # While Envoy does not answer, nothing is known of the others.
+                child.silent_probes += child is self._envoy or healthy is not None
+                self._end_if_hung(child)
+
+    def _end_if_hung(self, child: Child) -> None:
+        """Kills a process that has not served for too long; it is restarted as if it had died."""
+        if child.silent_probes >= self._most_silent:
+            child.silent_probes = 0
+            seconds = self._most_silent * _PROBE_SECONDS
+            self._display.say(f"{child.spec.name} has not served for {seconds:g} s and is killed")
+            child.kill_hung()
 
     def _refresh_callers(self) -> None:
         for sentence in self._caller_files.refresh():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
@@ -18,6 +19,7 @@ from shared.rpc.call_limit import CallLimitInterceptor
 from shared.rpc.call_metrics import CallInterceptor, serve_metrics
 from shared.rpc.channels import client_options
 from shared.rpc.interceptors import ErrorInterceptor
+from shared.rpc.loop_watch import LoopWatch
 from shared.rpc.one_message import OneMessageInterceptor
 from shared.rpc.reflection import add_reflection
 from shared.rpc.stream_limits import StreamLimits, StreamLimitsInterceptor
@@ -149,16 +151,17 @@ async def serve(
     port = bind(server, settings.host, settings.port)
     await server.start()
     log.info("listening", extra={"host": settings.host, "port": port})
-    async with lifespan(state) if lifespan else nullcontext():
-        opening = asyncio.create_task(state.open(admission))
-        await stop.wait()
-        opening.cancel()
-        log.info("draining", extra={"seconds": settings.drain_seconds})
-        await state.stop()
-        await asyncio.sleep(settings.drain_seconds)
-        watches.stop()
-        await server.stop(settings.grace_seconds)
-        await _handlers_ended()
+    with LoopWatch(settings.max_stall_seconds):
+        async with lifespan(state) if lifespan else nullcontext():
+            opening = asyncio.create_task(state.open(admission))
+            await stop.wait()
+            opening.cancel()
+            log.info("draining", extra={"seconds": settings.drain_seconds})
+            await state.stop()
+            await asyncio.sleep(settings.drain_seconds)
+            watches.stop()
+            await server.stop(settings.grace_seconds)
+            await _handlers_ended()
     log.info("stopped")
 
 
@@ -184,6 +187,7 @@ def main(
         run: serves until the process is told to stop.
     """
     settings = read_settings(kind)
+    faulthandler.register(signal.SIGUSR1)  # writes the stacks to the log, for who ends it
     logs.configure(service, settings.log_level, settings.log_style)
     tracing.configure(service)
     log_settings(settings)

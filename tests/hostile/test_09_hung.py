@@ -26,6 +26,13 @@ HANG_SECONDS = 3
 PATIENCE = 120
 
 
+def load(stack: Stack, model_id: str, kind: str) -> None:
+    with stack.channel() as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        request = models_pb.LoadModelRequest(model_id=model_id, pipeline_type=kind)
+        stub.LoadModel(request, timeout=300)
+
+
 @pytest.fixture
 def stack(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> Stack:
     """A stack of its own with a chat model and an embedding model, which soon notices a hang."""
@@ -33,11 +40,8 @@ def stack(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) 
     stack = private_stack()
     stack.wait_listening()
     stack.wait_serving()
-    with stack.channel() as channel:
-        stub = models_grpc.ModelManagementServiceStub(channel)
-        for model_id, kind in ((CHAT, "text-generation"), (EMBEDDER, "feature-extraction")):
-            request = models_pb.LoadModelRequest(model_id=model_id, pipeline_type=kind)
-            stub.LoadModel(request, timeout=300)
+    load(stack, CHAT, "text-generation")
+    load(stack, EMBEDDER, "feature-extraction")
     return stack
 
 
@@ -109,3 +113,35 @@ def test_a_models_process_that_hangs(attack: Attacks, stack: Stack) -> None:
     assert len(lines) == 2
     assert all("openvino_process.py" in line["stacks"] for line in lines)
     assert all("base_events.py" in line["stacks"] for line in lines)
+
+
+def embeds(stack: Stack) -> bool:
+    """Whether the embedding model answers; until it does, its callers are told to come again."""
+    with stack.channel() as channel:
+        stub = pb_grpc.TransformersServiceStub(channel)
+        request = pb.GenerateEmbeddingsRequest(model=EMBEDDER, texts=["the sea"])
+        try:
+            stub.GenerateEmbeddings(request, timeout=PATIENCE)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+    return True
+
+
+def test_a_whole_process_that_hangs(attack: Attacks, private_stack: Callable[..., Stack]) -> None:
+    """A service or Envoy that no longer serves is killed and started again by the launcher."""
+    stack = private_stack("--hang-seconds", "8")
+    stack.wait_listening()
+    stack.wait_serving()
+    load(stack, EMBEDDER, "feature-extraction")
+    with attack("9 hung service", stack, bystander=("faces",), ends=["text_svc"]) as seen:
+        old = stack.kill("text_svc", signal.SIGSTOP)
+        stack.wait_restarted("text_svc", old)
+        wait_for("the model's return", lambda: embeds(stack), PATIENCE)
+        seen.say("text_svc stopped: restarted with its model")
+    assert "base_events.py" in (stack.logs / "text_svc.log").read_text()  # its stacks
+    old = stack.kill("envoy", signal.SIGSTOP)
+    stack.wait_restarted("envoy", old)
+    wait_for("calls through the new Envoy", lambda: embeds(stack), PATIENCE)
+    assert stack.output().count("has not served for 8 s and is killed") == 2
