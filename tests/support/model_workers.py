@@ -54,7 +54,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             state=pb.MODEL_STATE_READY,
             ram_bytes=RAM,
             vram_bytes=VRAM,
-            loaded_at=1_700_000_000 + len(self.loads),
+            loaded_at=1_700_000_000 + len(self.loads) - 1,
             options=request.options,
         )
         self.models[request.model_id] = model
