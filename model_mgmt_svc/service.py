@@ -14,6 +14,7 @@ from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.resolve import resolve_pipeline
 from shared.files.client import ModelFiles
 from shared.model_ids import parse_model_id
+from shared.rpc.call_limit import Slots, came_through_envoy
 from shared.rpc.interceptors import Context
 
 
@@ -25,6 +26,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         lifecycle: loads and unloads models.
         reconciler: forgets the failures of a model that a caller requests.
         chunk_bytes: data bytes in one message of GetModelFile.
+        max_file_streams: most concurrent GetModelFile calls through Envoy, and of other services.
     """
 
     def __init__(
@@ -33,11 +35,15 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         lifecycle: Lifecycle,
         reconciler: Reconciler,
         chunk_bytes: int,
+        max_file_streams: int,
     ) -> None:
         self._files = files
         self._lifecycle = lifecycle
         self._reconciler = reconciler
         self._chunk_bytes = chunk_bytes
+        # Apart, so that callers never keep the services from the files that a load needs.
+        self._callers = Slots(max_file_streams, "GetModelFile calls")
+        self._services = Slots(max_file_streams, "GetModelFile calls of the services")
 
     async def LoadModel(
         self, request: model_management_pb2.LoadModelRequest, context: Context
@@ -88,15 +94,17 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         pieces = stream_file(
             self._files, model_id, request.file_path, request.offset, self._chunk_bytes
         )
-        async with aclosing(pieces):
-            async for piece in pieces:
-                yield model_management_pb2.ModelFileChunk(
-                    data=piece.data,
-                    offset=piece.offset,
-                    total_size=piece.total_size,
-                    is_last=piece.is_last,
-                    sha256=piece.sha256,
-                )
+        slots = self._callers if came_through_envoy(context) else self._services
+        with slots.slot():
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield model_management_pb2.ModelFileChunk(
+                        data=piece.data,
+                        offset=piece.offset,
+                        total_size=piece.total_size,
+                        is_last=piece.is_last,
+                        sha256=piece.sha256,
+                    )
 
     def _unsaved(self, consequence: str) -> str:
         """What a caller should know while the record of the desired models cannot be written."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
-from shared.settings import ServerSettings
+from shared.settings import FileSettings
 
 
-class ModelMgmtSettings(ServerSettings):
-    """`ServerSettings` with the default ports of this service, and what it manages."""
+class ModelMgmtSettings(FileSettings):
+    """`FileSettings` with the default ports of this service, and what it manages."""
 
     model_config = SettingsConfigDict(env_prefix="MODEL_MGMT_", populate_by_name=True)
 
@@ -62,4 +62,11 @@ class ModelMgmtSettings(ServerSettings):
     )
     chunk_bytes: int = Field(
         102_400, ge=1024, le=4_000_000, description="Data bytes in one message of GetModelFile."
+    )
+    max_file_streams: int = Field(
+        64,
+        ge=1,
+        description="Most concurrent GetModelFile calls through Envoy, and as many again of the "
+        "other services, so that callers never keep these from their files; more are "
+        "RESOURCE_EXHAUSTED.",
     )

@@ -16,8 +16,11 @@ from shared.files.fetch import Fetch
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-# Ten of the chunks that the application's provider sends.
-READ_BYTES = 1_024_000
+# Read at once: at first one chunk as the application's provider sends them, and ten of these once
+# the reader has taken some MiB. One that stops with Envoy's buffers full costs little memory.
+FIRST_READ_BYTES = 102_400
+READ_BYTES = 10 * FIRST_READ_BYTES
+LARGE_READS_AFTER_BYTES = 4 << 20
 
 
 class FileReader:
@@ -76,9 +79,12 @@ class FileReader:
         # A fetch checks the hash itself; a caller that reads the rest of a file has its beginning.
         digest = hashlib.sha256() if self._fetch is None and offset == 0 else None
         # One buffer for all: separate blocks would leave holes in the allocator's arenas.
-        buffer = memoryview(bytearray(min(READ_BYTES, self.total_size)))
+        buffer = memoryview(bytearray(min(FIRST_READ_BYTES, self.total_size)))
+        first = offset
         while offset < self.total_size:
-            end = min(await self._available(offset), offset + READ_BYTES)
+            if offset - first >= LARGE_READS_AFTER_BYTES and len(buffer) < READ_BYTES:
+                buffer = memoryview(bytearray(READ_BYTES))
+            end = min(await self._available(offset), offset + len(buffer))
             block = await asyncio.to_thread(self._read, offset, buffer[: end - offset], digest)
             if not block or (self._fetch and self._fetch.restarts != self._restarts):
                 raise _changed()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, Self
 
 from shared.errors import QueueFullError
@@ -30,7 +30,7 @@ class CallLimitInterceptor(WrappingInterceptor):
 
     def __init__(self, limit: int) -> None:
         super().__init__()
-        self._slots = _Slots(limit)
+        self._slots = Slots(limit)
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         inner = behaviour(handler)
@@ -52,16 +52,55 @@ class CallLimitInterceptor(WrappingInterceptor):
         return stream if handler.response_streaming else unary
 
 
-class _Slots:
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.taken = 0
+class Slots:
+    """A number of calls that may run at once.
+
+    Args:
+        limit: most calls.
+        what: what they are, for the message.
+    """
+
+    def __init__(self, limit: int, what: str = "calls") -> None:
+        self._limit = limit
+        self._what = what
+        self._taken = 0
+
+    def take(self) -> None:
+        """Takes a slot, until `give`.
+
+        Raises:
+            QueueFullError: all are taken; the message has the limit.
+        """
+        if self._taken >= self._limit:
+            raise QueueFullError(
+                f"{self._taken} {self._what} are running, and the limit is {self._limit}",
+                metadata={"limit": str(self._limit)},
+            )
+        self._taken += 1
+
+    def give(self) -> None:
+        """Gives a slot back."""
+        self._taken -= 1
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """A slot for one call; raises as `take`."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.give()
+
+
+def came_through_envoy(context: Context) -> bool:
+    """Whether a call came through Envoy, which adds its caller's address, or from a service."""
+    return any(key == "x-forwarded-for" for key, _ in context.invocation_metadata() or ())
 
 
 class _Slot:
     """The slot of one call, once it has taken it."""
 
-    def __init__(self, slots: _Slots) -> None:
+    def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._taken = False
 
@@ -70,7 +109,7 @@ class _Slot:
 
     def __exit__(self, *error: object) -> None:
         if self._taken:
-            self._slots.taken -= 1
+            self._slots.give()
 
     def at_once(self, request: Any) -> Any:
         self._take()
@@ -83,11 +122,5 @@ class _Slot:
             yield request
 
     def _take(self) -> None:
-        slots = self._slots
-        if slots.taken >= slots.limit:
-            raise QueueFullError(
-                f"{slots.taken} calls are running, and the limit is {slots.limit}",
-                metadata={"limit": str(slots.limit)},
-            )
-        slots.taken += 1
+        self._slots.take()
         self._taken = True
