@@ -77,7 +77,36 @@ class ServerSettings(BaseSettings):
     )
 
 
-class ModelHostSettings(ServerSettings):
+class FileSettings(ServerSettings):
+    """Further settings of a service that fetches model files."""
+
+    provider_patience_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds that a fetch waits for a file provider that is down, such as one that "
+        "restarts.",
+    )
+    max_chunk_bytes: int = Field(
+        4 << 20,
+        ge=1 << 10,
+        description="Largest chunk of a file that is received, in bytes; a larger one is "
+        "RESOURCE_EXHAUSTED.",
+    )
+    fetch_memory_mb: int = Field(
+        32,
+        ge=1,
+        description="MiB of chunks that are being received or wait for the disk, of all fetches "
+        "together; beyond this they wait for each other.",
+    )
+    cache_limit_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of the cache on the disk, converted models included; 0 means 40 % of the "
+        "disk. To make room, what no model uses is removed, the least recently used first.",
+    )
+
+
+class ModelHostSettings(FileSettings):
     """Further settings of a service that holds models."""
 
     admission_seconds: float = Field(

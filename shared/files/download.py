@@ -4,16 +4,19 @@
 
     Failure                                         Then
     ----------------------------------------------  ---------------------------------------------
-    connection lost, provider unreachable or        wait, then resume after the last written byte;
-    silent, message too large                       after `FetchLimits.attempts` of these in a row
-                                                    without a new byte: give up
+    connection lost; provider unreachable, silent,  wait, then resume after the last written byte;
+    at its limits, or its call broke                after `FetchLimits.attempts` of these in a row
+                                                    without a new byte: give up, but on a provider
+                                                    that is down or full not before
+                                                    `FetchLimits.patience_seconds`
     the provider rejects the offset, or its size    restart at offset 0
     or hash is not that of the part
     wrong hash of a file that was resumed           restart at offset 0
     wrong hash of a file received from offset 0     give up
     restarted MAX_STARTS times                      give up
     sizes or offsets contradict each other          give up
-    no such file, any other status                  give up
+    no such file, too large a chunk, any other      give up
+    status
 
 What is written is kept for the next call if the provider was unavailable or the fetch was
 cancelled; in the other cases it is removed.
@@ -25,15 +28,18 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import AsyncIterator
 from typing import Self
 
 import grpc
 
 from shared.errors import (
+    DeadlineExceededError,
     ModelFileNotFoundError,
     ProviderFaultError,
     ProviderUnavailableError,
+    QueueFullError,
     ResourceExhaustedError,
     ServiceError,
     UnavailableError,
@@ -45,10 +51,10 @@ from shared.files.cache import (
     PartFile,
     SourceVersion,
 )
+from shared.files.chunk_memory import ChunkMemory, ChunkShare
 from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
 from shared.files.stub import Call, Chunk, Request, Stub
-from shared.rpc.channels import MAX_MESSAGE_BYTES
 from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
@@ -69,24 +75,31 @@ _DOWN = (
 )
 _BROKEN = (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS)
 _BAD_REQUEST = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE)
-_AT_LIMITS = (
-    f"the file provider is at its limits, or sent a chunk of more than {MAX_MESSAGE_BYTES} bytes"
-)
+# In the details of the status that gRPC itself gives for a message over the channel's limit.
+_TOO_LARGE = "larger than max"
 
 
 class _InterruptedError(Exception):
-    """The stream broke in a way that a retry may fix; `final` is raised when retries run out."""
+    """The stream broke in a way that a retry may fix.
 
-    def __init__(self, final: ServiceError) -> None:
+    Attributes:
+        final: is raised when retries run out.
+        down: whether the provider is down or full, and may come back as it was.
+    """
+
+    def __init__(self, final: ServiceError, *, down: bool = True) -> None:
         super().__init__(final.message)
         self.final = final
+        self.down = down
 
 
 class _StartOverError(Exception):
     """What is written belongs to other content than the provider has now."""
 
 
-async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fetch) -> CachedFile:
+async def download(
+    stub: Stub, entry: CacheEntry, limits: FetchLimits, memory: ChunkMemory, fetch: Fetch
+) -> CachedFile:
     """Brings a file into the cache unless the cached one is undamaged and up to date.
 
     Raises:
@@ -102,7 +115,7 @@ async def download(stub: Stub, entry: CacheEntry, limits: FetchLimits, fetch: Fe
         file = await asyncio.to_thread(entry.verify)
         if file and (old is None or file.sha256 != old.sha256):
             return file
-        return await _Download(stub, part, limits, fetch).run()
+        return await _Download(stub, part, limits, memory, fetch).run()
     except ModelFileNotFoundError:
         if old:
             await asyncio.to_thread(entry.discard)
@@ -148,14 +161,23 @@ def _close_late(opening: asyncio.Future[PartFile | None]) -> None:
 class _Download:
     """Repeats the call until the file is whole or the table above says to give up."""
 
-    def __init__(self, stub: Stub, part: PartFile, limits: FetchLimits, fetch: Fetch) -> None:
+    def __init__(
+        self,
+        stub: Stub,
+        part: PartFile,
+        limits: FetchLimits,
+        memory: ChunkMemory,
+        fetch: Fetch,
+    ) -> None:
         self._stub = stub
         self._part = part
         self._limits = limits
+        self._memory = memory
         self._fetch = fetch
 
     async def run(self) -> CachedFile:
         failures = starts = 0
+        failing_since = 0.0
         offset = self._part.written
         while starts < MAX_STARTS:
             starts += offset == 0
@@ -166,7 +188,9 @@ class _Download:
                 offset = 0
             except _InterruptedError as error:
                 failures = 1 if self._part.written > offset else failures + 1
-                if failures >= self._limits.attempts:
+                now = time.monotonic()
+                failing_since = now if failures == 1 else failing_since
+                if self._gives_up(error, failures, now - failing_since):
                     raise error.final from error
                 offset = self._part.written
                 await self._back_off(failures, error)
@@ -179,6 +203,10 @@ class _Download:
             if self._part.resumed:  # the beginning may be of an earlier version
                 raise _StartOverError from None
             raise self._fault("its SHA-256 is not the announced one") from None
+
+    def _gives_up(self, error: _InterruptedError, failures: int, seconds: float) -> bool:
+        patient = error.down and seconds < self._limits.patience_seconds
+        return failures >= self._limits.attempts and not patient
 
     async def _back_off(self, failures: int, error: _InterruptedError) -> None:
         wait = self._limits.backoff_seconds * 2.0 ** (failures - 1)
@@ -202,15 +230,19 @@ class _Download:
             metadata=outgoing_metadata(),
         )
         try:
-            chunk = await self._read(call, offset, self._limits.first_chunk_seconds)
-            position = await self._begin(chunk, offset)
-            async with _Writer(self._part, fetch) as writer:
-                while True:
-                    position = self._check(chunk, position)
-                    await writer.put(chunk.data)
-                    if chunk.is_last:
-                        return
-                    chunk = await self._read_more(call, position)
+            with self._memory.share() as share:
+                chunk = await self._read(call, share, offset, self._limits.first_chunk_seconds)
+                position = await self._begin(chunk, offset)
+                async with _Writer(self._part, fetch, share) as writer:
+                    while True:
+                        position = self._check(chunk, position)
+                        data, is_last = chunk.data, chunk.is_last
+                        del chunk  # it has a copy of the data
+                        await writer.put(data)
+                        if is_last:
+                            return
+                        del data
+                        chunk = await self._read_more(call, share, position)
         finally:
             call.cancel()
 
@@ -250,18 +282,23 @@ class _Download:
             raise self._fault(f"the last chunk ends at {end} of {total} bytes")
         return end
 
-    async def _read_more(self, call: Call, position: int) -> Chunk:
+    async def _read_more(self, call: Call, share: ChunkShare, position: int) -> Chunk:
         """The next chunk with data or the end; empty ones do not prove that there is progress."""
+        await share.expect()
         async with self._deadline(self._limits.stall_seconds):
             while True:
                 chunk = await self._next(call, position)
                 if chunk.data or chunk.is_last:
+                    share.received(len(chunk.data))
                     return chunk
                 self._check(chunk, position)
 
-    async def _read(self, call: Call, offset: int, seconds: float) -> Chunk:
+    async def _read(self, call: Call, share: ChunkShare, offset: int, seconds: float) -> Chunk:
+        await share.expect()
         async with self._deadline(seconds):
-            return await self._next(call, offset)
+            chunk = await self._next(call, offset)
+            share.received(len(chunk.data))
+            return chunk
 
     @contextlib.asynccontextmanager
     async def _deadline(self, seconds: float) -> AsyncIterator[None]:
@@ -283,21 +320,30 @@ class _Download:
 
     def _failure(self, error: grpc.aio.AioRpcError, position: int) -> Exception:
         """What a status of the provider means for this fetch."""
-        code, ours = error.code(), from_details(error)
+        code, ours, fetch = error.code(), from_details(error), self._fetch
         if code in _BAD_REQUEST and position:
             return _StartOverError()
         if isinstance(ours, UnavailableError) and not isinstance(ours, ProviderUnavailableError):
             return _InterruptedError(ProviderUnavailableError(ours.message))
+        if isinstance(ours, QueueFullError | DeadlineExceededError):
+            return _InterruptedError(ours)  # its streams are taken, or it did not wait for us
         if ours:
             return ours  # the service that raised it has made its own retries
         if code is grpc.StatusCode.NOT_FOUND:
-            return ModelFileNotFoundError(f"the file provider has no file {self._fetch}")
+            return ModelFileNotFoundError(f"the file provider has no file {fetch}")
         if code in _DOWN:
             return _InterruptedError(ProviderUnavailableError("the file provider is not reachable"))
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-            return _InterruptedError(ResourceExhaustedError(_AT_LIMITS))
+            limit = self._limits.chunk_bytes
+            if _TOO_LARGE in (error.details() or ""):
+                return ResourceExhaustedError(
+                    f"the file provider sent a chunk of {fetch} of more than {limit} bytes, "
+                    "the limit of one chunk",
+                    metadata={"limit": str(limit)},
+                )
+            return _InterruptedError(ResourceExhaustedError("the file provider is at its limits"))
         fault = self._fault(f"status {code.name}")
-        return _InterruptedError(fault) if code in _BROKEN else fault
+        return _InterruptedError(fault, down=False) if code in _BROKEN else fault
 
     def _fault(self, what: str) -> ProviderFaultError:
         return ProviderFaultError(f"the file provider failed to send {self._fetch}: {what}")
@@ -309,9 +355,10 @@ class _Writer:
     Tells the fetch how far the file is written. An async context manager.
     """
 
-    def __init__(self, part: PartFile, fetch: Fetch) -> None:
+    def __init__(self, part: PartFile, fetch: Fetch, share: ChunkShare) -> None:
         self._part = part
         self._fetch = fetch
+        self._share = share
         self._blocks: list[bytes] = []
         self._bytes = 0
         self._task: asyncio.Task[None] | None = None
@@ -335,7 +382,8 @@ class _Writer:
 
     async def _write(self) -> None:
         while self._blocks:
-            blocks, self._blocks, self._bytes = self._blocks, [], 0
+            blocks, size, self._blocks, self._bytes = self._blocks, self._bytes, [], 0
             await asyncio.to_thread(self._part.append, blocks)
+            self._share.written(size)
             self._fetch.written = self._part.written
             self._fetch.announce()

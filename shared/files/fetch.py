@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 
 from shared.files.cache import CachedFile, PartFile
 from shared.model_ids import ModelId
+from shared.settings import FileSettings
 from shared.single_flight import SharedWork
 
 
@@ -16,17 +17,33 @@ class FetchLimits:
 
     Attributes:
         attempts: failed attempts in a row, none with a new byte, after which it gives up.
+        patience_seconds: how long it goes on all the same while the provider is down or full,
+            counted from the first of these attempts.
         backoff_seconds: wait after the first failure; doubled after each, with jitter.
         max_backoff_seconds: the longest wait.
         first_chunk_seconds: timeout for the first chunk (the provider may have to download).
         stall_seconds: timeout for each further chunk.
+        chunk_bytes: largest chunk that is received.
+        memory_bytes: of the chunks of all fetches that are not on the disk yet.
     """
 
     attempts: int = 4
+    patience_seconds: float = 30.0
     backoff_seconds: float = 0.25
     max_backoff_seconds: float = 5.0
     first_chunk_seconds: float = 300.0
     stall_seconds: float = 60.0
+    chunk_bytes: int = 4 << 20
+    memory_bytes: int = 32 << 20
+
+    @classmethod
+    def of(cls, settings: FileSettings) -> FetchLimits:
+        """The limits that a service's settings give."""
+        return cls(
+            patience_seconds=settings.provider_patience_seconds,
+            chunk_bytes=settings.max_chunk_bytes,
+            memory_bytes=settings.fetch_memory_mb << 20,
+        )
 
 
 class Fetch(SharedWork[CachedFile]):

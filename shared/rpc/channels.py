@@ -34,9 +34,15 @@ def connect(
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Sequence[tuple[str, int]] = (),
 ) -> grpc.aio.Channel:
-    """A channel to another service. It connects on first use; the caller closes it."""
+    """A channel to another service. It connects on first use; the caller closes it.
+
+    Args:
+        address: its host:port.
+        interceptors: of its calls.
+        options: more options, or others than those of `client_options`.
+    """
     return grpc.aio.insecure_channel(
         address,
-        options=[*client_options(), *options],
+        options=list((dict(client_options()) | dict(options)).items()),
         interceptors=list(interceptors) or None,
     )

@@ -73,6 +73,7 @@ async def model_mgmt(
         "RECONCILE_SECONDS": "0.1",
         "DRAIN_SECONDS": "0.1",
         "GRACE_SECONDS": "1",
+        "PROVIDER_PATIENCE_SECONDS": "1",
         **more,
     }
     env = {f"MODEL_MGMT_{name}": value for name, value in settings.items()}

@@ -18,7 +18,9 @@ from tests.support.providers import CHUNK_BYTES, Context, Provider, chunks
 MODEL, NAME = "org/name", "model.safetensors"
 KEY = f"{MODEL}/{NAME}"
 CONTENT = random.Random(1).randbytes(10 * CHUNK_BYTES + 17)
-QUICK = FetchLimits(backoff_seconds=0.01, first_chunk_seconds=60, stall_seconds=60)
+QUICK = FetchLimits(
+    patience_seconds=0, backoff_seconds=0.01, first_chunk_seconds=60, stall_seconds=60
+)
 CUT = 3 * CHUNK_BYTES
 
 

@@ -22,7 +22,9 @@ from tests.support.providers import CHUNK_BYTES, Provider, chunks
 
 CONTENT = bytes(range(256)) * 1200
 TOTAL = len(CONTENT)
-QUICK = FetchLimits(attempts=2, backoff_seconds=0.01, first_chunk_seconds=60, stall_seconds=60)
+QUICK = FetchLimits(
+    attempts=2, patience_seconds=0, backoff_seconds=0.01, first_chunk_seconds=60, stall_seconds=60
+)
 
 Messages = list[pb.ModelFileChunk]
 

@@ -73,7 +73,9 @@ async def test_a_provider_that_never_begins_or_sends_only_nothing_is_given_up(
             yield pb.ModelFileChunk(total_size=len(content))
             await asyncio.sleep(0.001)
 
-    limits = FetchLimits(attempts=2, backoff_seconds=0.01, first_chunk_seconds=1, stall_seconds=1)
+    limits = FetchLimits(
+        attempts=2, patience_seconds=0, backoff_seconds=0.01, first_chunk_seconds=1, stall_seconds=1
+    )
     async with ModelFiles(source.address, tmp_path, limits=limits) as files:
         for behaviour in (silent, empty_for_ever):
             source.requests.clear()
@@ -113,7 +115,7 @@ async def test_a_part_of_another_version_is_not_mixed_in(
         await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
     source.usual = dies_known
-    limits = FetchLimits(attempts=1)
+    limits = FetchLimits(attempts=1, patience_seconds=0)
     async with ModelFiles(source.address, tmp_path, limits=limits) as files:
         with pytest.raises(ProviderUnavailableError):
             await files.fetch(MODEL, NAME)
@@ -126,10 +128,34 @@ async def test_a_part_of_another_version_is_not_mixed_in(
 
 async def test_a_damaged_part_is_found_by_its_hash(source: Provider, tmp_path: Path) -> None:
     source.usual = dies
-    async with ModelFiles(source.address, tmp_path, limits=FetchLimits(attempts=1)) as files:
+    async with ModelFiles(
+        source.address, tmp_path, limits=FetchLimits(attempts=1, patience_seconds=0)
+    ) as files:
         with pytest.raises(ProviderUnavailableError):
             await files.fetch(MODEL, NAME)
         (part,) = parts(tmp_path)
         part.write_bytes(b"\0" * part.stat().st_size)
         source.usual = honest
         assert (await files.fetch(MODEL, NAME)).read_bytes() == CONTENT
+
+
+async def test_a_provider_that_is_down_for_a_while_is_waited_for(
+    source: Provider, tmp_path: Path
+) -> None:
+    down = True
+
+    async def comes_back(provider, request, content, context):
+        if down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Connection refused")
+        async for chunk in honest(provider, request, content, context):
+            yield chunk
+
+    source.behaviours = [dies]
+    source.usual = comes_back
+    limits = FetchLimits(attempts=2, patience_seconds=60, backoff_seconds=0.01)
+    async with ModelFiles(source.address, tmp_path, limits=limits) as files:
+        fetch = asyncio.create_task(files.fetch(MODEL, NAME))
+        await until(lambda: len(source.requests) > 5)  # more than the attempts
+        down = False
+        assert (await fetch).read_bytes() == CONTENT
+    assert set(source.asked_for(KEY)[1:]) == {CUT}

@@ -40,7 +40,7 @@ async def source() -> AsyncIterator[Provider]:
 
 @pytest.fixture
 async def files(source: Provider, tmp_path: Path) -> AsyncIterator[ModelFiles]:
-    limits = FetchLimits(attempts=2, backoff_seconds=0.01)
+    limits = FetchLimits(attempts=2, patience_seconds=0, backoff_seconds=0.01)
     async with ModelFiles(source.address, tmp_path, limits=limits) as provider:
         yield provider
 
