@@ -22,6 +22,8 @@ from model_mgmt_svc.replicas import Replicas
 from model_mgmt_svc.service import ModelManagementServicer
 from model_mgmt_svc.settings import ModelMgmtSettings
 from shared.files.client import ModelFiles
+from shared.files.fetch import FetchLimits
+from shared.files.space import CacheSpace
 from shared.pipelines import ServiceName
 from shared.rpc.server import Health, main, serve
 
@@ -36,11 +38,20 @@ async def run(settings: ModelMgmtSettings) -> None:
         "text": settings.text_addrs,
         "vision": settings.vision_addrs,
     }
+    desired = DesiredModels(
+        settings.state_dir / "desired_models.json", lock_seconds=settings.lock_seconds
+    )
+    space = CacheSpace.of(
+        settings, settings.cache_dir, kept=lambda: [model.model_id for model in desired.all()]
+    )
     async with (
-        ModelFiles(settings.file_provider_addr, settings.cache_dir) as files,
-        DesiredModels(
-            settings.state_dir / "desired_models.json", lock_seconds=settings.lock_seconds
-        ) as desired,
+        desired,
+        ModelFiles(
+            settings.file_provider_addr,
+            settings.cache_dir,
+            limits=FetchLimits.of(settings),
+            space=space,
+        ) as files,
         Replicas(addresses) as replicas,
         contextlib.aclosing(Lifecycle(replicas, desired, files.refresh)) as lifecycle,
     ):
@@ -54,7 +65,9 @@ async def run(settings: ModelMgmtSettings) -> None:
         )
 
         def register(server: grpc.aio.Server, health: Health) -> None:
-            servicer = ModelManagementServicer(files, lifecycle, reconciler, settings.chunk_bytes)
+            servicer = ModelManagementServicer(
+                files, lifecycle, reconciler, settings.chunk_bytes, settings.max_file_streams
+            )
             model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
 
         @contextlib.asynccontextmanager

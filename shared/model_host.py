@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from shared.errors import CallCancelledError
+from shared.files.space import Use
 from shared.model_ids import ModelId
 from shared.pipelines import Pipeline
 
@@ -42,6 +43,7 @@ class HostedModel:
         reason: why it is FAILED.
         engine: what runs it, where the service has several engines.
         note: a sentence for the caller who loads it, often empty.
+        use: keeps its files in the cache; None before it is fetched and after it is unloaded.
     """
 
     model_id: ModelId
@@ -55,9 +57,16 @@ class HostedModel:
     reason: str = ""
     engine: str | None = None
     note: str = ""
+    use: Use | None = None
 
     def __post_init__(self) -> None:
         self.states = [ModelState.FETCHING]
+
+    def let_go(self) -> None:
+        """Its files may be removed from the cache from now on."""
+        if self.use:
+            self.use.close()
+            self.use = None
 
     @property
     def state(self) -> ModelState:

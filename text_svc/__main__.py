@@ -10,6 +10,8 @@ from prometheus_client import REGISTRY
 
 from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
+from shared.files.fetch import FetchLimits
+from shared.files.space import CacheSpace
 from shared.model_host import Restores
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
@@ -19,6 +21,7 @@ from shared.rpc.server import (
     serve,
 )
 from text_svc.metrics import ModelCollector
+from text_svc.models.conversion import converted_dir
 from text_svc.models.registry import Registry
 from text_svc.processes import sandbox
 from text_svc.service import NAME, TransformersForwarder
@@ -28,7 +31,12 @@ from text_svc.settings import TextSettings
 async def run(settings: TextSettings) -> None:
     """Serves until it is told to stop."""
     sandbox.check(settings.sandbox)
-    files = ModelFiles(settings.file_provider_addr, settings.cache_dir)
+    files = ModelFiles(
+        settings.file_provider_addr,
+        settings.cache_dir,
+        limits=FetchLimits.of(settings),
+        space=CacheSpace.of(settings, settings.cache_dir, converted=converted_dir(settings)),
+    )
     restores = Restores()
     registry = Registry(settings, files, restores)
     admission = Admission(settings.admission_seconds)

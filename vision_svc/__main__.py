@@ -15,6 +15,8 @@ import grpc
 
 from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
+from shared.files.fetch import FetchLimits
+from shared.files.space import CacheSpace
 from shared.process import thread_stacks
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
@@ -76,7 +78,12 @@ async def run(settings: VisionSettings) -> None:
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
-        async with ModelFiles(settings.file_provider_addr, settings.cache_dir) as files:
+        async with ModelFiles(
+            settings.file_provider_addr,
+            settings.cache_dir,
+            limits=FetchLimits.of(settings),
+            space=CacheSpace.of(settings, settings.cache_dir),
+        ) as files:
             runtime, runner, models = await asyncio.to_thread(_build, settings, files, _end_process)
             vision.runner, worker.host = runner, models
             watch = asyncio.create_task(_end_when_hung(runtime))

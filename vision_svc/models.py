@@ -83,6 +83,7 @@ class Models:
             finally:
                 if model.state is not ModelState.READY:
                     model.load.cancel()
+                    model.let_go()
                     if self._models.get(model_id) is model:
                         del self._models[model_id]
 
@@ -99,6 +100,7 @@ class Models:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
         if model.state is ModelState.READY:
             self._runtime.use_model(model.task, None)
+            model.let_go()
         elif model.load:
             model.load.cancel()
 
@@ -120,6 +122,7 @@ class Models:
             model.bytes_fetched, model.bytes_total = fetched, total
 
         file = model.raw_options.get(FILE_OPTION) or model.task.default_asset.file
+        model.use = await self._files.use(model.model_id)
         path = await self._files.fetch(model.model_id, file, progress)
         model.state = ModelState.LOADING
         await self._runtime.try_model(model.task, path)

@@ -14,15 +14,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
 
-from shared.errors import ResourceExhaustedError, UnavailableError
+from shared.errors import UnavailableError
 from shared.files.disk import (
+    DISK_FULL,
     digest,
     disk_errors,
     hash_file,
@@ -30,9 +30,8 @@ from shared.files.disk import (
     sync_folder,
     write_json,
 )
+from shared.files.space import STATE_FOLDER, CacheSpace, state_file
 from shared.model_ids import ModelId, folder_name, resolve_inside
-
-_STATE_FOLDER = ".fetch"
 
 
 @dataclass(frozen=True)
@@ -88,18 +87,25 @@ class CacheEntry:
         root: the cache's folder.
         model_id: the model.
         file_path: a path from `check_file_path`.
+        space: makes room for it; None if it is not going to be fetched.
     """
 
-    def __init__(self, root: Path, model_id: ModelId, file_path: PurePosixPath) -> None:
+    def __init__(
+        self,
+        root: Path,
+        model_id: ModelId,
+        file_path: PurePosixPath,
+        space: CacheSpace | None = None,
+    ) -> None:
         self.model_id = model_id
         self.file_path = file_path
         self._root = root
         self._inner = PurePosixPath(folder_name(model_id)) / file_path
-        key = hashlib.sha256(str(self._inner).encode()).hexdigest()[:32]
-        self._state = root / _STATE_FOLDER
-        self._record = self._state / f"{key}.json"
-        self.part = self._state / f"{key}.part"
-        self.part_record = self._state / f"{key}.part.json"
+        self._state = root / STATE_FOLDER
+        self._record = state_file(root, self._inner, ".json")
+        self.part = state_file(root, self._inner, ".part")
+        self.part_record = state_file(root, self._inner, ".part.json")
+        self.space = space
 
     def place(self) -> Path:
         """The path of the whole file, which need not exist.
@@ -208,28 +214,44 @@ class PartFile:
             if offset == 0:
                 self._truncate()
             self.resumed = offset > 0
-            missing = source.total_size - self.written
-            free = shutil.disk_usage(self._entry.part.parent).free
-            if missing > free:
-                raise ResourceExhaustedError(
-                    f"the disk of the model cache is full: {missing} bytes are needed, "
-                    f"{free} are free"
-                )
+            self._make_room(source)
             self.source = source
             write_json(self._entry.part_record, asdict(source))
 
     def append(self, blocks: Iterable[bytes]) -> None:
-        """Appends blocks."""
+        """Appends blocks.
+
+        Raises:
+            ResourceExhaustedError: the disk is full, even without what is not in use.
+        """
         with self._lock, disk_errors():
             if self._closed:
                 return
             for block in blocks:
                 rest = memoryview(block)
                 while rest:
-                    count = os.pwrite(self._descriptor, rest, self.written)
+                    count = self._write(rest)
                     self._hash.update(rest[:count])
                     self.written += count
                     rest = rest[count:]
+
+    def _write(self, block: memoryview) -> int:
+        try:
+            return os.pwrite(self._descriptor, block, self.written)
+        except OSError as error:
+            # Others write to the disk too: there was room when this fetch began.
+            if error.errno not in DISK_FULL or self.source is None:
+                raise
+        self._make_room(self.source)
+        return os.pwrite(self._descriptor, block, self.written)
+
+    def _make_room(self, source: SourceVersion) -> None:
+        """Makes room for what is still to come.
+
+        The part counts already, with what is on the disk and what its record announces.
+        """
+        if self._entry.space:
+            self._entry.space.make_room(source.total_size - self.written, of=self._entry.part)
 
     def finish(self) -> CachedFile:
         """Turns the part into the whole file: flushed, renamed, recorded.

@@ -15,12 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from ml import model_management_pb2_grpc
-from shared.errors import ModelFileNotFoundError, ProviderUnavailableError
+from shared.errors import ModelFileNotFoundError, ProviderUnavailableError, ServiceError
 from shared.files.cache import CacheEntry, cached_entries
+from shared.files.chunk_memory import ChunkMemory
 from shared.files.download import download
 from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
 from shared.files.reader import FileReader
+from shared.files.space import CacheSpace, Use
 from shared.files.stub import Stub
 from shared.model_ids import ModelId, check_file_path, folder_name
 from shared.rpc.channels import connect
@@ -36,6 +38,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
 )
+# Between looks for what nobody needs.
+SWEEP_SECONDS = 3600.0
+# What the message of a chunk has besides its data, at most.
+CHUNK_FIELDS_BYTES = 1 << 10
 
 
 class ModelFiles:
@@ -47,23 +53,39 @@ class ModelFiles:
     Args:
         address: "host:port" of the provider.
         cache_dir: the cache's folder; created if missing. Must not be the provider's own cache.
-        limits: timeouts and retries.
+        limits: timeouts, retries and memory.
+        space: makes room in the cache; by default with its default limit.
+
+    Attributes:
+        space: see above.
+        memory: of the chunks that are not on the disk yet.
     """
 
     def __init__(
-        self, address: str, cache_dir: Path | str, *, limits: FetchLimits | None = None
+        self,
+        address: str,
+        cache_dir: Path | str,
+        *,
+        limits: FetchLimits | None = None,
+        space: CacheSpace | None = None,
     ) -> None:
         self.cache_dir = Path(cache_dir)
+        self.space = space or CacheSpace(self.cache_dir)
         self._address = address
         self._limits = limits or FetchLimits()
+        self.memory = ChunkMemory(self._limits.memory_bytes)
         self._fetches: SingleFlight[tuple[ModelId, PurePosixPath], Fetch] = SingleFlight()
 
     async def __aenter__(self) -> Self:
-        self._channel = connect(self._address, options=_CHANNEL_OPTIONS)
+        largest = self._limits.chunk_bytes + CHUNK_FIELDS_BYTES
+        options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", largest))
+        self._channel = connect(self._address, options=options)
         self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
+        self._sweeping = asyncio.create_task(self._sweep())
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._sweeping.cancel()
         await self._fetches.close()
         await self._channel.close()
 
@@ -85,9 +107,14 @@ class ModelFiles:
             ModelFileNotFoundError: the provider has no such file.
             ProviderUnavailableError: it cannot be reached, or the connection broke repeatedly.
             ProviderFaultError: sizes, offsets or hashes contradict each other.
-            ResourceExhaustedError: the disk is full.
+            ResourceExhaustedError: the disk is full, or the provider sends too large chunks.
             InternalError: the cache cannot be written.
         """
+        self._entry(model_id, file_path)  # before there is a folder for it
+        with contextlib.closing(await self.use(model_id)):
+            return await self._fetch(model_id, file_path, on_progress)
+
+    async def _fetch(self, model_id: ModelId, file_path: str, on_progress: Progress | None) -> Path:
         with self._join(model_id, file_path) as fetch:
             while not fetch.task.done():
                 if on_progress:
@@ -97,6 +124,23 @@ class ModelFiles:
             if on_progress:
                 on_progress(file.size, file.size)
             return file.path
+
+    async def use(self, model_id: ModelId) -> Use:
+        """Keeps what the cache has of a model from being removed to make room for others.
+
+        Raises:
+            InternalError: the cache cannot be written.
+        """
+        return await asyncio.to_thread(self.space.use, model_id)
+
+    async def _sweep(self) -> None:
+        """Removes leftovers now and every hour."""
+        while True:
+            try:
+                await asyncio.to_thread(self.space.sweep)
+            except ServiceError as error:
+                log.warning("cannot clean the model cache", extra={"error": error.message})
+            await asyncio.sleep(SWEEP_SECONDS)
 
     async def refresh(self, model_id: ModelId) -> None:
         """Brings the cached files of a model up to date with the provider.
@@ -132,11 +176,17 @@ class ModelFiles:
             As `fetch`, here or while reading.
         """
         entry = self._entry(model_id, file_path)
+        with contextlib.closing(await self.use(model_id)):
+            async with self._open(entry) as reader:
+                yield reader
+
+    @contextlib.asynccontextmanager
+    async def _open(self, entry: CacheEntry) -> AsyncIterator[FileReader]:
         if file := await asyncio.to_thread(entry.find):
             async with FileReader(file, entry) as reader:
                 yield reader
             return
-        with self._join(model_id, file_path) as fetch:
+        with self._join(entry.model_id, str(entry.file_path)) as fetch:
             while fetch.part is None and not fetch.task.done():
                 await fetch.changed()
             source = fetch.result() if fetch.task.done() else fetch
@@ -144,7 +194,7 @@ class ModelFiles:
                 yield reader
 
     def _entry(self, model_id: ModelId, file_path: str) -> CacheEntry:
-        return CacheEntry(self.cache_dir, model_id, check_file_path(file_path))
+        return CacheEntry(self.cache_dir, model_id, check_file_path(file_path), self.space)
 
     def _join(self, model_id: ModelId, file_path: str) -> AbstractContextManager[Fetch]:
         """The one fetch of a file; it is cancelled when its last caller leaves."""
@@ -152,7 +202,9 @@ class ModelFiles:
 
         def start() -> Fetch:
             fetch = Fetch(entry.model_id, entry.file_path)
-            fetch.task = asyncio.create_task(download(self._stub, entry, self._limits, fetch))
+            fetch.task = asyncio.create_task(
+                download(self._stub, entry, self._limits, self.memory, fetch)
+            )
             return fetch
 
         return self._fetches.join((entry.model_id, entry.file_path), start)

@@ -20,7 +20,8 @@ from shared.errors import InternalError, InvalidModelError, ResourceExhaustedErr
 # Largest record that is read; ours have some hundred bytes.
 MAX_RECORD_BYTES = 1 << 20
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of a full disk, a full quota, and a file over the limit of its process.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise ResourceExhaustedError("the disk of the model cache is full") from error
         raise InternalError(f"the model cache cannot be used: {error.strerror}") from error
 

@@ -51,6 +51,11 @@ class Conversion:
         return Manifest.read(self.target)
 
 
+def converted_dir(settings: TextSettings) -> Path:
+    """Folder of the converted models, with a folder for each model."""
+    return settings.converted_dir or settings.cache_dir / ".converted"
+
+
 def plan(
     settings: TextSettings,
     model_id: ModelId,
@@ -66,9 +71,8 @@ def plan(
         "versions": _versions(),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    root = settings.converted_dir or settings.cache_dir / ".converted"
     name = f"{pipeline.name}-{weights}-{key}"
-    target = root.resolve() / folder_name(model_id) / name
+    target = converted_dir(settings).resolve() / folder_name(model_id) / name
     return Conversion(model_id, pipeline, folder.resolve(), target, weights)
 
 

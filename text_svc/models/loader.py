@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from shared.errors import InvalidArgumentError
+from shared.errors import InvalidArgumentError, ResourceExhaustedError
 from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_host import ModelState
@@ -75,6 +76,7 @@ class Loader:
             ServiceError: why it cannot be loaded.
         """
         wanted = wanted_engine(model.pipeline, model.options)
+        model.use = await self._files.use(model.model_id)
         folder = await self._fetch(model)
         sizes = await asyncio.to_thread(weight_sizes, folder, _float_bytes(model.options))
         engine = EnginePlan(wanted, sizes.total)
@@ -104,6 +106,8 @@ class Loader:
             model.state = ModelState.CONVERTING
             needed = CONVERSION_COPIES * weights + PROCESS_BYTES
             self.budget.reserve(model, needed, "to be converted")
+            with contextlib.suppress(ResourceExhaustedError):  # it may be smaller than this
+                await asyncio.to_thread(self._files.space.make_room, weights)
             manifest = await convert(planned, self._settings, self._limit(model))
             model.reserved_bytes = 0
         if not manifest.refused:

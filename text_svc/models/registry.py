@@ -174,6 +174,7 @@ class Registry:
             raise
         except Exception as error:
             model.state, model.reserved_bytes = ModelState.FAILED, 0
+            model.let_go()
             model.reason = error.message if isinstance(error, ServiceError) else "internal error"
             raise
         process = model.process
@@ -200,6 +201,7 @@ class Registry:
         ended = await process.wait()
         if self._models.get(model.model_id) is model and model.state is ModelState.READY:
             model.state, model.reserved_bytes = ModelState.FAILED, 0
+            model.let_go()
             model.reason = f"its process ended: {process.hung or ended}"
             self.ends[model.model_id, "hung" if process.hung else "died"] += 1
             log.error("model process ended", extra={"model": model.model_id, "how": ended})
@@ -227,5 +229,6 @@ class Registry:
             if model.process:
                 await model.process.stop()
         finally:
+            model.let_go()
             if self._models.get(model.model_id) is model:
                 del self._models[model.model_id]
