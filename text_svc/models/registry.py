@@ -192,6 +192,8 @@ class Registry:
                 "note": model.note,
             },
         )
+        for how in ("hung", "died"):
+            self.ends[model.model_id, how] += 0  # a counter has to exist before it can increase
         watcher = asyncio.create_task(self._watch(model, process))
         self._watchers.add(watcher)
         watcher.add_done_callback(self._watchers.discard)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from shared.errors import QueueFullError, ShuttingDownError
+from tests.support.stack import wait_for
 from tests.support.waiting import until
 from text_svc.worker.embeddings.batcher import MicroBatcher
 from text_svc.worker.embeddings.encoder import (
@@ -71,6 +72,8 @@ def batcher(encoder: HeldEncoder) -> Iterator[MicroBatcher]:
     batcher = MicroBatcher(encoder, pad_token=0, max_waiting=50, metrics=EmbeddingMetrics(MODEL))
     yield batcher
     encoder.release(1000)
+    # No more steps are expected; else an idle process would count as hung.
+    wait_for("the end of all work", lambda: not batcher._steps._pieces)
     batcher.close()
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from shared.errors import InvalidArgumentError, QueueFullError
 from tests.support.stack import MODELS
+from tests.support.waiting import until
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines.base import (
     Engine,
@@ -93,7 +94,14 @@ async def make(
 
     yield make_generator
     for generator in made:
+        await rests(generator)
         await generator.close()
+
+
+async def rests(generator: TextGenerator) -> None:
+    """Waits until its engine expects no more steps; else an idle process would count as hung."""
+    engine: Any = generator._engine
+    await until(lambda: not engine._steps._pieces)
 
 
 def greedy(tokens: int = 20, **changes: Any) -> Sampling:
@@ -281,6 +289,7 @@ async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> 
     texts = await asyncio.gather(*(answer(generator, p, greedy(9)) for p in PROMPTS))
     assert [last.tokens_generated for _, last in texts] == [9] * 16
     engine: Any = generator._engine
+    await rests(generator)
     await generator.close()
     for work in ("_running", "_waiting", "_active"):
         assert not getattr(engine, work, None)
