@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
-from shared.errors import ServiceError, WorkerUnavailableError
+from shared.errors import OutOfMemoryError, ServiceError, WorkerUnavailableError
 from shared.telemetry.process_metrics import process_tree
 from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
@@ -105,7 +105,9 @@ class ModelProcess:
 
     async def wait(self) -> str:
         """Waits for the end of the process and says how it ended."""
-        return await self._child.wait()
+        how = await self._child.wait()
+        self._out_of_memory = await self._child.out_of_memory()
+        return self._over_limit("it").message if self._out_of_memory else how
 
     async def stop(self) -> None:
         """Ends the calls and the process."""
@@ -139,10 +141,13 @@ class ModelProcess:
             async with asyncio.timeout(END_SECONDS):
                 self._out_of_memory = await self._child.out_of_memory()
 
+    def _over_limit(self, subject: str) -> OutOfMemoryError:
+        return limit_error(subject, self.spec.memory_bytes)
+
     def _gone(self) -> ServiceError:
         model_id = self.spec.model_id
         if self._out_of_memory:
-            return limit_error(f"model {model_id}", self.spec.memory_bytes)
+            return self._over_limit(f"model {model_id}")
         if self.hung:
             return WorkerUnavailableError(
                 f"the process of model {model_id} hung and was ended: {self.hung}; the model is "
