@@ -149,6 +149,7 @@ class Loader:
         settings = self._settings
         known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
         return WorkerSpec(
+            cuda=on_cuda(model.options),
             # CUDA maps far more memory than it takes.
             memory_bytes=0 if on_cuda(model.options) else self._limit(model),
             scratch=self.scratch / str(next(self._numbers)),

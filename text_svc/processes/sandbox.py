@@ -49,6 +49,18 @@ _READABLE = tuple(
         ),
     )
 )
+# NVIDIA's driver: its devices, and what it reads of them and of the process.
+_CUDA_DEVICES = "nvidia*"
+_CUDA = tuple(
+    map(
+        Path,
+        (
+            *("/proc/driver/nvidia", "/proc/devices", "/proc/modules", "/proc/self"),
+            *("/proc/sys/vm/mmap_min_addr", "/sys/bus/pci", "/sys/devices", "/sys/module/nvidia"),
+            "/sys/module/nvidia_uvm",
+        ),
+    )
+)
 # The resolver's, for the name of a collector of traces.
 _NAMES = tuple(map(Path, ("/etc/hosts", "/etc/nsswitch.conf", "/etc/resolv.conf")))
 
@@ -81,7 +93,7 @@ def check(mode: SandboxMode) -> None:
         )
 
 
-def enter(*, reads: Iterable[Path] = (), writes: Iterable[Path] = ()) -> None:
+def enter(*, reads: Iterable[Path] = (), writes: Iterable[Path] = (), cuda: bool = False) -> None:
     """Restricts this process, and all that it starts, for good; call it before threads start.
 
     Called again, in a process that a restricted one has started, it takes away what is not given
@@ -90,6 +102,7 @@ def enter(*, reads: Iterable[Path] = (), writes: Iterable[Path] = ()) -> None:
     Args:
         reads: folders that it reads.
         writes: folders in which it makes, writes and removes files.
+        cuda: whether it uses NVIDIA's driver.
 
     Raises:
         OSError: the kernel cannot, and the mode is "required".
@@ -104,6 +117,8 @@ def enter(*, reads: Iterable[Path] = (), writes: Iterable[Path] = ()) -> None:
             **dict.fromkeys((*_PYTHON, *_LIBRARIES), landlock.RUN),
             **dict.fromkeys(_READABLE, landlock.READ),
             **dict.fromkeys(_NAMES if port else (), landlock.READ),
+            **dict.fromkeys(_CUDA if cuda else (), landlock.READ),
+            **dict.fromkeys(Path("/dev").glob(_CUDA_DEVICES) if cuda else (), landlock.DEVICE),
             Path("/dev/null"): landlock.DEVICE,
             **dict.fromkeys(reads, landlock.READ),
             **dict.fromkeys(writes, landlock.WRITE),

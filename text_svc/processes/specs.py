@@ -36,6 +36,7 @@ class ChildSpec(BaseModel):
         scratch: a folder of its own, for temporary files; `spawn` makes it, and it goes with the
             process.
         sandbox: see `text_svc.processes.sandbox`.
+        cuda: whether it computes on a CUDA device.
         memory_bytes: see `text_svc.processes.memory`; 0 is no limit.
     """
 
@@ -46,6 +47,7 @@ class ChildSpec(BaseModel):
     model_id: str
     scratch: Path
     sandbox: SandboxMode = "auto"
+    cuda: bool = False
     memory_bytes: int = 0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     log_style: Literal["json", "text"]
