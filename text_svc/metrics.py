@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter as Counts
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,13 @@ from ml.internal.link_pb2 import Usage
 from shared.model_host import ModelState
 from shared.model_ids import ModelId
 from shared.telemetry.process_metrics import tree_figures
+from text_svc.models.model import ManagedModel
 from text_svc.models.registry import Registry
 
+log = logging.getLogger(__name__)
+
+# Largest file of metrics of a model's process; they begin with 1 MiB and grow with labels.
+MAX_FIGURES_BYTES = 16 << 20
 # From 1 ms (no queue) to 1 minute (a long one).
 _BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -89,7 +95,7 @@ class ModelCollector(Collector):
         for (model_id, how), count in self._registry.ends.items():
             ends.add_metric([model_id, how], count)
         yield ends
-        yield from _of_engines(self._registry.scratch)
+        yield from _of_engines(models)
         yield from self._processes()
 
     def _processes(self) -> Iterable[Metric]:
@@ -114,14 +120,34 @@ class ModelCollector(Collector):
         yield from (calls, memory, threads, open_fds, cpu)
 
 
-def _of_engines(folder: Path) -> Iterable[Metric]:
-    """The metrics that workers write to files, see `text_svc.worker.engines.metrics`."""
-    for _ in range(2):
-        try:
-            return list(MultiProcessCollector.merge(map(str, folder.glob("*/*.db"))))
-        except FileNotFoundError:  # a process ended meanwhile
+def _of_engines(models: Iterable[ManagedModel]) -> Iterable[Metric]:
+    """The metrics that workers write to files, see `text_svc.worker.engines.metrics`.
+
+    A process has its own folder for them, and is not trusted: what it says of other models, or in
+    files that are too large or no such files, is left out.
+    """
+    metrics: dict[str, Metric] = {}
+    for model in models:
+        if model.process is None:
             continue
-    return []
+        files = [str(path) for path in model.process.spec.scratch.glob("*.db") if _small(path)]
+        try:
+            found = list(MultiProcessCollector.merge(files))
+        except Exception as error:  # noqa: BLE001  # its process has ended, or wrote anything
+            log.debug("no metrics", extra={"model": model.model_id, "error": repr(error)})
+            continue
+        for metric in found:
+            own = [each for each in metric.samples if each.labels.get("model") == model.model_id]
+            all_models = metrics.setdefault(metric.name, metric)
+            all_models.samples = own if all_models is metric else all_models.samples + own
+    return metrics.values()
+
+
+def _small(path: Path) -> bool:
+    try:
+        return path.stat().st_size <= MAX_FIGURES_BYTES
+    except FileNotFoundError:
+        return False
 
 
 def _gauge(name: str, text: str) -> GaugeMetricFamily:

@@ -72,11 +72,6 @@ class Registry:
         """Memory that all models together may use, in bytes."""
         return self._loader.budget.total_bytes
 
-    @property
-    def scratch(self) -> Path:
-        """Holds a folder for each model's process, with its socket and the metrics it writes."""
-        return self._loader.scratch
-
     def models(self) -> list[ManagedModel]:
         """All models, whatever their state."""
         return list(self._models.values())
