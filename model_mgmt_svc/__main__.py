@@ -53,7 +53,9 @@ async def run(settings: ModelMgmtSettings) -> None:
             space=space,
         ) as files,
         Replicas(addresses) as replicas,
-        contextlib.aclosing(Lifecycle(replicas, desired, files.refresh)) as lifecycle,
+        contextlib.aclosing(
+            Lifecycle(replicas, desired, files.refresh, max_loads=settings.max_loads)
+        ) as lifecycle,
     ):
         reconciler = Reconciler(
             replicas,

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -20,8 +20,10 @@ from model_mgmt_svc.replicas import (
     Replicas,
 )
 from shared.errors import (
+    CallCancelledError,
     ModelNotLoadedError,
     PipelineMismatchError,
+    QueueFullError,
     ServiceError,
     UnavailableError,
     UnknownPipelineError,
@@ -37,6 +39,8 @@ T = TypeVar("T")
 
 # Longest wait for a replica to free a model; it may hang.
 FREE_SECONDS = 30.0
+# How long the next caller is told how a load has failed that went on without callers.
+UNSEEN_SECONDS = 60.0
 
 
 class _Load(SharedWork[LoadedModel]):
@@ -44,13 +48,32 @@ class _Load(SharedWork[LoadedModel]):
 
     Attributes:
         model: what is loaded.
-        requested: whether a caller asks for it; false if only the reconciler restores it.
+        requested: whether a caller has asked for it; false if only the reconciler restores it.
+        callers: number of callers who wait, the reconciler left out.
     """
 
     def __init__(self, model: DesiredModel) -> None:
         super().__init__()
         self.model = model
         self.requested = False
+        self.callers = 0
+
+    def result(self) -> LoadedModel:
+        """As `SharedWork.result`."""
+        if self.task.cancelled():
+            raise CallCancelledError(
+                f"model {self.model.model_id!r} was unloaded while it was loading"
+            )
+        return super().result()
+
+
+@dataclass(frozen=True)
+class _UnseenFailure:
+    """How a load has failed that no caller waited for any more; `at` is on the loop's clock."""
+
+    model: DesiredModel
+    error: ServiceError
+    at: float
 
 
 @dataclass(frozen=True)
@@ -62,14 +85,12 @@ class _Plan:
         before: its entry among the desired models until now; None if there is none.
         missing: the replicas that lack it.
         loaded: the model as the other replicas hold it.
-        note: for the caller.
     """
 
     desired: DesiredModel
     before: DesiredModel | None
     missing: Sequence[Replica]
     loaded: Sequence[ReplicaModel]
-    note: str = ""
 
 
 class Lifecycle:
@@ -79,6 +100,7 @@ class Lifecycle:
         replicas: the processes that hold models.
         desired: the record of the desired models.
         refresh: brings the files of a model up to date with their source.
+        max_loads: models that are loaded at once, at most.
     """
 
     def __init__(
@@ -86,10 +108,14 @@ class Lifecycle:
         replicas: Replicas,
         desired: DesiredModels,
         refresh: Callable[[ModelId], Awaitable[None]],
+        *,
+        max_loads: int = 64,
     ) -> None:
         self._replicas = replicas
         self._desired = desired
         self._refresh = refresh
+        self._max_loads = max_loads
+        self._unseen: dict[ModelId, _UnseenFailure] = {}
         self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
@@ -105,21 +131,49 @@ class Lifecycle:
     async def load(self, model: DesiredModel) -> LoadedModel:
         """Makes a model desired and loads it on every replica of its service that is up.
 
-        Callers who ask for the same model at the same time share one load; it is cancelled when the
-        last of them is. A load that fails leaves the desired models as they were. If no replica
-        holds the model yet, its files are first brought up to date with their source; otherwise all
-        replicas use the files that are there.
+        Callers who ask for the same model at the same time share one load. It goes on when they
+        leave, so that the next one finds the model, or is told why it cannot be loaded. A load that
+        fails leaves the desired models as they were. If no replica holds the model yet, its files
+        are first brought up to date with their source; otherwise all replicas use the files that
+        are there.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
             CallCancelledError: it was unloaded meanwhile.
+            QueueFullError: too many other models are being loaded.
             ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
-        with self._loads.join(model.model_id, lambda: self._start(model)) as load:
+        self._tell_unseen(model)
+        if self._loads.get(model.model_id) is None and len(self._loads) >= self._max_loads:
+            raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
+        with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
             _check_type(load.model.pipeline_type, model)
             load.requested = True
-            return await load.finished()
+            load.callers += 1
+            try:
+                loaded = await load.finished()
+            finally:
+                load.callers -= 1
+        note = await self._kept_options(loaded.options, model)
+        return replace(loaded, note=note) if note else loaded
+
+    async def check(self, model: DesiredModel) -> Mapping[str, str]:
+        """All options that a load would have, with the values of those that are not given.
+
+        Only those that are given, while no replica of its service is up.
+
+        Raises:
+            InvalidArgumentError: the pipeline type or an option is not valid.
+        """
+        for replica in self._replicas.of(_service(model)):
+            with contextlib.suppress(UnavailableError):
+                return await replica.check(model.pipeline_type, model.options)
+        return model.options
+
+    def is_loading(self, model_id: ModelId) -> bool:
+        """Whether a load is in flight."""
+        return self._loads.get(model_id) is not None
 
     @property
     def unsaved(self) -> str:
@@ -127,14 +181,14 @@ class Lifecycle:
         return self._desired.unsaved
 
     def is_requested(self, model_id: ModelId) -> bool:
-        """Whether a load is in flight that a caller waits for."""
+        """Whether a load is in flight that a caller has asked for."""
         load = self._loads.get(model_id)
         return load is not None and load.requested
 
     async def restore(self, model: DesiredModel) -> LoadedModel | None:
         """Loads a desired model where it is missing.
 
-        Returns None if a caller's load is in flight, which ends with its callers.
+        Returns None if a load is in flight that a caller has asked for.
 
         Raises:
             ModelNotLoadedError: it is no longer desired.
@@ -206,6 +260,31 @@ class Lifecycle:
         return load
 
     async def _load(self, load: _Load) -> LoadedModel:
+        try:
+            return await self._load_once(load)
+        except ServiceError as error:
+            if load.requested and not load.callers:
+                self._keep_unseen(load.model, error)
+            raise
+
+    def _keep_unseen(self, model: DesiredModel, error: ServiceError) -> None:
+        log.warning(
+            "a load has failed whose callers had left",
+            extra={"model_id": model.model_id, "error": error.message},
+        )
+        now = asyncio.get_running_loop().time()
+        kept = self._unseen.items()
+        self._unseen = {key: each for key, each in kept if now < each.at + UNSEEN_SECONDS}
+        self._unseen[model.model_id] = _UnseenFailure(model, error, now)
+
+    def _tell_unseen(self, model: DesiredModel) -> None:
+        """Raises, once, how the load of this model has failed that went on without callers."""
+        failure = self._unseen.pop(model.model_id, None)
+        now = asyncio.get_running_loop().time()
+        if failure and failure.model == model and now < failure.at + UNSEEN_SECONDS:
+            raise failure.error
+
+    async def _load_once(self, load: _Load) -> LoadedModel:
         async with self._lock(load.model.model_id):
             plan = await self._plan(load)
             if load.requested and not plan.loaded:
@@ -215,8 +294,7 @@ class Lifecycle:
             except BaseException:
                 await run_to_completion(self._undo(plan))
                 raise
-            model = LoadedModel.over([*loaded, *plan.loaded])
-            return replace(model, note=plan.note or model.note)
+            return LoadedModel.over([*plan.loaded, *loaded])
 
     async def _plan(self, load: _Load) -> _Plan:
         """Compares what is desired with what the replicas hold."""
@@ -227,11 +305,9 @@ class Lifecycle:
         replicas = await self._reachable(desired)
         missing = [replica for replica, model in replicas.items() if model is None]
         loaded = [model for model in replicas.values() if model is not None]
-        note = ""
-        if before and loaded:  # a loaded model keeps its options
-            note = _kept_options(before, desired)
-            desired = before
-        return _Plan(desired, before, missing, loaded, note)
+        if loaded:  # a loaded model keeps its options
+            desired = before or replace(desired, options=loaded[0].options)
+        return _Plan(desired, before, missing, loaded)
 
     async def _reachable(self, desired: DesiredModel) -> dict[Replica, ReplicaModel | None]:
         """The replicas for a model that are up, each with the model if it holds it already."""
@@ -289,7 +365,24 @@ class Lifecycle:
             if not isinstance(error, ModelNotLoadedError | WorkerUnavailableError):
                 log.warning("cannot clean up after a failed load", extra={"error": error.message})
 
+    async def _kept_options(self, kept: Mapping[str, str], requested: DesiredModel) -> str:
+        """Note for a caller who asks for other options than those that the loaded model has."""
+        asked = requested.options
+        if all(kept.get(name) == value for name, value in asked.items()):
+            return ""
+        now = await self.check(replace(requested, options=kept))
+        wanted = await self.check(requested)
+        other = {name: asked[name] for name in asked if wanted.get(name) != now.get(name)}
+        if not other:  # the same in other words
+            return ""
+        named = dict(kept) | {name: now[name] for name in other if name in now}
+        return (
+            f"It keeps the options of its first load ({_words(named) or 'none'}); unload it to "
+            f"load it with {_words(other)}"
+        )
+
     async def _unload(self, model_id: ModelId) -> int:
+        self._unseen.pop(model_id, None)
         load = self._loads.get(model_id)
         if load:
             self._loads.stop(model_id, load)
@@ -371,12 +464,8 @@ def _check_type(loaded: str, model: DesiredModel) -> None:
         )
 
 
-def _kept_options(before: DesiredModel, requested: DesiredModel) -> str:
-    """Note for a caller whose options differ from the loaded model's."""
-    if not requested.options or requested.options == before.options:
-        return ""
-    kept = ", ".join(f"{name}={value}" for name, value in sorted(before.options.items()))
-    return f"It keeps the options of its first load ({kept or 'none'}); unload it to change them"
+def _words(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
 
 
 def _ids(models: Iterable[ReplicaModel]) -> set[ModelId]:

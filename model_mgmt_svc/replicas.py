@@ -66,8 +66,9 @@ class ReplicaModel:
 class LoadedModel:
     """A model over all replicas that hold it; memory is their sum, in bytes.
 
-    `loaded_at` is the Unix time in seconds since when the first of them holds it. `engine` and
-    `note` are those of the first one: what runs it, and a sentence for the caller who loads it.
+    `loaded_at` is the Unix time in seconds since when the first of them holds it. `engine`, `note`
+    and `options` are those of the first one: what runs it, a sentence for the caller who loads it,
+    and what it was loaded with.
     """
 
     model_id: ModelId
@@ -78,6 +79,7 @@ class LoadedModel:
     replicas: int
     engine: str = ""
     note: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def over(cls, models: Sequence[ReplicaModel]) -> LoadedModel:
@@ -91,6 +93,7 @@ class LoadedModel:
             replicas=len(models),
             engine=models[0].engine,
             note=models[0].note,
+            options=models[0].options,
         )
 
 
@@ -113,7 +116,9 @@ class Replica:
     async def load(
         self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
     ) -> ReplicaModel:
-        """Loads a model and returns what was measured; cancelling the call cancels the load.
+        """Loads a model and returns what was measured.
+
+        Cancelling the call leaves it to the replica when to end the load; `unload` ends it at once.
 
         Raises:
             WorkerUnavailableError: the replica is down or went away.
@@ -138,6 +143,23 @@ class Replica:
         if model is None or model.state != worker_pb2.MODEL_STATE_READY:
             raise InternalError(f"{self.service}_svc ended a load without reporting READY")
         return _replica_model(model)
+
+    async def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
+        """All options that a load would have, with the values of those that are not given.
+
+        Raises:
+            InvalidArgumentError: the pipeline type or an option is not valid.
+            WorkerUnavailableError: the replica is down, or did not answer in time.
+        """
+        request = worker_pb2.LoadRequest(pipeline_type=pipeline_type, options=options)
+        with self._errors():
+            try:
+                answer = await self._stub.Check(request, timeout=LIST_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return options  # of an earlier version
+                raise
+        return dict(answer.options)
 
     async def unload(self, model_id: ModelId) -> None:
         """Frees a model after its running calls.

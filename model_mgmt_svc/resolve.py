@@ -42,7 +42,8 @@ async def resolve_pipeline(
 
 async def _architectures(files: ModelFiles, model_id: ModelId) -> list[str]:
     try:
-        config = await read_json(await files.fetch(model_id, CONFIG))
+        # The next call finds it, if this one has a short deadline.
+        config = await read_json(await files.fetch(model_id, CONFIG, goes_on=True))
     except ModelFileNotFoundError:
         raise ModelNotFoundError(f"the file provider has no model {model_id!r}") from None
     names = config.get("architectures") if isinstance(config, dict) else None

@@ -52,8 +52,9 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         pipeline = await resolve_pipeline(
             self._files, model_id, request.pipeline_type, request.architecture
         )
-        self._reconciler.forgive(model_id)
         desired = DesiredModel(model_id, pipeline.name, dict(request.options))
+        await self._lifecycle.check(desired)  # also if it is loaded and needs no options
+        self._reconciler.forgive(model_id)
         model = await self._lifecycle.load(desired)
         return model_management_pb2.LoadModelResponse(
             success=True,
@@ -66,9 +67,10 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         self, request: model_management_pb2.UnloadModelRequest, context: Context
     ) -> common_pb2.StatusResponse:
         model_id = parse_model_id(request.model_id)
+        stopped = ", and its load is stopped" if self._lifecycle.is_loading(model_id) else ""
         count = await self._lifecycle.unload(model_id)
         where = f" from {count} replicas" if count > 1 else ""
-        message = f"{model_id} is unloaded{where}{self._unsaved('may be loaded again')}"
+        message = f"{model_id} is unloaded{where}{stopped}{self._unsaved('may be loaded again')}"
         return common_pb2.StatusResponse(success=True, message=message)
 
     async def GetLoadedModels(

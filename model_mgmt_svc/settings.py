@@ -60,6 +60,12 @@ class ModelMgmtSettings(FileSettings):
         description="Life of a stream of the health or reflection service, which then is "
         "UNAVAILABLE; 0 is unlimited.",
     )
+    max_loads: int = Field(
+        64,
+        ge=1,
+        description="Models that are loaded at once, since a load goes on when its callers leave; "
+        "more are RESOURCE_EXHAUSTED.",
+    )
     chunk_bytes: int = Field(
         102_400, ge=1024, le=4_000_000, description="Data bytes in one message of GetModelFile."
     )

@@ -133,10 +133,18 @@ class ModelHost(Protocol):
     ) -> AsyncIterator[LoadProgress]:
         """Loads a model, or joins a load of the same one. The last report is READY.
 
-        Closing the iterator cancels the load when nobody else waits for it.
+        Closing the iterator cancels the load when nobody else waits for it, at once or after some
+        time.
 
         Raises:
             ServiceError: why it could not be loaded.
+        """
+
+    def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
+        """All options that a load would have, with the values of those that are not given.
+
+        Raises:
+            InvalidArgumentError: the pipeline type or an option is not valid.
         """
 
     async def unload(self, model_id: ModelId) -> None:

@@ -20,12 +20,14 @@ class SharedWork(Generic[T]):
     Attributes:
         task: the work itself; set by its creator.
         waiting: number of callers.
+        goes_on: whether it goes on when the last of them leaves.
     """
 
     task: asyncio.Task[T]
 
     def __init__(self) -> None:
         self.waiting = 0
+        self.goes_on = False
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
@@ -68,20 +70,27 @@ class SingleFlight(Generic[K, W]):
         """The work in flight for a key."""
         return self._flights.get(key)
 
+    def __len__(self) -> int:
+        return len(self._flights)
+
     @contextmanager
-    def join(self, key: K, start: Callable[[], W]) -> Iterator[W]:
-        """Joins the work for a key, or starts it; it is cancelled when its last caller leaves."""
+    def join(self, key: K, start: Callable[[], W], *, goes_on: bool = False) -> Iterator[W]:
+        """Joins the work for a key, or starts it.
+
+        It is cancelled when its last caller leaves, unless one of them has said that it `goes_on`.
+        """
         work = self._flights.get(key)
         if work is None:
             work = self._flights[key] = start()
             self._tasks.add(work.task)
             work.task.add_done_callback(partial(self._ended, key, work))
         work.waiting += 1
+        work.goes_on |= goes_on
         try:
             yield work
         finally:
             work.waiting -= 1
-            if not work.waiting and not work.task.done():
+            if not work.waiting and not work.goes_on and not work.task.done():
                 self.stop(key, work)
 
     def stop(self, key: K, work: W) -> None:

@@ -28,7 +28,7 @@ class LoadOptions(BaseModel):
         "it compresses weights, and activations too in embedding models.",
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$", description="auto, cpu, cuda or cuda:N."
     )
     max_length: int | None = Field(
         None,

@@ -56,6 +56,12 @@ class TextSettings(ModelHostSettings):
         description="The same for a process that computes: the longest step, such as a long sound "
         "or a picture on a slow processor.",
     )
+    abandoned_load_seconds: float = Field(
+        60,
+        ge=0,
+        description="Time that a load goes on after model_mgmt_svc has gone away; it asks for the "
+        "model again after its restart.",
+    )
     unload_grace_seconds: float = Field(
         10, ge=0, description="Time that running calls get when their model is unloaded."
     )

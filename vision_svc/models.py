@@ -17,7 +17,7 @@ from shared.errors import (
 )
 from shared.files.client import ModelFiles
 from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
-from shared.model_ids import ModelId
+from shared.model_ids import ModelId, check_file_path
 from shared.pipelines import find_pipeline
 from vision_svc.detector import VisionTask
 from vision_svc.tasks import TASKS
@@ -65,10 +65,7 @@ class Models:
             ServiceError: as `ModelFiles.fetch`.
         """
         task = _task(pipeline_type)
-        for unknown in options.keys() - {FILE_OPTION}:
-            raise UnknownOptionError(
-                f"option {unknown[:40]!r} is not known; it must be {FILE_OPTION!r}", field="options"
-            )
+        _check_options(options)
         async with self._one_load:
             model = self._loaded(model_id, task)
             if model is None:
@@ -86,6 +83,17 @@ class Models:
                     model.let_go()
                     if self._models.get(model_id) is model:
                         del self._models[model_id]
+
+    def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
+        """All options that a load would have.
+
+        Raises:
+            UnknownPipelineError, UnknownOptionError: there is no such task or option.
+            InvalidPathError: the file is not inside the model's folder.
+        """
+        task = _task(pipeline_type)
+        _check_options(options)
+        return {FILE_OPTION: _file(task, options)}
 
     async def unload(self, model_id: ModelId) -> None:
         """Makes the task use its own file again, from the next stream or picture on.
@@ -121,7 +129,7 @@ class Models:
         def progress(fetched: int, total: int) -> None:
             model.bytes_fetched, model.bytes_total = fetched, total
 
-        file = model.raw_options.get(FILE_OPTION) or model.task.default_asset.file
+        file = _file(model.task, model.raw_options)
         model.use = await self._files.use(model.model_id)
         path = await self._files.fetch(model.model_id, file, progress)
         model.state = ModelState.LOADING
@@ -130,6 +138,20 @@ class Models:
         self._runtime.use_model(model.task, path)
         model.loaded_at = int(time.time())
         model.state = ModelState.READY
+
+
+def _check_options(options: Mapping[str, str]) -> None:
+    for unknown in options.keys() - {FILE_OPTION}:
+        raise UnknownOptionError(
+            f"option {unknown[:40]!r} is not known; it must be {FILE_OPTION!r}", field="options"
+        )
+    if file := options.get(FILE_OPTION):
+        check_file_path(file)
+
+
+def _file(task: VisionTask, options: Mapping[str, str]) -> str:
+    """The path of the task's file in a model."""
+    return options.get(FILE_OPTION) or task.default_asset.file
 
 
 def _task(name: str) -> VisionTask:

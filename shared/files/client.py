@@ -94,13 +94,19 @@ class ModelFiles:
         return self.cache_dir / folder_name(model_id)
 
     async def fetch(
-        self, model_id: ModelId, file_path: str, on_progress: Progress | None = None
+        self,
+        model_id: ModelId,
+        file_path: str,
+        on_progress: Progress | None = None,
+        *,
+        goes_on: bool = False,
     ) -> Path:
         """Makes sure that the whole file is in the cache and returns its path there.
 
         A cached file is compared with its recorded hash and with what the provider has now; it is
         fetched again if it is damaged or has been republished.
-        Cancelling the call stops the fetch unless other callers wait for it.
+        Cancelling the call stops the fetch unless other callers wait for it, or one of them has
+        said that it `goes_on`.
 
         Raises:
             InvalidPathError: raised before the provider is asked.
@@ -112,10 +118,12 @@ class ModelFiles:
         """
         self._entry(model_id, file_path)  # before there is a folder for it
         with contextlib.closing(await self.use(model_id)):
-            return await self._fetch(model_id, file_path, on_progress)
+            return await self._fetch(model_id, file_path, on_progress, goes_on=goes_on)
 
-    async def _fetch(self, model_id: ModelId, file_path: str, on_progress: Progress | None) -> Path:
-        with self._join(model_id, file_path) as fetch:
+    async def _fetch(
+        self, model_id: ModelId, file_path: str, on_progress: Progress | None, *, goes_on: bool
+    ) -> Path:
+        with self._join(model_id, file_path, goes_on=goes_on) as fetch:
             while not fetch.task.done():
                 if on_progress:
                     on_progress(fetch.written, fetch.total_size)
@@ -196,8 +204,10 @@ class ModelFiles:
     def _entry(self, model_id: ModelId, file_path: str) -> CacheEntry:
         return CacheEntry(self.cache_dir, model_id, check_file_path(file_path), self.space)
 
-    def _join(self, model_id: ModelId, file_path: str) -> AbstractContextManager[Fetch]:
-        """The one fetch of a file; it is cancelled when its last caller leaves."""
+    def _join(
+        self, model_id: ModelId, file_path: str, *, goes_on: bool = False
+    ) -> AbstractContextManager[Fetch]:
+        """The one fetch of a file, see `SingleFlight.join`."""
         entry = self._entry(model_id, file_path)
 
         def start() -> Fetch:
@@ -207,4 +217,4 @@ class ModelFiles:
             )
             return fetch
 
-        return self._fetches.join((entry.model_id, entry.file_path), start)
+        return self._fetches.join((entry.model_id, entry.file_path), start, goes_on=goes_on)

@@ -50,6 +50,12 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         async for progress in host.load(model_id, request.pipeline_type, request.options):
             yield _load_response(progress)
 
+    async def Check(  # noqa: N802
+        self, request: worker_pb2.LoadRequest, context: Context
+    ) -> worker_pb2.CheckResponse:
+        options = self._ready().check(request.pipeline_type, request.options)
+        return worker_pb2.CheckResponse(options=options)
+
     async def Unload(  # noqa: N802
         self, request: worker_pb2.UnloadRequest, context: Context
     ) -> worker_pb2.UnloadResponse:

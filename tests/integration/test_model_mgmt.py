@@ -151,15 +151,33 @@ async def test_ten_callers_are_one_load_and_those_who_leave_do_not_end_it(
     assert (len(worker.loads), worker.cancelled) == (1, 0)
 
 
-async def test_a_caller_that_goes_away_alone_cancels_the_load(
+async def test_a_caller_that_goes_away_alone_leaves_the_load(
     service: ModelMgmt, worker: ModelWorker
 ) -> None:
     worker.go_on.clear()
     call = asyncio.create_task(service.load(MODEL))
     await until(lambda: bool(worker.loads))
     call.cancel()
-    await until(lambda: worker.cancelled == 1)
+    await asyncio.wait((call,))
     worker.go_on.set()
+
+    async def loaded() -> bool:
+        return bool(await service.models())
+
+    await until(loaded)
+    assert (await service.load(MODEL)).success
+    assert (len(worker.loads), worker.cancelled) == (1, 0)
+
+
+async def test_an_unload_stops_a_load_and_says_so(service: ModelMgmt, worker: ModelWorker) -> None:
+    worker.go_on.clear()
+    call = asyncio.create_task(failed(service.load(MODEL)))
+    await until(lambda: bool(worker.loads))
+    assert (await service.unload(MODEL)).message.endswith("is unloaded, and its load is stopped")
+    failure = await call
+    assert (failure.code, failure.reason) == (Code.CANCELLED, "CANCELLED")
+    assert failure.message == "model 'org/name' was unloaded while it was loading"
+    await until(lambda: worker.cancelled == 1)
     assert await service.models() == []
 
 

@@ -11,9 +11,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
-from shared.errors import ModelNotLoadedError, ServiceError
+from shared.errors import ModelNotLoadedError, ServiceError, UnknownOptionError
 from shared.rpc.interceptors import ErrorInterceptor
 
+# Its options.
+DEFAULTS = {"dtype": "float32", "engine": "openvino"}
 RAM, VRAM = 90 * (1 << 20) + 1, 0
 
 
@@ -59,6 +61,11 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         )
         self.models[request.model_id] = model
         yield pb.LoadResponse(state=pb.MODEL_STATE_READY, model=model)
+
+    async def Check(self, request, context):
+        if unknown := set(request.options) - set(DEFAULTS):
+            raise UnknownOptionError(f"unknown option {min(unknown)!r}", field="options")
+        return pb.CheckResponse(options=DEFAULTS | dict(request.options))
 
     async def Unload(self, request, context):
         self.unloads.append(request.model_id)

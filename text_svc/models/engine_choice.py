@@ -87,6 +87,21 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     return engine
 
 
+def effective_options(pipeline: Pipeline, options: LoadOptions) -> dict[str, str]:
+    """The options that are in force, with what "auto" stands for; those without a value left out.
+
+    Raises:
+        InvalidArgumentError: as `wanted_engine`.
+    """
+    cuda = on_cuda(options)
+    values = options.model_dump(exclude_none=True) | {"engine": wanted_engine(pipeline, options)}
+    if options.device == "auto":
+        values["device"] = "cuda" if cuda else "cpu"
+    if options.dtype == "auto":
+        values["dtype"] = "bfloat16" if cuda else "float32"
+    return {name: str(value) for name, value in values.items()}
+
+
 def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:
     for name, used in (
         ("max_length", pipeline not in _WITHOUT_LENGTH),

@@ -22,11 +22,12 @@ from shared.errors import (
 from shared.files.client import ModelFiles
 from shared.model_host import LoadProgress, ModelState, Restores, follow_load
 from shared.model_ids import ModelId
-from shared.pipelines import TEXT_PIPELINES, find_pipeline
+from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
 from text_svc.models.absence import absence
+from text_svc.models.engine_choice import effective_options, wanted_engine
 from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
-from text_svc.options import parse_options
+from text_svc.options import LoadOptions, parse_options
 from text_svc.processes.model_process import ModelProcess
 from text_svc.settings import TextSettings
 
@@ -81,14 +82,13 @@ class Registry:
     ) -> AsyncIterator[LoadProgress]:
         """Loads a model, or joins a load in progress. Reports its progress; READY comes last.
 
-        The load is cancelled when its last caller goes away.
+        When its last caller goes away, the load goes on for `abandoned_load_seconds`.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             ServiceError: why it could not be loaded.
         """
-        pipeline = find_pipeline(pipeline_type)
-        parsed = parse_options(options)
+        pipeline, parsed = _checked(pipeline_type, options)
         while (known := self._models.get(model_id)) and known.state is ModelState.UNLOADING:
             assert known.ending is not None, "set together with the state"
             await asyncio.wait({known.ending})
@@ -105,6 +105,14 @@ class Registry:
         async with aclosing(self._follow(known)) as reports:
             async for progress in reports:
                 yield progress
+
+    def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
+        """All options that a load would have, with the values that "auto" stands for.
+
+        Raises:
+            InvalidArgumentError: the pipeline type or an option is not valid.
+        """
+        return effective_options(*_checked(pipeline_type, options))
 
     async def unload(self, model_id: ModelId) -> None:
         """Takes a model out of memory. A load in progress is cancelled; running calls get
@@ -159,8 +167,16 @@ class Registry:
         finally:
             model.waiters -= 1
             if not model.waiters and not task.done():
-                log.info("load cancelled: no caller is left", extra={"model": model.model_id})
-                await self._end(model)
+                abandoned = asyncio.create_task(self._abandon(model, task))
+                self._watchers.add(abandoned)
+                abandoned.add_done_callback(self._watchers.discard)
+
+    async def _abandon(self, model: ManagedModel, load: asyncio.Task[None]) -> None:
+        """Cancels a load if no caller comes back for it in time."""
+        await asyncio.wait({load}, timeout=self._settings.abandoned_load_seconds)
+        if not model.waiters and not load.done():
+            log.info("load cancelled: no caller is left", extra={"model": model.model_id})
+            await self._end(model)
 
     async def _load(self, model: ManagedModel) -> None:
         try:
@@ -229,3 +245,14 @@ class Registry:
             model.let_go()
             if self._models.get(model.model_id) is model:
                 del self._models[model.model_id]
+
+
+def _checked(pipeline_type: str, options: Mapping[str, str]) -> tuple[Pipeline, LoadOptions]:
+    """The pipeline and its options, if they fit together.
+
+    Raises:
+        InvalidArgumentError: they do not, or one of them is not valid.
+    """
+    pipeline, parsed = find_pipeline(pipeline_type), parse_options(options)
+    wanted_engine(pipeline, parsed)
+    return pipeline, parsed

@@ -18,6 +18,7 @@ from shared.errors import (
     ModelNotLoadedError,
     OutOfMemoryError,
     PipelineMismatchError,
+    QueueFullError,
     UnknownOptionError,
     WorkerUnavailableError,
 )
@@ -92,16 +93,126 @@ async def test_one_that_goes_away_does_not_cancel_the_load_of_others(plane: Plan
     assert plane.first.cancelled == 0
 
 
-async def test_the_last_one_that_goes_away_cancels_it(plane: Plane) -> None:
-    plane.first.go_on.clear()
-    load = asyncio.create_task(plane.lifecycle.load(DESIRED))
-    await until(lambda: bool(plane.first.loads) and MODEL in plane.second.models)
+async def leave(plane: Plane, model: DesiredModel = DESIRED) -> None:
+    """A caller who asks for a load and goes away once the first replica loads."""
+    loads = len(plane.first.loads)
+    load = asyncio.create_task(plane.lifecycle.load(model))
+    await until(lambda: len(plane.first.loads) > loads)
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
+
+
+async def test_a_load_goes_on_without_callers_and_the_next_one_finds_it(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    await leave(plane)
+    joins = asyncio.create_task(plane.lifecycle.load(DESIRED))
+    await asyncio.sleep(0.01)
+    plane.first.go_on.set()
+    assert (await joins).replicas == 2
+    await plane.lifecycle.unload(MODEL)
+    plane.first.go_on.clear()
+    await leave(plane)
+    plane.first.go_on.set()
+    await until(lambda: not plane.lifecycle.is_loading(MODEL))
+    assert (await plane.lifecycle.load(DESIRED)).replicas == 2
+    assert [len(replica.loads) for replica in plane.workers] == [2, 2]
+    assert plane.first.cancelled == 0
+    assert plane.desired.all() == [DESIRED]
+
+
+async def test_an_unload_ends_a_load_without_callers(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    await leave(plane)
+    await until(lambda: MODEL in plane.second.models)
+    assert await plane.lifecycle.unload(MODEL) == 0  # the failed load has freed it already
     await until(lambda: plane.first.cancelled == 1)
-    await until(lambda: not plane.second.models)  # what was loaded already is freed
+    assert not plane.second.models
     assert plane.desired.all() == []
+
+
+async def test_the_end_of_the_service_ends_a_load_without_callers(plane: Plane) -> None:
+    plane.first.go_on.clear()
+    await leave(plane)
+    await plane.lifecycle.aclose()
+    await until(lambda: plane.first.cancelled == 1)
+
+
+async def test_the_next_caller_is_told_once_how_a_load_without_callers_failed(
+    plane: Plane,
+) -> None:
+    plane.first.go_on.clear()
+    plane.first.failures = [OutOfMemoryError("it needs 9 GiB"), OutOfMemoryError("and again")]
+    await leave(plane)
+    plane.first.go_on.set()
+    await until(lambda: not plane.lifecycle.is_loading(MODEL))
+    assert plane.desired.all() == []
+    with pytest.raises(OutOfMemoryError, match="it needs 9 GiB"):
+        await plane.lifecycle.load(DESIRED)
+    assert len(plane.first.loads) == 1
+    with pytest.raises(OutOfMemoryError, match="and again"):  # a caller was there
+        await plane.lifecycle.load(DESIRED)
+    assert (await plane.lifecycle.load(DESIRED)).replicas == 2
+
+
+async def test_a_caller_with_other_options_or_much_later_is_not_told(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds, model in (60.0, dataclasses.replace(DESIRED, options={})), (0.0, DESIRED):
+        monkeypatch.setattr("model_mgmt_svc.lifecycle.UNSEEN_SECONDS", seconds)
+        plane.first.go_on.clear()
+        plane.first.failures = [OutOfMemoryError("it needs 9 GiB")]
+        await leave(plane)
+        plane.first.go_on.set()
+        await until(lambda: not plane.lifecycle.is_loading(MODEL))
+        assert (await plane.lifecycle.load(model)).replicas == 2
+        await plane.lifecycle.unload(MODEL)
+
+
+async def test_models_that_load_at_once_have_a_limit(plane: Plane) -> None:
+    lifecycle = Lifecycle(plane.replicas, plane.desired, plane.files.refresh, max_loads=2)
+    plane.first.go_on.clear()
+    names = ["org/one", "org/two"]
+    loads = [
+        asyncio.create_task(lifecycle.load(dataclasses.replace(DESIRED, model_id=name)))
+        for name in [*names, *names]
+    ]
+    await until(lambda: len(plane.first.loads) == 2)
+    with pytest.raises(QueueFullError, match="2 models are being loaded, which is the limit"):
+        await lifecycle.load(DESIRED)
+    plane.first.go_on.set()
+    assert len(await asyncio.gather(*loads)) == 4
+    assert (await lifecycle.load(DESIRED)).replicas == 2
+
+
+async def test_other_options_than_those_in_force_are_told_during_a_load_and_after(
+    plane: Plane,
+) -> None:
+    plane.first.go_on.clear()
+    loads = [
+        asyncio.create_task(plane.lifecycle.load(dataclasses.replace(DESIRED, options=options)))
+        for options in ({}, {"dtype": "int8"}, {"engine": "openvino"}, {"dtype": "float32"})
+    ]
+    await until(lambda: bool(plane.first.loads))
+    plane.first.go_on.set()
+    notes = [(await load).note for load in loads]
+    told = (
+        "It keeps the options of its first load (dtype=float32); unload it to load it with "
+        "dtype=int8"
+    )
+    assert notes == ["", told, "", ""]  # the others are the defaults
+    again = await plane.lifecycle.load(dataclasses.replace(DESIRED, options={"dtype": "int8"}))
+    assert again.note == told
+    assert (await plane.lifecycle.load(DESIRED)).note == ""
+
+
+async def test_options_are_checked_by_a_replica(plane: Plane) -> None:
+    bad = dataclasses.replace(DESIRED, options={"speed": "11"})
+    with pytest.raises(UnknownOptionError, match="unknown option 'speed'"):
+        await plane.lifecycle.check(bad)
+    await plane.first.stop()
+    await plane.second.stop()
+    assert await plane.lifecycle.check(bad) == bad.options  # nobody can tell
 
 
 @pytest.mark.parametrize(
@@ -211,7 +322,7 @@ async def test_unloading_while_it_loads_tells_those_who_wait(plane: Plane) -> No
     load = asyncio.create_task(plane.lifecycle.load(DESIRED))
     await until(lambda: bool(plane.first.loads))
     await plane.lifecycle.unload(MODEL)
-    with pytest.raises(CallCancelledError):
+    with pytest.raises(CallCancelledError, match="was unloaded while it was loading"):
         await load
     await until(lambda: plane.first.cancelled == 1)
     assert plane.desired.all() == []

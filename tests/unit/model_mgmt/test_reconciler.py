@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from ml.internal import worker_pb2 as pb
-from model_mgmt_svc.desired import DesiredModel
+from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.reconciler import HEALTHY_SECONDS, Reconciler
 from shared.errors import (
     InvalidModelError,
@@ -153,7 +154,7 @@ async def test_a_call_joins_the_load_that_the_loop_has_begun(plane: Plane, round
     assert rounds.tries == 1
 
 
-async def test_a_load_that_the_loop_sees_still_ends_with_its_caller(
+async def test_the_loop_leaves_a_load_alone_that_a_caller_has_begun(
     plane: Plane, rounds: Rounds
 ) -> None:
     plane.first.go_on.clear()
@@ -162,10 +163,47 @@ async def test_a_load_that_the_loop_sees_still_ends_with_its_caller(
     await rounds.round()
     assert await plane.lifecycle.restore(DESIRED) is None
     call.cancel()
-    await until(lambda: plane.first.cancelled == 1)
     await asyncio.wait((call,))
-    await until(lambda: not plane.second.models)
-    assert plane.desired.all() == []
+    await rounds.round()
+    assert await plane.lifecycle.restore(DESIRED) is None
+    plane.first.go_on.set()
+    await until(lambda: not plane.lifecycle.is_loading(DESIRED.model_id))
+    await rounds.round()
+    assert rounds.tries == 1
+    assert plane.first.cancelled == 0
+
+
+async def test_the_end_of_the_loop_ends_no_load_that_a_caller_waits_for(
+    plane: Plane, rounds: Rounds
+) -> None:
+    plane.first.go_on.clear()
+    await plane.desired.put(DESIRED)
+    await rounds.reconciler.round()
+    await until(lambda: bool(plane.first.loads))
+    call = asyncio.create_task(plane.lifecycle.load(DESIRED))
+    await asyncio.sleep(0.01)
+    for task in rounds.reconciler._running.values():
+        task.cancel()
+    await asyncio.sleep(0.01)
+    plane.first.go_on.set()
+    assert (await call).replicas == 2
+
+
+async def test_a_lost_record_is_rebuilt_when_replicas_first_answer(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.lifecycle.load(DESIRED)
+    async with DesiredModels(plane.files.cache_dir / "other.json") as desired:
+        plane.second.answers_lists.clear()
+        lifecycle = Lifecycle(plane.replicas, desired, plane.files.refresh)
+        await lifecycle.adopt()
+        assert desired.all() == [DESIRED]
+        assert not desired.complete
+        await desired.remove(DESIRED.model_id)  # unloaded, and the other holds it still
+        plane.second.answers_lists.set()
+        await lifecycle.adopt()
+        assert desired.all() == []
+        assert desired.complete
 
 
 async def test_the_loop_goes_on_after_a_round_that_failed(

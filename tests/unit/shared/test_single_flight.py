@@ -47,6 +47,24 @@ async def test_callers_at_once_share_and_later_ones_do_not() -> None:
     assert await runs.call() == 2
 
 
+async def test_it_goes_on_if_one_of_them_has_said_so() -> None:
+    runs = Runs()
+
+    async def call(*, goes_on: bool) -> int:
+        with runs.flights.join("key", runs.start, goes_on=goes_on) as work:
+            return await work.finished()
+
+    calls = [asyncio.create_task(call(goes_on=each)) for each in (True, False)]
+    await asyncio.sleep(0.01)
+    for each in calls:
+        each.cancel()
+    await asyncio.wait(calls)
+    assert (runs.cancelled, len(runs.flights)) == (0, 1)
+    runs.go_on.set()
+    assert await runs.call() == 1
+    assert len(runs.flights) == 0
+
+
 async def test_the_last_one_to_leave_ends_it() -> None:
     runs = Runs()
     calls = [asyncio.create_task(runs.call()) for _ in range(2)]

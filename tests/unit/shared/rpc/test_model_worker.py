@@ -41,6 +41,10 @@ class Host:
         async for progress in follow_load(model, asyncio.create_task(load())):
             yield progress
 
+    def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
+        find_pipeline(pipeline_type)
+        return {"dtype": "float32", **options}
+
     async def unload(self, model_id: ModelId) -> None:
         if self.held.pop(model_id, None) is None:
             raise ModelNotLoadedError("not loaded")
