@@ -117,6 +117,7 @@ def text_service(
         "TEXT_CONVERTED_DIR": str(converted),
         "TEXT_LOG_STYLE": "text",
         "TEXT_DRAIN_SECONDS": "0",
+        "TEXT_ABANDONED_LOAD_SECONDS": "0",
         **(settings or {}),
     }
     provider = ("-m", "tools.dev_provider", "--root", str(models), "--port", str(provider_port))

@@ -1,0 +1,94 @@
+"""Loads whose caller has gone away, and what is checked before a load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shared.errors import InvalidArgumentError, UnknownOptionError, UnknownPipelineError
+from shared.files.client import ModelFiles
+from shared.model_ids import ModelId
+from tests.support.waiting import until
+from text_svc.models.model import ManagedModel
+from text_svc.models.registry import Registry
+from text_svc.settings import TextSettings
+
+MODEL = ModelId("org/name")
+
+
+@contextlib.asynccontextmanager
+async def registry_of_endless_loads(
+    folder: Path, abandoned_load_seconds: float
+) -> AsyncIterator[tuple[Registry, list[ManagedModel]]]:
+    """A registry, and the loads that it has begun."""
+    loads: list[ManagedModel] = []
+
+    async def load(model: ManagedModel) -> None:
+        loads.append(model)
+        await asyncio.Event().wait()
+
+    settings = TextSettings(cache_dir=folder, abandoned_load_seconds=abandoned_load_seconds)
+    async with Registry(settings, ModelFiles("127.0.0.1:1", folder)) as registry:
+        registry._loader.load = load
+        yield registry, loads
+
+
+async def call_and_leave(registry: Registry) -> None:
+    async with contextlib.aclosing(registry.load(MODEL, "chat", {})) as reports:
+        async for _ in reports:
+            break
+
+
+async def test_a_load_waits_for_a_caller_who_comes_back(tmp_path: Path) -> None:
+    async with registry_of_endless_loads(tmp_path, 600) as (registry, loads):
+        await call_and_leave(registry)
+        await call_and_leave(registry)
+        await asyncio.sleep(0.05)
+        assert len(loads) == 1
+        await registry.unload(MODEL)
+        assert registry.models() == []
+
+
+async def test_a_load_that_nobody_asks_for_again_is_cancelled(tmp_path: Path) -> None:
+    async with registry_of_endless_loads(tmp_path, 0.05) as (registry, loads):
+        await call_and_leave(registry)
+        await until(lambda: not registry.models())
+        await call_and_leave(registry)
+        await until(lambda: len(loads) == 2)
+
+
+async def test_the_options_in_force_are_named_whatever_says_them(tmp_path: Path) -> None:
+    async with registry_of_endless_loads(tmp_path, 0) as (registry, _):
+        default = registry.check("embeddings", {})
+        assert default["engine"] == "openvino"
+        assert default["dtype"] == "float32"
+        assert "max_length" not in default
+        named = {"engine": "openvino", "dtype": "float32", "device": "cpu"}
+        assert registry.check("feature-extraction", named) == default
+        assert registry.check("chat", {"max_length": "0512"})["max_length"] == "512"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "error"),
+    [
+        ("time-travel", {}, UnknownPipelineError),
+        ("chat", {"speed": "11"}, UnknownOptionError),
+        ("chat", {"device": "cuda:" + "1" * 10_000}, UnknownOptionError),
+        ("chat", {"engine": "transformers", "dtype": "int8"}, InvalidArgumentError),
+        ("tokenizer", {"cache_size_mb": "1"}, InvalidArgumentError),
+    ],
+)
+async def test_what_a_load_would_refuse_is_refused_by_a_check(
+    tmp_path: Path, pipeline: str, options: dict[str, str], error: type[Exception]
+) -> None:
+    async with registry_of_endless_loads(tmp_path, 0) as (registry, loads):
+        with pytest.raises(error):
+            registry.check(pipeline, options)
+        with pytest.raises(error):
+            async for _ in registry.load(MODEL, pipeline, options):
+                pass
+        assert loads == []
