@@ -94,10 +94,9 @@ async def test_one_that_goes_away_does_not_cancel_the_load_of_others(plane: Plan
 
 
 async def leave(plane: Plane, model: DesiredModel = DESIRED) -> None:
-    """A caller who asks for a load and goes away once the first replica loads."""
-    loads = len(plane.first.loads)
+    """A caller who asks for a load and goes away once the first replica loads, and waits."""
     load = asyncio.create_task(plane.lifecycle.load(model))
-    await until(lambda: len(plane.first.loads) > loads)
+    await until(lambda: bool(plane.first.go_on._waiters))
     load.cancel()
     with pytest.raises(asyncio.CancelledError):
         await load
