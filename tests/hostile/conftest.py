@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,15 +42,16 @@ SMALL = {
 @pytest.fixture(scope="package")
 def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose limits of calls and streams are small, so that attacks can be small."""
-    with pytest.MonkeyPatch.context() as patch:
-        for prefix in ("MODEL_MGMT", "TEXT", "VISION"):
-            for name, value in SMALL.items():
-                patch.setenv(f"{prefix}_{name}", value)
-        # A model's files are fetched through it, many at once.
-        patch.delenv("MODEL_MGMT_MAX_CONCURRENT_CALLS")
-        with stack_in(tmp_path_factory.mktemp("limited")) as running:
-            running.wait_serving()
-            yield running
+    with contextlib.ExitStack() as running:
+        with pytest.MonkeyPatch.context() as patch:
+            for prefix in ("MODEL_MGMT", "TEXT", "VISION"):
+                for name, value in SMALL.items():
+                    patch.setenv(f"{prefix}_{name}", value)
+            # A model's files are fetched through it, many at once.
+            patch.delenv("MODEL_MGMT_MAX_CONCURRENT_CALLS")
+            started = running.enter_context(stack_in(tmp_path_factory.mktemp("limited")))
+        started.wait_serving()
+        yield started
 
 
 @pytest.fixture
