@@ -45,7 +45,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def thread_stacks() -> str:
+def thread_tracebacks() -> str:
     """Where each thread of this process is, in Python."""
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file)

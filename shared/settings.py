@@ -64,7 +64,7 @@ class ServerSettings(BaseSettings):
         60.0,
         gt=0,
         description="Time for which the event loop may stand still before the process ends itself "
-        "with its stacks in the log, to be started again.",
+        "with its tracebacks in the log, to be started again.",
     )
     drain_seconds: float = Field(
         3.0,

@@ -26,8 +26,8 @@ MAX_DELAY_SECONDS = 30.0
 MAX_FAILURES = 5
 # A process that lived this long does not count as failed before.
 _GOOD_LIFE_SECONDS = 10.0
-# For a service to write its stacks, before it is killed.
-_STACKS_SECONDS = 0.5
+# For a service to write its tracebacks, before it is killed.
+_TRACEBACK_SECONDS = 0.5
 MAX_LOG_BYTES = 64 << 20
 
 
@@ -73,10 +73,10 @@ class Child:
             os.kill(self.pid, signum)
 
     def kill_hung(self) -> None:
-        """Kills a process that hangs; a service writes its stacks to its log first."""
+        """Kills a process that hangs; a service writes its tracebacks to its log first."""
         for signum in (signal.SIGUSR1, signal.SIGCONT):
             self.signal(signum)
-        time.sleep(_STACKS_SECONDS)
+        time.sleep(_TRACEBACK_SECONDS)
         self.signal(signal.SIGKILL)
 
     def ended(self, code: int) -> str:

@@ -17,7 +17,7 @@ from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
-from shared.process import thread_stacks
+from shared.process import thread_tracebacks
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -62,7 +62,8 @@ async def _end_when_hung(runtime: VisionRuntime) -> None:
     """Ends this process in order once a thread hangs: no thread can be ended alone."""
     await runtime.until_hung()
     log.error(
-        "a thread hangs: this process ends, to be started again", extra={"stacks": thread_stacks()}
+        "a thread hangs: this process ends, to be started again",
+        extra={"tracebacks": thread_tracebacks()},
     )
     os.kill(os.getpid(), signal.SIGTERM)
 

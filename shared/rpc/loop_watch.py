@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from shared.process import thread_stacks
+from shared.process import thread_tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def end_process() -> None:
     """Logs where all threads are, and ends the process at once: nothing can be drained."""
     log.error(
         "the event loop stands still: this process ends, to be started again",
-        extra={"stacks": thread_stacks()},
+        extra={"tracebacks": thread_tracebacks()},
     )
     time.sleep(_LOG_SECONDS)
     os._exit(1)

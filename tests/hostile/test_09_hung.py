@@ -111,8 +111,8 @@ def test_a_models_process_that_hangs(attack: Attacks, stack: Stack) -> None:
         if line.get("message") == "model process hangs and is ended"
     ]
     assert len(lines) == 2
-    assert all("openvino_process.py" in line["stacks"] for line in lines)
-    assert all("base_events.py" in line["stacks"] for line in lines)
+    assert all("openvino_process.py" in line["tracebacks"] for line in lines)
+    assert all("base_events.py" in line["tracebacks"] for line in lines)
 
 
 def embeds(stack: Stack) -> bool:
@@ -140,7 +140,7 @@ def test_a_whole_process_that_hangs(attack: Attacks, private_stack: Callable[...
         stack.wait_restarted("text_svc", old)
         wait_for("the model's return", lambda: embeds(stack), PATIENCE)
         seen.say("text_svc stopped: restarted with its model")
-    assert "base_events.py" in (stack.logs / "text_svc.log").read_text()  # its stacks
+    assert "base_events.py" in (stack.logs / "text_svc.log").read_text()  # its tracebacks
     old = stack.kill("envoy", signal.SIGSTOP)
     stack.wait_restarted("envoy", old)
     wait_for("calls through the new Envoy", lambda: embeds(stack), PATIENCE)

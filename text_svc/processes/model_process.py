@@ -18,7 +18,7 @@ from text_svc.processes.heartbeat import until_hung
 from text_svc.processes.memory import limit_error
 from text_svc.processes.spawn import Child, spawn
 from text_svc.processes.specs import WorkerReport, WorkerSpec
-from text_svc.processes.stacks import FOLDER, read_stacks
+from text_svc.processes.tracebacks import FOLDER, read_tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +58,15 @@ class ModelProcess:
             ServiceError: why the model cannot be loaded, as the worker reports it.
             InternalError: the process ended, or was not ready in time.
         """
-        stacks = _stacks_folder(spec)
-        await asyncio.to_thread(stacks.mkdir, parents=True)
+        tracebacks = _tracebacks_folder(spec)
+        await asyncio.to_thread(tracebacks.mkdir, parents=True)
         child = await spawn(
             "text_svc.worker",
             spec,
             threads=spec.threads,
             environment={
                 "PROMETHEUS_MULTIPROC_DIR": str(spec.scratch),
-                FOLDER: str(stacks),
+                FOLDER: str(tracebacks),
             },
         )
         try:
@@ -117,21 +117,24 @@ class ModelProcess:
         await self._child.end()
 
     async def _end_when_hung(self) -> None:
-        """Ends the process once it hangs, its calls first, and logs its stacks."""
+        """Ends the process once it hangs, its calls first, and logs its tracebacks."""
         spec = self.spec
         self.hung = await until_hung(self._link, self.pid, spec.hang_seconds, spec.max_step_seconds)
         self._link.abort()
-        pids = await asyncio.to_thread(process_tree, self.pid)
+        try:
+            pids = await asyncio.to_thread(process_tree, self.pid)
+            tracebacks = await read_tracebacks(_tracebacks_folder(spec), pids)
+        finally:
+            self._child.kill()
         log.error(
             "model process hangs and is ended",
             extra={
                 "model": spec.model_id,
                 "pid": self.pid,
                 "how": self.hung,
-                "stacks": await read_stacks(_stacks_folder(spec), pids),
+                "tracebacks": tracebacks,
             },
         )
-        self._child.kill()
 
     async def _learn_end(self) -> None:
         """Waits, not for long, until it is known whether memory ended the process."""
@@ -162,6 +165,6 @@ class ModelProcess:
         )
 
 
-def _stacks_folder(spec: WorkerSpec) -> Path:
-    """Where the worker and its children write their stacks, see `stacks`."""
-    return spec.scratch / "stacks"
+def _tracebacks_folder(spec: WorkerSpec) -> Path:
+    """Where the worker and its children write their tracebacks, see `tracebacks`."""
+    return spec.scratch / "tracebacks"

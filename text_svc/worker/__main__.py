@@ -13,7 +13,7 @@ from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )
-from text_svc.processes.stacks import write_stacks_on_signal
+from text_svc.processes.tracebacks import write_tracebacks_on_signal
 from text_svc.worker.pipelines import load
 from text_svc.worker.steps import look_at_all
 
@@ -34,7 +34,7 @@ async def serve(spec: WorkerSpec) -> None:
 def main() -> None:
     """Entry point; the one argument is a `WorkerSpec` as JSON."""
     spec = begin(WorkerSpec, "text_svc.worker")
-    write_stacks_on_signal()
+    write_tracebacks_on_signal()
     tracing.configure("text_svc.worker", {"model": spec.model_id})
     try:
         asyncio.run(serve(spec))

@@ -28,7 +28,7 @@ from openvino_genai import (
 
 from shared.process import die_with_parent
 from text_svc.link.json_lines import BlockingJsonLines
-from text_svc.processes.stacks import write_stacks_on_signal
+from text_svc.processes.tracebacks import write_tracebacks_on_signal
 
 # Tokens of a step. A long prompt is read in pieces, so that running generations do not wait.
 STEP_TOKENS = 256
@@ -118,7 +118,7 @@ class _Steps:
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
-    write_stacks_on_signal()
+    write_tracebacks_on_signal()
     lines = BlockingJsonLines()
     setup = lines.receive()
     if setup is None:

@@ -15,22 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # The environment variable that names the folder of these files.
-FOLDER = "ML_STACKS_DIR"
+FOLDER = "ML_TRACEBACKS_DIR"
 # How long a process may take to write, on a busy machine.
 WRITE_SECONDS = 2.0
-# Bytes of stacks that are worth a place in a log.
+# Bytes of tracebacks that are worth a place in a log.
 MAX_BYTES = 16 << 10
 
 
-def write_stacks_on_signal() -> None:
-    """Makes this process write its stacks on SIGUSR1; does nothing where no folder is named."""
+def write_tracebacks_on_signal() -> None:
+    """Makes this process write its tracebacks on SIGUSR1; does nothing where no folder is named."""
     if folder := os.environ.get(FOLDER):
         file = _path(Path(folder), os.getpid()).open("w")  # faulthandler keeps it open
         faulthandler.register(signal.SIGUSR1, file=file)
 
 
-async def read_stacks(folder: Path, pids: Sequence[int]) -> str:
-    """Asks processes for their stacks and returns what they write, each after its number.
+async def read_tracebacks(folder: Path, pids: Sequence[int]) -> str:
+    """Asks processes for their tracebacks and returns what they write, each after its number.
 
     A stopped process is continued for it, and one that does not write is named: end them all
     afterwards.
@@ -59,4 +59,4 @@ def _written(path: Path) -> bool:
 
 def _text(path: Path) -> str:
     text = path.read_bytes()[:MAX_BYTES].decode(errors="replace") if path.exists() else ""
-    return text or "it did not tell its stacks\n"
+    return text or "it did not tell its tracebacks\n"
