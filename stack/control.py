@@ -72,9 +72,11 @@ def find(state_file: Path) -> dict[str, Any] | None:
     mistaken for the stack.
     """
     try:
+        if not state_file.is_file():  # reading a pipe would wait for ever
+            return None
         state: dict[str, Any] = json.loads(state_file.read_text())
         ticks = start_ticks(int(state["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return state if ticks is not None and ticks == state.get("start_ticks") else None
 

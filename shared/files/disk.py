@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,9 +61,12 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidModelError: it is not valid JSON, or has more than `max_bytes`.
+        InvalidModelError: it is not a file or not valid JSON, or has more than `max_bytes`.
     """
-    if path.stat().st_size > max_bytes:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+        raise InvalidModelError(f"{path.name} is not a file")
+    if found.st_size > max_bytes:
         raise InvalidModelError(f"{path.name} has more than {max_bytes} bytes")
     try:
         return json.loads(path.read_bytes())
@@ -71,10 +75,10 @@ def read_json(path: Path, *, max_bytes: int) -> Any:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """A record of the cache; None if it is missing or damaged."""
+    """A record of the cache; None if it is missing, damaged or cannot be read."""
     try:
         value = read_json(path, max_bytes=MAX_RECORD_BYTES)
-    except (FileNotFoundError, InvalidModelError):
+    except (OSError, InvalidModelError):
         return None
     return value if isinstance(value, dict) else None
 

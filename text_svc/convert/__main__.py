@@ -40,10 +40,18 @@ def convert(spec: ConversionSpec) -> None:
         part = Path(tempfile.mkdtemp(prefix=f"{PART_PREFIX}{os.getpid()}-", dir=parent))
         try:
             _make(spec, part).write(part)
+            _remove(spec.target)  # what is left of a damaged one
             part.rename(spec.target)
             _remove_older(spec.target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_older(target: Path) -> None:

@@ -314,3 +314,13 @@ def test_the_plain_display_tells_each_change_once(tmp_path: Path) -> None:
     os.close(writer)
     with os.fdopen(reader) as lines:
         assert [line.split()[:2] for line in lines] == [["thing", "starting"], ["thing", "serving"]]
+
+
+def test_a_state_file_that_is_damaged_counts_as_none(tmp_path: Path) -> None:
+    state_file = tmp_path / "stack.json"
+    for content in (b"", b"[]", b"{", b"\xff", b"[" * 500_000, b'{"pid": {}}', b'{"pid": 1e400}'):
+        state_file.write_bytes(content)
+        assert control.find(state_file) is None
+    state_file.unlink()
+    os.mkfifo(state_file)
+    assert control.find(state_file) is None
