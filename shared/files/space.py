@@ -168,19 +168,20 @@ class CacheSpace:
         with self._lock, disk_errors():
             limit, used, free = self.limit_bytes, self.used_bytes(of), self._disk().free
             if used + needed > limit or needed > free:
-                removed = self._evict(lambda: max(used + needed - limit, needed - free))
-                used, free = used - removed, self._disk().free
+                used -= self._evict(max(used + needed - limit, needed - free))
+                free = self._disk().free
             self._tell(used, limit)
         if needed > free:
             raise ResourceExhaustedError(
                 f"the disk of the model cache is full: {needed} bytes are needed, {free} are free, "
-                "and models use the rest of the cache",
+                "and to remove what no model uses is not enough",
                 metadata={"needed": str(needed), "free": str(free)},
             )
         if used + needed > limit:
             raise ResourceExhaustedError(
-                f"the model cache is full: {needed} bytes are needed, and models use {used} of the "
-                f"{limit} bytes that it may have ({self._setting})",
+                f"the model cache is full: {needed} bytes are needed, it has {used} of the {limit} "
+                f"bytes that it may have ({self._setting}), and to remove what no model uses is "
+                "not enough",
                 metadata={"needed": str(needed), "free": str(max(0, limit - used))},
             )
 
@@ -198,14 +199,20 @@ class CacheSpace:
                     if path.name.startswith(".part-") and _mtime(path) < oldest:
                         _remove_conversion(path)
 
-    def _evict(self, too_many: Callable[[], int]) -> int:
-        """Removes units, the least recently used first, and returns how many bytes they had."""
-        removed, target = 0, too_many()
+    def _evict(self, target: int) -> int:
+        """Removes units, the least recently used first, until they had so many bytes.
+
+        Removes none if that cannot be reached. Returns the bytes removed.
+        """
         kept = {folder_name(model_id) for model_id in self._kept()}
-        for unit in sorted(self._units(), key=lambda each: each.used_at):
+        units = [unit for unit in self._units() if unit.model not in kept and self._is_free(unit)]
+        removed = 0
+        if sum(unit.size for unit in units) < target:
+            return removed
+        for unit in sorted(units, key=lambda each: each.used_at):
             if removed >= target:
                 break
-            if unit.model not in kept and self._remove(unit):
+            if self._remove(unit):
                 removed += unit.size
                 EVICTED.inc(unit.size)
                 log.info(
@@ -213,6 +220,10 @@ class CacheSpace:
                     extra={"folder": str(unit.folder), "bytes": unit.size},
                 )
         return removed
+
+    def _is_free(self, unit: _Unit) -> bool:
+        with _lock_folder(self._root / unit.model) as free:
+            return free
 
     def _remove(self, unit: _Unit) -> bool:
         """Removes a unit unless it is in use."""
