@@ -17,8 +17,8 @@ MIN_CACHE_BYTES = 32 * MIB
 # What a process may take beside its margin: more than it has reserved, since copies of weights live
 # for a while and work takes memory of its own; and for each core the stacks of the threads that the
 # libraries make, which the limit counts whole. Measured on two cores with all callers at work,
-# reserved and taken in MiB: MiniLM 598 and 533, SmolLM2 2049 and 1515, whisper-tiny 656 and 794;
-# conversions of the first two 772 and 785, 2051 and 1942.
+# reserved and taken in MiB: MiniLM 598 and 533, SmolLM2 2049 and 1515, on torch 2157 and 2676,
+# whisper-tiny 656 and 794; conversions of the first two 772 and 785, 2051 and 1942.
 LIMIT_SHARE = 1.25
 THREAD_BYTES = 32 * MIB
 

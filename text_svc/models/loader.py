@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from secrets import token_hex
 
 from shared.errors import InvalidArgumentError, ResourceExhaustedError
 from shared.files.client import ModelFiles
@@ -65,7 +65,6 @@ class Loader:
     ) -> None:
         self._settings = settings
         self._files = files
-        self._numbers = itertools.count(1)
         self.scratch = Path()
         self.budget = MemoryBudget(settings.memory_budget_mb, models)
 
@@ -152,7 +151,8 @@ class Loader:
             cuda=on_cuda(model.options),
             # CUDA maps far more memory than it takes.
             memory_bytes=0 if on_cuda(model.options) else self._limit(model),
-            scratch=self.scratch / str(next(self._numbers)),
+            # Not to be guessed by the processes of other models, which cannot list the folders.
+            scratch=self.scratch / token_hex(8),
             model_id=model.model_id,
             folder=folder.resolve(),
             pipeline=model.pipeline.name,
