@@ -35,6 +35,12 @@ class ServerSettings(BaseSettings):
     max_concurrent_calls: int = Field(
         1024, ge=1, description="Most concurrent calls; more are RESOURCE_EXHAUSTED."
     )
+    max_calls_per_caller: int = Field(
+        512,
+        ge=1,
+        description="Most concurrent calls of one caller, as Envoy names it; more are "
+        "RESOURCE_EXHAUSTED.",
+    )
     first_message_seconds: float = Field(
         10.0,
         gt=0,

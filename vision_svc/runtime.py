@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 
-from shared.errors import QueueFullError, WorkerUnavailableError
+from shared.errors import WorkerUnavailableError
+from shared.places import Places
 from shared.process import memory_limit_bytes, usable_cores
 from vision_svc import metrics
 from vision_svc.assets import Assets
@@ -50,6 +51,7 @@ class VisionRuntime:
         decode_pool: decodes the frames of streams.
         frame_pool: runs tasks on the frames of streams.
         picture_pool: decodes single pictures and runs tasks on them; also tries models.
+        streams: the places for streams.
     """
 
     def __init__(self, settings: VisionSettings, on_failures: Callable[[], None]) -> None:
@@ -67,29 +69,15 @@ class VisionRuntime:
         self._max_failures = settings.max_failed_graphs
         self._on_failures = on_failures
         self._failures = itertools.count(1)  # safe to share between threads
-        self._max_streams = settings.max_streams
-        self._streams = 0
+        self.streams = Places(
+            settings.max_streams,
+            f"{settings.max_streams} streams are open, which is the limit",
+            name="max_streams",
+        )
         self.threads = settings.workers or usable_cores()
         self.decode_pool = _pool(self.threads, "decode")
         self.frame_pool = _pool(self.threads, "frame")
         self.picture_pool = _pool(self.threads, "picture")
-
-    def open_stream(self) -> None:
-        """Takes one of the places for streams, until `close_stream`.
-
-        Raises:
-            QueueFullError: all places are taken.
-        """
-        if self._streams >= self._max_streams:
-            raise QueueFullError(
-                f"{self._streams} streams are open, which is the limit",
-                metadata={"max_streams": str(self._max_streams)},
-            )
-        self._streams += 1
-
-    def close_stream(self) -> None:
-        """Frees a place for streams."""
-        self._streams -= 1
 
     async def try_model(self, task: VisionTask, path: Path) -> None:
         """Opens a model file once, with default options, and closes it.

@@ -10,7 +10,9 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
-from shared.errors import QueueFullError
+from shared.caller import caller
+from shared.errors import ServiceError
+from shared.places import Places
 from vision_svc import metrics
 from vision_svc.detector import Mode, Response
 from vision_svc.frames.decoder import decode_picture
@@ -48,8 +50,8 @@ class TaskRunner:
         for name in TASKS:
             metrics.of_task(name)
         self._runtime = runtime
-        self._max_calls = runtime.threads + max_waiting_calls
-        self._calls = 0
+        limit = runtime.threads + max_waiting_calls
+        self._places = Places(limit, f"{limit} pictures are running or waiting, which is the limit")
 
     async def detect(
         self, task_name: str, frame: EncodedFrame, metadata: Mapping[str, str]
@@ -67,10 +69,7 @@ class TaskRunner:
         task = TASKS[task_name]
         figures = metrics.of_task(task.name)
         options = parse_options(task.options, options_of_call(metadata))
-        if self._calls >= self._max_calls:
-            raise QueueFullError(
-                f"{self._max_calls} pictures are running or waiting, which is the limit"
-            )
+        left: list[ServiceError] = []
 
         def run() -> Response:
             picture = decode_picture(frame, self._runtime.limits)
@@ -86,12 +85,23 @@ class TaskRunner:
             response.timing.waiting_ms = max(0.0, waited) * 1000
             return response
 
+        def leave(error: ServiceError) -> bool:
+            if not future.cancel():
+                return False  # it runs
+            left.append(error)
+            return True
+
+        place = self._places.take(caller(), leave)
         figures.received.inc()
-        self._calls += 1
+        future = self._runtime.picture_pool.submit(run)
         try:
-            response = await asyncio.wrap_future(self._runtime.picture_pool.submit(run))
+            response = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if left:
+                raise left[0] from None
+            raise
         finally:
-            self._calls -= 1
+            self._places.free(place)
         figures.answered.inc()
         return response
 

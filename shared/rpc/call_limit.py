@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Self
 
+from shared.caller import caller
 from shared.errors import QueueFullError
 from shared.rpc.interceptors import (
     Context,
@@ -26,11 +28,13 @@ class CallLimitInterceptor(WrappingInterceptor):
 
     Args:
         limit: most concurrent calls.
+        per_caller: most concurrent calls of one caller; None is no limit. Calls that do not come
+            through Envoy have none.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, per_caller: int | None = None) -> None:
         super().__init__()
-        self._slots = Slots(limit)
+        self._slots = Slots(limit, per_caller=per_caller)
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
         inner = behaviour(handler)
@@ -58,15 +62,18 @@ class Slots:
     Args:
         limit: most calls.
         what: what they are, for the message.
+        per_caller: most calls of one caller; None is no limit.
     """
 
-    def __init__(self, limit: int, what: str = "calls") -> None:
+    def __init__(self, limit: int, what: str = "calls", *, per_caller: int | None = None) -> None:
         self._limit = limit
         self._what = what
+        self._per_caller = limit if per_caller is None else per_caller
         self._taken = 0
+        self._taken_by: Counter[str] = Counter()
 
-    def take(self) -> None:
-        """Takes a slot, until `give`.
+    def take(self, name: str = "") -> None:
+        """Takes a slot, until `give`, for a caller; "" is none in particular.
 
         Raises:
             QueueFullError: all are taken; the message has the limit.
@@ -76,11 +83,21 @@ class Slots:
                 f"{self._taken} {self._what} are running, and the limit is {self._limit}",
                 metadata={"limit": str(self._limit)},
             )
+        if name and self._taken_by[name] >= self._per_caller:
+            raise QueueFullError(
+                f"{self._per_caller} {self._what} of this caller are running, which is the limit "
+                "for one",
+                metadata={"limit": str(self._per_caller)},
+            )
         self._taken += 1
+        self._taken_by[name] += 1
 
-    def give(self) -> None:
-        """Gives a slot back."""
+    def give(self, name: str = "") -> None:
+        """Gives a slot of a caller back."""
         self._taken -= 1
+        self._taken_by[name] -= 1
+        if not self._taken_by[name]:
+            del self._taken_by[name]
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -103,13 +120,14 @@ class _Slot:
     def __init__(self, slots: Slots) -> None:
         self._slots = slots
         self._taken = False
+        self._caller = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._taken:
-            self._slots.give()
+            self._slots.give(self._caller)
 
     def at_once(self, request: Any) -> Any:
         self._take()
@@ -122,5 +140,6 @@ class _Slot:
             yield request
 
     def _take(self) -> None:
-        self._slots.take()
+        self._caller = caller()
+        self._slots.take(self._caller)
         self._taken = True

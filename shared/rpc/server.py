@@ -92,7 +92,7 @@ def create_server(settings: ServerSettings) -> grpc.aio.Server:
             CallInterceptor(),
             ErrorInterceptor(),
             StreamLimitsInterceptor(StreamLimits.of(settings)),
-            CallLimitInterceptor(settings.max_concurrent_calls),
+            CallLimitInterceptor(settings.max_concurrent_calls, settings.max_calls_per_caller),
         ],
         options=server_options(settings),
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from shared.errors import QueueFullError
+from shared.caller import caller
+from shared.errors import ServiceError
+from shared.places import Place, Places
+from shared.turns import TurnThreads
 from text_svc.worker.steps import Steps
 
 Result = TypeVar("Result")
@@ -27,38 +29,50 @@ class CancelEvent(threading.Event):
 
 
 class ModelThread:
-    """One thread, in which a model's calls run one at a time.
+    """One thread, in which a model's calls run one at a time; their callers take turns.
 
     Args:
         max_waiting: calls that may wait; one more is refused.
     """
 
     def __init__(self, max_waiting: int) -> None:
-        self._max_waiting = max_waiting
-        self._active = 0
+        self._places = Places(
+            max_waiting + 1, f"one call runs and {max_waiting} wait, which is the limit"
+        )
         self._steps = Steps()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="infer")
+        self._thread = TurnThreads(1, "infer")
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
         """Runs `work` with an event that is set when its caller has gone.
 
         Raises:
-            QueueFullError: too many calls wait already.
+            QueueFullError: too many calls wait already, or this one has waited and left its place
+                to another caller.
         """
-        if self._active > self._max_waiting:
-            raise QueueFullError(f"one call runs and {self._max_waiting} wait, which is the limit")
         cancelled = CancelEvent(self._steps)
         loop = asyncio.get_running_loop()
-        self._active += 1
-        self._steps.expect(self._active)
-        future = self._pool.submit(work, cancelled)
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done))
+        left: list[ServiceError] = []
+
+        def leave(error: ServiceError) -> bool:
+            if not future.cancel():
+                return False  # it runs
+            left.append(error)
+            return True
+
+        place = self._places.take(caller(), leave)
+        self._steps.expect(self._places.taken)
+        future = self._thread.submit(place.caller, lambda: work(cancelled))
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done, place))
         try:
             return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if left:
+                raise left[0] from None
+            raise
         finally:
             cancelled.set()
 
-    def _on_done(self) -> None:
-        self._active -= 1
+    def _on_done(self, place: Place) -> None:
+        self._places.free(place)
         self._steps.done()
-        self._steps.expect(self._active)
+        self._steps.expect(self._places.taken)

@@ -4,6 +4,7 @@ The states of a session:
 
     NEW ---- first frame: options are read, a place for streams is taken ----> OPEN
     OPEN --- the client half-closes, or a frame is refused: an End follows --> DRAINING
+    OPEN --- its place goes to another caller: its queue is dropped for an End > DRAINING
     DRAINING the End comes out, after the answers to all frames before it ---> CLOSED
 
 From every state, a client that cancels leads to CLOSED at once: queued frames are dropped, and the
@@ -25,13 +26,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from shared.errors import InvalidArgumentError
+from shared.caller import caller
+from shared.errors import InvalidArgumentError, ServiceError
 from vision_svc import metrics
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import parse_options
 from vision_svc.streams.stages import Answer, End, Stages
 
 if TYPE_CHECKING:
+    from shared.places import Place
     from vision_svc.detector import Response, VisionTask
     from vision_svc.runtime import VisionRuntime
     from vision_svc.streams.policy import FramePolicy
@@ -67,6 +70,8 @@ class Session:
         self._dropped = 0
         self._answers: deque[Answer | End] = deque()
         self._answered = asyncio.Event()
+        self._place: Place | None = None
+        self._reader: asyncio.Task[None] | None = None
 
     async def answers(self, incoming: Incoming) -> AsyncIterator[Response]:
         """Yields the answers, in the order of the frames.
@@ -74,7 +79,7 @@ class Session:
         Raises:
             ServiceError: a frame or an option was refused, or a limit was reached.
         """
-        reader = asyncio.create_task(self._read(incoming))
+        reader = self._reader = asyncio.create_task(self._read(incoming))
         try:
             while isinstance(answer := await self._next_answer(), Answer):
                 yield self._stamp(answer)
@@ -102,7 +107,7 @@ class Session:
         """Opens the stream with the first frame's options; later frames must not change them."""
         if self._first_metadata is None:
             self._stages.options = parse_options(self._task.options, self._call_options, metadata)
-            self._runtime.open_stream()
+            self._place = self._runtime.streams.take(caller(), self._leave)
             self._metrics.open_streams.inc()
             self._first_metadata = dict(metadata)
         elif metadata and metadata != self._first_metadata:
@@ -141,8 +146,19 @@ class Session:
         self._metrics.answered.inc()
         return response
 
+    def _leave(self, error: ServiceError) -> bool:
+        """Ends the stream, since another caller gets its place; its detector is free at once."""
+        assert self._reader is not None, "it has read the first frame"
+        self._reader.cancel()
+        self._close()
+        self._answers.clear()
+        self._answers.append(End(error))
+        self._answered.set()
+        return True
+
     def _close(self) -> None:
         self._stages.close()
-        if self._first_metadata is not None:
-            self._runtime.close_stream()
+        if self._place is not None:
+            self._runtime.streams.free(self._place)
+            self._place = None
             self._metrics.open_streams.dec()

@@ -18,12 +18,11 @@ async def test_places_for_streams_are_limited(tmp_path: Path) -> None:
     settings = VisionSettings(assets_dir=tmp_path, workers=1, max_streams=2)
     runtime = VisionRuntime(settings, lambda: None)
     try:
-        for _ in range(2):
-            runtime.open_stream()
+        opened = [runtime.streams.take("a", lambda _: False) for _ in range(2)]
         with pytest.raises(QueueFullError, match="2 streams are open"):
-            runtime.open_stream()
-        runtime.close_stream()
-        runtime.open_stream()
+            runtime.streams.take("a", lambda _: False)
+        runtime.streams.free(opened[0])
+        runtime.streams.take("a", lambda _: False)
     finally:
         await asyncio.to_thread(runtime.close)
 

@@ -1,10 +1,10 @@
 """Micro-batches across callers: texts that arrive while the model runs form the next batches.
 
 One thread feeds the encoder. It starts a batch whenever one of the encoder's streams is free.
-Batches are made from a round: the waiting calls give one text each in turn, the shortest of a call
-first, until the round has enough work for all streams. So there is no timer to wait for, a call
-with one text waits for at most one round even if others have sent thousands, and texts of similar
-length share a batch, since padding is wasted work.
+Batches are made from a round: callers take turns, and so do the calls of one caller; each gives one
+text, the shortest of a call first, until the round has enough work for all streams. So there is no
+timer to wait for, a caller with one text waits for at most one round even if others have sent
+thousands, and texts of similar length share a batch, since padding is wasted work.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
+from shared.caller import caller
 from shared.errors import QueueFullError, ShuttingDownError
 from text_svc.worker.embeddings.encoder import (
     Encoder,
@@ -31,9 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class _Call:
-    """The texts of one caller: those that wait, shortest first, and the vectors so far."""
+    """The texts of one call: those that wait, shortest first, and the vectors so far."""
 
     def __init__(self, encoded: Sequence[Sequence[int]], dimensions: int) -> None:
+        self.caller = caller()
         self.encoded = encoded
         self.waiting = deque(sorted(range(len(encoded)), key=lambda index: len(encoded[index])))
         self.missing = len(encoded)
@@ -49,6 +51,42 @@ class _Call:
             self.future.set_result(self.rows)
         else:
             self.future.set_exception(error)
+
+
+class _Rotation:
+    """Calls with texts that wait; callers take turns, and so do the calls of a caller."""
+
+    def __init__(self) -> None:
+        self._callers: deque[str] = deque()
+        self._calls: dict[str, deque[_Call]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, call: _Call) -> None:
+        """Puts a call at the end of its caller's."""
+        calls = self._calls.get(call.caller)
+        if calls is None:
+            calls = self._calls[call.caller] = deque()
+            self._callers.append(call.caller)
+        calls.append(call)
+        self._count += 1
+
+    def next(self) -> _Call:
+        """Takes the call whose turn it is."""
+        name = self._callers.popleft()
+        calls = self._calls[name]
+        call = calls.popleft()
+        self._count -= 1
+        if calls:
+            self._callers.append(name)
+        else:
+            del self._calls[name]
+        return call
+
+    def all(self) -> list[_Call]:
+        return [call for calls in self._calls.values() for call in calls]
 
 
 # A text to encode: its call, and its index there.
@@ -67,7 +105,8 @@ class MicroBatcher:
         encoder: closed together with the batcher.
         pad_token: the id to pad short texts with.
         max_waiting: most texts of all callers that wait; further ones are refused. A call is
-            always accepted if no text waits.
+            always accepted if no text waits. A caller that stays within half of it is accepted if
+            another has more than half: calls of that one, the newest first, make room.
         metrics: of the model.
     """
 
@@ -82,8 +121,9 @@ class MicroBatcher:
         self._steps = Steps()
         self._running = 0
         self._changed = threading.Condition()
-        self._calls: deque[_Call] = deque()
+        self._calls = _Rotation()
         self._waiting = 0
+        self._waiting_of: Counter[str] = Counter()
         self._round: deque[list[_Item]] = deque()
         self._closed = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -107,15 +147,17 @@ class MicroBatcher:
         with self._changed:
             if self._closed:
                 raise ShuttingDownError("the model is being unloaded")
-            if self._waiting and self._waiting + len(encoded) > self._max_waiting:
+            if not self._has_room(len(encoded)):
+                self._make_room(call)
+            if not self._has_room(len(encoded)):
                 raise QueueFullError(
                     f"{self._waiting} texts are waiting, and {len(encoded)} more would exceed the "
                     f"limit of {self._max_waiting}",
                     metadata={"limit": str(self._max_waiting)},
                 )
-            self._waiting += len(encoded)
+            self._count(call, len(encoded))
             self._metrics.waiting(self._waiting)
-            self._calls.append(call)
+            self._calls.add(call)
             self._expect()
             self._changed.notify()
         try:
@@ -130,7 +172,37 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join()
         self._encoder.close()
-        self._settle(list(self._calls), ShuttingDownError("the model is being unloaded"))
+        self._settle(self._calls.all(), ShuttingDownError("the model is being unloaded"))
+
+    def _has_room(self, texts: int) -> bool:
+        return not self._waiting or self._waiting + texts <= self._max_waiting
+
+    def _make_room(self, asking: _Call) -> None:
+        """Ends calls of a caller that has more than its half. On the loop; the lock is held."""
+        half, texts = self._max_waiting // 2, len(asking.encoded)
+        if self._waiting_of[asking.caller] + texts > half:
+            return
+        # The order is that of their turns, which is close to that of their arrival.
+        for call in reversed(self._calls.all()):
+            if self._has_room(texts):
+                return
+            if self._waiting_of[call.caller] > half and not call.gone:
+                self._count(call, -len(call.waiting))
+                call.waiting.clear()
+                call.gone = True
+                error = QueueFullError(
+                    f"another caller has asked, and this one has more than its half of the "
+                    f"{self._max_waiting} texts that may wait",
+                    metadata={"limit": str(self._max_waiting)},
+                )
+                call.settle(error)
+
+    def _count(self, call: _Call, texts: int) -> None:
+        """Notes how many texts of a call wait, more or fewer. The lock is held."""
+        self._waiting += texts
+        self._waiting_of[call.caller] += texts
+        if not self._waiting_of[call.caller]:
+            del self._waiting_of[call.caller]
 
     def _expect(self) -> None:
         """Tells what there is to do. The lock is held."""
@@ -173,16 +245,16 @@ class MicroBatcher:
         budget = MAX_BATCH_TOKENS * self._encoder.streams
         drawn: list[_Item] = []
         while self._calls and budget > 0:
-            call = self._calls.popleft()
+            call = self._calls.next()
             if call.gone:
-                self._waiting -= len(call.waiting)
+                self._count(call, -len(call.waiting))
                 continue
             item = call, call.waiting.popleft()
-            self._waiting -= 1
+            self._count(call, -1)
             budget -= _length(item)
             drawn.append(item)
             if call.waiting:
-                self._calls.append(call)
+                self._calls.add(call)
         return drawn
 
     def _pad(self, batch: list[_Item]) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ class Engine(Protocol):
     limits: Limits
 
     def submit(self, generation: Generation) -> None:
-        """Starts or queues a generation, first come, first served."""
+        """Starts or queues a generation. Callers take turns, as in `shared.turns.Turns`."""
 
     def cancel(self, generation: Generation) -> None:
         """Stops a generation within one step; does nothing if it has already ended."""
@@ -64,12 +64,14 @@ class Generation:
         prompt: token ids.
         sampling: its `max_new_tokens` is already within the engine's limits.
         inputs: the model's inputs, on its device, if it reads more than `prompt`.
+        caller: whose it is.
         started: `time.perf_counter()` when it left the queue; 0 before.
     """
 
     prompt: list[int]
     sampling: Sampling
     inputs: Mapping[str, torch.Tensor] | None = None
+    caller: str = ""
     started: float = 0.0
     _outputs: list[StepOutput] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)

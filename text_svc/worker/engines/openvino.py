@@ -6,12 +6,12 @@ import itertools
 import logging
 import os
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
+from shared.turns import Turns
 from text_svc.formats.manifest import Manifest
 from text_svc.processes.specs import (
     WorkerReport,
@@ -82,8 +82,8 @@ def blocks_of(tokens: int) -> int:
 class OpenVinoEngine:
     """An `Engine` on a converted model, whose steps run in `OpenVinoStepper`.
 
-    A generation starts when the cache has room for all that it may need, first come, first served;
-    so none ever has to be interrupted. Everything here runs on the event loop.
+    A generation starts when it is its caller's turn and the cache has room for all that it may
+    need, so none ever has to be interrupted. Everything here runs on the event loop.
 
     Args:
         folder: made by `text_svc.convert`.
@@ -115,7 +115,7 @@ class OpenVinoEngine:
         self._end_tokens = list(end_tokens)
         self._free_blocks = cache_blocks
         self._numbers = itertools.count(1)
-        self._waiting: deque[Generation] = deque()
+        self._waiting: Turns[Generation] = Turns()
         self._running: dict[Generation, int] = {}
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
@@ -133,7 +133,7 @@ class OpenVinoEngine:
         )
 
     def submit(self, generation: Generation) -> None:
-        self._waiting.append(generation)
+        self._waiting.add(generation.caller, generation)
         self._admit()
 
     def cancel(self, generation: Generation) -> None:
@@ -141,19 +141,18 @@ class OpenVinoEngine:
             self._stepper.cancel(self._forget(generation))
             self._cancelling = True
             self._admit()
-        elif generation in self._waiting:
-            self._waiting.remove(generation)
+        elif self._waiting.remove(generation.caller, generation):
             self._admit()
 
     async def close(self) -> None:
         await self._stepper.close()
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.limits.running:
-            generation = self._waiting[0]
-            if _blocks(generation) > self._free_blocks:
+        while len(self._running) < self.limits.running:
+            generation = self._waiting.first()
+            if generation is None or _blocks(generation) > self._free_blocks:
                 break
-            self._waiting.popleft()
+            self._waiting.start()
             self._begin(generation)
         self._metrics.generations(len(self._running), len(self._waiting))
         # A step that hangs is to be noticed even if its callers have all gone.
@@ -170,6 +169,7 @@ class OpenVinoEngine:
         number = self._running.pop(generation)
         del self._by_number[number]
         self._free_blocks += _blocks(generation)
+        self._waiting.ended(generation.caller)
         return number
 
     def _config(self, sampling: Sampling) -> dict[str, Any]:

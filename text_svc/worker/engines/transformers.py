@@ -10,7 +10,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from shared.errors import OutOfMemoryError
+from shared.turns import TurnThreads
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
@@ -203,7 +204,7 @@ class TransformersEngine:
         self.end_tokens = tuple(end_tokens)
         self._metrics = metrics
         self._steps = Steps()
-        self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="generate")
+        self._threads = TurnThreads(limits.running, "generate")
         self._active: dict[Generation, tuple[_Sink, Future[None]]] = {}
         self._unfinished = 0
 
@@ -211,7 +212,7 @@ class TransformersEngine:
         loop = asyncio.get_running_loop()
         sink = _Sink(generation, self.end_tokens, loop, self._steps)
         self._unfinished += 1
-        future = self._threads.submit(self._run, generation, sink)
+        future = self._threads.submit(generation.caller, partial(self._run, generation, sink))
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done))
         self._active[generation] = sink, future
         self._count()

@@ -6,9 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import InvalidArgumentError, QueueFullError
+from shared.caller import caller
+from shared.errors import InvalidArgumentError, ServiceError
+from shared.places import Places
 from text_svc.worker.engines.base import (
     Engine,
     FinishReason,
@@ -77,7 +80,10 @@ class TextGenerator:
         self._template = ChatTemplate(
             tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
         )
-        self._active = 0
+        running, waiting = engine.limits.running, engine.limits.waiting
+        self._places = Places(
+            running + waiting, f"{running} generations run and {waiting} wait, which is the limit"
+        )
 
     async def encode(self, prompt: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the model expects."""
@@ -111,13 +117,15 @@ class TextGenerator:
 
         Raises:
             InvalidArgumentError: the prompt is empty or does not fit.
-            QueueFullError: too many generations wait already.
+            QueueFullError: too many generations wait already, or this one has waited and left its
+                place to another caller.
         """
-        generation = Generation(prompt, self._within_limits(prompt, sampling), inputs)
+        within = self._within_limits(prompt, sampling)
+        generation = Generation(prompt, within, inputs, caller())
         begun = time.perf_counter()
         text = _GenerationText(self._tokenizer, generation)
         first = last = 0.0
-        self._active += 1
+        place = self._places.take(generation.caller, partial(self._leave, generation))
         self._engine.submit(generation)
         try:
             while True:
@@ -140,7 +148,7 @@ class TextGenerator:
                         return
                     yield delta
         finally:
-            self._active -= 1
+            self._places.free(place)
             self._engine.cancel(generation)
 
     async def close(self) -> None:
@@ -152,6 +160,14 @@ class TextGenerator:
         if len(text) <= INLINE_CHARACTERS:
             return self._tokenizer.encode(text, special=special)
         return await asyncio.to_thread(self._tokenizer.encode, text, special=special)
+
+    def _leave(self, generation: Generation, error: ServiceError) -> bool:
+        """Ends a generation that still waits; one that runs goes on."""
+        if generation.started:
+            return False
+        self._engine.cancel(generation)
+        generation.put(StepOutput((), 0, error=error))
+        return True
 
     def _within_limits(self, prompt: list[int], sampling: Sampling) -> Sampling:
         limits = self._engine.limits
@@ -167,10 +183,6 @@ class TextGenerator:
                 f"{limits.context}{included}",
                 field="prompt",
                 metadata={"limit": str(limits.context)},
-            )
-        if self._active >= limits.running + limits.waiting:
-            raise QueueFullError(
-                f"{limits.running} generations run and {limits.waiting} wait, which is the limit"
             )
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 

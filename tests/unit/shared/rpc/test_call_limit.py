@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as rpc
+from shared.caller import CALLER_KEY
 from shared.rpc.server import create_server
 from shared.settings import ServerSettings
 from tests.support.waiting import until
@@ -63,3 +64,27 @@ async def test_calls_over_the_limit_are_refused() -> None:
         await until(lambda: text.running == 1)
         assert (await stub.Infer(pb.InferRequest())).text == "done"
     await server.stop(0)
+
+
+async def test_one_caller_leaves_room() -> None:
+    text = _Text()
+    server = create_server(ServerSettings(max_concurrent_calls=3, max_calls_per_caller=2))
+    rpc.add_TransformersServiceServicer_to_server(text, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rpc.TransformersServiceStub(channel)
+        alice = ((CALLER_KEY, "alice"),)
+        running = [stub.GenerateText(pb.TextRequest(), metadata=alice) for _ in range(2)]
+        for call in running:
+            assert (await call.read()).text == "begun"
+        with pytest.raises(grpc.aio.AioRpcError, match="2 calls of this caller are running") as one:
+            await stub.Infer(pb.InferRequest(), metadata=alice)
+        assert one.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        await stub.Infer(pb.InferRequest(), metadata=((CALLER_KEY, "bob"),))
+        await stub.Infer(pb.InferRequest())
+        for call in running:
+            call.cancel()
+        await until(lambda: not text.running)
+        await stub.Infer(pb.InferRequest(), metadata=alice)
+    await server.stop(None)

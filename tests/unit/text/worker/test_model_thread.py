@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from shared.caller import CALLER_KEY, set_caller
 from shared.errors import QueueFullError
 from tests.support.waiting import until
 from text_svc.worker.model_thread import ModelThread
@@ -27,4 +28,27 @@ async def test_a_caller_that_goes_stops_the_work() -> None:
         await thread.run(lambda _: None)
     running.cancel()
     assert await waiting == "done"
-    await until(lambda: not thread._active)
+    await until(lambda: not thread._places.taken)
+
+
+async def test_a_caller_with_more_than_half_makes_room() -> None:
+    thread, seen, hold = ModelThread(max_waiting=3), threading.Event(), threading.Event()
+
+    def work(_: threading.Event) -> None:
+        seen.set()
+        assert hold.wait(60)
+
+    async def run(name: str) -> None:
+        set_caller({CALLER_KEY: name})
+        await thread.run(work)
+
+    calls = [asyncio.create_task(run("a")) for _ in range(4)]
+    await asyncio.to_thread(seen.wait)
+    with pytest.raises(QueueFullError, match="3 wait, which is the limit"):
+        await run("a")
+    other = asyncio.create_task(run("b"))
+    with pytest.raises(QueueFullError, match="another caller has asked"):
+        await calls[3]
+    hold.set()
+    await asyncio.gather(other, *calls[:3])
+    await until(lambda: not thread._places.taken)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ml import mediapipe_pb2 as pb
-from shared.errors import FrameSizeError, UndecodableImageError
+from shared.caller import CALLER_KEY, set_caller
+from shared.errors import FrameSizeError, QueueFullError, UndecodableImageError
+from shared.places import Places
 from tests.support.vision_frames import encode_video
 from vision_svc import tasks
 from vision_svc.detector import Asset, Mode, VisionTask
@@ -209,3 +212,36 @@ async def test_a_reader_that_is_cancelled_frees_the_model(
     await run_ready()
     assert sender.taken == taken
     assert gated.permits.acquire(blocking=False) is False
+
+
+async def test_the_newest_stream_of_a_caller_with_more_than_half_makes_room(
+    runtime: VisionRuntime, runner: TaskRunner, gated: GatedTask
+) -> None:
+    runtime.streams = Places(2, "2 streams are open, which is the limit")
+    gated.permits.release(20)
+
+    async def endless() -> Incoming:
+        async for one in Sender(1).frames():
+            yield one
+        await asyncio.Event().wait()
+
+    def stream(name: str) -> AsyncIterator[pb.FaceDetectionResponse]:
+        async def answers() -> AsyncIterator[pb.FaceDetectionResponse]:
+            set_caller({CALLER_KEY: name})
+            async with aclosing(runner.stream("gated", endless(), {})) as stream:  # type: ignore[type-var]
+                async for answer in stream:
+                    yield answer
+
+        return answers()
+
+    first, second = stream("a"), stream("a")
+    await anext(first)
+    await anext(second)
+    newcomer = stream("b")
+    await anext(newcomer)
+    with pytest.raises(QueueFullError, match="another caller has asked"):
+        await anext(second)
+    assert runtime.streams.taken == 2
+    for one in (first, newcomer):
+        await one.aclose()  # type: ignore[attr-defined]
+    assert runtime.streams.taken == 0

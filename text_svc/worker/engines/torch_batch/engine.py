@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from shared.errors import InternalError
+from shared.turns import Turns
 from text_svc.worker.engines.base import (
     Generation,
     Limits,
@@ -32,8 +32,8 @@ Command = Callable[[], None]
 class BatchEngine:
     """Continuous batching on torch.
 
-    A generation starts when the cache has room for it and all running ones at the longest final
-    length among them, first come, first served; so none ever has to be interrupted. The event loop
+    A generation starts when it is its caller's turn and the cache has room for it and all running
+    ones at the longest final length among them, so none ever has to be interrupted. The event loop
     decides that and sends commands to the thread, which executes them between two steps.
 
     Args:
@@ -52,7 +52,7 @@ class BatchEngine:
         self._metrics = metrics
         self._steps = Steps()
         self._cancelling = 0
-        self._waiting: deque[Generation] = deque()
+        self._waiting: Turns[Generation] = Turns()
         self._running: set[Generation] = set()
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._closed = False
@@ -62,17 +62,16 @@ class BatchEngine:
 
     def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting.append(generation)
+        self._waiting.add(generation.caller, generation)
         self._admit()
 
     def cancel(self, generation: Generation) -> None:
         if generation in self._running:
-            self._running.remove(generation)
+            self._forget(generation)
             self._cancelling += 1
             self._commands.put(lambda: self._cancel(generation))
             self._admit()
-        elif generation in self._waiting:
-            self._waiting.remove(generation)
+        elif self._waiting.remove(generation.caller, generation):
             self._admit()
 
     async def close(self) -> None:
@@ -80,12 +79,15 @@ class BatchEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.limits.running:
-            generation = self._waiting[0]
+        while len(self._running) < self.limits.running:
+            generation = self._waiting.first()
+            if generation is None:
+                break
             longest = max(map(needed, (generation, *self._running)))
             if longest * (len(self._running) + 1) > self._cache_tokens:
                 break
-            self._running.add(self._waiting.popleft())
+            self._waiting.start()
+            self._running.add(generation)
             generation.start()
             self._commands.put(lambda generation=generation: self._decoder.begin(generation))  # type: ignore[misc]
         self._metrics.generations(len(self._running), len(self._waiting))
@@ -99,9 +101,13 @@ class BatchEngine:
         for generation, output in results:
             if generation in self._running:
                 if output.finish_reason or output.error:
-                    self._running.remove(generation)
+                    self._forget(generation)
                 generation.put(output)
         self._admit()
+
+    def _forget(self, generation: Generation) -> None:
+        self._running.remove(generation)
+        self._waiting.ended(generation.caller)
 
     def _on_cancelled(self) -> None:
         self._cancelling -= 1

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from shared.caller import CALLER_KEY, set_caller
 from shared.errors import QueueFullError, ShuttingDownError
 from tests.support.stack import wait_for
 from tests.support.waiting import until
@@ -198,3 +199,48 @@ def test_the_cut_has_each_text_once_within_the_limits(lengths: list[int], stream
         assert sum(max(sizes) - size for size in sizes) <= MAX_PADDING_TOKENS
     widths = [max(lengths[index] for index in batch) for batch in batches]
     assert widths == sorted(widths, reverse=True)
+
+
+async def embed_as(name: str, batcher: MicroBatcher, encoded: list[list[int]]) -> object:
+    set_caller({CALLER_KEY: name})
+    return await batcher.embed(encoded)
+
+
+async def test_callers_take_turns_however_many_calls_they_make(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    many = [
+        asyncio.create_task(embed_as("a", batcher, texts(1000 + number, 200)))
+        for number in range(40)
+    ]
+    await until(lambda: len(encoder.batches) == 1)
+    one = asyncio.create_task(embed_as("b", batcher, texts(7, 200)))
+    await asyncio.sleep(0)
+    encoder.release(5)
+    await one
+    assert sum(map(len, encoder.batches)) < 20
+    encoder.release(1000)
+    await asyncio.gather(*many)
+
+
+async def test_a_caller_with_more_than_half_makes_room(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    running = asyncio.create_task(embed_as("a", batcher, texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    calls = [
+        asyncio.create_task(embed_as("a", batcher, texts(100 * n, *[5] * 10))) for n in range(1, 6)
+    ]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError, match="50 texts are waiting"):
+        await embed_as("a", batcher, texts(7, 5))
+    with pytest.raises(QueueFullError, match="50 texts are waiting"):
+        await embed_as("b", batcher, texts(7, *[5] * 26))  # more than its own half
+    other = asyncio.create_task(embed_as("b", batcher, texts(7, *[5] * 20)))
+    await asyncio.wait(calls[3:], timeout=60)
+    for call in calls[3:]:
+        with pytest.raises(QueueFullError, match="more than its half of the 50 texts"):
+            await call
+    encoder.release(1000)
+    await asyncio.gather(running, other, *calls[:3])
+    assert len(await batcher.embed(texts(0, *[5] * 50))) == 50, "nothing of it waits on"
