@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,16 +15,20 @@ import pytest
 from ml import common_pb2 as common_pb
 from ml import mediapipe_pb2 as vision_pb
 from ml import mediapipe_pb2_grpc as vision_grpc
+from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from ml import transformers_pb2 as text_pb
+from ml import transformers_pb2_grpc as text_grpc
 from tests.integration.test_envoy_tls import secure_channel
 from tests.support.attack import Attacks
 from tests.support.http_calls import post, post_json
-from tests.support.stack import MODEL_MGMT, Stack, is_healthy, stack_in, wait_for
+from tests.support.stack import CHAT, MODEL_MGMT, Stack, is_healthy, stack_in, wait_for
 from tools.dev_certs import make_certificates
 
 ALICE, BOB, CAROL = (f"{name}-{'0123456789' * 2}" for name in ("alice", "bob", "carol"))
 KEYS = f"alice {ALICE}\nbob {BOB}\n"
 MAX_STREAMS = 4
+MAX_WAITING = 3
 RPC = f"{MODEL_MGMT}/GetLoadedModels"
 FRAME = vision_pb.VideoFrame(
     frame_data=np.zeros((32, 32, 3), np.uint8).tobytes(), format="rgb", width=32, height=32
@@ -60,6 +65,7 @@ def keyed(
     options = ("--callers", str(folder), "--tls", str(certificates))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISION_MAX_STREAMS", str(MAX_STREAMS))
+        patch.setenv("TEXT_MAX_WAITING", str(MAX_WAITING))
         with stack_in(tmp_path_factory.mktemp("keyed"), *options) as running:
             running.wait_serving()
             yield running
@@ -208,3 +214,86 @@ def test_a_port_that_is_open_without_keys_is_told(
         warnings = [json.loads(line) for line in log if said in line]
         assert warnings[0]["level"] == "warning"
         seen.say("an open port without keys is a warning")
+
+
+def test_one_caller_keeps_nobody_out_of_the_streams(keyed: Stack, attack: Attacks) -> None:
+    """Whoever has all places for streams gives up to half of them to another caller who asks."""
+    full = f"{MAX_STREAMS} streams are open, which is the limit"
+    with (
+        attack("11 all streams", keyed, metadata=dict(key(BOB))) as seen,
+        keyed.channel() as channel,
+    ):
+        alice = [Video(channel, key(ALICE)) for _ in range(MAX_STREAMS)]
+        # With nobody else there, one may have them all, and no more.
+        assert [one.frame()[0] for one in alice] == [grpc.StatusCode.OK] * MAX_STREAMS
+        assert Video(channel, key(ALICE)).frame() == (grpc.StatusCode.RESOURCE_EXHAUSTED, full)
+        bob = [Video(channel, key(BOB)) for _ in range(MAX_STREAMS // 2)]
+        assert all(one.frame()[0] is grpc.StatusCode.OK for one in bob)
+        assert Video(channel, key(BOB)).frame() == (grpc.StatusCode.RESOURCE_EXHAUSTED, full)
+        # The newest have left, and were told why; the others go on.
+        for one in alice[MAX_STREAMS // 2 :]:
+            code, message = one.frame()
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert f"more than its half, {MAX_STREAMS // 2} of {MAX_STREAMS}" in message
+        assert all(one.frame()[0] is grpc.StatusCode.OK for one in alice[: MAX_STREAMS // 2])
+        for one in (*alice, *bob):
+            one.close()
+        seen.say(f"{MAX_STREAMS // 2} of {MAX_STREAMS} streams went to the second caller")
+
+
+def test_one_caller_keeps_nobody_out_of_a_text_model(keyed: Stack, attack: Attacks) -> None:
+    """Whoever fills a model's queue makes room, and a new caller's turn comes next."""
+    with (
+        attack("11 all text slots", keyed, metadata=dict(key(BOB))) as seen,
+        keyed.channel() as channel,
+    ):
+        models = models_grpc.ModelManagementServiceStub(channel)
+        load = models_pb.LoadModelRequest(
+            model_id=CHAT, pipeline_type="chat", options={"max_sequences": "1"}
+        )
+        models.LoadModel(load, timeout=300, metadata=key(ALICE))
+        stub = text_grpc.TransformersServiceStub(channel)
+
+        def generate(secret: str, tokens: int) -> Iterator[text_pb.TextResponse]:
+            request = text_pb.TextRequest(model=CHAT, prompt="The sea", max_length=tokens)
+            answers: Iterator[text_pb.TextResponse] = stub.GenerateText(
+                request, timeout=300, metadata=key(secret)
+            )
+            return answers
+
+        running = generate(ALICE, 1500)
+        next(running)
+        waiting = [generate(ALICE, 1500) for _ in range(MAX_WAITING)]
+        metrics = keyed.addresses["text_metrics"]
+        wait_for("a full queue", lambda: gauge(metrics, "text_waiting_answers") == MAX_WAITING)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(generate(ALICE, 8))
+        assert f"{MAX_WAITING} wait, which is the limit" in refused.value.details()
+        bob = generate(BOB, 8)
+        # The newest of the queue has made room.
+        ended = error_of(waiting[-1])
+        assert ended.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "another caller has asked" in ended.details()
+        running.cancel()  # type: ignore[attr-defined]
+        assert [one.done for one in bob][-1]
+        # Of those that came before it, no more than the one that may run at once has begun.
+        assert gauge(metrics, "text_waiting_answers") >= MAX_WAITING - 2
+        for one in waiting:
+            one.cancel()  # type: ignore[attr-defined]
+        unload = models_pb.UnloadModelRequest(model_id=CHAT)
+        models.UnloadModel(unload, timeout=60, metadata=key(ALICE))
+        seen.say("a second caller was next, ahead of a full queue")
+
+
+def gauge(address: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{name}{{"))
+
+
+def error_of(answers: Iterator[text_pb.TextResponse]) -> grpc.RpcError:
+    """The error that a stream ends with."""
+    with pytest.raises(grpc.RpcError) as ended:
+        next(answers)
+    return ended.value
