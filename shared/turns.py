@@ -92,13 +92,10 @@ class TurnThreads:
     Args:
         threads: how many.
         name: of the threads.
-        initializer: called in each of them first.
     """
 
-    def __init__(
-        self, threads: int, name: str, initializer: Callable[[], object] | None = None
-    ) -> None:
-        self._pool = ThreadPoolExecutor(threads, name, initializer)
+    def __init__(self, threads: int, name: str) -> None:
+        self._pool = ThreadPoolExecutor(threads, name)
         self._lock = threading.Lock()
         self._turns: Turns[tuple[Future[object], Callable[[], object]]] = Turns()
 
@@ -110,20 +107,14 @@ class TurnThreads:
         self._pool.submit(self._run)
         return future
 
-    def shutdown(self, *, cancel: bool = False) -> None:
-        """Waits for the work; with `cancel`, for what runs already, and the rest is cancelled."""
-        if cancel:
-            with self._lock:
-                while started := self._turns.start():
-                    self._turns.ended(started[0])
-                    started[1][0].cancel()
-        self._pool.shutdown(wait=True)
+    def shutdown(self) -> None:
+        """Waits for the work that has not been cancelled, and ends the threads."""
+        self._pool.shutdown()
 
     def _run(self) -> None:
         with self._lock:
             started = self._turns.start()
-        if started is None:
-            return  # it was cancelled
+        assert started is not None, "there is a piece of work for each run"
         caller, (future, work) = started
         try:
             if not future.set_running_or_notify_cancel():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 
 import pytest
 
@@ -69,20 +69,3 @@ def test_threads_serve_callers_in_turns() -> None:
     threads.shutdown()
     assert done[0] == "y"
     assert done.count("x") == 2
-
-
-def test_work_that_waits_is_cancelled_at_the_end() -> None:
-    threads, hold = TurnThreads(1, "test"), threading.Event()
-    running = threads.submit("x", hold.wait)
-    waiting = threads.submit("x", lambda: None)
-    while not running.running():
-        pass
-    hold.set()
-    ender = threading.Thread(target=lambda: threads.shutdown(cancel=True))
-    ender.start()
-    ender.join(60)
-    assert running.result(60)
-    assert waiting.done()
-    if waiting.cancelled():
-        with pytest.raises(CancelledError):
-            waiting.result(60)
