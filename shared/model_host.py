@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from shared.errors import CallCancelledError
-from shared.files.space import Use
 from shared.model_ids import ModelId
 from shared.pipelines import Pipeline
 
@@ -27,6 +26,12 @@ class ModelState(enum.Enum):
     READY = "ready"
     UNLOADING = "unloading"
     FAILED = "failed"
+
+
+class Closable(Protocol):
+    """What is held until it is closed."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -57,7 +62,7 @@ class HostedModel:
     reason: str = ""
     engine: str | None = None
     note: str = ""
-    use: Use | None = None
+    use: Closable | None = None
 
     def __post_init__(self) -> None:
         self.states = [ModelState.FETCHING]
