@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared.errors import ModelFileNotFoundError, ModelNotFoundError, UnknownPipelineError
 from shared.files.client import ModelFiles
+from shared.files.limits import DEFAULT_LIMITS
 from shared.files.snapshot import CONFIG, read_json
 from shared.model_ids import ModelId
 from shared.pipelines import Pipeline, accepted_names, find_pipeline, pipeline_of_architecture
@@ -24,6 +25,7 @@ async def resolve_pipeline(
         UnknownPipelineError: the name is not known, or nothing gives the type; the message lists
             the accepted names.
         ModelNotFoundError: config.json is needed and the provider has none.
+        InvalidModelError: it is too large, or no JSON.
         As `ModelFiles.fetch`.
     """
     if pipeline_type.strip():
@@ -43,7 +45,8 @@ async def resolve_pipeline(
 async def _architectures(files: ModelFiles, model_id: ModelId) -> list[str]:
     try:
         # The next call finds it, if this one has a short deadline.
-        config = await read_json(await files.fetch(model_id, CONFIG, goes_on=True))
+        path = await files.fetch(model_id, CONFIG, DEFAULT_LIMITS.watch(CONFIG), goes_on=True)
+        config = await read_json(path)
     except ModelFileNotFoundError:
         raise ModelNotFoundError(f"the file provider has no model {model_id!r}") from None
     names = config.get("architectures") if isinstance(config, dict) else None

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
+from shared.files.limits import JSON_BYTES, VOCABULARY_BYTES
 from shared.settings import ModelHostSettings
 from text_svc.processes.sandbox import SandboxMode
 
@@ -61,6 +62,23 @@ class TextSettings(ModelHostSettings):
         ge=0,
         description="Time that a load goes on after model_mgmt_svc has gone away; it asks for the "
         "model again after its restart.",
+    )
+    tokenize_seconds: float = Field(
+        30,
+        gt=0,
+        description="Time that a model's tokenizer may take for the texts of a call; then the call "
+        "fails, and the model is loaded again.",
+    )
+    inspection_seconds: float = Field(
+        120, gt=0, description="Time within which a model's files must be checked."
+    )
+    max_model_json_bytes: int = Field(
+        JSON_BYTES, ge=1024, description="Bytes of a model's configuration or chat template."
+    )
+    max_vocabulary_bytes: int = Field(
+        VOCABULARY_BYTES,
+        ge=1024,
+        description="Bytes of a model's file that lists tokens, merges or tensors.",
     )
     unload_grace_seconds: float = Field(
         10, ge=0, description="Time that running calls get when their model is unloaded."

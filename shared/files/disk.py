@@ -20,6 +20,9 @@ from shared.errors import InternalError, InvalidModelError, ResourceExhaustedErr
 
 # Largest record that is read; ours have some hundred bytes.
 MAX_RECORD_BYTES = 1 << 20
+# Values of a JSON file, which take up to 100 bytes each in memory, and how deep they may be nested.
+MAX_JSON_VALUES = 500_000
+MAX_JSON_DEPTH = 64
 
 # Errors of a full disk, a full quota, and a file over the limit of its process.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -56,22 +59,43 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_json(path: Path, *, max_bytes: int) -> Any:
+def read_json(path: Path, *, max_bytes: int, max_values: int = MAX_JSON_VALUES) -> Any:
     """The content of a JSON file of a model, or of a record of the cache.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InvalidModelError: it is not a file or not valid JSON, or has more than `max_bytes`.
+        InvalidModelError: it is not a file or not valid JSON, or has more than `max_bytes` or
+            `max_values`, or is nested deeper than MAX_JSON_DEPTH.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+    if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
         raise InvalidModelError(f"{path.name} is not a file")
-    if found.st_size > max_bytes:
+    with path.open("rb") as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
         raise InvalidModelError(f"{path.name} has more than {max_bytes} bytes")
+    # Counted before anything is made of them; those in strings are counted too.
+    values = sum(text.count(sign) for sign in (b",", b"[", b"{"))
+    if values > max_values:
+        raise InvalidModelError(f"{path.name} has about {values} values; the limit is {max_values}")
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(text)
     except (ValueError, RecursionError):
         raise InvalidModelError(f"{path.name} is not valid JSON") from None
+    if _is_deeper(content, MAX_JSON_DEPTH):
+        raise InvalidModelError(f"{path.name} is nested deeper than {MAX_JSON_DEPTH}")
+    return content
+
+
+def _is_deeper(content: Any, depth: int) -> bool:
+    """Whether lists and objects are nested deeper than `depth`; level by level, not recursive."""
+    level = [content]
+    for _ in range(depth + 1):
+        lists = [each for each in level if isinstance(each, list)]
+        objects = [each.values() for each in level if isinstance(each, dict)]
+        if not lists and not objects:
+            return False
+        level = [value for values in (*lists, *objects) for value in values]
+    return True
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from shared.errors import (
 from shared.files import disk
 from shared.files.client import ModelFiles, Progress
 from shared.files.disk import disk_errors
+from shared.files.limits import DEFAULT_LIMITS, FileLimits
 from shared.model_ids import ModelId, check_file_path
 
 CONFIG = "config.json"
@@ -43,14 +44,19 @@ OPTIONAL_FILES = (
 
 MAX_SHARDS = 1000
 MAX_MODULES = 32
-MAX_JSON_BYTES = 64 << 20
+# An index of the most tensors that are loaded, 100,000, has 10 MB.
+MAX_JSON_BYTES = 16 << 20
 # Concurrent fetches: small files wait for round trips, large ones for bandwidth.
 MAX_SMALL_FETCHES = 8
 MAX_LARGE_FETCHES = 2
 
 
 async def snapshot(
-    files: ModelFiles, model_id: ModelId, on_progress: Progress | None = None
+    files: ModelFiles,
+    model_id: ModelId,
+    on_progress: Progress | None = None,
+    *,
+    limits: FileLimits = DEFAULT_LIMITS,
 ) -> Path:
     """Fetches the files of a model and returns their folder, ready for `from_pretrained`.
 
@@ -60,17 +66,26 @@ async def snapshot(
         files: fetches a single file.
         model_id: the model.
         on_progress: called with the bytes fetched and the total bytes of the files begun so far.
+        limits: sizes of the files that are parsed.
 
     Raises:
         ModelNotFoundError: there is no config.json.
-        InvalidModelError: no safetensors weights, or a file that lists others is not valid.
+        InvalidModelError: no safetensors weights, a file that lists others is not valid, or a
+            file is too large.
         As `ModelFiles.fetch` for the rest.
     """
-    return await _Snapshot(files, model_id, on_progress).make()
+    return await _Snapshot(files, model_id, on_progress, limits).make()
 
 
 class _Snapshot:
-    def __init__(self, files: ModelFiles, model_id: ModelId, on_progress: Progress | None) -> None:
+    def __init__(
+        self,
+        files: ModelFiles,
+        model_id: ModelId,
+        on_progress: Progress | None,
+        limits: FileLimits,
+    ) -> None:
+        self._limits = limits
         self._files = files
         self._model_id = model_id
         self._on_progress = on_progress
@@ -153,7 +168,8 @@ class _Snapshot:
 
         async with self._large if large else self._small:
             try:
-                return await self._files.fetch(self._model_id, name, on_progress)
+                watched = self._limits.watch(name, on_progress)
+                return await self._files.fetch(self._model_id, name, watched)
             except ModelFileNotFoundError:
                 return None
 

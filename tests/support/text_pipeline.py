@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from operator import attrgetter
 from pathlib import Path
@@ -30,6 +31,9 @@ from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 from text_svc.worker import pipelines
 
+# Of the models that run in this process.
+_scratch = tempfile.TemporaryDirectory(prefix="text-pipelines-")
+
 # Builds a tiny model once, by its name, and returns its folder.
 Tiny = Callable[[str], Path]
 
@@ -44,7 +48,7 @@ def spec_of(
     return WorkerSpec(
         **{
             **settings,
-            "scratch": Path("unused"),
+            "scratch": Path(_scratch.name, uuid.uuid4().hex),
             "model_id": folder.name,
             "folder": folder,
             "threads": 2,

@@ -15,7 +15,8 @@ from shared.errors import ServiceError
 from text_svc.convert import CONVERTERS
 from text_svc.convert.refused import RefusedError
 from text_svc.convert.spec import ConversionSpec
-from text_svc.formats.load_errors import loading_errors
+from text_svc.formats.cleaned import cleaned_folder, links_in
+from text_svc.formats.load_errors import loading_errors, without_folders
 from text_svc.formats.manifest import PART_PREFIX, Manifest
 from text_svc.processes.child import begin
 from text_svc.processes.specs import Report
@@ -68,12 +69,14 @@ def _make(spec: ConversionSpec, part: Path) -> Manifest:
     warnings.simplefilter("ignore")  # from tracing, to the authors of the model's code
     module = import_module(f"text_svc.convert.{CONVERTERS[spec.pipeline]}")
     try:
-        manifest: Manifest = module.convert(spec.source, part, spec.weights)
+        with cleaned_folder(spec.source, spec.scratch) as source:
+            manifest: Manifest = module.convert(source, part, spec.weights)
         return manifest
     except RefusedError as error:
         shutil.rmtree(part)
         part.mkdir()
-        return Manifest(refused=str(error))
+        folders = (links_in(spec.scratch), spec.source)
+        return Manifest(refused=without_folders(str(error), spec.model_id, folders))
 
 
 def main() -> None:
@@ -82,7 +85,7 @@ def main() -> None:
     os.nice(5)  # models that serve have priority
     report = Report()
     try:
-        with loading_errors(spec.model_id, spec.source):
+        with loading_errors(spec.model_id, spec.source, links_in(spec.scratch)):
             convert(spec)
     except ServiceError as error:
         report = Report(error_reason=error.reason, error=error.message)

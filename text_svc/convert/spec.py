@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from text_svc.formats.cleaned import link_files, links_in
 from text_svc.processes.specs import ChildSpec
 
 Weights = Literal["float", "int8"]
@@ -24,6 +25,9 @@ class ConversionSpec(ChildSpec):
     source: Path
     target: Path
     weights: Weights
+
+    def prepare(self) -> None:
+        link_files(self.source, links_in(self.scratch))
 
     def reads(self) -> list[Path]:
         return [self.source]

@@ -10,8 +10,8 @@ from shared.files import disk
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-# Largest file that is parsed here; tokenizer.json is parsed by its own library.
-MAX_JSON_BYTES = 16 << 20
+# Largest file that is parsed here. The inspection has checked the limits of the settings before.
+MAX_JSON_BYTES = 64 << 20
 
 
 def read_json(path: Path) -> Any:

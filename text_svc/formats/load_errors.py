@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
+def loading_errors(model_id: str, *folders: Path) -> Iterator[None]:
     """Turns any exception raised inside into a `ServiceError`.
 
     Args:
         model_id: for the message.
-        folder: of its files; removed from the message.
+        folders: of its files; removed from the message.
 
     Raises:
         OutOfMemoryError: on the host or on an accelerator.
@@ -51,7 +51,7 @@ def loading_errors(model_id: str, folder: Path) -> Iterator[None]:
         if out_of_space(error):
             raise ResourceExhaustedError(f"no disk space is left for model {model_id}") from None
         log.exception("the model cannot be loaded")
-        raise InvalidModelError(_sentence(model_id, folder, error)) from None
+        raise InvalidModelError(_sentence(model_id, folders, error)) from None
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -87,8 +87,15 @@ def out_of_space(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _sentence(model_id: str, folder: Path, error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0].replace(str(folder), model_id)
-    for part in (folder.parent, Path.home()):
-        text = text.replace(str(part), "")
+def _sentence(model_id: str, folders: Sequence[Path], error: Exception) -> str:
+    text = without_folders((str(error).strip().splitlines() or [""])[0], model_id, folders)
     return f"model {model_id} cannot be loaded: {type(error).__name__}: {text[:300]}"
+
+
+def without_folders(text: str, model_id: str, folders: Sequence[Path]) -> str:
+    """A message with the model's id in place of its folders, and without those above them."""
+    for folder in folders:
+        text = text.replace(str(folder), model_id)
+    for part in (*(folder.parent for folder in folders), Path.home()):
+        text = text.replace(str(part), "")
+    return text

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shared.errors import InvalidModelError
+from shared.errors import InvalidModelError, InvalidPathError
+from shared.model_ids import check_file_path
 from text_svc.formats.json_files import read_json, read_json_object
 
 # If no file specifies how long a text may be.
@@ -108,6 +109,12 @@ def _modules(modules: Any) -> list[tuple[str, str]]:
     except (TypeError, KeyError):
         raise InvalidModelError("modules.json is not a list of modules with types") from None
     names = [kind for kind, _ in kinds]
+    try:
+        for _, path in kinds:
+            if path:  # the first module is the model's folder itself
+                check_file_path(path)
+    except InvalidPathError as error:
+        raise InvalidModelError(f"modules.json is not valid: {error.message}") from None
     middle = names[2:-1] if names[-1:] == ["Normalize"] else names[2:]
     if names[:2] != ["Transformer", "Pooling"] or set(middle) - {"Dense"}:
         raise InvalidModelError(

@@ -110,7 +110,9 @@ class _Connection:
         try:
             await self._answer(call, begin.method)
             code = "OK"
-        except (Exception, asyncio.CancelledError) as raised:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as raised:  # a panic of a library in Rust is no Exception
             if is_cancelled_by_caller(raised):
                 raise
             error = memory_error(raised) or as_service_error(raised)

@@ -12,6 +12,7 @@ from secrets import token_hex
 
 from shared.errors import InvalidArgumentError, ResourceExhaustedError
 from shared.files.client import ModelFiles
+from shared.files.limits import FileLimits
 from shared.files.snapshot import snapshot
 from shared.model_host import ModelState
 from shared.pipelines import TEXT_GENERATION
@@ -21,8 +22,8 @@ from text_svc.models.conversion import (
     plan,
 )
 from text_svc.models.engine_choice import EnginePlan, on_cuda, wanted_engine
+from text_svc.models.inspection import Inspector
 from text_svc.models.model import ManagedModel
-from text_svc.models.weights import weight_sizes
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.specs import WorkerSpec
@@ -65,6 +66,7 @@ class Loader:
     ) -> None:
         self._settings = settings
         self._files = files
+        self._inspector = Inspector(settings)
         self.scratch = Path()
         self.budget = MemoryBudget(settings.memory_budget_mb, models)
 
@@ -77,7 +79,7 @@ class Loader:
         wanted = wanted_engine(model.pipeline, model.options)
         model.use = await self._files.use(model.model_id)
         folder = await self._fetch(model)
-        sizes = await asyncio.to_thread(weight_sizes, folder, _float_bytes(model.options))
+        sizes = await self._inspector.inspect(model.model_id, folder, _float_bytes(model.options))
         engine = EnginePlan(wanted, sizes.total)
         if wanted == "openvino":
             engine = await self._converted(model, folder, sizes.total)
@@ -93,7 +95,9 @@ class Loader:
         def progress(fetched: int, total: int) -> None:
             model.bytes_fetched, model.bytes_total = fetched, total
 
-        return await snapshot(self._files, model.model_id, progress)
+        settings = self._settings
+        limits = FileLimits(settings.max_model_json_bytes, settings.max_vocabulary_bytes)
+        return await snapshot(self._files, model.model_id, progress, limits=limits)
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
         """OpenVINO with the converted folder, or transformers and the reason."""

@@ -23,6 +23,7 @@ def begin(kind: type[AnySpec], service: str) -> AnySpec:
     spec = kind.model_validate_json(sys.argv[1])
     die_with_parent(spec.parent_pid)
     memory.limit_this_process(spec.memory_bytes)
+    spec.prepare()
     sandbox.enter(reads=spec.reads(), writes=spec.writes(), cuda=spec.cuda)
     logs.configure(f"{service} {spec.model_id}", spec.log_level, spec.log_style)
     return spec

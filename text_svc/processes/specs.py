@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from text_svc.formats.cleaned import link_files, links_in
 from text_svc.options import LoadOptions
 from text_svc.processes.sandbox import SandboxMode
 
@@ -52,6 +53,9 @@ class ChildSpec(BaseModel):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"]
     log_style: Literal["json", "text"]
 
+    def prepare(self) -> None:
+        """What the child does before it is restricted; it reads nothing of the model."""
+
     def reads(self) -> list[Path]:
         """The folders that it may read."""
         return []
@@ -73,6 +77,7 @@ class WorkerSpec(ChildSpec):
         folder: the files of the model.
         converted: what `text_svc.convert` made of them, for the engine that needs it.
         cache_bytes: of the key-value cache of a model that generates.
+        tokenize_seconds: for a text, see `worker.tokenizing`.
         hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
@@ -85,6 +90,7 @@ class WorkerSpec(ChildSpec):
     threads: int
     hang_seconds: float
     max_step_seconds: float
+    tokenize_seconds: float
     max_running: int
     max_waiting: int
     max_texts: int
@@ -100,6 +106,9 @@ class WorkerSpec(ChildSpec):
     def socket(self) -> Path:
         """Where it listens; a short path, since the kernel takes 107 bytes."""
         return self.scratch / "link.sock"
+
+    def prepare(self) -> None:
+        link_files(self.folder, links_in(self.scratch))
 
     def reads(self) -> list[Path]:
         return [folder for folder in (self.folder, self.converted) if folder]

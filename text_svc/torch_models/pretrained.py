@@ -13,6 +13,7 @@ from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.options import LoadOptions
 from text_svc.processes.specs import WorkerReport
+from text_svc.torch_models.shapes import bounded_by_files
 
 # The context length of a model whose config names none.
 DEFAULT_CONTEXT = 2048
@@ -68,18 +69,19 @@ def load_model(
         options: more arguments of `from_pretrained`.
 
     Raises:
-        InvalidModelError: weights are missing.
+        InvalidModelError: weights are missing, or config.json asks for more than the files have.
         OSError, ValueError: transformers cannot read the files.
     """
-    model, info = auto_class.from_pretrained(
-        folder,
-        dtype=dtype or "auto",
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **options,
-    )
+    with bounded_by_files(folder):
+        model, info = auto_class.from_pretrained(
+            folder,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
     # transformers would fill these with random numbers.
     if missing := sorted(filter(is_used, info["missing_keys"])):
         raise InvalidModelError(f"the weights lack {len(missing)} tensors, such as {missing[0]}")

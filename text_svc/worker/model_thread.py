@@ -12,6 +12,7 @@ from shared.errors import ServiceError
 from shared.places import Place, Places
 from shared.turns import TurnThreads
 from text_svc.worker.steps import Steps
+from text_svc.worker.tokenizing import Watched
 
 Result = TypeVar("Result")
 
@@ -48,6 +49,7 @@ class ModelThread:
         Raises:
             QueueFullError: too many calls wait already, or this one has waited and left its place
                 to another caller.
+            InvalidArgumentError: the model's tokenizer takes too long for a text.
         """
         cancelled = CancelEvent(self._steps)
         loop = asyncio.get_running_loop()
@@ -61,10 +63,11 @@ class ModelThread:
 
         place = self._places.take(caller(), leave)
         self._steps.expect(self._places.taken)
-        future = self._thread.submit(place.caller, lambda: work(cancelled))
+        watched = Watched(work)
+        future = self._thread.submit(place.caller, lambda: watched(cancelled))
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done, place))
         try:
-            return await asyncio.wrap_future(future)
+            return await watched.result(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if left:
                 raise left[0] from None

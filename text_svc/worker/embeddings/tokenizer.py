@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ from tokenizers import Tokenizer
 
 from shared.errors import InvalidArgumentError
 from text_svc.formats.recipe import Recipe
+from text_svc.worker.tokenizing import has_patterns, in_thread, tokenizing
 
 # Tokenising releases the GIL, so a caller with many texts does not block another one.
 THREADS = 2
@@ -33,6 +33,7 @@ class SentenceTokenizer:
         self.max_tokens = max_tokens
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
+        self._may_be_slow = has_patterns(tokenizer)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
     def prompt(self, name: str) -> str:
@@ -52,14 +53,15 @@ class SentenceTokenizer:
 
     async def encode(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
         """Token ids of each text, with special tokens."""
-        if sum(map(len, texts)) <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS:
+        short = sum(map(len, texts)) <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS
+        if short and not self._may_be_slow:
             return self._encode(texts, prompt)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._encode, texts, prompt)
+        return await in_thread(self._threads, self._encode, texts, prompt)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
         # sentence-transformers strips texts too.
         cleaned = [(prompt + text).strip() for text in texts]
         if self._recipe.lower_case:
             cleaned = [text.lower() for text in cleaned]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
+        with tokenizing():
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from text_svc.worker.engines.sampling import (
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Tokenizer
+from text_svc.worker.tokenizing import in_thread
 
 if TYPE_CHECKING:
     import torch
@@ -157,9 +157,9 @@ class TextGenerator:
         await self._engine.close()
 
     async def _encode(self, text: str, *, special: bool) -> list[int]:
-        if len(text) <= INLINE_CHARACTERS:
+        if len(text) <= INLINE_CHARACTERS and not self._tokenizer.may_be_slow:
             return self._tokenizer.encode(text, special=special)
-        return await asyncio.to_thread(self._tokenizer.encode, text, special=special)
+        return await in_thread(None, self._tokenizer.encode, text, special=special)
 
     def _leave(self, generation: Generation, error: ServiceError) -> bool:
         """Ends a generation that still waits; one that runs goes on."""

@@ -23,6 +23,7 @@ from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.length_batches import length_batches
 from text_svc.worker.media.decode import Samples, decode_audio, decode_image
+from text_svc.worker.tokenizing import watch_transformers
 
 
 class NoOptions(BaseModel):
@@ -117,6 +118,7 @@ class InferPipeline(abc.ABC, Generic[Options]):
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
+        watch_transformers()
         source = Pretrained(spec.folder, spec.options)
         self.model: Any = self.read_model(source)
         self.processor: Any = self.read_processor(source)

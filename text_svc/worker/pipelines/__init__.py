@@ -13,8 +13,10 @@ from typing import Any
 
 from shared import pipelines
 from shared.errors import InvalidArgumentError
+from text_svc.formats.cleaned import cleaned_folder, links_in
 from text_svc.formats.load_errors import loading_errors
 from text_svc.processes.specs import WorkerSpec
+from text_svc.worker import tokenizing
 from text_svc.worker.loaded import LoadedPipeline
 
 CLASSES = {
@@ -51,6 +53,10 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
         raise InvalidArgumentError(f"pipeline {spec.pipeline!r} is not served here")
     module, _, class_name = name.partition(":")
     pipeline_class: Any = getattr(import_module(f"{__name__}.{module}"), class_name)
-    with loading_errors(spec.model_id, spec.folder):
-        pipeline = pipeline_class(spec)
+    tokenizing.set_limit(spec.tokenize_seconds)
+    with (
+        loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)),
+        cleaned_folder(spec.folder, spec.scratch) as folder,
+    ):
+        pipeline = pipeline_class(spec.model_copy(update={"folder": folder}))
         return LoadedPipeline(pipeline.handlers(), pipeline.report())

@@ -10,10 +10,12 @@ class Tokenizer(Protocol):
 
     Attributes:
         chat_template: its source; None if the model has none.
+        may_be_slow: whether even a short text may take long, see `bounded`.
         special_tokens: "bos_token" and the like, by the names that chat templates use.
     """
 
     chat_template: str | None
+    may_be_slow: bool
     special_tokens: dict[str, str]
 
     def encode(self, text: str, *, special: bool) -> list[int]:

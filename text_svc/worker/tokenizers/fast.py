@@ -13,6 +13,7 @@ from text_svc.worker.tokenizers.detokenizer import (
     FastDetokenizer,
     byte_run_tokens,
 )
+from text_svc.worker.tokenizing import has_patterns, tokenizing
 
 SPECIAL_TOKENS = "special_tokens_map.json"
 TEMPLATE = "chat_template.jinja"
@@ -43,6 +44,7 @@ class FastTokenizer:
             raise InvalidModelError(f"tokenizer.json cannot be used: {error}") from None
         self.backend.no_truncation()
         self.backend.no_padding()
+        self.may_be_slow = has_patterns(self.backend)
         self._byte_run_tokens = byte_run_tokens(self.backend)
         config = read_json_object(folder / TOKENIZER_CONFIG) | read_json_object(
             folder / SPECIAL_TOKENS
@@ -58,7 +60,10 @@ class FastTokenizer:
         return FastDetokenizer(self.backend, self._byte_run_tokens)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self.backend.encode(text, add_special_tokens=special).ids
+        # Unlike `encode`, this releases the interpreter's lock.
+        with tokenizing():
+            batch = self.backend.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = batch[0].ids
         return ids
 
 

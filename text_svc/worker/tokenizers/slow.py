@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from text_svc.worker.tokenizing import has_patterns, tokenizing
+
 
 class SlowTokenizer:
     """A `Tokenizer` on one of transformers' tokenizers.
@@ -17,11 +19,13 @@ class SlowTokenizer:
     def __init__(self, tokenizer: Any, dropped: Collection[int] | None = None) -> None:
         self.chat_template: str | None = None
         self.special_tokens: dict[str, str] = {}
+        self.may_be_slow = not tokenizer.is_fast or has_patterns(tokenizer.backend_tokenizer)
         self._tokenizer = tokenizer
         self._dropped = dropped
 
     def encode(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
+        with tokenizing():
+            ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
     def detokenizer(self) -> SlowDetokenizer:

@@ -18,6 +18,7 @@ from shared.errors import (
 )
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
+from shared.files.limits import FileLimits
 from shared.files.snapshot import (
     MAX_SHARDS,
     OPTIONAL_FILES,
@@ -214,3 +215,16 @@ async def test_json_over_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a.json").write_text("[1, 2, 3, 4]")
     with pytest.raises(InvalidModelError, match=r"a\.json has more than 10 bytes"):
         await read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("config.json", 1000), ("tokenizer.json", 5000), ("chat_template.jinja", 1000)],
+)
+async def test_a_file_that_is_too_large_is_not_fetched(
+    files: ModelFiles, source: Provider, name: str, limit: int
+) -> None:
+    publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS, name: b" " * 900_000})
+    with pytest.raises(InvalidModelError, match=f"{name} has 900000 bytes; the limit is {limit}"):
+        await snapshot(files, MODEL, limits=FileLimits(1000, 5000))
+    assert not (files.folder(MODEL) / name).exists()

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from shared.errors import InvalidModelError
 from tests.support import tiny_text
 from tests.support.text_pipeline import spec_of
-from text_svc.models import weights
-from text_svc.models.weights import weight_sizes
+from text_svc.formats import weights
+from text_svc.formats.weights import weight_sizes
 from text_svc.worker.engines import transformers as transformers_engine
 from text_svc.worker.engines.metrics import EngineMetrics
 

@@ -1,0 +1,63 @@
+"""Inspects one model's files: `python -m text_svc.inspection`, started by `models.inspection`."""
+
+from __future__ import annotations
+
+import sys
+
+from shared.errors import InvalidModelError, ServiceError
+from shared.files import disk
+from shared.files.limits import FileLimits
+from text_svc.formats.cleaned import data_files
+from text_svc.formats.weights import weight_sizes
+from text_svc.inspection.config_numbers import check_config_numbers
+from text_svc.inspection.spec import MEMORY_BYTES, InspectionReport, InspectionSpec
+from text_svc.inspection.token_ids import check_token_ids
+from text_svc.inspection.tokenizer import check_tokenizer
+from text_svc.processes.child import begin
+
+# Values of a tokenizer.json: each merge has two tokens.
+MAX_VOCABULARY_VALUES = 5_000_000
+
+
+def inspect(spec: InspectionSpec) -> InspectionReport:
+    """Checks all files of a model that are parsed, and adds up its weights.
+
+    Raises:
+        InvalidModelError: what is wrong with one of them.
+    """
+    limits = FileLimits(spec.max_model_json_bytes, spec.max_vocabulary_bytes)
+    contents = {}
+    for name, path in data_files(spec.folder).items():
+        limit = limits.of(name)
+        if limit is None:
+            continue
+        limits.check(name, path.stat().st_size)
+        if path.suffix == ".json":
+            is_vocabulary = limit == spec.max_vocabulary_bytes
+            values = MAX_VOCABULARY_VALUES if is_vocabulary else disk.MAX_JSON_VALUES
+            contents[name] = disk.read_json(path, max_bytes=limit, max_values=values)
+    check_config_numbers(contents)
+    check_token_ids(contents)
+    check_tokenizer(spec.folder, contents)
+    sizes = weight_sizes(spec.folder, spec.float_bytes)
+    return InspectionReport(weight_bytes=sizes.total, shared_head_bytes=sizes.shared_head)
+
+
+def main() -> None:
+    """Entry point; the one argument is an `InspectionSpec` as JSON."""
+    spec = begin(InspectionSpec, "text_svc.inspection")
+    try:
+        report = inspect(spec)
+    except MemoryError:
+        error: ServiceError = InvalidModelError(
+            f"the files of model {spec.model_id} take over {MEMORY_BYTES >> 20} MiB to inspect"
+        )
+        report = InspectionReport(error_reason=error.reason, error=error.message)
+    except ServiceError as error:
+        report = InspectionReport(error_reason=error.reason, error=error.message)
+    spec.send(report)
+    sys.exit(bool(report.error))
+
+
+if __name__ == "__main__":
+    main()

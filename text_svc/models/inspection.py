@@ -1,0 +1,69 @@
+"""Inspections of models' files, each in a process that ends."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
+from shared.model_ids import ModelId
+from text_svc.formats.weights import WeightSizes
+from text_svc.inspection.spec import MEMORY_BYTES, InspectionReport, InspectionSpec
+from text_svc.processes.spawn import spawn
+from text_svc.settings import TextSettings
+
+# Inspections at once; each may take some memory.
+MAX_INSPECTIONS = 2
+
+
+class Inspector:
+    """Starts inspections, of which only `MAX_INSPECTIONS` run at once."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        self._settings = settings
+        self._running = asyncio.Semaphore(MAX_INSPECTIONS)
+
+    async def inspect(self, model_id: ModelId, folder: Path, float_bytes: int) -> WeightSizes:
+        """Checks a model's files and returns what its weights take in memory.
+
+        Cancelling the call ends the process.
+
+        Args:
+            model_id: of the model.
+            folder: of its files.
+            float_bytes: of a number in memory.
+
+        Raises:
+            InvalidModelError: what is wrong with the files, also where they take too much time.
+        """
+        async with self._running:
+            report = await self._report(model_id, folder, float_bytes)
+        return WeightSizes(report.weight_bytes, report.shared_head_bytes)
+
+    async def _report(self, model_id: ModelId, folder: Path, float_bytes: int) -> InspectionReport:
+        settings = self._settings
+        spec = InspectionSpec(
+            model_id=model_id,
+            scratch=Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="text-svc-")),
+            sandbox=settings.sandbox,
+            folder=await asyncio.to_thread(folder.resolve),
+            float_bytes=float_bytes,
+            max_model_json_bytes=settings.max_model_json_bytes,
+            max_vocabulary_bytes=settings.max_vocabulary_bytes,
+            log_level=settings.log_level,
+            log_style=settings.log_style,
+        )
+        child = await spawn("text_svc.inspection", spec, threads=1)
+        try:
+            return await child.report(
+                InspectionReport, f"inspecting model {model_id}", settings.inspection_seconds
+            )
+        except OutOfMemoryError:
+            raise InvalidModelError(
+                f"the files of model {model_id} take over {MEMORY_BYTES >> 20} MiB to inspect"
+            ) from None
+        except InternalError as error:  # it is too slow, or a library has ended it
+            raise InvalidModelError(error.message) from None
+        finally:
+            await child.end()
