@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 
@@ -23,7 +24,10 @@ Code = grpc.StatusCode
 @pytest.fixture
 def stub(stack: Stack) -> Iterator[pb_grpc.ModelManagementServiceStub]:
     with stack.channel() as channel:
-        yield pb_grpc.ModelManagementServiceStub(channel)
+        stub = pb_grpc.ModelManagementServiceStub(channel)
+        yield stub
+        with contextlib.suppress(grpc.RpcError):  # it is not loaded
+            stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def test_many_calls_with_short_deadlines_end_with_the_model(
@@ -43,7 +47,6 @@ def test_many_calls_with_short_deadlines_end_with_the_model(
             assert time.monotonic() < give_up, f"not loaded after {expired} calls"
         assert expired > 1
         seen.say(f"loaded after {expired} calls of {DEADLINE_SECONDS} s that expired")
-    stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def test_an_unload_stops_a_load_whose_callers_are_gone(

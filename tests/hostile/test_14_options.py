@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import grpc
@@ -26,7 +27,10 @@ BAD_OPTIONS = (
 @pytest.fixture
 def stub(stack: Stack) -> Iterator[pb_grpc.ModelManagementServiceStub]:
     with stack.channel() as channel:
-        yield pb_grpc.ModelManagementServiceStub(channel)
+        stub = pb_grpc.ModelManagementServiceStub(channel)
+        yield stub
+        with contextlib.suppress(grpc.RpcError):  # it is not loaded
+            stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def load(
@@ -96,4 +100,3 @@ def test_options_during_a_load(
             "It keeps the options of its first load (none); unload it to load it with max_length=99"
         )
         seen.say("bad options refused, others told, another pipeline refused")
-    stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
