@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 
+from tests.support.waiting import until
 from text_svc.worker.model_thread import ModelThread
 from text_svc.worker.steps import Steps, look_at_all
 
@@ -51,6 +52,5 @@ async def test_a_thread_takes_a_step_whenever_it_looks_for_its_caller() -> None:
     running.cancel()  # who hangs is noticed though nobody waits for it
     assert thread._steps.look() == 1
     go_on.set()
-    thread._pool.shutdown()
-    await asyncio.sleep(0)
+    await until(lambda: not thread._steps._pieces)
     assert thread._steps.look() == 0
