@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.caller import CALLER_KEY, set_caller
 from shared.errors import InvalidArgumentError, QueueFullError
 from tests.support.stack import MODELS
 from tests.support.waiting import until
@@ -294,3 +295,24 @@ async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> 
     for work in ("_running", "_waiting", "_active"):
         assert not getattr(engine, work, None)
     assert getattr(engine, "_free_blocks", 8) == 8
+
+
+async def test_callers_take_turns_and_none_keeps_the_others_out(make: Make) -> None:
+    generator = make(running=1, waiting=3)
+    ended: list[str] = []
+
+    async def ask(name: str) -> None:
+        set_caller({CALLER_KEY: name})
+        await answer(generator, PROMPTS[0], greedy(30))
+        ended.append(name)
+
+    many = [asyncio.create_task(ask("a")) for _ in range(4)]
+    await until(lambda: generator._places.taken == 4)
+    with pytest.raises(QueueFullError, match="3 wait, which is the limit"):
+        await ask("a")
+    one = asyncio.create_task(ask("b"))
+    with pytest.raises(QueueFullError, match="another caller has asked"):
+        await many[3]
+    await asyncio.gather(one, *many[:3])
+    assert ended.index("b") <= 1
+    assert generator._places.taken == 0
