@@ -1,7 +1,7 @@
 """Envoy's configuration: envoy.yaml, its optional parts, and its form for a native stack.
 
 `python -m stack.envoy_config FOLDER` writes what the container's image has: the configuration with
-every choice of parts, and the descriptor set.
+every choice of parts, and the files that are made for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from stack.ports import (
     LOOPBACK,
     Ports,
 )
+from tools.connections_filter import connections_filter
 from tools.descriptor_set import descriptor_set
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,9 @@ BASE = _ROOT / "envoy.yaml"
 PARTS = _ROOT / "deploy" / "envoy"
 TLS_FILES = ("server.pem", "server.key", "ca.pem")
 
-_DESCRIPTORS = "/etc/envoy/ml.binpb"
+# What is made for it, where the container's image has it.
+_GENERATED_FOLDER = "/etc/envoy/"
+_GENERATED = {"ml.binpb": descriptor_set, "connections.wasm": connections_filter}
 _TLS_FOLDER = "/etc/envoy/tls/"
 _CALLERS_FOLDER = "/etc/envoy/callers/"
 # The optional parts, in the order in which they are added: the listeners of TLS take their filters
@@ -79,7 +82,7 @@ def load_config(
 def native_config(
     ports: Ports,
     options: EnvoyOptions = EnvoyOptions(),
-    descriptors: Path = Path(_DESCRIPTORS),
+    generated: Path = Path(_GENERATED_FOLDER),
     checks: Path = Path(_CALLERS_FOLDER),
 ) -> dict[str, Any]:
     """The configuration with the addresses, ports and paths of a native stack.
@@ -89,7 +92,7 @@ def native_config(
     Args:
         ports: where everything is.
         options: which of the optional parts are added.
-        descriptors: where the descriptor set is.
+        generated: the folder that `write_generated` filled.
         checks: the folder of what `callers.CallerFiles` writes.
     """
     kinds = options.caller_kinds
@@ -114,7 +117,7 @@ def native_config(
         listener["enable_reuse_port"] = False
     _set_upstreams(config["static_resources"]["clusters"], ports, options.collector)
     paths = {
-        _DESCRIPTORS: str(descriptors),
+        **{_GENERATED_FOLDER + name: str(generated / name) for name in _GENERATED},
         _TLS_FOLDER: f"{options.tls}/",
         _CALLERS_FOLDER: f"{checks}/",
     }
@@ -123,11 +126,16 @@ def native_config(
 
 
 def write_native_config(target: Path, ports: Ports, options: EnvoyOptions = EnvoyOptions()) -> None:
-    """Writes `native_config`, which Envoy reads, and the descriptor set beside it; JSON is YAML."""
-    descriptors = target.with_name("ml.binpb")
-    descriptors.write_bytes(descriptor_set())
-    config = native_config(ports, options, descriptors, target.with_name("callers"))
+    """Writes `native_config`, which Envoy reads, and `write_generated` beside it; JSON is YAML."""
+    write_generated(target.parent)
+    config = native_config(ports, options, target.parent, target.with_name("callers"))
     target.write_text(json.dumps(config))
+
+
+def write_generated(folder: Path) -> None:
+    """Writes what the configuration names and the code makes: descriptor set, Wasm filter."""
+    for name, made in _GENERATED.items():
+        (folder / name).write_bytes(made())
 
 
 def write_container_configs(folder: Path) -> None:
@@ -136,7 +144,7 @@ def write_container_configs(folder: Path) -> None:
     The entry point takes one of the configurations.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ml.binpb").write_bytes(descriptor_set())
+    write_generated(folder)
     for kind, configuration in callers.KINDS.items():
         # The entry point puts the entries into it.
         (folder / f"{kind}.json").write_text(json.dumps(configuration("")))

@@ -29,6 +29,7 @@ TARGETS = {
     "text": ("text", "otel"),
     "vision": ("vision", "otel"),
     "models": ("models",),
+    "envoy": ("envoy",),
     "dev": ("model-mgmt", "text", "vision", "otel", "tools", "dev"),
 }
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")

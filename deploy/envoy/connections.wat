@@ -3,7 +3,7 @@
 ;; Envoy has a limit of all connections, and none by address. This filter runs in its Wasm runtime
 ;; (ABI: https://github.com/proxy-wasm/spec, 0.2.1): once for a new connection, once for its end, and
 ;; for each read, where it compares two numbers. Its configuration is "LIMIT SECONDS".
-;; `python -m tools.connections` compiles it into envoy.yaml.
+;; stack/envoy_config.py compiles it.
 ;;
 ;; Addresses are counted by 16 bits of a hash, so that memory is bounded: two may share a counter.
 (module

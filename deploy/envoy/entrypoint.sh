@@ -9,7 +9,7 @@
 #   OTEL_EXPORTER_OTLP_ENDPOINT  http://HOST:PORT of a collector (OTLP gRPC): traces
 #   DRAIN_SECONDS  longest wait for running calls; the container's stop period must be longer
 #   CONFIG_DIR     folder that `python -m stack.envoy_config` filled when the image was built
-#   DESCRIPTORS, ENVOY, RUN_DIR  the descriptor set, Envoy's binary, a writable folder
+#   ENVOY, RUN_DIR  Envoy's binary, a writable folder
 #
 # Arguments are passed to Envoy.
 set -euo pipefail
@@ -20,7 +20,6 @@ CALLERS_DIR=${CALLERS_DIR:-/etc/envoy/callers}
 ML_ADDRESS=${ML_ADDRESS:-127.0.0.1}
 DRAIN_SECONDS=${DRAIN_SECONDS:-25}
 CONFIG_DIR=${CONFIG_DIR:-/etc/envoy}
-DESCRIPTORS=${DESCRIPTORS:-/etc/envoy/ml.binpb}
 ENVOY=${ENVOY:-envoy}
 RUN_DIR=${RUN_DIR:-/tmp}
 # New connections are accepted for this long, so that no client is refused before it is told to go.
@@ -42,7 +41,8 @@ write_config() {
   config=$(<"$CONFIG_DIR/envoy$parts.yaml")
   config=${config//\/etc\/envoy\/tls\//"$TLS_DIR/"}
   config=${config//\/etc\/envoy\/callers\//"$RUN_DIR/callers/"}
-  config=${config//\/etc\/envoy\/ml.binpb/"$DESCRIPTORS"}
+  config=${config//\/etc\/envoy\/ml.binpb/"$CONFIG_DIR/ml.binpb"}
+  config=${config//\/etc\/envoy\/connections.wasm/"$CONFIG_DIR/connections.wasm"}
   config=${config/address: otel-collector/"address: $collector"}
   config=${config/port_value: 4317/"port_value: $port"}
   printf '%s\n' "$config" > "$RUN_DIR/envoy.yaml"

@@ -56,7 +56,7 @@ def test_an_endpoint_that_envoy_cannot_use_is_reported(tmp_path: Path, endpoint:
 
 
 def test_a_wrong_configuration_ends_the_entry_point(tmp_path: Path, envoy_ports: Ports) -> None:
-    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    config = native_config(envoy_ports, generated=tmp_path)
     config["no_such_field"] = 1
     assert entry_point(tmp_path, config).wait(60) != 0
 
@@ -64,7 +64,7 @@ def test_a_wrong_configuration_ends_the_entry_point(tmp_path: Path, envoy_ports:
 def test_a_drain_loses_no_call(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
 ) -> None:
-    entry = start(native_config(envoy_ports, descriptors=tmp_path / "ml.binpb"))
+    entry = start(native_config(envoy_ports, generated=tmp_path))
     address = f"127.0.0.1:{envoy_ports.envoy}"
     admin = Admin(envoy_ports.envoy_admin)
     wait_for_upstream(admin)
@@ -103,7 +103,7 @@ def test_a_stuck_call_delays_the_stop_by_the_drain_time_at_most(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DRAIN_SECONDS", "2")
-    entry = start(native_config(envoy_ports, descriptors=tmp_path / "ml.binpb"))
+    entry = start(native_config(envoy_ports, generated=tmp_path))
     admin = Admin(envoy_ports.envoy_admin)
     wait_for_upstream(admin)
     with open_channel(f"127.0.0.1:{envoy_ports.envoy}") as channel:

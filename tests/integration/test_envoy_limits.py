@@ -69,7 +69,7 @@ def test_oversized_metadata_is_refused_and_the_connection_lives(front: Stack) ->
 def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
 ) -> None:
-    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    config = native_config(envoy_ports, generated=tmp_path)
     listener = config["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     routes = {one.get("name"): one for one in manager["route_config"]["virtual_hosts"][0]["routes"]}
@@ -96,7 +96,7 @@ def test_too_many_calls_are_resource_exhausted_and_other_rpcs_go_on(
 def test_a_caller_over_its_rate_is_refused_and_others_are_served(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
 ) -> None:
-    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    config = native_config(envoy_ports, generated=tmp_path)
     listener = config["static_resources"]["listeners"][0]
     manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
     (limit,) = (
@@ -135,7 +135,7 @@ def test_a_caller_over_its_rate_is_refused_and_others_are_served(
 def test_connections_over_the_limit_are_closed(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
 ) -> None:
-    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    config = native_config(envoy_ports, generated=tmp_path)
     (limit,) = (
         monitor["typed_config"]
         for monitor in config["overload_manager"]["resource_monitors"]
@@ -177,7 +177,7 @@ def test_connections_over_the_limit_are_closed(
 def test_without_memory_calls_are_refused_and_connections_are_not(
     stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
 ) -> None:
-    config = native_config(envoy_ports, descriptors=tmp_path / "ml.binpb")
+    config = native_config(envoy_ports, generated=tmp_path)
     (heap,) = (
         monitor["typed_config"]
         for monitor in config["overload_manager"]["resource_monitors"]

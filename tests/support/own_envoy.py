@@ -17,10 +17,9 @@ from stack.envoy import (
     Admin,
     find_binary,
 )
-from stack.envoy_config import native_config, write_container_configs
+from stack.envoy_config import native_config, write_container_configs, write_generated
 from stack.ports import Ports, accepts, choose_ports
 from tests.support.stack import ROOT, Stack, wait_for
-from tools.descriptor_set import descriptor_set
 
 ENTRY_POINT = ROOT / "deploy" / "envoy" / "entrypoint.sh"
 
@@ -36,11 +35,10 @@ def entry_point(
     write_container_configs(source)
     if config:
         (source / "envoy.yaml").write_text(yaml.safe_dump(config))
-    (folder / "ml.binpb").write_bytes(descriptor_set())
+    write_generated(folder)
     settings = {
         "ENVOY": str(find_binary()),
         "CONFIG_DIR": str(source),
-        "DESCRIPTORS": str(folder / "ml.binpb"),
         "RUN_DIR": str(folder),
     }
     with (folder / "envoy.log").open("wb") as log:
@@ -85,7 +83,7 @@ def own_envoy(
     known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
     services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
     ports = replace(choose_ports("auto", 0), **services)
-    config = native_config(ports, descriptors=folder / "ml.binpb")
+    config = native_config(ports, generated=folder)
     change(config)
     process = entry_point(folder, config)
     try:

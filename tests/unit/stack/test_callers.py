@@ -135,7 +135,6 @@ def in_container(tmp_path: Path, sources: Path) -> Any:
             "PATH": "/usr/bin:/bin",
             "ENVOY": "true",
             "CONFIG_DIR": str(image),
-            "DESCRIPTORS": str(image / "ml.binpb"),
             "RUN_DIR": str(tmp_path / "container"),
             "CALLERS_DIR": str(sources),
             "TLS_DIR": str(tls),
