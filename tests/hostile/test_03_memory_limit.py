@@ -50,7 +50,11 @@ async def test_a_call_that_takes_too_much_is_told_so_and_others_are_served(
 ) -> None:
     models = tmp_path / "models"
     tiny_models.build("bert", models / MODEL)
-    small = {"TEXT_MEMORY_MARGIN_MB": "0", "TEXT_THREADS": "1"}
+    small = {
+        "TEXT_MEMORY_MARGIN_MB": "0",
+        "TEXT_THREADS": "1",
+        "TEXT_TOKENIZE_SECONDS": "300",  # memory comes first
+    }
     with text_service(models, tmp_path, small) as service:
         async with service.client() as client:
             await client.load(MODEL, "tokenizer")
