@@ -56,7 +56,7 @@ def rewrap(handler: Handler, call: UnaryCall | StreamCall) -> Handler:
     make = _HANDLER_MAKERS[bool(handler.request_streaming), bool(handler.response_streaming)]
     return make(
         call,
-        request_deserializer=_tolerant(handler.request_deserializer),
+        request_deserializer=tolerant(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
 
@@ -76,7 +76,7 @@ UNDECODABLE = Unusable("the request cannot be decoded: it must be protobuf with 
 MISSING = Unusable("the call ended without a whole message")
 
 
-def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
     """A deserialiser that does not raise: gRPC would answer UNKNOWN with the name of a class."""
     if deserialize is None or isinstance(deserialize, _Tolerant):
         return deserialize

@@ -20,7 +20,7 @@ from typing import Any
 import grpc
 
 from shared.errors import InvalidArgumentError
-from shared.rpc.interceptors import MISSING, Context, Handler, abort, behaviour
+from shared.rpc.interceptors import MISSING, Context, Handler, Unusable, abort, behaviour, tolerant
 
 # grpc.aio cancels the handler of a caller that has gone within this time; the rest only ended.
 _GONE_SECONDS = 0.05
@@ -65,8 +65,8 @@ def _reading(handler: Handler) -> Handler:
     async def writing(_: Any, context: Context) -> None:
         """For grpcio's Health.Watch, which writes to the context."""
         request = await _read(context)
-        if request is MISSING:
-            await abort(context, InvalidArgumentError(MISSING.why))
+        if isinstance(request, Unusable):  # no interceptor is behind this one to say so
+            await abort(context, InvalidArgumentError(request.why))
         await inner(request, context)
 
     make: Any
@@ -78,7 +78,7 @@ def _reading(handler: Handler) -> Handler:
         make, call = grpc.stream_stream_rpc_method_handler, writing if writes else stream
     reading: Handler = make(
         call,
-        request_deserializer=handler.request_deserializer,
+        request_deserializer=tolerant(handler.request_deserializer),
         response_serializer=handler.response_serializer,
     )
     return reading

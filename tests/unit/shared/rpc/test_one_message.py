@@ -92,3 +92,12 @@ async def test_a_caller_that_goes_before_its_message_leaves_nothing_behind(
             call.cancel()
     await until(lambda: len(asyncio.all_tasks()) <= running)
     assert text.calls == 0
+
+
+async def test_a_watch_that_cannot_be_decoded_is_invalid(served: tuple[_Text, str]) -> None:
+    _, address = served
+    async with grpc.aio.insecure_channel(address) as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"\x0a\x05half", timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be decoded") as failure:
+            await watch.read()
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
