@@ -200,12 +200,12 @@ async def test_what_a_model_uses_stays(attack: Attacks, tmp_path: Path) -> None:
     ):
         async with service.client() as client:
             for name in names[:2]:
-                await client.load(name, "text-classification")
+                await client.load(name, "text-classification", engine="transformers")
             with pytest.raises(grpc.aio.AioRpcError, match=re.escape(full)) as caught:
-                await client.load(names[2], "text-classification")
+                await client.load(names[2], "text-classification", engine="transformers")
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert models_in(tmp_path / "cache") >= {"org--a", "org--b"}
             await client.unload(names[0])
-            await client.load(names[2], "text-classification")
+            await client.load(names[2], "text-classification", engine="transformers")
             assert models_in(tmp_path / "cache") == {"org--b", "org--c"}
             seen.say("third of two models: told; loaded after one was unloaded")
