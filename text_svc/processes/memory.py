@@ -94,9 +94,13 @@ class LastWords:
         os.close(self.write_fd)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Waits, not for long, for the last of them: the processes that it started end after it."""
+        self._thread.join(1)
+
     def of_memory(self) -> bool:
         """Whether they are about memory. Call it after the end of the process; blocks shortly."""
-        self._thread.join(1)
+        self.wait()
         text = self._text.decode(errors="replace")
         return any(words in text for words in MEMORY_WORDS)
 

@@ -135,6 +135,7 @@ class Child:
                 self.kill()
         await self._process.wait()
         self._watch.cancel()
+        await asyncio.to_thread(self._last_words.wait)
         await asyncio.to_thread(shutil.rmtree, self._scratch, ignore_errors=True)
 
     async def _end_over_limit(self) -> None:
