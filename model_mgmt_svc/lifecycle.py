@@ -269,7 +269,7 @@ class Lifecycle:
 
     def _keep_unseen(self, model: DesiredModel, error: ServiceError) -> None:
         log.warning(
-            "a load has failed whose callers had left",
+            "a load failed after its callers had left",
             extra={"model_id": model.model_id, "error": error.message},
         )
         now = asyncio.get_running_loop().time()
@@ -278,7 +278,7 @@ class Lifecycle:
         self._unseen[model.model_id] = _UnseenFailure(model, error, now)
 
     def _tell_unseen(self, model: DesiredModel) -> None:
-        """Raises, once, how the load of this model has failed that went on without callers."""
+        """Raises, once, the error of a load that failed after its callers had left."""
         failure = self._unseen.pop(model.model_id, None)
         now = asyncio.get_running_loop().time()
         if failure and failure.model == model and now < failure.at + UNSEEN_SECONDS:

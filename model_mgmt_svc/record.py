@@ -108,7 +108,7 @@ class RecordFile:
                 raise OSError(0, "another model_mgmt_svc uses the state folder")
             if os.path.lexists(self.path):  # never read, since the folder appeared just now
                 place = keep_aside(self.path)
-                log.warning("kept a record that appeared aside", extra={"kept_as": place.name})
+                log.warning("a record that was not read is kept", extra={"kept_as": place.name})
         write_json(self.path, content, durable=True)
 
 

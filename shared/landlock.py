@@ -1,4 +1,4 @@
-"""Landlock: from a call on, this process and its children may open what they were given, only.
+"""Landlock: from a call on, this process and its children may open only what they were given.
 
 The kernel enforces it, without any privilege, for as long as they live; a process may add a further
 restriction and never take one back. https://docs.kernel.org/userspace-api/landlock.html

@@ -19,8 +19,8 @@ class Place:
 class Places:
     """A number of places for calls or streams.
 
-    A caller may take every place while nobody else asks. When all are taken and somebody asks who
-    has less than half of them, the newest that can leave does, of a caller that has more than half.
+    A caller may take every place while nobody else asks. When all are taken and a caller asks that
+    has less than half of them, one that has more than half leaves the newest place that it can.
 
     Args:
         limit: how many places there are.

@@ -1,4 +1,4 @@
-"""What waits, served so that callers take turns."""
+"""Queues in which callers take turns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ T = TypeVar("T")
 
 
 class Turns(Generic[T]):
-    """A queue in which the caller comes next that has the fewest running, and among equals the one
-    whose last start is longest ago. What one caller has waiting is served in order.
+    """A queue from which the caller with the fewest running items is served next.
+
+    Among equals it is the one whose last start is longest ago. One caller's items keep their order.
     """
 
     def __init__(self) -> None:

@@ -69,7 +69,7 @@ class Runner:
 
         Raises:
             StartError: Envoy does not start.
-            CallersError: a file of who may call is not valid.
+            CallersError: a file of API keys or certificate names is not valid.
         """
         for child in self._children:
             child.rotate_log(at=0)

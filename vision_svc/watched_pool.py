@@ -1,4 +1,4 @@
-"""Threads whose work is looked at: what does not come to an end is noticed, and its caller told."""
+"""Threads that are watched: work that does not end is noticed, and its caller is told."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class _Work:
-    """Work that a thread has begun. It is counted in looks, not in seconds of a clock.
+    """Work that a thread has begun.
 
-    So a process or a machine that was asleep has lost no time.
+    Its time is counted in looks, not read from a clock: a machine that was asleep has lost none.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ FIRST_CHUNK_BYTES = 128 << 10
 
 
 class ChunkMemory:
-    """A number of bytes. Who needs more than are free waits, in order of arrival.
+    """A number of bytes. Calls that need more than are free wait, in order of arrival.
 
     Args:
         limit: bytes that all fetches together may hold.

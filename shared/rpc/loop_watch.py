@@ -15,7 +15,7 @@ from shared.process import thread_tracebacks
 
 log = logging.getLogger(__name__)
 
-# How often a thread looks within the limit. Looks are counted and no clock is read: a process or a
+# Looks of the thread within the limit. They are counted, and no clock is read: a process on a
 # machine that was asleep has not stood still.
 LOOKS = 6
 # For the writer of the log, before the process ends.

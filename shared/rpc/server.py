@@ -187,7 +187,7 @@ def main(
         run: serves until the process is told to stop.
     """
     settings = read_settings(kind)
-    faulthandler.register(signal.SIGUSR1)  # writes the tracebacks to the log, for who ends it
+    faulthandler.register(signal.SIGUSR1)  # tracebacks in the log, see docs/operations.md
     logs.configure(service, settings.log_level, settings.log_style)
     tracing.configure(service)
     log_settings(settings)

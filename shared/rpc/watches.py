@@ -35,7 +35,7 @@ class Watches:
         """Holds a place while the body runs, which ends with the watch's life.
 
         Raises:
-            QueueFullError: there are as many as may be.
+            QueueFullError: there are as many as the limit allows.
             UnavailableError: its time is over: watch again.
             ShuttingDownError: `stop` was called.
         """

@@ -1,10 +1,10 @@
-"""The memory limit of a child process: it is the one that ends, and says so.
+"""The memory limit of a child process: one that needs more ends, and its callers are told.
 
 The kernel refuses a process what goes over its limit of writable memory (RLIMIT_DATA), which ends
 a load or a call with an error, or the process. That limit counts for each process alone and does
 not see shared memory, so the front also looks at what a child and the processes it has started hold
 together, and ends the child above the limit. Where the machine itself runs out of memory, the
-kernel takes a child before it takes a service.
+kernel ends a child before a service.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from text_svc.formats.load_errors import MEMORY_WORDS
 MIB = 1 << 20
 # Time between two looks at a child's memory.
 LOOK_SECONDS = 0.5
-# How much sooner than a service the kernel takes a child, from 0 to 1000 (proc(5), oom_score_adj).
+# Makes the kernel end a child before a service: from 0 to 1000 (proc(5), oom_score_adj).
 OOM_SCORE = 500
-# What a memory error is the end of: the last words of a process.
+# What is kept of the end of a process's stderr.
 LAST_WORDS_BYTES = 2048
 
 

@@ -69,7 +69,7 @@ def check(mode: SandboxMode) -> None:
     """Logs at the start of text_svc what the kernel can restrict.
 
     Raises:
-        SystemExit: nothing, and `mode` is "required".
+        SystemExit: it can restrict nothing, and `mode` is "required".
     """
     kernel = landlock.support()
     if mode == "off":

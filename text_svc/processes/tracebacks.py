@@ -1,4 +1,4 @@
-"""Where the threads of a process are that hangs: it writes that itself when a signal comes.
+"""Tracebacks of a process that hangs: it writes them itself when a signal comes.
 
 faulthandler writes from within the signal handler, so neither the event loop nor Python's lock has
 to be free.
@@ -59,4 +59,4 @@ def _written(path: Path) -> bool:
 
 def _text(path: Path) -> str:
     text = path.read_bytes()[:MAX_BYTES].decode(errors="replace") if path.exists() else ""
-    return text or "it did not tell its tracebacks\n"
+    return text or "it wrote no tracebacks\n"
