@@ -93,12 +93,12 @@ class Layout:
         return LOOPBACK if address == EVERYWHERE else address
 
     def caller_files(self) -> CallerFiles:
-        """What Envoy reads of who may call, beside its configuration."""
+        """The files of keys and names that Envoy reads, beside its configuration."""
         options = self.envoy_options
         return CallerFiles(self.run_dir / "callers", options.callers, options.caller_kinds)
 
     def warning(self) -> str:
-        """What is dangerous about the way in; empty if nothing is."""
+        """What is dangerous about the ports for callers; empty if nothing is."""
         options = self.envoy_options
         if options.address.startswith("127.") or "api_keys" in options.caller_kinds:
             return ""

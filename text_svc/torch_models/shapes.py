@@ -38,7 +38,7 @@ _loading = threading.Lock()
 
 @contextmanager
 def bounded_by_files(folder: Path) -> Iterator[None]:
-    """What transformers loads in this context must fit to the weights in `folder`.
+    """What transformers loads in this context must fit the weights in `folder`.
 
     Raises:
         InvalidModelError: config.json asks for more parts than the files have, for tensors of

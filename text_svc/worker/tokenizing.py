@@ -84,7 +84,7 @@ async def in_thread(
 
 
 class Watched(Generic[Result]):
-    """Work that will run in a thread, and is told from others that tokenize."""
+    """Work that will run in a thread; its tokenizing is told from that of other work."""
 
     def __init__(self, work: Callable[..., Result]) -> None:
         self._work = work
