@@ -38,8 +38,8 @@ async def run(settings: TextSettings) -> None:
         space=CacheSpace.of(settings, settings.cache_dir, converted=converted_dir(settings)),
     )
     restores = Restores()
-    registry = Registry(settings, files, restores)
     admission = Admission(settings.admission_seconds)
+    registry = Registry(settings, files, restores, admission)
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:

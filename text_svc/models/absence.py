@@ -12,7 +12,9 @@ _LOADING = (ModelState.FETCHING, ModelState.CONVERTING, ModelState.LOADING)
 MIN_RETRY_SECONDS = 1.0
 
 
-def absence(model_id: ModelId, model: ManagedModel | None, restore: Restore | None) -> ServiceError:
+def absence(
+    model_id: ModelId, model: ManagedModel | None, restore: Restore | None, *, admitted: bool = True
+) -> ServiceError:
     """The error of a call to a model that is not ready.
 
     UNAVAILABLE with the time of the next try where the model comes back unasked; else
@@ -22,7 +24,15 @@ def absence(model_id: ModelId, model: ManagedModel | None, restore: Restore | No
         model_id: of the call.
         model: what is known of it here; None if nothing is.
         restore: what the control plane does to bring it back; None if it does nothing.
+        admitted: whether the control plane has told this replica what it should have. A proxy that
+            has not noticed a restart sends calls before.
     """
+    if not admitted and restore is None and (model is None or model.state in _LOADING):
+        return WorkerUnavailableError(
+            f"model {model_id} is not ready: the service has just started, and its models are "
+            "being loaded again",
+            retry_after=MIN_RETRY_SECONDS,
+        )
     if model and model.state in _LOADING:
         state = model.state.name
         if restore or model.has_died:

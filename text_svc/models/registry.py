@@ -23,6 +23,7 @@ from shared.files.client import ModelFiles
 from shared.model_host import LoadProgress, ModelState, Restores, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
+from shared.rpc.admission import Admission
 from text_svc.models.absence import absence
 from text_svc.models.engine_choice import effective_options, wanted_engine
 from text_svc.models.loader import Loader
@@ -41,15 +42,21 @@ class Registry:
         settings: limits.
         files: the models' files.
         restores: what the control plane brings back, for messages to callers.
+        admission: whether the control plane has admitted this replica; None counts as admitted.
 
     Attributes:
         ends: how often the process of a model "hung" or "died", by model and this word.
     """
 
     def __init__(
-        self, settings: TextSettings, files: ModelFiles, restores: Restores | None = None
+        self,
+        settings: TextSettings,
+        files: ModelFiles,
+        restores: Restores | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._settings = settings
+        self._admission = admission
         self._restores = restores or Restores()
         self._models: dict[ModelId, ManagedModel] = {}
         self.ends: Counter[tuple[ModelId, str]] = Counter()
@@ -139,7 +146,7 @@ class Registry:
         """
         model = self._models.get(model_id)
         if model is None:
-            raise absence(model_id, None, self._restores.get(model_id))
+            raise self._absence(model_id, None)
         if call not in model.pipeline.calls:
             needed = ", ".join(sorted(one.name for one in TEXT_PIPELINES if call in one.calls))
             raise PipelineMismatchError(
@@ -147,7 +154,7 @@ class Registry:
                 f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
             )
         if model.state is not ModelState.READY or model.process is None:
-            raise absence(model_id, model, self._restores.get(model_id))
+            raise self._absence(model_id, model)
         model.calls += 1
         model.idle.clear()
         try:
@@ -156,6 +163,10 @@ class Registry:
             model.calls -= 1
             if not model.calls:
                 model.idle.set()
+
+    def _absence(self, model_id: ModelId, model: ManagedModel | None) -> ServiceError:
+        admitted = self._admission is None or self._admission.admitted
+        return absence(model_id, model, self._restores.get(model_id), admitted=admitted)
 
     async def _follow(self, model: ManagedModel) -> AsyncGenerator[LoadProgress]:
         task = model.task
