@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from collections import Counter
 from pathlib import Path
@@ -16,16 +17,18 @@ from tests.support.stack import MODEL_MGMT, TEXT, Stack, wait_for
 BODIES = 90
 LIMIT = 32
 BODY_BYTES = 4 << 20
+# To Envoy whatever is not gRPC is JSON, also what only begins like it.
+KINDS = ("application/json", "application/grpcx", "application/grpc-web-x", "application/grpc;x")
 REFUSAL = b"32 JSON calls are running, which is the limit: try again in a second"
 
 
-def unfinished(address: str, size: int) -> socket.socket:
+def unfinished(address: str, size: int, kind: str = KINDS[0]) -> socket.socket:
     """A JSON call whose body lacks its last byte."""
     host, _, port = address.rpartition(":")
     client = socket.create_connection((host, int(port)), timeout=60)
     head = (
         f"POST /{TEXT}/GenerateEmbeddings HTTP/1.1\r\nhost: localhost\r\n"
-        f"content-type: application/json\r\ncontent-length: {size}\r\n\r\n"
+        f"content-type: {kind}\r\ncontent-length: {size}\r\n\r\n"
     )
     # A refused call is closed while its body is sent.
     with contextlib.suppress(ConnectionError):
@@ -48,7 +51,8 @@ def test_unfinished_json_bodies(attack: Attacks, stack: Stack) -> None:
     with contextlib.ExitStack() as opened:
         with attack("7 unfinished JSON bodies", stack) as seen:
             clients = [
-                opened.enter_context(unfinished(address, BODY_BYTES - 1)) for _ in range(BODIES)
+                opened.enter_context(unfinished(address, BODY_BYTES - 1, kind))
+                for kind in itertools.islice(itertools.cycle(KINDS), BODIES)
             ]
             # The others have a whole body to send, which a refusal may cut off.
             probe = opened.enter_context(unfinished(address, 100))
