@@ -45,7 +45,8 @@ class ChunkMemory:
             if turn.done() and not turn.cancelled():
                 self.give(size)
             else:
-                self._waiting.remove(entry)
+                if entry in self._waiting:  # `_wake` may have passed over it
+                    self._waiting.remove(entry)
                 self._wake()
             raise
 

@@ -46,6 +46,18 @@ async def test_one_that_needs_more_than_there_is_gets_it_alone() -> None:
     await other
 
 
+async def test_one_that_goes_in_the_moment_of_its_turn_is_cancelled() -> None:
+    memory = ChunkMemory(10)
+    await memory.take(10)
+    waiting = asyncio.create_task(memory.take(5))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    memory.give(10)
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert memory.held == 0
+
+
 async def test_one_that_goes_while_it_waits_takes_nothing() -> None:
     memory = ChunkMemory(10)
     await memory.take(10)
