@@ -65,7 +65,8 @@ class Watches:
         """Ends all: an open watch would hold the server for the whole of its grace."""
         self._stopped = True
         for life in self._open:
-            life.reschedule(asyncio.get_running_loop().time())
+            if not life.expired():  # it ends already
+                life.reschedule(asyncio.get_running_loop().time())
 
 
 class HealthServicer(health.aio.HealthServicer):

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from shared.errors import ShuttingDownError
 from shared.rpc.reflection import add_reflection
 from shared.rpc.server import create_server
 from shared.rpc.watches import HealthServicer, Watches
@@ -81,3 +82,22 @@ async def test_an_open_watch_does_not_hold_the_server() -> None:
         await asyncio.wait_for(server.stop(3600), 60)
         assert await _refused(watch) == ("UNAVAILABLE", "the service is stopping")
         await until(lambda: not watches.count)
+
+
+async def test_the_server_stops_while_a_watch_ends() -> None:
+    watches = Watches(2, 0.01)
+    stopped = False
+
+    async def hold() -> None:
+        nonlocal stopped
+        async with watches.watch():
+            try:
+                await asyncio.sleep(10)
+            finally:
+                watches.stop()
+                stopped = True
+
+    with pytest.raises(ShuttingDownError):
+        await hold()
+    assert stopped
+    assert watches.count == 0
