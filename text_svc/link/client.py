@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
@@ -13,6 +14,8 @@ from shared.errors import InternalError, ServiceError
 from shared.rpc.status import from_packed
 from text_svc.link.call import Call, Payload
 from text_svc.link.framing import EnvelopeProtocol
+
+log = logging.getLogger(__name__)
 
 
 class Link:
@@ -142,8 +145,12 @@ class Link:
             self._failing = asyncio.create_task(self._fail_calls_later(self._learn_end))
 
     async def _fail_calls_later(self, learn_end: Callable[[], Awaitable[None]]) -> None:
-        await learn_end()
-        self._fail_calls()
+        try:
+            await learn_end()
+        except Exception:
+            log.exception("cannot find out how a model's process has ended")
+        finally:
+            self._fail_calls()
 
     def _fail_calls(self) -> None:
         for call in self._calls.values():

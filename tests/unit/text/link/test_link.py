@@ -302,3 +302,21 @@ async def test_an_aborted_connection_ends_its_calls(tmp_path: Path) -> None:
         both.link.abort()
         with pytest.raises(WorkerUnavailableError):
             await anext(answers)
+
+
+async def test_calls_end_though_why_the_process_ended_cannot_be_learnt(tmp_path: Path) -> None:
+    async def learn_end() -> None:
+        raise OSError
+
+    async with ends(tmp_path) as here:
+        link = await Link.connect(
+            tmp_path / "link.sock", lambda: WorkerUnavailableError("gone"), learn_end
+        )
+        request = pb.TextRequest(max_length=1, model="endless").SerializeToString()
+        async with aclosing(link.call("GenerateText", request, metadata=METADATA)) as answers:
+            await anext(answers)
+            link.close()
+            with pytest.raises(WorkerUnavailableError):
+                async with asyncio.timeout(10):
+                    await anext(answers)
+        await here.handlers.stopped.wait()
