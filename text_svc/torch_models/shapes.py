@@ -91,7 +91,10 @@ def _check_shapes(loading_info: Any) -> None:
 
 def _check_unfilled(model: Any, loading_info: Any) -> None:
     """Adds up what would be allocated without a tensor of the files."""
-    missing = loading_info.missing_keys - model.all_tied_weights_keys.keys()
+    tied = model.all_tied_weights_keys
+    # Of tensors that are one and the same, any may be in the files; then it is what they all are.
+    found = {source for name, source in tied.items() if name not in loading_info.missing_keys}
+    missing = loading_info.missing_keys - tied.keys() - found
     unfilled = {name: model.get_parameter_or_buffer(name) for name in missing}
     unfilled |= dict(model.named_non_persistent_buffers())
     sizes = {name: each.numel() * each.element_size() for name, each in unfilled.items()}

@@ -78,6 +78,18 @@ def test_tables_of_positions_are_limited(tmp_path: Path) -> None:
         load(tmp_path, AutoModelForCausalLM)
 
 
+def test_any_of_tied_tensors_may_be_in_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_text.save_llama(tmp_path / "tied", tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    matrix = tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr(shapes, "MAX_UNFILLED_BYTES", matrix.nbytes - 1)
+    model = load(folder, AutoModelForCausalLM)
+    assert torch.equal(model.model.embed_tokens.weight, matrix)
+
+
 def test_the_quirks_of_published_models_load(bert: Path, tmp_path: Path) -> None:
     tensors = load_file(bert / "model.safetensors")
     # A model with another head, and with a tensor that nothing reads.
