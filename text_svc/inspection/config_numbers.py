@@ -46,10 +46,11 @@ def check_config_numbers(contents: Mapping[str, Any]) -> None:
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """All numbers, those of a list under the list's name."""
+    """All numbers, those of a list under the list's name, and not those of labels."""
     if isinstance(value, dict):
         for key, each in value.items():
-            yield from _numbers(key, each)
+            if key != "label2id":  # a label may have any name
+                yield from _numbers(key, each)
     elif isinstance(value, list):
         for each in value:
             yield from _numbers(name, each)

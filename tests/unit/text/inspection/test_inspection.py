@@ -122,6 +122,12 @@ def test_numbers_that_lists_are_made_of_are_limited(
         inspected(folder)
 
 
+def test_labels_may_have_the_name_of_a_number(folder: Path) -> None:
+    labels = {"layers": 20_000, "hidden_width": 20_001}
+    change_json(folder / "config.json", label2id=labels, id2label={"20000": "layers"})
+    inspected(folder)
+
+
 def test_a_link_out_of_the_folder_is_refused(folder: Path) -> None:
     (folder / "vocab.txt").symlink_to("/etc/passwd")
     with pytest.raises(InvalidModelError, match="leads out"):
