@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
@@ -16,6 +16,9 @@ THREADS = 2
 # Smaller calls take less than a millisecond, which is less than a thread switch costs.
 INLINE_CHARACTERS = 4096
 INLINE_TEXTS = 16
+# Characters that are tokenized at once. A tokenizer takes up to 500 bytes of memory for each, also
+# for those that it then truncates.
+PIECE_CHARACTERS = 256 << 10
 
 
 class SentenceTokenizer:
@@ -64,4 +67,38 @@ class SentenceTokenizer:
         if self._recipe.lower_case:
             cleaned = [text.lower() for text in cleaned]
         with tokenizing():
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(cleaned)]
+            return [ids for piece in _pieces(cleaned) for ids in self._ids(piece)]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        if len(texts) == 1 and (ids := self._ids_of_beginning(texts[0])):
+            return [ids]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def _ids_of_beginning(self, text: str) -> list[int]:
+        """The ids of a long text, where its beginning has as many as the model reads; else none.
+
+        They end far from where it is cut, so that the rest would not change them.
+        """
+        length, distance = PIECE_CHARACTERS, PIECE_CHARACTERS // 2
+        while length < len(text):
+            encoding = self._tokenizer.encode_batch([text[:length]])[0]
+            ends = [end for _, end in encoding.offsets]
+            if len(ends) >= self.max_tokens and max(ends) <= length - distance:
+                ids: list[int] = encoding.ids
+                return ids
+            length += length // 2
+        return []
+
+
+def _pieces(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in groups of at most PIECE_CHARACTERS; a longer text is a group of its own."""
+    piece: list[str] = []
+    size = 0
+    for text in texts:
+        if piece and size + len(text) > PIECE_CHARACTERS:
+            yield piece
+            piece, size = [], 0
+        piece.append(text)
+        size += len(text)
+    if piece:
+        yield piece
