@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 # Longer texts are tokenized in a thread, so that they do not block the event loop.
 INLINE_CHARACTERS = 4096
+# Of longer ones one is tokenized at a time: a tokenizer takes up to 500 bytes for each character,
+# and several callers' together would take the process over its limit of memory.
+LONG_CHARACTERS = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class TextGenerator:
         self._metrics = metrics
         self._engine = engine
         self._tokenizer = tokenizer
+        self._long_texts = ThreadPoolExecutor(1, "long texts")
         self._template = ChatTemplate(
             tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
         )
@@ -155,11 +160,13 @@ class TextGenerator:
         """Closes the engine and the chat template."""
         await self._template.close()
         await self._engine.close()
+        self._long_texts.shutdown(wait=False)
 
     async def _encode(self, text: str, *, special: bool) -> list[int]:
         if len(text) <= INLINE_CHARACTERS and not self._tokenizer.may_be_slow:
             return self._tokenizer.encode(text, special=special)
-        return await in_thread(None, self._tokenizer.encode, text, special=special)
+        pool = self._long_texts if len(text) > LONG_CHARACTERS else None
+        return await in_thread(pool, self._tokenizer.encode, text, special=special)
 
     def _leave(self, generation: Generation, error: ServiceError) -> bool:
         """Ends a generation that still waits; one that runs goes on."""
