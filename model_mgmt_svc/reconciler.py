@@ -189,10 +189,13 @@ class Reconciler:
             self._deaths[replica] = {(model.model_id, model.loaded_at) for model in died}
 
     def _note_death(self, model: ReplicaModel) -> None:
-        """The first death in a row is followed by a load at once, the others by a back-off."""
+        """The first death in a row is followed by a load at once, the others by a back-off.
+
+        No number of them makes a model stay FAILED: it can be loaded, and a caller whose calls end
+        its process must not take it away from the others.
+        """
         failures = self._failures.setdefault(model.model_id, RestoreFailures())
         failures.attempts += 1
-        failures.faults += 1
         failures.reason = model.reason
         self._back_off("a model has died", model.model_id, failures, failures.attempts - 2)
 

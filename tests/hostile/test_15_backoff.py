@@ -49,7 +49,7 @@ def retry_seconds(error: grpc.RpcError) -> float:
 def test_a_model_that_dies_whenever_it_is_ready(
     attack: Attacks, private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that keeps dying is loaded again with back-off, then left until it is asked for."""
+    """A model that keeps dying comes back each time, later and later; LoadModel tries at once."""
     monkeypatch.setenv("MODEL_MGMT_MAX_LOAD_FAILURES", str(MAX_FAILURES))
     stack = private_stack()
     stack.wait_listening()
@@ -62,7 +62,7 @@ def test_a_model_that_dies_whenever_it_is_ready(
             models = models_grpc.ModelManagementServiceStub(channel)
             models.LoadModel(load, timeout=300)
             give_up = time.monotonic() + PATIENCE
-            while time.monotonic() < give_up:
+            while time.monotonic() < give_up and len(deaths) <= MAX_FAILURES:
                 loaded = models.GetLoadedModels(common_pb2.EmptyRequest(), timeout=60).models
                 workers = [
                     process
@@ -75,16 +75,11 @@ def test_a_model_that_dies_whenever_it_is_ready(
                     deaths.append(time.monotonic())
                 elif error := embed(channel):
                     errors.append(error)
-                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                        break
-            assert len(deaths) == MAX_FAILURES
+                    assert error.code() is grpc.StatusCode.UNAVAILABLE
+                    assert "loaded again" in (error.details() or "")
+            assert len(deaths) == MAX_FAILURES + 1
             assert deaths[2] - deaths[1] >= MIN_WAIT_SECONDS
-            *coming, given_up = errors
-            assert all("loaded again" in (error.details() or "") for error in coming)
-            assert max(map(retry_seconds, coming)) > 1.0
-            assert given_up.code() is grpc.StatusCode.FAILED_PRECONDITION
-            said = given_up.details()
-            assert "signal SIGKILL; call LoadModel to try again" in said
+            assert max(map(retry_seconds, errors)) > 1.0
             models.LoadModel(load, timeout=300)
             assert embed(channel) is None
-        seen.say(f"after {len(deaths)} deaths: {said}")
+        seen.say(f"{len(deaths)} deaths, {errors[-1].details()}")
