@@ -21,6 +21,7 @@ class ManagedModel(HostedModel):
         task: its load.
         ending: its unload.
         waiters: callers that wait for the load.
+        abandoning: ends the load, unless a caller comes back for it in time.
         calls: calls that it answers now.
         idle: set when there are none.
     """
@@ -33,6 +34,7 @@ class ManagedModel(HostedModel):
     task: asyncio.Task[None] | None = None
     ending: asyncio.Task[None] | None = None
     waiters: int = 0
+    abandoning: asyncio.Task[None] | None = None
     calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 

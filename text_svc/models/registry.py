@@ -172,15 +172,17 @@ class Registry:
         task = model.task
         assert task is not None, "a model in the table has its task"
         model.waiters += 1
+        if model.abandoning:
+            model.abandoning.cancel()
         try:
             async for progress in follow_load(model, task):
                 yield progress
         finally:
             model.waiters -= 1
             if not model.waiters and not task.done():
-                abandoned = asyncio.create_task(self._abandon(model, task))
-                self._watchers.add(abandoned)
-                abandoned.add_done_callback(self._watchers.discard)
+                model.abandoning = asyncio.create_task(self._abandon(model, task))
+                self._watchers.add(model.abandoning)
+                model.abandoning.add_done_callback(self._watchers.discard)
 
     async def _abandon(self, model: ManagedModel, load: asyncio.Task[None]) -> None:
         """Cancels a load if no caller comes back for it in time."""
