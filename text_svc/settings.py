@@ -113,6 +113,12 @@ class TextSettings(ModelHostSettings):
     max_prompt_bytes: int = Field(
         4 << 20, ge=1, description="Bytes of all texts of a call together."
     )
+    max_text_bytes: int = Field(
+        1 << 20,
+        ge=1,
+        description="Bytes of each text of an Infer call, whose tokenizer takes up to 560 bytes of "
+        "memory for each; for longer ones raise TEXT_MEMORY_MARGIN_MB too.",
+    )
     sandbox: SandboxMode = Field(
         "auto",
         description="Whether a model's processes can open their model's files alone, and no "

@@ -37,6 +37,7 @@ _FILE_ARGUMENT = re.compile(
     r"(^|_)(file|files|path|paths|dir|dirs|folder|folders|root|spm|vocab|merges|font|url|urls|uri"
     r"|repo|repo_id|repository|dataset)$"
 )
+_OPENED = re.compile(r"(^|_)(file|path)s?$")
 # Arguments that name code, or that are arguments of further libraries, with files among them.
 _DROPPED = {
     *("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "init_inputs"),
@@ -112,7 +113,9 @@ def cleaned(value: Any) -> Any:
 def _names_a_file(key: str, value: Any) -> bool:
     if key in _DROPPED:
         return True
-    if isinstance(value, bool | float) or (isinstance(value, int) and key.endswith("_vocab")):
+    if isinstance(value, bool):
+        return bool(_OPENED.search(key))  # the number of an open file to Python
+    if isinstance(value, float) or (isinstance(value, int) and key.endswith("_vocab")):
         return False  # the size or the probability of something
     return bool(_FILE_ARGUMENT.search(key))
 

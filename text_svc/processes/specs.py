@@ -100,6 +100,7 @@ class WorkerSpec(ChildSpec):
     max_audio_seconds: float
     max_media: int
     max_prompt_bytes: int
+    max_text_bytes: int
     max_message_bytes: int
 
     @property

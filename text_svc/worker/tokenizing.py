@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial, wraps
 from typing import Any, Generic, TypeVar
@@ -26,6 +26,11 @@ from shared.errors import InvalidArgumentError
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
+
+# Characters that are tokenized at once. A tokenizer takes up to 560 bytes of memory for each, also
+# for those that it then truncates.
+PIECE_CHARACTERS = 256 << 10
 
 # Until a worker's spec says otherwise. Texts of the largest call take some seconds.
 DEFAULT_SECONDS = 30.0
@@ -125,6 +130,26 @@ def _give_up() -> None:
         _giving_up = True
         log.error("the tokenizer takes too long: this process ends", extra={"seconds": _limit})
         asyncio.get_running_loop().call_later(LAST_SECONDS, os._exit, _GAVE_UP)
+
+
+def pieces(items: Sequence[Item], size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Texts, or what holds some, in groups of at most PIECE_CHARACTERS in their order.
+
+    What is longer is a group of its own.
+
+    Args:
+        size: characters of an item.
+    """
+    piece: list[Item] = []
+    total = 0
+    for item in items:
+        if piece and total + size(item) > PIECE_CHARACTERS:
+            yield piece
+            piece, total = [], 0
+        piece.append(item)
+        total += size(item)
+    if piece:
+        yield piece
 
 
 def has_patterns(tokenizer: Tokenizer) -> bool:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidArgumentError
 from text_svc.formats.recipe import Recipe
-from text_svc.worker.tokenizing import has_patterns, in_thread, tokenizing
+from text_svc.worker.tokenizing import (
+    PIECE_CHARACTERS,
+    has_patterns,
+    in_thread,
+    pieces,
+    tokenizing,
+)
 
 # Tokenising releases the GIL, so a caller with many texts does not block another one.
 THREADS = 2
 # Smaller calls take less than a millisecond, which is less than a thread switch costs.
 INLINE_CHARACTERS = 4096
 INLINE_TEXTS = 16
-# Characters that are tokenized at once. A tokenizer takes up to 500 bytes of memory for each, also
-# for those that it then truncates.
-PIECE_CHARACTERS = 256 << 10
 
 
 class SentenceTokenizer:
@@ -67,7 +70,7 @@ class SentenceTokenizer:
         if self._recipe.lower_case:
             cleaned = [text.lower() for text in cleaned]
         with tokenizing():
-            return [ids for piece in _pieces(cleaned) for ids in self._ids(piece)]
+            return [ids for piece in pieces(cleaned, len) for ids in self._ids(piece)]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if len(texts) == 1 and (ids := self._ids_of_beginning(texts[0])):
@@ -88,17 +91,3 @@ class SentenceTokenizer:
                 return ids
             length += length // 2
         return []
-
-
-def _pieces(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in groups of at most PIECE_CHARACTERS; a longer text is a group of its own."""
-    piece: list[str] = []
-    size = 0
-    for text in texts:
-        if piece and size + len(text) > PIECE_CHARACTERS:
-            yield piece
-            piece, size = [], 0
-        piece.append(text)
-        size += len(text)
-    if piece:
-        yield piece

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import threading
+from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.length_batches import length_batches
 from text_svc.worker.media.decode import Samples, decode_audio, decode_image
-from text_svc.worker.tokenizing import watch_transformers
+from text_svc.worker.tokenizing import pieces, watch_transformers
 
 
 class NoOptions(BaseModel):
@@ -205,6 +206,30 @@ class TextPipeline(InferPipeline[Options]):
 
     def read_processor(self, source: Pretrained) -> Any:
         return source.tokenizer(self.model.config)
+
+    def tokenized(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        cancelled: threading.Event,
+        **arguments: Any,
+    ) -> dict[str, list[list[int]]]:
+        """Pairs of texts as the tokenizer's lists, a few at a time, which bounds the memory.
+
+        Args:
+            pairs: the two texts of each.
+            cancelled: ends the work before the next few.
+            arguments: of the tokenizer.
+
+        Raises:
+            CallCancelledError: the caller has gone.
+        """
+        encoded: dict[str, list[list[int]]] = {}
+        for piece in pieces(pairs, lambda pair: len(pair[0]) + len(pair[1])):
+            raise_if_cancelled(cancelled)
+            firsts, seconds = zip(*piece, strict=True)
+            for name, values in self.processor(list(firsts), list(seconds), **arguments).items():
+                encoded.setdefault(name, []).extend(values)
+        return encoded
 
     def logits(self, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
         """Logits of tokenised texts, shape (texts, labels), in batches of similar length.

@@ -79,5 +79,7 @@ def check_request(request: pb.InferRequest, pipeline: Infers, spec: WorkerSpec) 
         *(request.ranking.query, *request.ranking.documents, *request.labels),
     ]
     check_sizes(texts, "the request's text", spec.max_prompt_bytes, empty=True)
+    for text in texts:
+        check_sizes([text], "one of the request's texts", spec.max_text_bytes, empty=True)
     if given == "text" and not request.text:
         raise MissingFieldError("text is empty", field="text")

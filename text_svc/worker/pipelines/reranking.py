@@ -50,9 +50,8 @@ class Reranker(TextPipeline[RankingOptions]):
         query, documents = request.ranking.query, list(request.ranking.documents)
         if not query or not documents:
             raise MissingFieldError("ranking has no query or no documents", field="ranking")
-        encoded = self.processor(
-            [query] * len(documents), documents, truncation=True, return_token_type_ids=None
-        )
+        pairs = [(query, document) for document in documents]
+        encoded = self.tokenized(pairs, cancelled, truncation=True, return_token_type_ids=None)
         scores = self.logits(encoded, cancelled)[:, 0]
         if not options.raw:
             scores = scores.sigmoid()

@@ -58,7 +58,8 @@ class ZeroShotClassifier(TextPipeline[ZeroShotOptions]):
                 "hypothesis_template has no {} for the label", field="options[hypothesis_template]"
             )
         hypotheses = [options.hypothesis_template.replace("{}", label) for label in labels]
-        encoded = self.processor([request.text] * len(labels), hypotheses, truncation="only_first")
+        texts = [(request.text, hypothesis) for hypothesis in hypotheses]
+        encoded = self.tokenized(texts, cancelled, truncation="only_first")
         logits = self.logits(encoded, cancelled)
         if options.multi_label or len(labels) == 1:
             pairs = logits[:, [self._contradicts, self._entails]]

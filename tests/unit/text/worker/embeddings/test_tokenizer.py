@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from text_svc.formats.recipe import Recipe
+from text_svc.worker import tokenizing
 from text_svc.worker.embeddings import tokenizer as module
 from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
 
@@ -71,7 +72,8 @@ class Counted:
 
 @pytest.mark.parametrize("make", [words, pairs])
 async def test_the_ids_are_those_of_the_whole(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", PIECE)
+    for each in (module, tokenizing):
+        monkeypatch.setattr(each, "PIECE_CHARACTERS", PIECE)
     whole = make()
     whole.enable_truncation(MAX_TOKENS)
     ids = await SentenceTokenizer(make(), Recipe(), MAX_TOKENS).encode(TEXTS)
@@ -81,7 +83,8 @@ async def test_the_ids_are_those_of_the_whole(make: Any, monkeypatch: pytest.Mon
 async def test_a_text_of_many_tokens_is_not_tokenized_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "PIECE_CHARACTERS", PIECE)
+    for each in (module, tokenizing):
+        monkeypatch.setattr(each, "PIECE_CHARACTERS", PIECE)
     counted: Any = Counted(words())
     tokenizer = SentenceTokenizer(counted, Recipe(), MAX_TOKENS)
     await tokenizer.encode(["." * 100_000, *(["...."] * 1000)])

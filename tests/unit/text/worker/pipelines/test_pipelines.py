@@ -15,6 +15,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import CallCancelledError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_pipeline import Tiny, infer, scores, serve, spec_of
+from text_svc.worker import tokenizing
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS
 from text_svc.worker.pipelines import CLASSES
 from text_svc.worker.pipelines.zero_shot_classification import (
@@ -101,6 +102,27 @@ async def test_reranking_as_a_cross_encoder(tiny: Tiny) -> None:
     assert order == sorted(got, key=got.__getitem__, reverse=True)
     best = await infer(folder, "reranking", ranking=ranking, options={"top_k": 2})
     assert [document.index for document in best.documents] == order[:2]
+
+
+async def test_pairs_are_tokenized_a_few_at_a_time(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny("bert-rank")
+    ranking = pb.Ranking(query="a cat", documents=["a photo", "music", "a dog and a cat", "paris"])
+    whole = await infer(folder, "reranking", ranking=ranking)
+    monkeypatch.setattr(tokenizing, "PIECE_CHARACTERS", 16)
+    pieces = await infer(folder, "reranking", ranking=ranking)
+    assert [each.index for each in pieces.documents] == [each.index for each in whole.documents]
+
+
+async def test_a_text_that_would_take_too_much_memory_is_refused(tiny: Tiny) -> None:
+    async with serve(spec_of(tiny("bert-rank"), "reranking", max_text_bytes=1000)) as stub:
+        fits = pb.Ranking(query="a", documents=["a" * 1000, "b" * 1000])
+        assert len((await stub.Infer(pb.InferRequest(ranking=fits))).documents) == 2
+        ranking = pb.Ranking(query="a", documents=["a", "b" * 1001])
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.Infer(pb.InferRequest(ranking=ranking))
+    assert "1001 bytes; the limit is 1000" in (caught.value.details() or "")
 
 
 async def test_max_length_cuts_what_is_read(tiny: Tiny) -> None:
