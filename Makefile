@@ -34,7 +34,7 @@ test: models ## run all tests that need no container engine
 
 test-hostile: models ## attack the services, and print what it did to them and to others
 	@rm -f out/hostile.json
-	@$(PY) -m pytest tests/hostile
+	@$(PY) -m pytest tests/hostile -n 2 --dist loadfile
 
 images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision models provider; do \

@@ -13,7 +13,7 @@ from ml import model_management_pb2_grpc as models_grpc
 from tests.support.attack import Attacks, Seen, write_figures
 from tests.support.stack import EMBEDDER, Stack, stack_in
 
-_record: list[Seen] = []
+_PROPERTY = "attack"
 
 
 @pytest.fixture(scope="package")
@@ -55,21 +55,33 @@ def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def attack(request: pytest.FixtureRequest) -> Attacks:
+def attack(request: pytest.FixtureRequest) -> Iterator[Attacks]:
     """Watches an attack: `with attack("2 header of weights", stack) as seen:`.
 
     What is promised is the first line of the test's docstring, or of its file's.
     """
     said = request.function.__doc__ or request.module.__doc__
     assert said, "the test's file says what is promised"
-    return Attacks(said.strip().partition("\n")[0], _record)
+    record: list[Seen] = []
+    yield Attacks(said.strip().partition("\n")[0], record)
+    # In the test's report, which also comes from another process when tests run in several.
+    request.node.user_properties += [(_PROPERTY, seen.summary()) for seen in record]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """A line for each attack: memory before / at the worst / after, and the bystander."""
-    if not _record:
+    summaries = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, value in report.user_properties
+        if name == _PROPERTY and isinstance(value, dict)
+    ]
+    if not summaries:
         return
-    write_figures(_record)
+    summaries.sort(key=lambda each: int(each["item"].partition(" ")[0]))
+    write_figures(summaries)
     terminalreporter.section("attacks")
-    for seen in _record:
-        terminalreporter.line(seen.line())
+    for summary in summaries:
+        terminalreporter.line(summary["line"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ml import common_pb2, model_management_pb2_grpc
 from tests.support.observer import Memory, Order, Report
@@ -65,6 +66,14 @@ class Seen:
             parts.append(f"bystander at worst {seconds:.2f} s")
         return " | ".join(parts)
 
+    def summary(self) -> dict[str, object]:
+        """The item, its line, and its figures if it held."""
+        return {
+            "item": self.item,
+            "line": self.line(),
+            "figures": self.figures() if self.held else None,
+        }
+
     def figures(self) -> dict[str, object]:
         """For the file of figures."""
         assert self.report is not None
@@ -93,11 +102,11 @@ def mib(size: int) -> str:
     return f"{size >> 20}" if size else "–"  # noqa: RUF001  a dash, as in a table
 
 
-def write_figures(seen: Iterable[Seen]) -> None:
+def write_figures(summaries: Iterable[Mapping[str, Any]]) -> None:
     """Adds to out/hostile.json, and writes the table of all that is in it to out/hostile.md."""
     known = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
-    known |= {each.item: each.figures() for each in seen if each.held}
-    known = dict(sorted(known.items()))
+    known |= {each["item"]: each["figures"] for each in summaries if each["figures"]}
+    known = dict(sorted(known.items(), key=lambda pair: int(pair[0].partition(" ")[0])))
     FIGURES.parent.mkdir(exist_ok=True)
     FIGURES.write_text(json.dumps(known, indent=1) + "\n")
     head = ("attack", "what is promised", "most grown", "before", "worst", "after", "bystander, s")
