@@ -90,9 +90,10 @@ def test_options_during_a_load(
         other = pb.LoadModelRequest(
             model_id=CHAT, pipeline_type="text-generation", options={"max_length": "99"}
         )
-        second = stub.LoadModel.future(other, timeout=300)
         for options in BAD_OPTIONS:
             assert load(stub, CHAT, "chat", **options)[0] is Code.INVALID_ARGUMENT
+        # By now the first one has begun the load.
+        second = stub.LoadModel.future(other, timeout=300)
         assert not first.done(), "the load was over before the attack"
         assert load(stub, CHAT, "embeddings")[0] is Code.FAILED_PRECONDITION
         assert "keeps" not in first.result().message
