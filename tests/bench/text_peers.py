@@ -20,7 +20,7 @@ from shared.model_ids import folder_name
 from tests.bench.rust_client import IN_PROCESS, PYTHON, TONIC, RustClient
 from tests.bench.text_types import MODEL, Stretch, as_chat
 from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
-from text_svc.processes.spawn import child_environment
+from text_svc.processes.spawn import library_environment
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
@@ -164,7 +164,7 @@ class Child:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(os.cpu_count() or 1),
+            env=library_environment(os.cpu_count() or 1),
             limit=MAX_LINE_BYTES,
         )
         await self._answer()

@@ -17,7 +17,7 @@ from tests.bench.rust_client import PYTHON_HTTP
 from tests.bench.text_peers import MODEL_FOLDER
 from tests.bench.text_types import Stretch, as_chat
 from tests.support.stack import ROOT
-from text_svc.processes.spawn import child_environment
+from text_svc.processes.spawn import library_environment
 
 ENVIRONMENTS = ROOT / "run" / "bench-envs"
 START_SECONDS = 180.0
@@ -90,7 +90,7 @@ class HttpPeer:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            env=child_environment(os.cpu_count() or 1),
+            env=library_environment(os.cpu_count() or 1),
         )
         async with asyncio.timeout(START_SECONDS):
             while not await self._answers():

@@ -38,7 +38,7 @@ RESPONSES = 3
 # A call that neither ends nor responds is the service's fault; it is generous for a busy machine.
 SECONDS = 60
 bounded = settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,

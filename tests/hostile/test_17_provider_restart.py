@@ -13,7 +13,7 @@ from tests.support.processes import free_port, process
 from tests.support.stack import EMBEDDER, MODELS, Stack, wait_for
 
 LOAD = pb.LoadModelRequest(model_id=EMBEDDER, pipeline_type="feature-extraction")
-ABSENT_SECONDS = 5
+ABSENT_SECONDS = 3
 
 
 def test_a_provider_that_restarts(attack: Attacks, private_stack: Callable[..., Stack]) -> None:

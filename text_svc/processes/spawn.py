@@ -36,12 +36,18 @@ AnyReport = TypeVar("AnyReport", bound=Report)
 
 
 def child_environment(spec: ChildSpec, threads: int) -> dict[str, str]:
-    """The environment of a child: its sandbox, no network for the hub, threads that do not spin."""
-    return os.environ | {
+    """The environment of a child: that of its libraries, and its sandbox."""
+    return library_environment(threads) | {
         sandbox.MODE_VARIABLE: spec.sandbox,
         # Nothing else can be written.
         "HOME": str(spec.scratch),
         "TMPDIR": str(spec.scratch),
+    }
+
+
+def library_environment(threads: int) -> dict[str, str]:
+    """An environment for the libraries: no network for the hub, threads that do not spin."""
+    return os.environ | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
