@@ -11,13 +11,15 @@ import contextlib
 import faulthandler
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # The environment variable that names the folder of these files.
 FOLDER = "ML_TRACEBACKS_DIR"
 # How long a process may take to write, on a busy machine.
-WRITE_SECONDS = 2.0
+WRITE_SECONDS = 5.0
+# What has not grown for this long is complete: threads are written one after the other.
+QUIET_SECONDS = 0.3
 # Bytes of tracebacks that are worth a place in a log.
 MAX_BYTES = 16 << 10
 
@@ -43,14 +45,19 @@ async def read_tracebacks(folder: Path, pids: Sequence[int]) -> str:
                     os.kill(pid, signum)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WRITE_SECONDS):
-            while not all(map(_written, files.values())):
-                await asyncio.sleep(0.05)
-    await asyncio.sleep(0.05)  # the end of what is being written
+            before = -1
+            while not all(map(_written, files.values())) or _size(files) != before:
+                before = _size(files)
+                await asyncio.sleep(QUIET_SECONDS)
     return "\n".join(f"process {pid}:\n{_text(path)}" for pid, path in files.items())
 
 
 def _path(folder: Path, pid: int) -> Path:
     return folder / str(pid)
+
+
+def _size(files: Mapping[int, Path]) -> int:
+    return sum(path.stat().st_size for path in files.values() if path.exists())
 
 
 def _written(path: Path) -> bool:
