@@ -20,6 +20,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "hangs":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        case "floods":
+            spec.send(WorkerReport(error_reason="INVALID_MODEL", error="x" * (4 << 20)))
         case words if words.startswith("says "):
             print(words, file=sys.stderr, flush=True)
             os.abort()

@@ -23,6 +23,8 @@ from text_svc.processes import sandbox
 from text_svc.processes.memory import LastWords, limit_error, oom_kills, until_over
 from text_svc.processes.specs import ChildSpec, Report
 
+# Largest report of a child, which has a few numbers and a sentence.
+MAX_REPORT_BYTES = 1 << 20
 # Time between SIGTERM and SIGKILL for a process whose work is over.
 TERMINATE_SECONDS = 3.0
 
@@ -93,11 +95,15 @@ class Child:
 
         Raises:
             ServiceError: the one that the process reported.
-            InternalError: it ended without a report, or took too long.
+            InternalError: it ended without a report, or took too long, or reported too much.
         """
         try:
             async with asyncio.timeout(timeout):
                 text = await _read_to_end(self._report_fd)  # the child closes it
+                if len(text) > MAX_REPORT_BYTES:
+                    raise InternalError(
+                        f"{task}: its process reported over {MAX_REPORT_BYTES} bytes"
+                    )
                 if not text:
                     how = await self.wait()
                     if await self.out_of_memory():
@@ -176,6 +182,7 @@ async def spawn(
         )
     except BaseException:
         os.close(read_fd)
+        shutil.rmtree(spec.scratch, ignore_errors=True)  # it holds nothing yet
         raise
     finally:
         os.close(write_fd)
@@ -184,12 +191,15 @@ async def spawn(
 
 
 async def _read_to_end(fd: int) -> bytes:
-    """All bytes of a pipe until its other end is closed; closes `fd`."""
+    """The bytes of a pipe until its other end is closed, or are too many; closes `fd`."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb")
     )
     try:
-        return await reader.read()
+        text = b""
+        while len(text) <= MAX_REPORT_BYTES and (block := await reader.read(1 << 16)):
+            text += block
+        return text
     finally:
         transport.close()

@@ -49,7 +49,8 @@ async def read_tracebacks(folder: Path, pids: Sequence[int]) -> str:
             while not all(map(_written, files.values())) or _size(files) != before:
                 before = _size(files)
                 await asyncio.sleep(QUIET_SECONDS)
-    return "\n".join(f"process {pid}:\n{_text(path)}" for pid, path in files.items())
+    texts = [await asyncio.to_thread(_text, path) for path in files.values()]
+    return "\n".join(f"process {pid}:\n{text}" for pid, text in zip(files, texts, strict=True))
 
 
 def _path(folder: Path, pid: int) -> Path:
@@ -65,5 +66,10 @@ def _written(path: Path) -> bool:
 
 
 def _text(path: Path) -> str:
-    text = path.read_bytes()[:MAX_BYTES].decode(errors="replace") if path.exists() else ""
+    """The beginning of a file: whatever has come over the process can write any amount into it."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
     return text or "it wrote no tracebacks\n"

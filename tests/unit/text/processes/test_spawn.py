@@ -66,6 +66,25 @@ async def test_a_child_that_ends_without_a_report() -> None:
         await report_of("dies")
 
 
+async def test_a_report_has_a_limit() -> None:
+    with pytest.raises(InternalError, match=r"its process reported over 1048576 bytes"):
+        await report_of("floods")
+
+
+async def test_a_child_that_cannot_start_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(spawning.sys, "executable", str(tmp_path / "none"))
+    scratch = tmp_path / "scratch"
+    spec = ChildSpec(model_id="reports", scratch=scratch, log_level="INFO", log_style="text")
+    before = psutil.Process().num_fds()
+    with pytest.raises(FileNotFoundError):
+        await spawn("tests.support.reporting_child", spec, threads=1)
+    await asyncio.sleep(0.2)  # the thread of its stderr ends
+    assert psutil.Process().num_fds() == before
+    assert not scratch.exists()
+
+
 async def test_a_child_that_takes_too_long_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawning, "TERMINATE_SECONDS", 0.2)
     with pytest.raises(InternalError, match=r"testing hangs took longer than 0\.5 s"):
