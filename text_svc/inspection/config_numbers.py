@@ -39,7 +39,7 @@ def check_config_numbers(contents: Mapping[str, Any]) -> None:
     for file in FILES:
         for name, number in _numbers("", contents.get(file)):
             for pattern, limit in LIMITS.items():
-                if pattern.search(name) and abs(number) > limit:
+                if pattern.search(name) and not abs(number) <= limit:  # nor is NaN
                     raise InvalidModelError(
                         f"{file} has {name[:80]} {number}; the limit is {limit}"
                     )

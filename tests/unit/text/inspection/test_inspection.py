@@ -108,6 +108,7 @@ def test_token_ids_are_in_the_vocabulary(folder: Path, name: str, content: Any) 
         ("config.json", {"text_config": {"n_layer": 10**6}}, 10_000),
         ("config.json", {"depths": [2, 10**9]}, 10_000),
         ("config.json", {"max_position_embeddings": 10**10}, 1 << 24),
+        ("config.json", {"max_position_embeddings": float("nan")}, 1 << 24),
         ("config.json", {"num_labels": 10**9}, 1 << 20),
         ("config.json", {"vocab_size": 10**9}, 1 << 24),
         ("generation_config.json", {"num_return_sequences": 10**6}, 64),
