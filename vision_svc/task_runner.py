@@ -93,8 +93,8 @@ class TaskRunner:
 
         place = self._places.take(caller(), leave)
         figures.received.inc()
-        future = self._runtime.picture_pool.submit(run)
         try:
+            future = self._runtime.picture_pool.submit(run)
             response = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if left:
