@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
 from tests.support.attack import Attacks, Seen, write_figures
-from tests.support.stack import EMBEDDER, Stack, stack_in
+from tests.support.stack import CHAT, EMBEDDER, Stack, stack_in
 
 _PROPERTY = "attack"
 
@@ -52,6 +53,16 @@ def limited(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             started = running.enter_context(stack_in(tmp_path_factory.mktemp("limited")))
         started.wait_serving()
         yield started
+
+
+@pytest.fixture
+def stub(stack: Stack) -> Iterator[models_grpc.ModelManagementServiceStub]:
+    """Of the shared stack; the chat model is unloaded at the end."""
+    with stack.channel() as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        yield stub
+        with contextlib.suppress(grpc.RpcError):  # it is not loaded
+            stub.UnloadModel(models_pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 from stack.envoy_config import native_config
 from stack.ports import Ports
 from tests.support.attack import Attacks
+from tests.support.http_calls import is_open
 from tests.support.own_envoy import filters_of, own_envoy
 from tests.support.stack import Stack, wait_for
 
@@ -32,18 +33,6 @@ def small_limits(config: dict[str, Any]) -> None:
 def connect(source: str, port: int) -> socket.socket:
     """A connection from this address."""
     return socket.create_connection(("127.0.0.1", port), 30, source_address=(source, 0))
-
-
-def is_open(client: socket.socket) -> bool:
-    """Whether Envoy has not closed a connection on which it has nothing to say."""
-    client.settimeout(0.02)
-    try:
-        client.recv(1)
-    except TimeoutError:
-        return True
-    except ConnectionError:
-        pass
-    return False
 
 
 def is_served(client: socket.socket) -> bool:

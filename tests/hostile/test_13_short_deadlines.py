@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -19,15 +17,6 @@ from tests.support.stack import CHAT, Stack, wait_for
 DEADLINE_SECONDS = 0.3
 LOAD = pb.LoadModelRequest(model_id=CHAT, pipeline_type="chat")
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def stub(stack: Stack) -> Iterator[pb_grpc.ModelManagementServiceStub]:
-    with stack.channel() as channel:
-        stub = pb_grpc.ModelManagementServiceStub(channel)
-        yield stub
-        with contextlib.suppress(grpc.RpcError):  # it is not loaded
-            stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def test_many_calls_with_short_deadlines_end_with_the_model(

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import grpc
-import pytest
 
 from ml import model_management_pb2 as pb
 from ml import model_management_pb2_grpc as pb_grpc
@@ -22,15 +18,6 @@ BAD_OPTIONS = (
     {"engine": "transformers", "dtype": "int8"},
     {"x" * 1_000_000: "1"},
 )
-
-
-@pytest.fixture
-def stub(stack: Stack) -> Iterator[pb_grpc.ModelManagementServiceStub]:
-    with stack.channel() as channel:
-        stub = pb_grpc.ModelManagementServiceStub(channel)
-        yield stub
-        with contextlib.suppress(grpc.RpcError):  # it is not loaded
-            stub.UnloadModel(pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from typing import Any
 
 
@@ -25,3 +26,18 @@ def post_json(address: str, rpc: str, message: Any, **headers: str) -> tuple[int
     answer, body = post(address, rpc, json.dumps(message).encode(), **headers)
     assert answer.headers["content-type"] == "application/json"
     return answer.status, json.loads(body)
+
+
+def is_open(client: socket.socket) -> bool:
+    """Whether Envoy has said nothing on a connection, and not closed it."""
+    before = client.gettimeout()
+    client.settimeout(0.02)
+    try:
+        client.recv(1)
+    except TimeoutError:
+        return True
+    except ConnectionError:
+        pass
+    finally:
+        client.settimeout(before)
+    return False
