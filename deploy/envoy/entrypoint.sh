@@ -88,7 +88,8 @@ write_check() {
   mv "$RUN_DIR/callers/$kind.part" "$RUN_DIR/callers/$kind.json"
 }
 KEY_LINE='^([A-Za-z][A-Za-z0-9._-]{0,63})[[:blank:]]+([A-Za-z0-9._~+/=-]{16,256})$'
-NAME_LINE='^[^[:cntrl:]"\\]+$'
+# Printable ASCII but the quotation mark and the backslash, which end a range each.
+NAME_LINE='^[] !#-[^-~]+$'
 
 # Writes the checks again when their files change.
 watch_checks() {

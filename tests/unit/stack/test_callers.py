@@ -174,6 +174,7 @@ def test_the_container_writes_the_same(tmp_path: Path, sources: Path, in_contain
         ("api_keys", f"alice {ALICE}\nbob {ALICE}"),
         ("client_names", 'say "hi"'),
         ("client_names", "back\\slash"),
+        ("client_names", "naïve"),
         ("client_names", "tab\tinside"),
     ],
 )
