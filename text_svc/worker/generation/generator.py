@@ -26,16 +26,13 @@ from text_svc.worker.engines.sampling import (
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Tokenizer
-from text_svc.worker.tokenizing import in_thread
+from text_svc.worker.tokenizing import PIECE_CHARACTERS, in_thread
 
 if TYPE_CHECKING:
     import torch
 
 # Longer texts are tokenized in a thread, so that they do not block the event loop.
 INLINE_CHARACTERS = 4096
-# Of longer ones one is tokenized at a time: a tokenizer takes up to 500 bytes for each character,
-# and several callers' together would take the process over its limit of memory.
-LONG_CHARACTERS = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,8 @@ class TextGenerator:
     async def _encode(self, text: str, *, special: bool) -> list[int]:
         if len(text) <= INLINE_CHARACTERS and not self._tokenizer.may_be_slow:
             return self._tokenizer.encode(text, special=special)
-        pool = self._long_texts if len(text) > LONG_CHARACTERS else None
+        # Several callers' long texts together would take the process over its limit of memory.
+        pool = self._long_texts if len(text) > PIECE_CHARACTERS else None
         return await in_thread(pool, self._tokenizer.encode, text, special=special)
 
     def _leave(self, generation: Generation, error: ServiceError) -> bool:

@@ -37,7 +37,7 @@ class CountedTokenizer:
 
 async def test_one_long_text_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INLINE_CHARACTERS", 2)
-    monkeypatch.setattr(module, "LONG_CHARACTERS", 8)
+    monkeypatch.setattr(module, "PIECE_CHARACTERS", 8)
     tokenizer: Any = CountedTokenizer()
     engine: Any = SimpleNamespace(limits=SimpleNamespace(running=1, waiting=1))
     generator = TextGenerator(engine, tokenizer, None, None, 100)  # type: ignore[arg-type]
