@@ -21,7 +21,7 @@ from stack.envoy_config import native_config
 from stack.ports import Ports
 from tests.integration.test_envoy import access_lines
 from tests.support.http_calls import post
-from tests.support.own_envoy import Start, nobody_connected, wait_for_upstream
+from tests.support.own_envoy import Start, manager_of, nobody_connected, wait_for_upstream
 from tests.support.stack import MODEL_MGMT, TEXT, VISION, Stack, list_models, open_channel, wait_for
 
 
@@ -34,8 +34,29 @@ def test_every_rpc_has_a_rate_limit() -> None:
             assert limit["token_bucket"]["max_tokens"] >= limit["token_bucket"]["tokens_per_fill"]
 
 
-def test_a_json_body_over_16_mib_is_413(front: Stack) -> None:
-    body = b'{"model": "nobody/nothing", "texts": ["' + b"x" * (17 << 20) + b'"]}'
+def test_the_messages_of_limits_name_them() -> None:
+    """Envoy's texts are fixed, so they repeat the numbers of its configuration."""
+    manager = manager_of(native_config(Ports()))
+    filters = {each["name"]: each["typed_config"] for each in manager["http_filters"]}
+    json_calls = filters["json_calls_limit"]["extension_config"]["typed_config"]
+    most = json_calls["gradient_controller_config"]["concurrency_limit_params"]
+    assert most["min_concurrency_limit"] == most["max_concurrency_limit"]
+    (caller,) = filters["caller_ratelimit"]["descriptors"]
+    texts = [
+        mapper["body_format_override"]["text_format_source"]["inline_string"]
+        for mapper in manager["local_reply_config"]["mappers"]
+    ]
+    wanted = (
+        f"within {manager['request_timeout'].removesuffix('s')} s",
+        f"{most['max_concurrency_limit']} JSON calls are running",
+        f"a caller may make {caller['token_bucket']['max_tokens']} calls in a second",
+    )
+    for words in wanted:
+        assert [text for text in texts if words in text], words
+
+
+def test_a_json_body_over_4_mib_is_413(front: Stack) -> None:
+    body = b'{"model": "nobody/nothing", "texts": ["' + b"x" * (4 << 20) + b'"]}'
     request_id = f"test-{uuid.uuid4()}"
     # Refused before all of it is sent: the response may be lost with the connection.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
