@@ -56,7 +56,7 @@ class Reconciler:
         desired: the desired models.
         lifecycle: loads them.
         interval: seconds between two rounds.
-        max_failures: consecutive failures after which a model is left FAILED until requested again.
+        max_failures: failed loads in a row after which a model stays FAILED until requested again.
         clock: monotonic seconds.
     """
 

@@ -52,7 +52,7 @@ class ModelMgmtSettings(FileSettings):
         2.0, gt=0, description="Time between comparisons of desired and loaded models."
     )
     max_load_failures: int = Field(
-        5, ge=1, description="Consecutive failures after which a desired model is left FAILED."
+        5, ge=1, description="Failed loads in a row after which a desired model is left FAILED."
     )
     watch_seconds: float = Field(
         3600.0,
