@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+# Exit code of a process that `exit_if_out_of_memory` has ended.
+OUT_OF_MEMORY_EXIT = 76
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -23,6 +25,16 @@ def die_with_parent(parent_pid: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         sys.exit("the process that started this one has ended")
+
+
+def exit_if_out_of_memory(error: BaseException) -> None:
+    """Ends this process if `error` says that Python got no memory for an object.
+
+    Whatever takes a little memory fails next, such as waking the event loop for a call, which then
+    waits for ever. A failed allocation of an array has a class of its own, and harms no other work.
+    """
+    if type(error) is MemoryError:
+        os._exit(OUT_OF_MEMORY_EXIT)
 
 
 def memory_limit_bytes() -> int:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 
+from shared.process import exit_if_out_of_memory
 from text_svc.processes.specs import ChildSpec, WorkerReport
 
 
@@ -18,6 +19,8 @@ def main() -> None:
             spec.send(WorkerReport(ram_bytes=int(os.environ["RAM"]), vram_bytes=spec.parent_pid))
         case "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "gets no memory":
+            exit_if_out_of_memory(MemoryError())
         case "hangs":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "floods":

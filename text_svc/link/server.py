@@ -16,6 +16,7 @@ from ml import transformers_pb2 as pb
 from ml.internal.link_pb2 import Beat, Begin, EmbeddingUsage, Ended, Envelope, Usage
 from shared.caller import set_caller
 from shared.errors import NotImplementedRpcError, ResourceExhaustedError
+from shared.process import exit_if_out_of_memory
 from shared.rpc.interceptors import as_service_error, is_cancelled_by_caller
 from shared.rpc.status import status_of
 from shared.telemetry.logs import set_request_id
@@ -115,6 +116,7 @@ class _Connection:
         except BaseException as raised:  # a panic of a library in Rust is no Exception
             if is_cancelled_by_caller(raised):
                 raise
+            exit_if_out_of_memory(raised)
             error = memory_error(raised) or as_service_error(raised)
             code = error.code.name
             details = status_of(error).SerializeToString()

@@ -18,7 +18,7 @@ from shared.errors import (
     ResourceExhaustedError,
     ServiceError,
 )
-from shared.process import exit_text
+from shared.process import OUT_OF_MEMORY_EXIT, exit_text
 from text_svc.processes import sandbox
 from text_svc.processes.memory import LastWords, limit_error, oom_kills, until_over
 from text_svc.processes.specs import ChildSpec, Report
@@ -123,7 +123,7 @@ class Child:
     async def out_of_memory(self) -> bool:
         """Waits for the end of the process and says whether it was for lack of memory."""
         code = await self._process.wait()
-        if self._over_limit:
+        if self._over_limit or code == OUT_OF_MEMORY_EXIT:
             return True
         if code == -signal.SIGKILL:  # by the kernel, when the machine's memory was short?
             return not self._killed and oom_kills() > self._oom_kills

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 from shared.errors import ServiceError
+from shared.process import exit_if_out_of_memory
 from shared.telemetry import tracing
 from text_svc.link.server import listen
 from text_svc.processes.child import begin
@@ -20,6 +22,7 @@ from text_svc.worker.steps import look_at_all
 
 async def serve(spec: WorkerSpec) -> None:
     """Loads and serves the model, then reports ready. Never returns; the front ends the process."""
+    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     loaded = await asyncio.to_thread(load, spec)
     server = await listen(
         loaded.handlers,
@@ -29,6 +32,13 @@ async def serve(spec: WorkerSpec) -> None:
     )
     spec.send(loaded.report)
     await server.serve_forever()
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What nobody waits for has failed; the call that it belonged to may wait for ever."""
+    if error := context.get("exception"):
+        exit_if_out_of_memory(error)
+    loop.default_exception_handler(context)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidArgumentError
+from shared.process import exit_if_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ class Watched(Generic[Result]):
         self._thread = threading.get_ident()
         try:
             return self._work(*args, **kwargs)
+        except MemoryError as error:
+            exit_if_out_of_memory(error)
+            raise
         finally:
             self._thread = 0
 

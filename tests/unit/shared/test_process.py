@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from shared.process import usable_cores
+from shared import process
+from shared.process import OUT_OF_MEMORY_EXIT, exit_if_out_of_memory, usable_cores
 
 
 def test_cores_are_those_of_the_affinity() -> None:
@@ -19,3 +20,16 @@ def test_cores_are_those_of_the_affinity() -> None:
 def test_cores_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert usable_cores() == os.cpu_count()
+
+
+def test_only_pythons_own_lack_of_memory_ends_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ArrayMemoryError(MemoryError):
+        """As numpy's."""
+
+    codes: list[int] = []
+    monkeypatch.setattr(process.os, "_exit", codes.append)
+    for error in (ArrayMemoryError(), RuntimeError("std::bad_alloc")):
+        exit_if_out_of_memory(error)
+    assert codes == []
+    exit_if_out_of_memory(MemoryError())
+    assert codes == [OUT_OF_MEMORY_EXIT]

@@ -33,9 +33,14 @@ def test_other_errors_are_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("doing", "expected"),
-    [("says bad_alloc", True), ("says nothing", False), ("dies", False)],
+    [
+        ("says bad_alloc", True),
+        ("gets no memory", True),
+        ("says nothing", False),
+        ("dies", False),
+    ],
 )
-async def test_the_last_words_of_a_process_tell_memory_from_other_ends(
+async def test_the_end_of_a_process_for_lack_of_memory_is_told_from_others(
     doing: str, expected: bool
 ) -> None:
     scratch = Path(tempfile.mkdtemp())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import pytest
@@ -52,3 +53,18 @@ async def test_a_caller_with_more_than_half_makes_room() -> None:
     hold.set()
     await asyncio.gather(other, *calls[:3])
     await until(lambda: not thread._places.taken)
+
+
+async def test_work_that_python_refuses_memory_ends_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In its own thread, before anything that takes memory could lose the end of the call."""
+    ended: list[str] = []
+    monkeypatch.setattr(os, "_exit", lambda code: ended.append(threading.current_thread().name))
+
+    def work(_: threading.Event) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        await ModelThread(max_waiting=1).run(work)
+    assert ended == ["infer_0"]
