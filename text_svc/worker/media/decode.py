@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -21,27 +21,16 @@ from shared.errors import (
     UndecodableImageError,
     UnknownFormatError,
 )
+from text_svc.worker.media.sound_files import RATES, in_parts, read_frames, undecodable
 
 Samples = npt.NDArray[np.float32]
+# A sound's sample format, layout of channels and rate.
+_Source = tuple[str, str, int]
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # Raw samples: NumPy's name of the type, and FFmpeg's name of the sample format.
 RAW_FORMATS = {"pcm_s16le": ("<i2", "s16"), "pcm_f32le": ("<f4", "flt")}
 LAYOUTS = {1: "mono", 2: "stereo"}
-RATES = range(1000, 384_001)
-# First bytes of a file at an offset, and FFmpeg's demuxer for it. Demuxers that open further files,
-# such as those of playlists, are never used.
-_CONTAINERS = (
-    (0, b"RIFF", "wav"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"ID3", "mp3"),
-    (0, b"\xff\xfb", "mp3"),
-    (0, b"\xff\xf3", "mp3"),
-    (0, b"\xff\xf2", "mp3"),
-    (4, b"ftyp", "mov"),
-    (0, b"\x1aE\xdf\xa3", "matroska"),
-)
 
 
 def decode_image(
@@ -118,7 +107,8 @@ def decode_audio(
 
     Raises:
         MissingFieldError, UnknownFormatError, OutOfRangeError: a field is wrong.
-        InvalidArgumentError: the bytes are not a sound in a supported format.
+        InvalidArgumentError: the bytes are not a sound in a supported format, or its samples are
+            not numbers.
         InputTooLargeError: the sounds are longer than `max_seconds`.
     """
     reader = SoundReader(rate, field)
@@ -139,75 +129,89 @@ class SoundReader:
     def __init__(self, rate: int, field: str = "audio") -> None:
         self._rate = rate
         self._field = field
-        self._resampler = av.AudioResampler(format="fltp", rate=rate)
+        # Made for the sound's own format, rate and channels, which may change within a file.
+        self._resampler: av.AudioResampler | None = None
+        self._source: _Source | None = None
+        self._raw: _Source | None = None  # of the pieces that are raw samples
 
     def add(self, audio: pb.AudioData, max_seconds: float, before: float = 0.0) -> Samples:
         """Samples as of `decode_audio`; the last few come with the next piece, or with `rest`.
 
         Raises:
-            As `decode_audio`, and InvalidArgumentError if the format differs from the last piece's.
+            As `decode_audio`, and InvalidArgumentError if the format of raw samples differs from
+            that of the last ones.
         """
-        data, field = audio.data, self._field
-        if not data:
-            raise MissingFieldError(f"{field}.data is empty", field=f"{field}.data")
+        if not audio.data:
+            raise MissingFieldError(f"{self._field}.data is empty", field=f"{self._field}.data")
+        parts: list[Samples] = []
+        left = int((max_seconds - before) * self._rate)
         try:
-            if audio.format:
-                return self._resampled([_raw_frame(audio, field)], max_seconds, before)
-            with av.open(io.BytesIO(data), "r", format=_container(data, field)) as file:
-                if not file.streams.audio:
-                    raise _undecodable(len(data), field)
-                frames = file.decode(file.streams.audio[0])
-                return self._resampled(frames, max_seconds, before)
+            for frame in self._frames(audio):
+                for part in self._resampled(frame):
+                    parts.append(_mixed(part))
+                    left -= len(parts[-1])
+                    if left < 0:
+                        raise self._too_long(max_seconds, before)
         except (av.FFmpegError, ValueError) as error:
-            raise _undecodable(len(data), field) from error
+            raise undecodable(len(audio.data), self._field) from error
+        samples = _joined(parts)
+        if not np.isfinite(samples).all():
+            raise InvalidArgumentError(
+                f"{self._field}.data has samples that are not finite", field=f"{self._field}.data"
+            )
+        return samples
 
     def rest(self) -> Samples:
         """The last samples."""
-        return _joined([_mixed(part) for part in self._resampler.resample(None)])
+        return _joined([_mixed(part) for part in self._flushed()])
 
-    def _resampled(
-        self, frames: Iterable[av.AudioFrame], max_seconds: float, before: float
-    ) -> Samples:
-        parts: list[Samples] = []
-        left = int((max_seconds - before) * self._rate)
-        for frame in frames:
-            for part in self._resampler.resample(frame):
-                parts.append(_mixed(part))
-                left -= len(parts[-1])
-                if left < 0:
-                    excess = "brings this call's audio over" if before else "is longer than"
-                    raise InputTooLargeError(
-                        f"{self._field} {excess} the limit of {max_seconds:g} s",
-                        metadata={"limit_seconds": f"{max_seconds:g}"},
-                    )
-        return _joined(parts)
+    def _frames(self, audio: pb.AudioData) -> Iterator[av.AudioFrame]:
+        if not audio.format:
+            return read_frames(audio.data, self._field, RAW_FORMATS)
+        frame = _raw_frame(audio, self._field)
+        source = _source(frame)
+        if source != (self._raw or source):
+            raise InvalidArgumentError(
+                f"{self._field} cannot be decoded with what came before it: its format, rate or "
+                "channels differ",
+                field=self._field,
+            )
+        self._raw = source
+        return in_parts(frame)
+
+    def _resampled(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
+        source = _source(frame)
+        before = [] if source == self._source else self._flushed()
+        if self._resampler is None:
+            self._resampler = av.AudioResampler(format="fltp", rate=self._rate)
+            self._source = source
+        return before + self._resampler.resample(frame)
+
+    def _flushed(self) -> list[av.AudioFrame]:
+        resampler, self._resampler = self._resampler, None
+        return resampler.resample(None) if resampler else []
+
+    def _too_long(self, max_seconds: float, before: float) -> InputTooLargeError:
+        excess = "brings this call's audio over" if before else "is longer than"
+        return InputTooLargeError(
+            f"{self._field} {excess} the limit of {max_seconds:g} s",
+            metadata={"limit_seconds": f"{max_seconds:g}"},
+        )
+
+
+def _source(frame: av.AudioFrame) -> _Source:
+    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def _mixed(frame: av.AudioFrame) -> Samples:
     """The mean of the channels. FFmpeg's own sum of two may exceed 1."""
-    mixed: Samples = frame.to_ndarray().mean(0, dtype=np.float32)
+    with np.errstate(invalid="ignore"):  # what is not finite is refused
+        mixed: Samples = frame.to_ndarray().mean(0, dtype=np.float32)
     return mixed
 
 
 def _joined(parts: list[Samples]) -> Samples:
     return np.concatenate([np.empty(0, np.float32), *parts])
-
-
-def _container(data: bytes, field: str) -> str:
-    for offset, magic, name in _CONTAINERS:
-        if data.startswith(magic, offset):
-            return name
-    raise InvalidArgumentError(
-        f"{field}.data is not a WAV, FLAC, Ogg, MP3, MP4 or Matroska file; for raw samples set "
-        f"{field}.format to one of {', '.join(RAW_FORMATS)}",
-        field=f"{field}.data",
-    )
-
-
-def _undecodable(size: int, field: str) -> InvalidArgumentError:
-    return InvalidArgumentError(
-        f"the {size} bytes of {field}.data cannot be decoded as sound", field=f"{field}.data"
-    )
 
 
 def _raw_frame(audio: pb.AudioData, field: str) -> av.AudioFrame:
@@ -234,10 +238,6 @@ def _raw_frame(audio: pb.AudioData, field: str) -> av.AudioFrame:
             field=f"{field}.data",
         )
     samples = np.frombuffer(audio.data, dtype).reshape(1, -1)
-    if dtype == "<f4" and not np.isfinite(samples).all():
-        raise InvalidArgumentError(
-            f"{field}.data has samples that are not finite", field=f"{field}.data"
-        )
     frame = av.AudioFrame.from_ndarray(samples, format=layout, layout=LAYOUTS[channels])
     frame.sample_rate = audio.rate
     return frame
