@@ -21,6 +21,8 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "gets no memory":
             exit_if_out_of_memory(MemoryError())
+        case "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
         case "hangs":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "floods":

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import os
 import resource
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +27,10 @@ MIB = 1 << 20
 LOOK_SECONDS = 0.5
 # Makes the kernel end a child before a service: from 0 to 1000 (proc(5), oom_score_adj).
 OOM_SCORE = 500
+# A library that does not look whether it got memory crashes. A crash is taken for that where the
+# last look found more than this share of the limit in use.
+CRASH_SHARE = 0.8
+CRASHES = (-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT)
 # What is kept of the end of a process's stderr.
 LAST_WORDS_BYTES = 2048
 
@@ -59,14 +64,33 @@ def limit_error(subject: str, limit_bytes: int) -> OutOfMemoryError:
     )
 
 
-async def until_over(pid: int, limit_bytes: int) -> None:
-    """Returns once a process and those it has started hold more than the limit together."""
-    while await asyncio.to_thread(_held_bytes, pid) <= limit_bytes:
-        await asyncio.sleep(LOOK_SECONDS)
+class MemoryWatch:
+    """Looks at what a process and those it has started hold together.
 
+    Args:
+        pid: of the process.
+        limit_bytes: what they may hold.
+    """
 
-def _held_bytes(pid: int) -> int:
-    return sum(map(private_bytes, process_tree(pid)))
+    def __init__(self, pid: int, limit_bytes: int) -> None:
+        self._pid = pid
+        self._limit_bytes = limit_bytes
+        self._held_bytes = 0
+
+    @property
+    def near_limit(self) -> bool:
+        """Whether they held so much at the last look that a crash is taken for a lack of memory."""
+        return self._held_bytes > self._limit_bytes * CRASH_SHARE
+
+    async def until_over(self) -> None:
+        """Returns once they hold more than the limit."""
+        while self._held_bytes <= self._limit_bytes:
+            await asyncio.sleep(LOOK_SECONDS)
+            # A process that has ended holds nothing: what it held before is what counts.
+            self._held_bytes = await asyncio.to_thread(self._look) or self._held_bytes
+
+    def _look(self) -> int:
+        return sum(map(private_bytes, process_tree(self._pid)))
 
 
 def oom_kills() -> int:

@@ -20,7 +20,7 @@ from shared.errors import (
 )
 from shared.process import OUT_OF_MEMORY_EXIT, exit_text
 from text_svc.processes import sandbox
-from text_svc.processes.memory import LastWords, limit_error, oom_kills, until_over
+from text_svc.processes.memory import CRASHES, LastWords, MemoryWatch, limit_error, oom_kills
 from text_svc.processes.specs import ChildSpec, Report
 
 # Largest report of a child, which has a few numbers and a sentence.
@@ -78,6 +78,7 @@ class Child:
         self._limit = spec.memory_bytes
         self._last_words = last_words
         self._oom_kills = oom_kills()
+        self._memory = MemoryWatch(process.pid, spec.memory_bytes)
         self._over_limit = self._killed = False
         self._watch = asyncio.create_task(self._end_over_limit())
 
@@ -125,6 +126,8 @@ class Child:
         code = await self._process.wait()
         if self._over_limit or code == OUT_OF_MEMORY_EXIT:
             return True
+        if self._limit and code in CRASHES and self._memory.near_limit:
+            return True
         if code == -signal.SIGKILL:  # by the kernel, when the machine's memory was short?
             return not self._killed and oom_kills() > self._oom_kills
         return code != 0 and await asyncio.to_thread(self._last_words.of_memory)
@@ -152,7 +155,7 @@ class Child:
 
     async def _end_over_limit(self) -> None:
         if self._limit:
-            await until_over(self.pid, self._limit)
+            await self._memory.until_over()
             self._over_limit = True
             self.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from text_svc.formats.load_errors import memory_error
 from text_svc.models.budget import LIMIT_SHARE, MIB, THREAD_BYTES, process_limit
+from text_svc.processes import memory
+from text_svc.processes.memory import MemoryWatch
 from text_svc.processes.spawn import spawn
 from text_svc.processes.specs import ChildSpec
 
@@ -50,3 +53,37 @@ async def test_the_end_of_a_process_for_lack_of_memory_is_told_from_others(
         assert await child.out_of_memory() is expected
     finally:
         await child.end()
+
+
+@pytest.mark.parametrize("near", [True, False])
+async def test_a_crash_near_the_limit_is_a_lack_of_memory(
+    near: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MemoryWatch, "near_limit", near)
+    scratch = Path(tempfile.mkdtemp())
+    spec = ChildSpec(
+        model_id="crashes",
+        scratch=scratch,
+        memory_bytes=1024 * MIB,
+        log_level="INFO",
+        log_style="text",
+    )
+    child = await spawn("tests.support.reporting_child", spec, threads=1)
+    try:
+        assert await child.out_of_memory() is near
+    finally:
+        await child.end()
+
+
+async def test_the_last_look_tells_how_near_the_limit_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, seen = iter([79, 81, 0, 101]), []
+
+    def look(watch: MemoryWatch) -> int:
+        seen.append(watch.near_limit)
+        return next(looks)
+
+    monkeypatch.setattr(memory, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(MemoryWatch, "_look", look)
+    watch = MemoryWatch(os.getpid(), 100)
+    await watch.until_over()
+    assert [*seen, watch.near_limit] == [False, False, True, True, True]
