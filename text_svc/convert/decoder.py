@@ -12,13 +12,14 @@ import torch
 from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, SchedulerConfig
 from optimum.exporters.openvino import export_from_model
 from optimum.exporters.tasks import TasksManager
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from text_svc.convert.refused import RefusedError, refusal
 from text_svc.convert.spec import Weights
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.torch_models.pretrained import context_length, end_tokens_of
+from text_svc.torch_models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     except Exception as error:
         log.exception("the model cannot be converted")
         raise refusal(error) from None
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = load_tokenizer(source)
     tokenizer.save_pretrained(target)
     return Manifest(
         context=context_length(config),

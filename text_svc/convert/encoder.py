@@ -11,7 +11,6 @@ import nncf
 import numpy as np
 import openvino as ov
 import torch
-from transformers import AutoTokenizer
 
 from text_svc.convert.calibration import calibration_texts, check_texts
 from text_svc.convert.refused import RefusedError, refusal
@@ -21,6 +20,7 @@ from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.formats.recipe import max_tokens, read_recipe
 from text_svc.torch_models.pretrained import max_positions
 from text_svc.torch_models.sentence_encoder import MaskKind, SentenceEncoder, load_module
+from text_svc.torch_models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     """
     recipe = read_recipe(source)
     module = load_module(source, recipe, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    tokenizer = load_tokenizer(source)
     if not tokenizer.is_fast:
         raise RefusedError("its tokenizer exists only in Python")
     limit = max_tokens(

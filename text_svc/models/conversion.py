@@ -31,7 +31,7 @@ from text_svc.settings import TextSettings
 log = logging.getLogger(__name__)
 
 # Increased when `text_svc.convert` makes something else of the same files.
-FORMAT = 3
+FORMAT = 4
 # Packages whose version changes the result.
 PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
 

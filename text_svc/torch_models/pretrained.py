@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, NllbTokenizer
 
 from shared.errors import InvalidArgumentError, InvalidModelError
-from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.options import LoadOptions
 from text_svc.processes.specs import WorkerReport
 from text_svc.torch_models.shapes import bounded_by_files
+from text_svc.torch_models.tokenizer import (
+    load_tokenizer,
+    read_processors_tokenizers_here,
+    set_inputs,
+)
 
 # The context length of a model whose config names none.
 DEFAULT_CONTEXT = 2048
@@ -106,7 +109,8 @@ class Pretrained:
         self._max_length = options.max_length
 
     def read(self, auto_class: Any, **options: Any) -> Any:
-        """A tokenizer, a processor or a config."""
+        """A processor or a config; a processor's tokenizer is that of `load_tokenizer`."""
+        read_processors_tokenizers_here()
         return auto_class.from_pretrained(
             self.folder, local_files_only=True, trust_remote_code=False, **options
         )
@@ -115,13 +119,14 @@ class Pretrained:
         """A model on the chosen device, in the chosen dtype. Raises what `load_model` does."""
         return load_model(auto_class, self.folder, dtype=self.dtype, device=self.device)
 
-    def tokenizer(self, config: Any) -> Any:
-        """A tokenizer that can truncate texts to what the model of `config` reads."""
-        own = read_json_object(self.folder / TOKENIZER_CONFIG)
-        named = str(own.get("tokenizer_class")).removesuffix("Fast")
-        # NLLB models have the model type of M2M100; AutoTokenizer then loses NLLB's languages.
-        kind = NllbTokenizer if named == NllbTokenizer.__name__ else AutoTokenizer
-        return self.truncate_to_model(self.read(kind), config)
+    def tokenizer(self, model: Any) -> Any:
+        """The tokenizer of texts for a model: with the inputs and the length that it takes.
+
+        Raises what `load_tokenizer` does.
+        """
+        tokenizer = load_tokenizer(self.folder)
+        set_inputs(tokenizer, self.folder, model)
+        return self.truncate_to_model(tokenizer, model.config)
 
     def truncate_to_model(self, tokenizer: Any, config: Any) -> Any:
         """Sets a tokenizer's limit to what the model of `config` reads; returns the tokenizer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoTokenizer
 
 from shared.errors import InvalidModelError
 from text_svc.formats.recipe import (
@@ -21,6 +20,7 @@ from text_svc.torch_models.sentence_encoder import (
     SentenceEncoder,
     load_module,
 )
+from text_svc.torch_models.tokenizer import load_tokenizer
 from text_svc.worker.embeddings.encoder import (
     Done,
     Ids,
@@ -62,7 +62,7 @@ def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     device = choose_device(spec.options)
     dtype = choose_dtype(spec.options, device)
     module = load_module(spec.folder, recipe, dtype=dtype, device=device)
-    tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True)
+    tokenizer = load_tokenizer(spec.folder)
     if not tokenizer.is_fast:
         raise InvalidModelError("the model has no tokenizer for the tokenizers library")
     return LoadedEncoder(

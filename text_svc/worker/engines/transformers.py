@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
 )
@@ -38,6 +37,7 @@ from text_svc.torch_models.pretrained import (
     end_tokens_of,
     measure,
 )
+from text_svc.torch_models.tokenizer import load_tokenizer
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.engines.base import (
     Engine,
@@ -130,10 +130,8 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
     dtype = choose_dtype(spec.options, device)
     load_model = partial(load_causal_lm, spec.folder, dtype, device)
     model = load_model()
-    tokenizer = AutoTokenizer.from_pretrained(
-        spec.folder, local_files_only=True, trust_remote_code=False
-    )
-    text_tokenizer = _text_tokenizer(spec.folder, tokenizer)
+    tokenizer = load_tokenizer(spec.folder)
+    text_tokenizer = _text_tokenizer(tokenizer)
     limits = generate_limits(spec, context_length(model.config, spec.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     if shapes := layer_shapes(model):
@@ -177,10 +175,8 @@ def _batch_model(
     return BatchModel(model, shapes, tokens)
 
 
-def _text_tokenizer(folder: Path, tokenizer: Any) -> FastTokenizer:
-    """The model's tokenizer.json, or what transformers makes of older tokenizer files."""
-    if (folder / "tokenizer.json").exists():
-        return FastTokenizer(folder)
+def _text_tokenizer(tokenizer: Any) -> FastTokenizer:
+    """The same tokenizer for prompts and answers, without transformers."""
     with tempfile.TemporaryDirectory() as saved:
         tokenizer.save_pretrained(saved)
         return FastTokenizer(Path(saved))

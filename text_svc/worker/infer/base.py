@@ -101,7 +101,7 @@ class InferPipeline(abc.ABC, Generic[Options]):
         takes: the fields of InferRequest's `input` that it can read.
         options: the class of a request's options.
         auto_class: reads the model; None for a pipeline without one.
-        processor_class: reads the processor or the tokenizer.
+        processor_class: reads the processor.
         model: on torch, or None.
         processor: turns a request into the model's inputs.
 
@@ -205,7 +205,7 @@ class TextPipeline(InferPipeline[Options]):
     """A model that takes only text; its processor is a tokenizer that can truncate them."""
 
     def read_processor(self, source: Pretrained) -> Any:
-        return source.tokenizer(self.model.config)
+        return source.tokenizer(self.model)
 
     def tokenized(
         self,

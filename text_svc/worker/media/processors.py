@@ -13,13 +13,14 @@ from importlib import import_module
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils.hub import PushToHubMixin
 
 from text_svc.torch_models.pretrained import Pretrained
+from text_svc.torch_models.tokenizer import load_tokenizer
 
 
 class NoVideos(transformers.BaseVideoProcessor, PushToHubMixin):
@@ -55,7 +56,7 @@ def read_processor(source: Pretrained) -> Any:
     parts = {
         "image_processor": lambda: source.read(images),
         "feature_extractor": lambda: source.read(AutoFeatureExtractor),
-        "tokenizer": lambda: source.read(AutoTokenizer),
+        "tokenizer": lambda: load_tokenizer(source.folder),
         "video_processor": NoVideos,
     }
     settings, _ = processor_class.get_processor_dict(source.folder, local_files_only=True)

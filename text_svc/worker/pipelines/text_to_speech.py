@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import AutoTokenizer, VitsModel
+from transformers import VitsModel
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.torch_models.tokenizer import load_tokenizer
 from text_svc.worker.infer.base import InferPipeline, NoOptions
 
 
@@ -26,7 +29,9 @@ class Synthesizer(InferPipeline[SpeechOptions]):
     takes = ("text",)
     options = SpeechOptions
     auto_class = VitsModel
-    processor_class = AutoTokenizer
+
+    def read_processor(self, source: Pretrained) -> Any:
+        return load_tokenizer(source.folder)
 
     def infer(
         self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event

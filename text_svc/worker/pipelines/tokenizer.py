@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-
-from transformers import AutoTokenizer
+from typing import Any
 
 from ml import transformers_pb2 as pb
 from shared.errors import OutOfRangeError
+from text_svc.torch_models.pretrained import Pretrained
+from text_svc.torch_models.tokenizer import load_tokenizer
 from text_svc.worker.infer.base import InferPipeline, NoOptions
 
 
@@ -23,7 +24,9 @@ class Tokenizer(InferPipeline[TokenizerOptions]):
 
     takes = ("text", "token_ids")
     options = TokenizerOptions
-    processor_class = AutoTokenizer
+
+    def read_processor(self, source: Pretrained) -> Any:
+        return load_tokenizer(source.folder)
 
     def infer(
         self, request: pb.InferRequest, options: TokenizerOptions, cancelled: threading.Event
