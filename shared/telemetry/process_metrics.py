@@ -53,13 +53,21 @@ def process_tree(pid: int) -> list[int]:
 
 def private_bytes(pid: int) -> int:
     """Memory that a process does not share with files on disk; 0 if it is gone."""
+    return _memory(pid, "RssAnon:", "RssShmem:")
+
+
+def writable_bytes(pid: int) -> int:
+    """What the kernel counts against a process's RLIMIT_DATA, in use or not; 0 if it is gone."""
+    return _memory(pid, "VmData:")
+
+
+def _memory(pid: int, *names: str) -> int:
+    """The sum of figures of /proc/PID/status, in bytes."""
     try:
         lines = Path("/proc", str(pid), "status").read_text().splitlines()
     except OSError:
         return 0
-    return sum(
-        int(line.split()[1]) << 10 for line in lines if line.startswith(("RssAnon:", "RssShmem:"))
-    )
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
 
 
 def _children(pid: int) -> list[int]:

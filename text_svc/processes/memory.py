@@ -19,7 +19,7 @@ import threading
 from pathlib import Path
 
 from shared.errors import OutOfMemoryError
-from shared.telemetry.process_metrics import private_bytes, process_tree
+from shared.telemetry.process_metrics import private_bytes, process_tree, writable_bytes
 from text_svc.formats.load_errors import MEMORY_WORDS
 
 MIB = 1 << 20
@@ -75,22 +75,26 @@ class MemoryWatch:
     def __init__(self, pid: int, limit_bytes: int) -> None:
         self._pid = pid
         self._limit_bytes = limit_bytes
-        self._held_bytes = 0
+        self._most_bytes = 0
 
     @property
     def near_limit(self) -> bool:
-        """Whether they held so much at the last look that a crash is taken for a lack of memory."""
-        return self._held_bytes > self._limit_bytes * CRASH_SHARE
+        """Whether the last look found so much that a crash is taken for a lack of memory."""
+        return self._most_bytes > self._limit_bytes * CRASH_SHARE
 
     async def until_over(self) -> None:
         """Returns once they hold more than the limit."""
-        while self._held_bytes <= self._limit_bytes:
+        held_bytes = 0
+        while held_bytes <= self._limit_bytes:
             await asyncio.sleep(LOOK_SECONDS)
+            held_bytes, counted = await asyncio.to_thread(self._look)
             # A process that has ended holds nothing: what it held before is what counts.
-            self._held_bytes = await asyncio.to_thread(self._look) or self._held_bytes
+            self._most_bytes = max(held_bytes, counted) or self._most_bytes
 
-    def _look(self) -> int:
-        return sum(map(private_bytes, process_tree(self._pid)))
+    def _look(self) -> tuple[int, int]:
+        """What they hold together, and the most that the kernel counts for one of them."""
+        pids = process_tree(self._pid)
+        return sum(map(private_bytes, pids)), max(map(writable_bytes, pids))
 
 
 def oom_kills() -> int:

@@ -76,9 +76,9 @@ async def test_a_crash_near_the_limit_is_a_lack_of_memory(
 
 
 async def test_the_last_look_tells_how_near_the_limit_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, seen = iter([79, 81, 0, 101]), []
+    looks, seen = iter([(79, 80), (60, 81), (0, 0), (101, 79)]), []
 
-    def look(watch: MemoryWatch) -> int:
+    def look(watch: MemoryWatch) -> tuple[int, int]:
         seen.append(watch.near_limit)
         return next(looks)
 
@@ -87,3 +87,9 @@ async def test_the_last_look_tells_how_near_the_limit_is(monkeypatch: pytest.Mon
     watch = MemoryWatch(os.getpid(), 100)
     await watch.until_over()
     assert [*seen, watch.near_limit] == [False, False, True, True, True]
+
+
+def test_a_look_at_this_process() -> None:
+    held, counted = MemoryWatch(os.getpid(), 0)._look()
+    assert held > 0
+    assert counted > 0
