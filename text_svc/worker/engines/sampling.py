@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,7 +125,7 @@ class SamplingDefaults:
         )
         if request.seed is not None:
             _checked("seed", request.seed, 0, MAX_SEED)
-        greedy = temperature < MIN_TEMPERATURE or not top_p or top_k == 1
+        greedy = _single(temperature) < _single(MIN_TEMPERATURE) or not top_p or top_k == 1
         return Sampling(
             temperature=0 if greedy else temperature,
             top_p=1 if greedy else top_p,
@@ -140,8 +141,13 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
+def _single(value: float) -> float:
+    """The nearest float32: a caller's 0.01 is a little less than Python's."""
+    return ctypes.c_float(value).value
+
+
 def _checked(name: str, value: float, low: float, high: float) -> float:
-    if not (math.isfinite(value) and low <= value <= high):
+    if not (math.isfinite(value) and _single(low) <= _single(value) <= _single(high)):
         raise OutOfRangeError(
             f"{name} is {value:g}; it must be from {low:g} to {high:g}", field=name
         )

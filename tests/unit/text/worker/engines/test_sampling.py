@@ -3,8 +3,10 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ml import transformers_pb2 as pb
 from shared.errors import (
     InputTooLargeError,
     InvalidArgumentError,
@@ -12,7 +14,10 @@ from shared.errors import (
     OutOfRangeError,
 )
 from text_svc.worker.engines.sampling import (
+    MAX_REPETITION_PENALTY,
     MAX_STOPS,
+    MAX_TEMPERATURE,
+    MIN_REPETITION_PENALTY,
     Sampling,
     SamplingDefaults,
     SamplingRequest,
@@ -52,6 +57,40 @@ def test_a_number_out_of_its_range_is_refused_with_the_range(name: str, value: f
     with pytest.raises(OutOfRangeError, match=rf"{name} is .* must be from ") as caught:
         complete(**{name: value})
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds"),
+    {
+        "temperature": (0.0, MAX_TEMPERATURE),
+        "top_p": (0.0, 1.0),
+        "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+    }.items(),
+)
+@pytest.mark.parametrize("request_type", [pb.TextRequest, pb.ChatRequest])
+def test_both_bounds_are_in_the_range_as_the_wire_s_float32(
+    request_type: Any, name: str, bounds: tuple[float, float]
+) -> None:
+    for bound in bounds:
+        sent = request_type.FromString(request_type(**{name: bound}).SerializeToString())
+        value = getattr(sent, name)
+        assert value == pytest.approx(bound)
+        complete(**{name: value})
+    below = np.nextafter(np.float32(bounds[0]), np.float32(-1))
+    above = np.nextafter(np.float32(bounds[1]), np.float32(200))
+    for outside in (below, above):
+        with pytest.raises(OutOfRangeError):
+            complete(**{name: float(outside)})
+
+
+def test_every_float_field_of_a_request_has_its_bounds_tested() -> None:
+    fields = {
+        field.name
+        for message in (pb.TextRequest, pb.ChatRequest)
+        for field in message.DESCRIPTOR.fields
+        if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE)
+    }
+    assert fields == {"temperature", "top_p", "repetition_penalty"}
 
 
 @pytest.mark.parametrize(
