@@ -42,6 +42,27 @@ def save_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> i
     return int(tokenizer.get_vocab_size())
 
 
+def byte_fallback_tokenizer() -> Any:
+    """As SentencePiece models with byte tokens decode: "▁" is a space, the first one is cut off."""
+    from tokenizers import Tokenizer, decoders, models
+
+    words = ["<unk>", "▁", "▁the", "sea", "▁sea", "é", "雪", "▁雪"]
+    vocabulary = [*words, *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(
+        models.BPE({word: index for index, word in enumerate(vocabulary)}, [], byte_fallback=True)
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return tokenizer
+
+
 def save_llama(folder: Path, seed: int = 0, **changes: Any) -> Path:
     """A Llama of two layers whose greedy answers end where they must."""
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from text_svc.worker.engines.sampling import (
 )
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
-from text_svc.worker.tokenizers.base import Tokenizer
+from text_svc.worker.tokenizers.base import Detokenizer, Tokenizer
 from text_svc.worker.tokenizing import PIECE_CHARACTERS, in_thread
 
 if TYPE_CHECKING:
@@ -125,7 +125,9 @@ class TextGenerator:
         within = self._within_limits(prompt, sampling)
         generation = Generation(prompt, within, inputs, caller())
         begun = time.perf_counter()
-        text = _GenerationText(self._tokenizer, generation)
+        # Where an encoder reads the prompt, the answer does not continue it.
+        continued = prompt if self._engine.limits.new_tokens is None else ()
+        text = _GenerationText(self._tokenizer.detokenizer(continued), sampling.stop)
         first = last = 0.0
         place = self._places.take(generation.caller, partial(self._leave, generation))
         self._engine.submit(generation)
@@ -195,9 +197,9 @@ class TextGenerator:
 class _GenerationText:
     """The text of one generation, step by step."""
 
-    def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
-        self._detokenizer = tokenizer.detokenizer()
-        self._stops = StopFilter(generation.sampling.stop)
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = StopFilter(stops)
         self._tokens = 0
 
     def add(self, output: StepOutput) -> Delta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -21,8 +22,13 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids. `special` adds the special tokens that the model expects around a prompt."""
 
-    def detokenizer(self) -> Detokenizer:
-        """A detokenizer for one generation."""
+    def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for one generation.
+
+        Args:
+            prompt: what the generated text continues; empty for one that starts afresh, such as a
+                translation.
+        """
 
 
 class Detokenizer(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,7 @@ from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
-from text_svc.worker.tokenizers.detokenizer import (
-    FastDetokenizer,
-    byte_run_tokens,
-)
+from text_svc.worker.tokenizers.detokenizer import FastDetokenizer, FastDetokenizers
 from text_svc.worker.tokenizing import has_patterns, tokenizing
 
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -45,7 +43,7 @@ class FastTokenizer:
         self.backend.no_truncation()
         self.backend.no_padding()
         self.may_be_slow = has_patterns(self.backend)
-        self._byte_run_tokens = byte_run_tokens(self.backend)
+        self._detokenizers = FastDetokenizers(self.backend)
         config = read_json_object(folder / TOKENIZER_CONFIG) | read_json_object(
             folder / SPECIAL_TOKENS
         )
@@ -56,8 +54,8 @@ class FastTokenizer:
         }
         self.chat_template = _chat_template(folder, config)
 
-    def detokenizer(self) -> FastDetokenizer:
-        return FastDetokenizer(self.backend, self._byte_run_tokens)
+    def detokenizer(self, prompt: Sequence[int] = ()) -> FastDetokenizer:
+        return self._detokenizers.after(prompt)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         # Unlike `encode`, this releases the interpreter's lock.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from text_svc.worker.tokenizers.detokenizer import HALF, context_of
 from text_svc.worker.tokenizing import has_patterns, tokenizing
 
 
@@ -22,25 +23,35 @@ class SlowTokenizer:
         self.may_be_slow = not tokenizer.is_fast or has_patterns(tokenizer.backend_tokenizer)
         self._tokenizer = tokenizer
         self._dropped = dropped
+        self._special = frozenset(tokenizer.all_special_ids)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         with tokenizing():
             ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
-    def detokenizer(self) -> SlowDetokenizer:
-        return SlowDetokenizer(self._tokenizer, self._dropped)
+    def detokenizer(self, prompt: Sequence[int] = ()) -> SlowDetokenizer:
+        context = context_of(prompt, self._special, self._tokenizer.decode)
+        return SlowDetokenizer(self._tokenizer, self._dropped, context)
 
 
 class SlowDetokenizer:
-    """Decodes all tokens again with each new one, which is fast enough for short texts."""
+    """Decodes all tokens again with each new one, which is fast enough for short texts.
 
-    def __init__(self, tokenizer: Any, dropped: Collection[int] | None) -> None:
+    Args:
+        tokenizer: one of transformers' tokenizers.
+        dropped: see `SlowTokenizer`.
+        context: tokens before the generation, see `context_of`; their text is left out.
+    """
+
+    def __init__(
+        self, tokenizer: Any, dropped: Collection[int] | None, context: Sequence[int] = ()
+    ) -> None:
         self._tokenizer = tokenizer
         self._skip_special = dropped is None
         self._dropped = dropped or ()
-        self._ids: list[int] = []
-        self._sent = ""
+        self._ids = list(context)
+        self._sent = self._text() if context else ""
 
     def add(self, token: int) -> str:
         if token in self._dropped:
@@ -48,7 +59,7 @@ class SlowDetokenizer:
         self._ids.append(token)
         text = self._text()
         # Wait: the text ends in half a character, or the decoder changed what it gave before.
-        if text.endswith("\ufffd") or not text.startswith(self._sent):
+        if text.endswith(HALF) or not text.startswith(self._sent):
             return ""
         piece, self._sent = text[len(self._sent) :], text
         return piece
