@@ -36,7 +36,7 @@ class Frame:
 
 
 class RawConnection:
-    """A client's connection that sends frames as they are given, immediately.
+    """A client's connection that sends frames as they are given, each in a write of its own.
 
     Args:
         address: host:port.
@@ -45,6 +45,7 @@ class RawConnection:
 
     def __init__(self, address: str, seconds: float = 20.0) -> None:
         host, _, port = address.rpartition(":")
+        self._held: bytearray | None = None
         self._socket = socket.create_connection((host, int(port)), timeout=seconds)
         self._socket.sendall(_PREFACE)
         self.send(SETTINGS, 0, 0)
@@ -60,12 +61,22 @@ class RawConnection:
     ) -> None:
         self._socket.close()
 
+    @contextlib.contextmanager
+    def one_write(self) -> Iterator[None]:
+        """Frames that are sent inside leave together, so that the server cannot answer between."""
+        self._held = bytearray()
+        yield
+        held, self._held = self._held, None
+        self._socket.sendall(held)
+
     def send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
         """Sends a frame of any kind."""
         length = len(payload)
-        self._socket.sendall(
-            _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
-        )
+        frame = _HEADER.pack(length >> 8, length & 0xFF, kind, flags, stream) + payload
+        if self._held is None:
+            self._socket.sendall(frame)
+        else:
+            self._held += frame
 
     def open_call(self, stream: int, path: str, authority: str = "localhost") -> None:
         """Sends the headers of a gRPC call."""

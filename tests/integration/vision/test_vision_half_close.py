@@ -12,8 +12,8 @@ from tests.support.stack import VISION, Stack, wait_for
 from tools import vision_clips
 
 PATH = "/ml.MediapipeService/StreamFaceDetection"
-IMAGE = vision_clips.astronaut()[::8, ::8]
-# Small enough for one HTTP/2 frame of the default size.
+# So small that the server reads two such frames at once.
+IMAGE = vision_clips.astronaut()[::32, ::32]
 FRAME = pb.VideoFrame(
     frame_data=IMAGE.tobytes(), format="rgb", width=IMAGE.shape[1], height=IMAGE.shape[0]
 ).SerializeToString()
@@ -40,8 +40,9 @@ def answers_of(connection: RawConnection, stream: int) -> list[pb.FaceDetectionR
 
 def call_with_a_late_frame(connection: RawConnection, stream: int) -> None:
     connection.open_call(stream, PATH)
-    connection.send_message(stream, FRAME, flags=END_STREAM)
-    connection.send_message(stream, FRAME)
+    with connection.one_write():
+        connection.send_message(stream, FRAME, flags=END_STREAM)
+        connection.send_message(stream, FRAME)
 
 
 def test_the_service_drops_them_and_serves_on(vision: Vision) -> None:
