@@ -128,18 +128,23 @@ class Replica:
             model_id=model_id, pipeline_type=pipeline_type, options=options
         )
         model = None
-        with self._errors():
-            async for progress in self._stub.Load(request, metadata=outgoing_metadata()):
-                log.debug(
-                    "load progress",
-                    extra={
-                        "model_id": model_id,
-                        "state": progress.state,
-                        "bytes_fetched": progress.bytes_fetched,
-                        "bytes_total": progress.bytes_total,
-                    },
-                )
-                model = progress.model if progress.HasField("model") else None
+        call = self._stub.Load(request, metadata=outgoing_metadata())
+        try:
+            with self._errors():
+                async for progress in call:
+                    log.debug(
+                        "load progress",
+                        extra={
+                            "model_id": model_id,
+                            "state": progress.state,
+                            "bytes_fetched": progress.bytes_fetched,
+                            "bytes_total": progress.bytes_total,
+                        },
+                    )
+                    model = progress.model if progress.HasField("model") else None
+        finally:
+            # A task that is cancelled when the request has just been sent leaves its call open.
+            call.cancel()
         if model is None or model.state != worker_pb2.MODEL_STATE_READY:
             raise InternalError(f"{self.service}_svc ended a load without reporting READY")
         return _replica_model(model)
