@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import stack as stacks
+from tests.support.attack import report_attacks
 from tests.support.stack import Stack
 
 # Set before anything imports torch, as in the services' own processes: threads that spin on shared
@@ -51,6 +52,11 @@ def private_stack(models: Path, tmp_path: Path) -> Iterator[Callable[..., Stack]
     yield start
     for one in started:
         one.stop()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What attacks did. The process that reports for several has only this conftest."""
+    report_attacks(terminalreporter)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,10 +17,7 @@ import pytest
 from ml import common_pb2 as common_pb
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
-from stack.ports import (
-    accepts,
-    choose_ports,
-)
+from stack.ports import accepts
 from tests.support.processes import free_port
 from tests.support.stack import (
     EMBEDDER,
@@ -116,17 +113,17 @@ def test_nothing_outlives_the_runner(private_stack: PrivateStack, victim: str) -
 
 def test_started_as_the_application_does_it(private_stack: PrivateStack, tmp_path: Path) -> None:
     """python3 ml_server.py, pipes that nobody reads, SIGKILL to that one process."""
-    ports = choose_ports("auto", None)
+    port = free_port()
     with full_pipe() as pipe:
         stack = private_stack(
             command=[
-                *(any_python(), "ml_server.py", "--port", str(ports.envoy)),
+                *(any_python(), "ml_server.py", "--port", str(port)),
                 *("--base-port", "auto", "--run-dir", str(tmp_path / "stack0")),
             ],
             stdout=pipe,
         )
         stack.wait_listening()
-        assert stack.addresses["envoy"] == f"127.0.0.1:{ports.envoy}"
+        assert stack.addresses["envoy"] == f"127.0.0.1:{port}"
         assert stack.pids["guard"] == stack.process.pid
         stack.wait_serving([TEXT])
         # With all pipes full, the runner still does its work.

@@ -11,10 +11,8 @@ import pytest
 
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
-from tests.support.attack import Attacks, Seen, write_figures
+from tests.support.attack import PROPERTY, Attacks, Seen
 from tests.support.stack import CHAT, EMBEDDER, Stack, stack_in
-
-_PROPERTY = "attack"
 
 
 @pytest.fixture(scope="package")
@@ -76,23 +74,4 @@ def attack(request: pytest.FixtureRequest) -> Iterator[Attacks]:
     record: list[Seen] = []
     yield Attacks(said.strip().partition("\n")[0], record)
     # In the test's report, which also comes from another process when tests run in several.
-    request.node.user_properties += [(_PROPERTY, seen.summary()) for seen in record]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A line for each attack: memory before / at the worst / after, and the bystander."""
-    summaries = [
-        value
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if isinstance(report, pytest.TestReport) and report.when == "teardown"
-        for name, value in report.user_properties
-        if name == _PROPERTY and isinstance(value, dict)
-    ]
-    if not summaries:
-        return
-    summaries.sort(key=lambda each: int(each["item"].partition(" ")[0]))
-    write_figures(summaries)
-    terminalreporter.section("attacks")
-    for summary in summaries:
-        terminalreporter.line(summary["line"])
+    request.node.user_properties += [(PROPERTY, seen.summary()) for seen in record]

@@ -17,6 +17,7 @@ import pytest
 from stack import ports
 from stack.ports import Ports
 from tests.support.own_envoy import Start, entry_point
+from tests.support.processes import stack_ports
 from tests.support.stack import Stack, stack_in, wait_for
 from tools.dev_certs import make_certificates
 
@@ -44,10 +45,9 @@ def front(
 @pytest.fixture
 def envoy_ports(stack: Stack) -> Ports:
     """Ports of an Envoy of its own in front of the services of the shared stack."""
-    free = ports.choose_ports("auto", 0)
     known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
     services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
-    return replace(free, **services)
+    return replace(stack_ports(), **services)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from tests.support.prometheus import (
     find_tools,
     run_prometheus,
 )
-from tests.support.stack import CHAT, EMBEDDER, Stack, wait_for
+from tests.support.stack import CHAT, EMBEDDER, SERVING_SECONDS, Stack, wait_for
 
 DASHBOARDS = {
     path.stem: json.loads(path.read_text())
@@ -61,6 +61,11 @@ def prometheus(
     """A Prometheus that scrapes the shared stack, through which traffic runs."""
     jobs = ("model_mgmt", "text", "vision", "envoy")
     targets = {job: stack.addresses[f"{job}_metrics"] for job in jobs}
+    with stack.channel() as channel:
+        # The traffic loads them again and again; a first load may take longer than a panel's window.
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        for model in (EMBEDDER, CHAT):
+            stub.LoadModel(models_pb.LoadModelRequest(model_id=model), timeout=SERVING_SECONDS)
     stop = threading.Event()
     traffic = threading.Thread(target=make_traffic, args=(stack, stop))
     with run_prometheus(tools, tmp_path_factory.mktemp("prometheus"), targets) as running:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import tempfile
-import time
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +22,7 @@ from ml import common_pb2, mediapipe_pb2_grpc, model_management_pb2_grpc, transf
 from ml.mediapipe_pb2 import ImageRequest, VideoFrame
 from ml.model_management_pb2 import LoadModelRequest, ModelFileRequest, UnloadModelRequest
 from ml.transformers_pb2 import ChatMessage, ChatRequest, GenerateEmbeddingsRequest, TextRequest
-from tests.support.stack import ROOT, Stack
+from tests.support.stack import ROOT, Stack, wait_for
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 EMBEDDER = "sentence-transformers/all-MiniLM-L6-v2"
@@ -274,32 +274,30 @@ def test_a_message_over_the_limit(stubs: Stubs) -> None:
 
 def test_a_deadline_stops_the_work(stubs: Stubs, stack: Stack) -> None:
     # Greedy counting goes on for as long as it may.
+    tokens = 4000
     request = TextRequest(
-        model=CHAT_MODEL, prompt="1, 2, 3, 4, 5, 6, 7, 8,", max_length=4000, temperature=0
+        model=CHAT_MODEL, prompt="1, 2, 3, 4, 5, 6, 7, 8,", max_length=tokens, temperature=0
     )
+    steps = _metric(stack, "text_batch_answers_count")
     with pytest.raises(grpc.RpcError) as caught:
         list(stubs.text.GenerateText(request, timeout=1))
     assert caught.value.code() is CODE.DEADLINE_EXCEEDED
     cancelled = stubs.text.GenerateText(request)
     next(cancelled)
     cancelled.cancel()
-    worker = next(
-        process
-        for process in psutil.Process(stack.pids["text_svc"]).children()
-        if CHAT_MODEL in " ".join(process.cmdline())
-    )
-    _wait_idle(worker)
+    wait_for("the end of the work", lambda: _metric(stack, "text_running_answers") == 0)
+    # It ended before it was done: a step makes a token.
+    assert _metric(stack, "text_batch_answers_count") - steps < tokens
     assert stubs.models.GetLoadedModels(common_pb2.EmptyRequest()).models
 
 
-def _wait_idle(process: psutil.Process) -> None:
-    """Waits for a half second in which the process uses no CPU to speak of."""
-    for _ in range(240):
-        before = sum(process.cpu_times()[:2])
-        time.sleep(0.5)
-        if sum(process.cpu_times()[:2]) - before < 0.1:
-            return
-    raise AssertionError("the worker goes on although nobody listens")
+def _metric(stack: Stack, name: str) -> float:
+    """The value of the chat model's sample on the page of text_svc; 0 if there is none."""
+    with urllib.request.urlopen(f"http://{stack.addresses['text_metrics']}/metrics") as page:
+        for line in page.read().decode().splitlines():
+            if line.startswith(f"{name}{{") and f'model="{CHAT_MODEL}"' in line:
+                return float(line.rpartition(" ")[2])
+    return 0.0
 
 
 def test_unloading_what_is_not_loaded(stubs: Stubs) -> None:

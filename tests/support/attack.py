@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
+
 from ml import common_pb2, model_management_pb2_grpc
 from tests.support.observer import Memory, Order, Report
 from tests.support.stack import EMBEDDER, ROOT, Stack, open_channel
@@ -18,7 +20,8 @@ FIGURES = ROOT / "out" / "hostile.json"
 TABLE = FIGURES.with_suffix(".md")
 # The bystander's calls; the embedding only where its model is loaded.
 ORDINARY = ("models", "faces", "embedding")
-_READY_SECONDS = 120
+# A property of a test's report: the summary of an attack.
+PROPERTY = "attack"
 _REPORT_SECONDS = 300
 
 
@@ -113,6 +116,25 @@ def write_figures(summaries: Iterable[Mapping[str, Any]]) -> None:
     align = ("---",) * 3 + ("---:",) * 4
     rows = (head, align, *(each["row"] for each in known.values()))
     TABLE.write_text("".join(f"| {' | '.join(row)} |\n" for row in rows))
+
+
+def report_attacks(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each attack: memory before / at the worst / after, and the bystander."""
+    summaries = [
+        value
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+        for name, value in report.user_properties
+        if name == PROPERTY and isinstance(value, dict)
+    ]
+    if not summaries:
+        return
+    summaries.sort(key=lambda each: int(each["item"].partition(" ")[0]))
+    write_figures(summaries)
+    terminalreporter.section("attacks")
+    for summary in summaries:
+        terminalreporter.line(summary["line"])
 
 
 class Attacks:

@@ -18,7 +18,8 @@ from stack.envoy import (
     find_binary,
 )
 from stack.envoy_config import native_config, write_container_configs, write_generated
-from stack.ports import Ports, accepts, choose_ports
+from stack.ports import Ports, accepts
+from tests.support.processes import stack_ports
 from tests.support.stack import ROOT, Stack, wait_for
 
 ENTRY_POINT = ROOT / "deploy" / "envoy" / "entrypoint.sh"
@@ -82,7 +83,7 @@ def own_envoy(
     """
     known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
     services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
-    ports = replace(choose_ports("auto", 0), **services)
+    ports = replace(stack_ports(), **services)
     config = native_config(ports, generated=folder)
     change(config)
     process = entry_point(folder, config)

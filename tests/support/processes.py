@@ -4,29 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
+import secrets
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import grpc
 
-from stack.ports import free_ports
+from stack.ports import Ports, choose_ports, is_free
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-# Already given to a test, which may not listen on it yet.
-_given: set[int] = set()
+# Each worker of pytest-xdist has ports of its own, below those of `--base-port auto`: a port that a
+# test was given, and does not listen on yet, is not given to a test beside it. Others start at
+# another one.
+_COUNT, _WORKERS = 1200, 8
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_ports = range(10_000 + _COUNT * _worker, 10_000 + _COUNT * (_worker + 1))
+_next = itertools.count(secrets.randbelow(_COUNT))
 
 
 def free_port() -> int:
     """A port without a listener, outside the outgoing range, and not given to another test."""
-    port = next(port for port in free_ports() if port not in _given)
-    _given.add(port)
-    return port
+    return _free_row(1)
+
+
+def stack_ports() -> Ports:
+    """Such ports for a stack, in a row."""
+    return choose_ports(str(_free_row(len(fields(Ports)))), None)
+
+
+def _free_row(count: int) -> int:
+    """The first of some free ports in a row."""
+    row: list[int] = []
+    for step in itertools.islice(_next, 2 * _COUNT):
+        port = _ports[step % _COUNT]
+        if not is_free(port):
+            row = []
+        elif row and port == row[-1] + 1:
+            row.append(port)
+        else:
+            row = [port]
+        if len(row) == count:
+            return row[0]
+    raise AssertionError(f"there are no {count} free ports in a row in {_ports}")
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ml import common_pb2, model_management_pb2_grpc
+from tests.support.processes import stack_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "models"
@@ -282,7 +283,7 @@ def any_python() -> str:
 
 def up_command(folder: Path, *arguments: str) -> list[str]:
     """The command of a stack on free ports, which ends with this process."""
-    ports = () if "--base-port" in arguments else ("--base-port", "auto")
+    ports = () if "--base-port" in arguments else ("--base-port", str(stack_ports().envoy))
     return [
         *(sys.executable, "-m", "stack", "up", "--run-dir", str(folder)),
         *("--exit-with-parent", *ports, *arguments),
