@@ -3,6 +3,9 @@
 PYTHON ?=
 VENV ?= .venv
 PORT ?= 50051
+# Test files run in this many processes; each may start a stack of its own (about 4 GiB).
+WORKERS ?= 2
+XDIST := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PyTorch's index of CPU builds, asked only where the ordinary index has no such build.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
@@ -30,11 +33,11 @@ demo: models ## load models, embed, chat and detect a face through Envoy
 	@$(PY) -m tools.demo --port $(PORT) $(DEMO)
 
 test: models ## run all tests that need no container engine
-	@$(PY) -m pytest --ignore tests/containers
+	@$(PY) -m pytest --ignore tests/containers $(XDIST) $(TESTS)
 
 test-hostile: models ## attack the services, and print what it did to them and to others
 	@rm -f out/hostile.json
-	@$(PY) -m pytest tests/hostile -n 2 --dist loadfile
+	@$(PY) -m pytest tests/hostile $(XDIST)
 
 images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision models provider; do \

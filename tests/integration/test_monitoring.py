@@ -62,7 +62,7 @@ def prometheus(
     jobs = ("model_mgmt", "text", "vision", "envoy")
     targets = {job: stack.addresses[f"{job}_metrics"] for job in jobs}
     with stack.channel() as channel:
-        # The traffic loads them again and again; a first load may take longer than a panel's window.
+        # A first load may take longer than the panels look back; the traffic repeats it.
         stub = models_grpc.ModelManagementServiceStub(channel)
         for model in (EMBEDDER, CHAT):
             stub.LoadModel(models_pb.LoadModelRequest(model_id=model), timeout=SERVING_SECONDS)
