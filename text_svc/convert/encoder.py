@@ -18,6 +18,7 @@ from text_svc.convert.spec import Weights
 from text_svc.formats.json_files import TOKENIZER
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.formats.recipe import max_tokens, read_recipe
+from text_svc.torch_models.padding import padding_changes
 from text_svc.torch_models.pretrained import max_positions
 from text_svc.torch_models.sentence_encoder import MaskKind, SentenceEncoder, load_module
 from text_svc.torch_models.tokenizer import load_tokenizer
@@ -61,6 +62,8 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         tokenizer.model_max_length,
     )
     try:
+        if padding_changes(module):
+            raise RefusedError("padding changes its vectors")
         graph = _traced(module, limit)
         if weights == "int8":
             graph = _quantised(graph, tokenizer, limit)

@@ -109,7 +109,6 @@ def load_module(
         dtype=dtype,
         device=device,
         is_used=lambda name: "pooler" not in name,  # the recipe's pooling takes its place
-        attn_implementation="sdpa",
     )
     dense = nn.Sequential(*(layer for one in recipe.dense for layer in _dense(folder, one)))
     return SentenceEncoder(transformer, dense, recipe).eval().to(device)

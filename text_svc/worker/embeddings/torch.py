@@ -10,6 +10,7 @@ from text_svc.formats.recipe import (
     max_tokens,
 )
 from text_svc.processes.specs import WorkerSpec
+from text_svc.torch_models.padding import padding_changes
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
@@ -29,7 +30,10 @@ from text_svc.worker.embeddings.encoder import (
 
 
 class TorchEncoder:
-    """An `Encoder` that runs one batch at a time, in the thread that starts it."""
+    """An `Encoder` that runs one batch at a time, in the thread that starts it.
+
+    Texts of a batch that differ in length run apart where padding changes the model's vectors.
+    """
 
     streams = 1
 
@@ -39,6 +43,7 @@ class TorchEncoder:
         one = torch.ones((1, 1), dtype=torch.int64, device=self._device)
         with torch.inference_mode():
             self.dimensions = int(module(one, one).shape[1])
+        self._pads = not padding_changes(module)
 
     def wait_idle(self) -> None:
         """Returns at once: `start` returns when its batch is done."""
@@ -47,7 +52,16 @@ class TorchEncoder:
         ids = torch.from_numpy(input_ids).to(self._device)
         mask = torch.from_numpy(attention_mask).to(self._device)
         with torch.inference_mode():
-            done(self._module(ids, mask).cpu().numpy())
+            vectors = self._module(ids, mask) if self._pads else self._unpadded(ids, mask)
+            done(vectors.cpu().numpy())
+
+    def _unpadded(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        lengths = mask.sum(1)
+        vectors = torch.empty(len(ids), self.dimensions, device=self._device)
+        for length in lengths.unique().tolist():
+            same = lengths == length
+            vectors[same] = self._module(ids[same, :length], mask[same, :length])
+        return vectors
 
     def close(self) -> None:
         """Does nothing: no batch runs."""
