@@ -12,10 +12,10 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## make the environment in .venv
 
@@ -38,6 +38,10 @@ test: models ## run all tests that need no container engine
 test-hostile: models ## attack the services, and print what it did to them and to others
 	@rm -f out/hostile.json
 	@$(PY) -m pytest tests/hostile $(XDIST)
+
+test-architectures: setup ## compare every architecture with transformers, and print the table
+	@rm -f out/architectures.jsonl
+	@$(PY) -m tests.architectures $(ARCHITECTURES)
 
 images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision models provider; do \

@@ -2,8 +2,9 @@
 
 A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; all other text is left alone. Tables
 that describe the code are made from the code. Figures come from what the benchmarks wrote to
-`out/bench/`, into docs/benchmarks.md, and from what the attacks wrote to `out/`, into
-docs/operations.md; README.md's figures and the plot are made from docs/benchmarks.md.
+`out/bench/`, into docs/benchmarks.md, and from what the attacks and the trial of architectures
+wrote to `out/`, into docs/operations.md and docs/architectures.md; README.md's figures and the plot
+are made from docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.docs import figures, tables
-from tools.docs.places import API, BENCHMARKS, OPERATIONS, README, ROOT, place
+from tools.docs.places import API, ARCHITECTURES, BENCHMARKS, OPERATIONS, README, ROOT, place
 
 # The tables made from the code, by document and name.
 TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
@@ -37,6 +38,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
         for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
     },
     OPERATIONS: {"attacks": ROOT / "out/hostile.md"},
+    ARCHITECTURES: {"architectures": ROOT / "out/architectures.md"},
 }
 
 
@@ -46,7 +48,7 @@ def rendered(take_figures: bool) -> dict[Path, str]:
     Args:
         take_figures: whether to take in what was measured here.
     """
-    documents = {path: path.read_text() for path in (README, BENCHMARKS, *TABLES)}
+    documents = {path: path.read_text() for path in (README, *TABLES, *MEASURED)}
     for path, makers in TABLES.items():
         for name, table in makers.items():
             documents[path] = place(documents[path], name, table())
