@@ -173,7 +173,7 @@ def check_tokenizer(path: Path) -> None:
             raise ValueError(f"the tokenizer makes {found} of {text!r}, not {ids}")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any] | list[dict[str, Any]]) -> None:
     """Write a configuration file with sorted keys, so that its bytes never change."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
