@@ -51,6 +51,28 @@ def _(folder: Path) -> None:
     save(folder, model, tokenizer)
 
 
+@builder("roberta")
+def _(folder: Path) -> None:
+    """Its 40 positions hold 39 tokens, and no file says so."""
+    _roberta(folder, t.RobertaModel)
+
+
+@builder("roberta-rank")
+def _(folder: Path) -> None:
+    _roberta(folder, t.RobertaForSequenceClassification, num_labels=1)
+
+
+def _roberta(folder: Path, kind: Any, **config: Any) -> None:
+    tokenizer = bert_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.model_max_length = int(1e30)
+    sizes = {**SMALL, "max_position_embeddings": 40, "type_vocab_size": 1}
+    ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    model = kind(t.RobertaConfig(vocab_size=len(tokenizer), **sizes, **ids, **config))
+    widen(model)
+    save(folder, model, tokenizer)
+
+
 @builder("bert-nli")
 def _(folder: Path) -> None:
     names = ["contradiction", "neutral", "entailment"]

@@ -66,7 +66,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     tokenizer = load_tokenizer(source)
     tokenizer.save_pretrained(target)
     return Manifest(
-        context=context_length(config),
+        context=context_length(model),
         cache_width=width,
         end_tokens=end_tokens_of(model, tokenizer),
         weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,

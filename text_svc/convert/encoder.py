@@ -58,7 +58,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         raise RefusedError("its tokenizer exists only in Python")
     limit = max_tokens(
         recipe,
-        max_positions(module.transformer.config),
+        max_positions(module.transformer),
         tokenizer.model_max_length,
     )
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.options import LoadOptions
@@ -22,6 +23,12 @@ from text_svc.torch_models.tokenizer import (
 DEFAULT_CONTEXT = 2048
 # A limit above this is none: tokenizers without one of their own say int(1e30).
 NO_LIMIT = 1 << 20
+# Where configs say how many positions a model has, and where a decoder's stands beside that.
+_POSITIONS = (
+    *("max_position_embeddings", "max_target_positions", "max_seq_len"),
+    "max_encoder_position_embeddings",
+)
+_DECODER_POSITIONS = "max_decoder_position_embeddings"
 
 
 def choose_device(options: LoadOptions) -> str:
@@ -126,34 +133,64 @@ class Pretrained:
         """
         tokenizer = load_tokenizer(self.folder)
         set_inputs(tokenizer, self.folder, model)
-        return self.truncate_to_model(tokenizer, model.config)
+        return self.truncate_to_model(tokenizer, model)
 
-    def truncate_to_model(self, tokenizer: Any, config: Any) -> Any:
-        """Sets a tokenizer's limit to what the model of `config` reads; returns the tokenizer."""
-        own, limit = tokenizer.model_max_length, max_positions(config) or NO_LIMIT
-        # RoBERTa and its relatives count positions from 2; a limit of the tokenizer's own has
-        # that subtracted already.
-        own = min(own, limit) if own <= NO_LIMIT else limit - 2
+    def truncate_to_model(self, tokenizer: Any, model: Any) -> Any:
+        """Sets a tokenizer's limit to what a model reads; returns the tokenizer."""
+        limit = max_positions(model, _reader_config(model.config)) or NO_LIMIT
+        own = min(tokenizer.model_max_length, limit)
         tokenizer.model_max_length = min(own, self._max_length or own)
         return tokenizer
 
 
-def max_positions(config: Any) -> int | None:
-    """Tokens that a model can hold; None where its config sets no limit."""
-    for name in ("max_position_embeddings", "max_target_positions"):
-        if limit := getattr(config, name, None):
-            return int(limit)
+def max_positions(model: Any, config: Any = None) -> int | None:
+    """Tokens that a model can hold; None where its config sets no limit.
+
+    Args:
+        model: on torch.
+        config: of the part that is asked for; None is the whole model.
+    """
+    for name in _POSITIONS:
+        if limit := getattr(config or model.config, name, None):
+            return int(limit) - _first_position(model)
     return None
 
 
-def context_length(config: Any, max_length: int | None = None) -> int:
+def decoder_positions(model: Any) -> int | None:
+    """Tokens that a model's decoder can hold, those of the prompt that it reads included."""
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, _DECODER_POSITIONS, None) or max_positions(model, config)
+
+
+def _first_position(model: Any) -> int:
+    """The position of a text's first token.
+
+    RoBERTa and its relatives count positions from the one after the padding token's, and so have
+    that many less for a text. Their tables of positions are the ones that know of padding.
+    """
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, torch.nn.Embedding) and table.padding_idx is not None:
+            return table.padding_idx + 1
+    return 0
+
+
+def _reader_config(config: Any) -> Any:
+    """The config of the part of a model that reads texts."""
+    if isinstance(encoder := getattr(config, "encoder", None), PreTrainedConfig):
+        return encoder
+    return getattr(config, "text_config", None) or config
+
+
+def context_length(model: Any, max_length: int | None = None, config: Any = None) -> int:
     """Tokens of prompt and answer together, or of an encoder's prompt.
 
     Args:
-        config: of the model, or of its text part.
+        model: on torch.
         max_length: a lower limit that a caller has asked for.
+        config: see `max_positions`.
     """
-    own = max_positions(config) or DEFAULT_CONTEXT
+    own = max_positions(model, config) or DEFAULT_CONTEXT
     return min(own, max_length or own)
 
 

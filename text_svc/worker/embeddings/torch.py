@@ -84,7 +84,7 @@ def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
         tokenizer.backend_tokenizer,
         max_tokens(
             recipe,
-            max_positions(module.transformer.config),
+            max_positions(module.transformer),
             tokenizer.model_max_length,
         ),
         tokenizer.pad_token_id or 0,

@@ -132,7 +132,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
     model = load_model()
     tokenizer = load_tokenizer(spec.folder)
     text_tokenizer = _text_tokenizer(tokenizer)
-    limits = generate_limits(spec, context_length(model.config, spec.options.max_length))
+    limits = generate_limits(spec, context_length(model, spec.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     if shapes := layer_shapes(model):
         model, packed_bytes = packed_model(model, load_model)

@@ -19,7 +19,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import WorkerReport, WorkerSpec
-from text_svc.torch_models.pretrained import NO_LIMIT, Pretrained, max_positions, measure
+from text_svc.torch_models.pretrained import NO_LIMIT, Pretrained, decoder_positions, measure
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
 from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.length_batches import length_batches
@@ -85,7 +85,7 @@ class GenerateOptions(NoOptions):
 
 def decoder_limit(model: Any) -> int:
     """Tokens that a model's decoder can hold, those of the prompt that it reads included."""
-    return max_positions(model.config.get_text_config(decoder=True)) or NO_LIMIT
+    return decoder_positions(model) or NO_LIMIT
 
 
 Options = TypeVar("Options", bound=NoOptions)

@@ -48,7 +48,7 @@ class DualEncoder(InferPipeline[HypothesisOptions]):
 
     def read_processor(self, source: Pretrained) -> Any:
         processor = super().read_processor(source)
-        source.truncate_to_model(processor.tokenizer, self.model.config.text_config)
+        source.truncate_to_model(processor.tokenizer, self.model)
         return processor
 
     def infer(

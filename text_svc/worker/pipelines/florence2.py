@@ -109,7 +109,7 @@ class Florence2(InferPipeline[GenerateOptions]):
             SlowTokenizer(own, (own.bos_token_id, own.eos_token_id, own.pad_token_id)),
             end_tokens_of(self.model, own),
             self.spec,
-            context=context_length(config, self.spec.options.max_length),
+            context=context_length(self.model, self.spec.options.max_length, config),
             new_tokens=decoder_limit(self.model) - 1,
             greedy=True,
         )

@@ -64,7 +64,9 @@ class VisualLanguageModel(InferPipeline[GenerateOptions]):
             end_tokens_of(self.model, self.processor.tokenizer),
             self.spec,
             context=context_length(
-                self.model.config.get_text_config(decoder=True), self.spec.options.max_length
+                self.model,
+                self.spec.options.max_length,
+                self.model.config.get_text_config(decoder=True),
             ),
         )
         templated = tokenizer.chat_template is not None
