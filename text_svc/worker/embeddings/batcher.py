@@ -5,6 +5,8 @@ Batches are made from a round: callers take turns, and so do the calls of one ca
 text, the shortest of a call first, until the round has enough work for all streams. So there is no
 timer to wait for, a caller with one text waits for at most one round even if others have sent
 thousands, and texts of similar length share a batch, since padding is wasted work.
+
+A batch that fails is run again text by text: only the calls of the texts at fault fail.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from functools import partial
 import numpy as np
 
 from shared.caller import caller
-from shared.errors import QueueFullError, ShuttingDownError
+from shared.errors import InternalError, QueueFullError, ShuttingDownError
 from text_svc.worker.embeddings.encoder import (
     Encoder,
     Vectors,
@@ -172,7 +174,9 @@ class MicroBatcher:
             self._changed.notify()
         self._thread.join()
         self._encoder.close()
-        self._settle(self._calls.all(), ShuttingDownError("the model is being unloaded"))
+        left = [call for batch in self._round for call, _ in batch]
+        error = ShuttingDownError("the model is being unloaded")
+        self._settle([*self._calls.all(), *left], error)
 
     def _has_room(self, texts: int) -> bool:
         return not self._waiting or self._waiting + texts <= self._max_waiting
@@ -270,22 +274,39 @@ class MicroBatcher:
     def _done(self, batch: list[_Item], result: Vectors | BaseException) -> None:
         """Hands out the vectors of a batch. Called in a thread of the encoder."""
         self._steps.done()
-        error = result if isinstance(result, BaseException) else None
-        if error:
-            log.error("a batch failed", exc_info=error)
-        finished = []
-        for row, (call, index) in enumerate(batch):
-            if not isinstance(result, BaseException):
-                call.rows[index] = result[row]
+        if isinstance(result, BaseException):
+            log.error("a batch failed", extra={"texts": len(batch)}, exc_info=result)
+            self._failed(batch, result)
+            return
+        is_finite = np.isfinite(result).all(1)
+        finished, broken = [], []
         with self._changed:
             self._running -= 1
             self._expect()
-            for call, _ in batch:
+            for row, (call, index) in enumerate(batch):
+                call.rows[index] = result[row]
                 call.missing -= 1
-                if error or not call.missing:
+                if not is_finite[row]:
+                    call.gone = True
+                    broken.append(call)
+                elif not call.missing:
                     call.gone = True
                     finished.append(call)
-        self._settle(finished, error)
+        self._settle(broken, InternalError("the model's vector of a text has non-finite numbers"))
+        self._settle(finished, None)
+
+    def _failed(self, batch: list[_Item], error: BaseException) -> None:
+        """Has the texts of a failed batch run one by one; one that was alone fails its call."""
+        with self._changed:
+            self._running -= 1
+            if len(batch) > 1:
+                self._round.extendleft([item] for item in reversed(batch))
+                self._changed.notify()
+            else:
+                batch[0][0].gone = True
+            self._expect()
+        if len(batch) == 1:
+            self._settle([batch[0][0]], error)
 
     def _settle(self, calls: list[_Call], error: BaseException | None) -> None:
         """Sets the results of calls, in one callback on the event loop; from any thread."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from shared.caller import CALLER_KEY, set_caller
-from shared.errors import QueueFullError, ShuttingDownError
+from shared.errors import InternalError, QueueFullError, ShuttingDownError
 from tests.support.stack import wait_for
 from tests.support.waiting import until
 from text_svc.worker.embeddings.batcher import MicroBatcher
@@ -41,6 +41,9 @@ class HeldEncoder:
     def __init__(self) -> None:
         self.batches: list[np.ndarray] = []
         self.failure: Exception | None = None
+        # First tokens of texts that the model fails at, and of those whose vectors overflow.
+        self.culprits: set[int] = set()
+        self.overflows: set[int] = set()
         self._permits = threading.Semaphore(0)
 
     def release(self, count: int = 1) -> None:
@@ -54,7 +57,11 @@ class HeldEncoder:
         self._permits.acquire()
         if self.failure:
             raise self.failure
-        done(np.stack([input_ids[:, 0], attention_mask.sum(1)], 1).astype(np.float32))
+        if found := self.culprits & set(input_ids[:, 0].tolist()):
+            raise ValueError(f"the model fails at {found}")
+        vectors = np.stack([input_ids[:, 0], attention_mask.sum(1)], 1).astype(np.float32)
+        vectors[np.isin(input_ids[:, 0], list(self.overflows))] = np.nan
+        done(vectors)
 
     def close(self) -> None:
         """Nothing runs."""
@@ -169,6 +176,31 @@ async def test_a_failed_batch_fails_its_callers_alone(
     encoder.failure = None
     encoder.release(1000)
     assert len(await batcher.embed(texts(1, 5))) == 1
+
+
+async def test_a_batch_that_fails_is_run_again_text_by_text(
+    encoder: HeldEncoder, batcher: MicroBatcher
+) -> None:
+    encoder.culprits, encoder.overflows = {20}, {40}
+    first = asyncio.create_task(batcher.embed(texts(1, 5)))
+    await until(lambda: len(encoder.batches) == 1)
+    others = [asyncio.create_task(batcher.embed(texts(10 * n, 5, 4))) for n in range(1, 7)]
+    await asyncio.sleep(0)
+    encoder.release(1000)
+    answers = await asyncio.gather(first, *others, return_exceptions=True)
+    assert max(map(len, encoder.batches)) > 1, "they shared batches"
+    for number, answer in zip(range(7), answers, strict=True):
+        match number:
+            case 2:
+                assert isinstance(answer, ValueError)
+            case 4:
+                assert isinstance(answer, InternalError)
+                assert "non-finite" in answer.message
+            case 0:
+                assert answer.tolist() == [[1, 5]]
+            case _:
+                assert answer.tolist() == [[10 * number, 5], [10 * number + 1, 4]]
+    assert len(await batcher.embed(texts(1000, *[5] * 50))) == 50, "nothing of it waits on"
 
 
 async def test_closing_fails_those_who_wait() -> None:
