@@ -116,10 +116,26 @@ class BatchDecoder:
             return self._read_or_fail(reading or self._join())
         self._prompt_budget = self._piece
         rows = self._rows[:others]
-        logits = self._model.step([row.last for row in rows], [row.length for row in rows])
+        try:
+            logits = self._model.step([row.last for row in rows], [row.length for row in rows])
+        except Exception:
+            log.exception("a step failed: its rows go on one by one", extra={"rows": len(rows)})
+            return [result for row in rows for result in self._step_alone(row)]
         for row in rows:
             row.length += 1
         return self._chosen(rows, logits)
+
+    def _step_alone(self, row: _Row) -> list[Result]:
+        """Generates one token for one row; if that fails, only this row does."""
+        try:
+            logits = self._model.prompt(self._rows.index(row), [row.last], row.length)
+        except Exception:
+            log.exception("the model failed in a generation")
+            self._leave(row)
+            error = InternalError("the engine failed in a step of this generation")
+            return [(row.generation, StepOutput((), 0, error=error))]
+        row.length += 1
+        return self._chosen([row], logits)
 
     def _read_or_fail(self, row: _Row) -> list[Result]:
         """As `_read`; if it fails, as with a token that the model lacks, only that prompt fails."""
@@ -139,7 +155,7 @@ class BatchDecoder:
         return [] if row.prompt_left else self._chosen([row], logits)
 
     def _join(self) -> _Row:
-        generation = self._waiting.popleft()
+        generation = self._waiting[0]  # where `clear` finds it if this fails
         cache, rows = self._model.cache, len(self._rows)
         stride = max(needed(each) for each in (generation, *(row.generation for row in self._rows)))
         if stride > cache.stride or (rows + 1) * cache.stride > cache.tokens:
@@ -149,6 +165,7 @@ class BatchDecoder:
             generation, TokenSampler.of(generation.sampling, generation.prompt, self._model.device)
         )
         self._rows.append(row)
+        self._waiting.popleft()
         return row
 
     def _chosen(self, rows: Sequence[_Row], logits: torch.Tensor) -> list[Result]:

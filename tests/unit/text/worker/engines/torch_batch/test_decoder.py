@@ -175,3 +175,26 @@ def test_a_prompt_that_overflows_or_cannot_be_read_fails_alone(llama: Path, toke
             errors += [each] if result.error else []
     assert errors == [bad]
     assert [tokens[each] for each in good] == [alone(model, each) for each in good]
+
+
+def test_a_step_that_fails_ends_the_generation_at_fault_alone(llama: Path) -> None:
+    model = load_causal_lm(llama, torch.float32)
+    good = [answer(seed, 6, 25) for seed in range(4)]
+    bad = answer(9, 30, 20)
+    wholes = [alone(model, each) for each in (*good, bad)]
+
+    def out_of_range(_: Any, __: Any, inputs: dict[str, torch.Tensor]) -> None:
+        if int(inputs["position_ids"].max()) >= 40:
+            raise IndexError("index out of range in self")
+
+    many, tokens, errors = decoder(model), {}, []
+    model.register_forward_pre_hook(out_of_range, with_kwargs=True)
+    for each in (*good[:2], bad, *good[2:]):
+        many.begin(each)
+    while not many.idle:
+        for each, result in many.step():
+            tokens.setdefault(each, []).extend(result.tokens)
+            errors += [each] if result.error else []
+    assert errors == [bad]
+    assert [tokens[each] for each in good] == wholes[:4]
+    assert tokens[bad] == wholes[4][: 40 - 30 + 1]
