@@ -151,7 +151,8 @@ def max_positions(model: Any, config: Any = None) -> int | None:
         config: of the part that is asked for; None is the whole model.
     """
     for name in _POSITIONS:
-        if limit := getattr(config or model.config, name, None):
+        limit = getattr(config or model.config, name, None)
+        if limit and limit > 0:  # XLNet has -1, which is none
             return int(limit) - _first_position(model)
     return None
 

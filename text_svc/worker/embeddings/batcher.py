@@ -278,7 +278,7 @@ class MicroBatcher:
             log.error("a batch failed", extra={"texts": len(batch)}, exc_info=result)
             self._failed(batch, result)
             return
-        is_finite = np.isfinite(result).all(1)
+        is_finite = np.isfinite(result.sum(axis=1))
         finished, broken = [], []
         with self._changed:
             self._running -= 1

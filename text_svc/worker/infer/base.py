@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import AutoProcessor
 
 from ml import transformers_pb2 as pb
@@ -20,24 +19,11 @@ from shared.errors import InvalidArgumentError
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import WorkerReport, WorkerSpec
 from text_svc.torch_models.pretrained import NO_LIMIT, Pretrained, decoder_positions, measure
-from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
+from text_svc.worker.cancel import cancel_processor
+from text_svc.worker.infer.options import NoOptions
 from text_svc.worker.infer.service import InferHandlers
-from text_svc.worker.length_batches import length_batches
 from text_svc.worker.media.decode import Samples, decode_audio, decode_image
-from text_svc.worker.tokenizing import pieces, watch_transformers
-
-
-class NoOptions(BaseModel):
-    """The options of a request to a pipeline that takes none; the base of all others."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LabelOptions(NoOptions):
-    """Options of pipelines that answer with labels."""
-
-    # How many of the best labels to return; 0 returns all.
-    top_k: int = Field(0, ge=0)
+from text_svc.worker.tokenizing import watch_transformers
 
 
 class GenerateOptions(NoOptions):
@@ -206,46 +192,3 @@ class TextPipeline(InferPipeline[Options]):
 
     def read_processor(self, source: Pretrained) -> Any:
         return source.tokenizer(self.model)
-
-    def tokenized(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        cancelled: threading.Event,
-        **arguments: Any,
-    ) -> dict[str, list[list[int]]]:
-        """Pairs of texts as the tokenizer's lists, a few at a time, which bounds the memory.
-
-        Args:
-            pairs: the two texts of each.
-            cancelled: ends the work before the next few.
-            arguments: of the tokenizer.
-
-        Raises:
-            CallCancelledError: the caller has gone.
-        """
-        encoded: dict[str, list[list[int]]] = {}
-        for piece in pieces(pairs, lambda pair: len(pair[0]) + len(pair[1])):
-            raise_if_cancelled(cancelled)
-            firsts, seconds = zip(*piece, strict=True)
-            for name, values in self.processor(list(firsts), list(seconds), **arguments).items():
-                encoded.setdefault(name, []).extend(values)
-        return encoded
-
-    def logits(self, encoded: Any, cancelled: threading.Event) -> torch.Tensor:
-        """Logits of tokenised texts, shape (texts, labels), in batches of similar length.
-
-        Args:
-            encoded: the tokenizer's lists of token ids and what belongs to them.
-            cancelled: ends the work before the next batch.
-
-        Raises:
-            CallCancelledError: the caller has gone.
-        """
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        rows = torch.empty(len(lengths), self.model.config.num_labels)
-        for batch in length_batches(lengths, streams=1):
-            raise_if_cancelled(cancelled)
-            texts = {name: [values[index] for index in batch] for name, values in encoded.items()}
-            inputs = self.processor.pad(texts, return_tensors="pt")
-            rows[batch] = self.forward(inputs).float().cpu()
-        return rows

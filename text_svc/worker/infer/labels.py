@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from ml import transformers_pb2 as pb
-from shared.errors import MissingFieldError
+from shared.errors import InternalError, InvalidModelError, MissingFieldError
+from text_svc.worker.infer.options import NoOptions
+
+Function = Literal["sigmoid", "softmax", "none"]
+
+
+class LabelOptions(NoOptions):
+    """Options of pipelines that answer with labels.
+
+    Attributes:
+        top_k: how many of the best labels to return; 0 returns all.
+        function_to_apply: to the model's output; absent is what the model's config means.
+    """
+
+    top_k: int = Field(0, ge=0)
+    function_to_apply: Function | None = None
 
 
 def required_labels(request: pb.InferRequest) -> list[str]:
@@ -25,30 +41,85 @@ def required_labels(request: pb.InferRequest) -> list[str]:
     return labels
 
 
-def scored(names: Sequence[str], scores: torch.Tensor, top_k: int = 0) -> list[pb.ScoredLabel]:
-    """Labels with their scores, the best first; `top_k` 0 returns all."""
-    order = scores.argsort(descending=True, stable=True)[: top_k or None].tolist()
-    return [pb.ScoredLabel(label=names[index], score=float(scores[index])) for index in order]
+def label_names(config: Any) -> list[str]:
+    """The names of a model's outputs.
+
+    Raises:
+        InvalidModelError: its config does not name them from 0 on.
+    """
+    named = sorted(config.id2label)
+    if named != list(range(len(named))):
+        raise InvalidModelError(
+            f"id2label in config.json has {len(named)} labels, numbered "
+            f"{', '.join(map(str, named))[:100]}; they must be numbered from 0 on"
+        )
+    return [str(config.id2label[index]) for index in named]
 
 
-def classified(logits: torch.Tensor, config: Any, top_k: int) -> pb.InferResponse:
-    """The response of a classifier, with the scores that transformers' pipelines give.
+def best_first(logits: torch.Tensor, scores: torch.Tensor, top_k: int = 0) -> list[int]:
+    """The indices of scores in their order, the best first; `top_k` 0 returns all.
 
-    Softmax over the labels, or a sigmoid each where several can hold at once.
+    Scores close to 1 or 0 are the same number where their logits are not, so those decide then.
 
     Args:
+        logits: what the scores were made of, shape (scores,).
+        scores: do not fall where logits rise.
+
+    Raises:
+        InternalError: a logit or a score is not a finite number.
+    """
+    if not (logits.isfinite().all() and scores.isfinite().all()):
+        raise InternalError("the model's scores are not finite numbers")
+    keys = list(zip(scores.tolist(), logits.tolist(), strict=True))
+    return sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[: top_k or None]
+
+
+def scored(
+    names: Sequence[str], logits: torch.Tensor, scores: torch.Tensor, top_k: int = 0
+) -> list[pb.ScoredLabel]:
+    """Labels with their scores in the order of `best_first`, which also names what it raises."""
+    return [
+        pb.ScoredLabel(label=names[index], score=float(scores[index]))
+        for index in best_first(logits, scores, top_k)
+    ]
+
+
+def classified(
+    names: Sequence[str], logits: torch.Tensor, config: Any, options: LabelOptions
+) -> pb.InferResponse:
+    """The response of a classifier, with the scores that transformers' pipelines give.
+
+    Args:
+        names: of the labels.
         logits: of one text or image, shape (labels,).
         config: of the model.
-        top_k: see `scored`.
+        options: of the request.
     """
-    names = [str(config.id2label.get(index, index)) for index in range(config.num_labels)]
-    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
-    scores = logits.float().sigmoid() if several else logits.float().softmax(-1)
-    return pb.InferResponse(labels=scored(names, scores, top_k))
+    function = options.function_to_apply or _own_function(config)
+    logits = logits.float().cpu()
+    scores = {"sigmoid": logits.sigmoid(), "softmax": logits.softmax(-1), "none": logits}[function]
+    return pb.InferResponse(labels=scored(names, logits, scores, options.top_k))
+
+
+def _own_function(config: Any) -> Function:
+    """The function of a model's logits: none for a regression, whose numbers are what it predicts;
+    a sigmoid where several labels can hold at once, or there is one; else softmax.
+    """
+    if config.problem_type == "regression":
+        return "none"
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return "sigmoid"
+    return "softmax"
 
 
 def vector(features: Any) -> pb.GeneratedEmbedding:
-    """The vector of a batch of one, scaled to length 1, as vectors for comparison are."""
+    """The vector of a batch of one, scaled to length 1, as vectors for comparison are.
+
+    Raises:
+        InternalError: it has numbers that are not finite.
+    """
     pooled: torch.Tensor = getattr(features, "pooler_output", features)
     unit = torch.nn.functional.normalize(pooled[0].float(), dim=-1)
+    if not unit.isfinite().all():
+        raise InternalError("the model's vector has non-finite numbers")
     return pb.GeneratedEmbedding(values=unit.tolist())

@@ -14,8 +14,9 @@ from transformers import AutoModel
 from ml import transformers_pb2 as pb
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.cancel import in_batches
-from text_svc.worker.infer.base import InferPipeline, NoOptions
+from text_svc.worker.infer.base import InferPipeline
 from text_svc.worker.infer.labels import required_labels, scored, vector
+from text_svc.worker.infer.options import NoOptions
 
 
 class HypothesisOptions(NoOptions):
@@ -70,7 +71,8 @@ class DualEncoder(InferPipeline[HypothesisOptions]):
                     for batch in in_batches(hypotheses, cancelled)
                 ]
             )
-        return pb.InferResponse(labels=scored(labels, self.scores(logits.float())))
+        logits = logits.float()
+        return pb.InferResponse(labels=scored(labels, logits, self.scores(logits)))
 
     @abc.abstractmethod
     def encode_media(self, request: pb.InferRequest) -> Any:

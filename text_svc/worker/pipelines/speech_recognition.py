@@ -19,7 +19,8 @@ from text_svc.options import parse_as
 from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.cancel import cancel_processor, raise_if_cancelled
-from text_svc.worker.infer.base import InferPipeline, NoOptions
+from text_svc.worker.infer.base import InferPipeline
+from text_svc.worker.infer.options import NoOptions
 from text_svc.worker.infer.service import InferHandlers
 from text_svc.worker.media.decode import Samples, SoundReader
 from text_svc.worker.media.speech_cutter import Piece, SpeechCutter

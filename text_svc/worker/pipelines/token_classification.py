@@ -10,7 +10,8 @@ from transformers import AutoModelForTokenClassification, TokenClassificationPip
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.processes.specs import WorkerSpec
-from text_svc.worker.infer.base import NoOptions, TextPipeline
+from text_svc.worker.infer.base import TextPipeline
+from text_svc.worker.infer.options import NoOptions
 
 # Windows overlap by this part of their length: a span at the end of one is inside the next.
 OVERLAP = 4

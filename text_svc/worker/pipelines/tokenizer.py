@@ -9,7 +9,8 @@ from ml import transformers_pb2 as pb
 from shared.errors import OutOfRangeError
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.torch_models.tokenizer import load_tokenizer
-from text_svc.worker.infer.base import InferPipeline, NoOptions
+from text_svc.worker.infer.base import InferPipeline
+from text_svc.worker.infer.options import NoOptions
 
 
 class TokenizerOptions(NoOptions):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 
 from pydantic import Field
-from transformers import AutoModelForSequenceClassification
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.processes.specs import WorkerSpec
-from text_svc.worker.infer.base import NoOptions, TextPipeline
-from text_svc.worker.infer.labels import required_labels, scored
+from text_svc.worker.infer.labels import label_names, required_labels, scored
+from text_svc.worker.infer.options import NoOptions
+from text_svc.worker.infer.scoring import ScoringPipeline
 
 
 class ZeroShotOptions(NoOptions):
@@ -26,7 +26,7 @@ class ZeroShotOptions(NoOptions):
     hypothesis_template: str = Field("This example is {}.", max_length=1000)
 
 
-class ZeroShotClassifier(TextPipeline[ZeroShotOptions]):
+class ZeroShotClassifier(ScoringPipeline[ZeroShotOptions]):
     """How well each label, put into the hypothesis, follows from the text.
 
     Raises:
@@ -35,19 +35,20 @@ class ZeroShotClassifier(TextPipeline[ZeroShotOptions]):
 
     takes = ("text",)
     options = ZeroShotOptions
-    auto_class = AutoModelForSequenceClassification
 
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
-        names = {name.lower(): index for name, index in self.model.config.label2id.items()}
-        self._entails = next((i for name, i in names.items() if name.startswith("entail")), None)
-        if self._entails is None:
+        names = [name.lower() for name in label_names(self.model.config)]
+        entails = _starting("entail", names)
+        if entails is None:
             raise InvalidModelError(
-                "zero-shot classification needs a model with the label entailment; this one has "
-                f"{', '.join(names)[:200]}"
+                "zero-shot classification needs a model with the label entailment and at least one "
+                f"other; this one has {', '.join(names)[:200]}"
             )
-        # As transformers' pipeline: the first label is the opposite, or else the last.
-        self._contradicts = -1 if self._entails == 0 else 0
+        contradicts = _starting("contradict", names)
+        if contradicts is None:  # as transformers' pipeline: the first label, or else the last
+            contradicts = len(names) - 1 if entails == 0 else 0
+        self._entails, self._contradicts = entails, contradicts
 
     def infer(
         self, request: pb.InferRequest, options: ZeroShotOptions, cancelled: threading.Event
@@ -59,11 +60,18 @@ class ZeroShotClassifier(TextPipeline[ZeroShotOptions]):
             )
         hypotheses = [options.hypothesis_template.replace("{}", label) for label in labels]
         texts = [(request.text, hypothesis) for hypothesis in hypotheses]
-        encoded = self.tokenized(texts, cancelled, truncation="only_first")
-        logits = self.logits(encoded, cancelled)
+        encoded = self.tokenized(texts, cancelled, "labels[{}]".format, truncation="only_first")
+        logits = self.logits(encoded, cancelled, "labels[{}]".format)
+        entails = logits[:, self._entails]
         if options.multi_label or len(labels) == 1:
-            pairs = logits[:, [self._contradicts, self._entails]]
-            scores = pairs.softmax(-1)[:, 1]
+            entails = entails - logits[:, self._contradicts]
+            scores = entails.sigmoid()  # the softmax of the two
         else:
-            scores = logits[:, self._entails].softmax(-1)
-        return pb.InferResponse(labels=scored(labels, scores))
+            scores = entails.softmax(-1)
+        return pb.InferResponse(labels=scored(labels, entails, scores))
+
+
+def _starting(word: str, names: list[str]) -> int | None:
+    """The index of a name among others that begins with a word; None if there is none."""
+    found = [index for index, name in enumerate(names) if name.startswith(word)]
+    return found[0] if found and len(names) > 1 else None
