@@ -307,8 +307,7 @@ def _decoder_tokenizer(pad: str | None, side: str, ends: bool) -> Any:
     )
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(("side", "ends"), [("left", True), ("right", False)])
 @pytest.mark.parametrize(("pad", "pad_id"), [(None, None), ("</s>", 1), ("<pad>", None), (None, 2)])
 @pytest.mark.parametrize("make", [_gpt2, _qwen2, _xlnet])
 def test_a_decoder_scores_each_text_as_if_it_were_alone(
