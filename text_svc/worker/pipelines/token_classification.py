@@ -8,9 +8,10 @@ from typing import Any, Literal
 from transformers import AutoModelForTokenClassification, TokenClassificationPipeline
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidArgumentError, InvalidModelError
+from shared.errors import InternalError, InvalidArgumentError, InvalidModelError
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.infer.base import TextPipeline
+from text_svc.worker.infer.labels import label_names
 from text_svc.worker.infer.options import NoOptions
 
 # Windows overlap by this part of their length: a span at the end of one is inside the next.
@@ -27,7 +28,8 @@ class TokenClassifier(TextPipeline[TokenOptions]):
     """transformers' own pipeline, for its rules of joining tokens.
 
     Raises:
-        InvalidModelError: the tokenizer does not know the positions of its tokens.
+        InvalidModelError: the tokenizer does not know the positions of its tokens, or the model's
+            config does not name its labels.
     """
 
     takes = ("text",)
@@ -40,6 +42,11 @@ class TokenClassifier(TextPipeline[TokenOptions]):
             raise InvalidModelError(
                 "the tokenizer gives no character offsets, which token classification needs"
             )
+        label_names(self.model.config)
+        if self.processor.pad_token_id is None:
+            # The windows of a long text are padded; the mask hides that, whatever the token is.
+            self.processor.pad_token = self.processor.convert_ids_to_tokens(0)
+        self.model.register_forward_hook(_refuse_non_finite)
         self._pipeline = TokenClassificationPipeline(model=self.model, tokenizer=self.processor)
 
     def infer(
@@ -78,3 +85,8 @@ class TokenClassifier(TextPipeline[TokenOptions]):
                 metadata={"limit": str(limit)},
             )
         return {"stride": limit // OVERLAP}
+
+
+def _refuse_non_finite(_: Any, __: Any, output: Any) -> None:
+    if not output.logits.isfinite().all():
+        raise InternalError("the model's scores of text are not finite numbers")
