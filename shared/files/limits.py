@@ -22,7 +22,7 @@ _VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "target_vocab.json"),
     "model.safetensors.index.json",
 )
-_VOCABULARY_SUFFIXES = (".txt", ".model", ".spm")
+_VOCABULARY_SUFFIXES = (".txt", ".model", ".spm", ".codes", ".tokenizer")
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,14 @@ MODULES = "modules.json"
 # What a model may have besides its configuration and weights.
 OPTIONAL_FILES = (
     "generation_config.json",
-    # Tokenizers of all kinds.
-    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja"),
-    *("chat_template.json", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model"),
-    *("source.spm", "target.spm", "target_vocab.json"),  # Marian
+    # Tokenizers: configurations, then all vocabularies that transformers' classes read.
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "tekken.json", "tiktoken.model", "prophetnet.tokenizer"),
+    *("vocab.json", "merges.txt", "vocab.txt", "bpe.codes", "dict.txt", "byte_maps.json"),
+    *("source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"),
+    *("entity_vocab.json", "emoji.json", "word_shape.json", "word_pronunciation.json"),
     *("preprocessor_config.json", "processor_config.json", "normalizer.json"),
     # sentence-transformers; the folders of its modules are read from modules.json.
     *(MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"),

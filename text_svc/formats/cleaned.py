@@ -27,7 +27,10 @@ CLEANED = (
     *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
 )
 # Files that libraries read as data. Others, such as pickles and code, are not there for them.
-_DATA = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja")
+_DATA = (
+    *(".json", ".safetensors", ".jinja"),
+    *(".txt", ".model", ".spm", ".codes", ".tokenizer"),  # vocabularies
+)
 # Files in a folder and below it: weights of at most 1,000 shards, and the rest.
 MAX_FILES = 2000
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import (
     GemmaTokenizer,
     GPTNeoXTokenizer,
     LlamaTokenizer,
+    M2M100Tokenizer,
     MBart50Tokenizer,
     MBartTokenizer,
     NllbTokenizer,
@@ -43,6 +45,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER, TOKENIZER_CONFIG, read_json_object
+from text_svc.torch_models.vocabularies import CONVERTED, tokenizer_of_vocabulary, vocabulary_files
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +75,6 @@ _BERT_OPTIONS = (
     ("strip_accents", "strip_accents"),
     ("tokenize_chinese_chars", "handle_chinese_chars"),
 )
-# Files of a class that it can do without.
-_OPTIONAL = ("tokenizer_file", "tokenizer_config_file", "normalizer_file", "target_vocab_file")
 # Words of many scripts, which no vocabulary of any language leaves all unknown.
 _WORDS = (
     *("the", "THE", "cat", "SEQUENCE", "a", "A", "1", "2024", ".", "and", "der", "être", "niño"),
@@ -114,10 +115,13 @@ def load_tokenizer(folder: Path) -> Any:
     config = read_json_object(folder / TOKENIZER_CONFIG)
     kind, is_named = _class_of(folder, config)
     if (folder / TOKENIZER).exists() and not _reads_own_files(kind, folder):
+        if issubclass(kind, M2M100Tokenizer):
+            kind = _nllb(folder)
         tokenizer = _from_json(folder, kind, config)
-        _apply_configuration(tokenizer, kind, config, is_named=is_named)
+        if not _is_of_5(config):
+            _apply_configuration(tokenizer, kind, config, is_named=is_named)
     else:
-        tokenizer = _converted(folder, kind)
+        tokenizer = _from_older_files(folder, kind, config)
     _check_vocabulary(tokenizer)
     return tokenizer
 
@@ -134,7 +138,7 @@ def set_inputs(tokenizer: Any, folder: Path, model: Any) -> None:
     kind, _ = _class_of(folder, config)
     names = list(tokenizer.model_input_names)
     named = str(config.get("tokenizer_class") or kind.__name__).removesuffix("Fast")
-    if "model_input_names" not in config and named in _WITH_TYPES:
+    if "model_input_names" not in config and named in _WITH_TYPES and not _is_of_5(config):
         names.append("token_type_ids")
     taken = inspect.signature(model.forward).parameters
     if "token_type_ids" not in taken or getattr(model.config, "type_vocab_size", 2) < 2:
@@ -175,6 +179,33 @@ def _class_of(folder: Path, config: dict[str, Any]) -> tuple[type[Any], bool]:
     return (_class(named) if named else TokenizersBackend), False
 
 
+def _is_of_5(config: dict[str, Any]) -> bool:
+    """Whether transformers 5 has written a tokenizer_config.json, and tokenizer.json with it.
+
+    It then names the backend. Its tokenizer.json has all that is configured already.
+    """
+    return "backend" in config
+
+
+def _nllb(folder: Path) -> type[Any]:
+    """The class of a model of M2M100's architecture with a tokenizer.json; M2M100 itself has none.
+
+    Raises:
+        InvalidModelError: the languages are not NLLB's, so it is not known how to name them.
+    """
+    if _read(folder / TOKENIZER).token_to_id("eng_Latn") is None:
+        missing = ", ".join(_missing(M2M100Tokenizer, folder))
+        raise InvalidModelError(f"the model's languages are in {missing}, which it does not have")
+    return NllbTokenizer
+
+
+def _read(file: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # noqa: BLE001  # the library raises nothing narrower
+        raise InvalidModelError(f"{TOKENIZER} cannot be used: {error}") from None
+
+
 def _class(name: str) -> type[Any]:
     kind = tokenizer_class_from_name(name) if name.isidentifier() else None
     if not isinstance(kind, type) or not issubclass(kind, PreTrainedTokenizerBase):
@@ -187,28 +218,39 @@ def _reads_own_files(kind: type[Any], folder: Path) -> bool:
 
     These do what no tokenizer.json can say, such as phonemes, or two vocabularies.
     """
-    return not issubclass(kind, TokenizersBackend) and not list(_missing(kind, folder))
+    return not issubclass(kind, TokenizersBackend) and not _missing(kind, folder)
 
 
-def _missing(kind: type[Any], folder: Path) -> Iterator[str]:
-    for argument, name in kind.vocab_files_names.items():
-        if argument not in _OPTIONAL and not (folder / name).exists():
-            yield name
+def _missing(kind: type[Any], folder: Path) -> list[str]:
+    names = vocabulary_files(kind).values()
+    return [name for name in names if not (folder / name).exists()]
 
 
-def _from_json(folder: Path, kind: type[Any], config: dict[str, Any]) -> Any:
-    """The tokenizer of tokenizer.json, with what else the class has."""
+def _from_json(
+    folder: Path, kind: type[Any], config: dict[str, Any], made_of: Path | None = None
+) -> Any:
+    """The tokenizer of tokenizer.json, with what else the class has.
+
+    Args:
+        folder: of the model.
+        kind: the class.
+        config: tokenizer_config.json.
+        made_of: a tokenizer.json elsewhere, if the folder has none.
+    """
+    file = made_of or folder / TOKENIZER
     with_methods = issubclass(kind, _WITH_METHODS)
     # A class without an `__init__` of its own gets the tokenizer of the file.
     made: Any = type(kind.__name__, (kind,), {}) if with_methods else TokenizersBackend
     try:
-        tokenizer = made.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = made.from_pretrained(
+            folder, tokenizer_file=str(file), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
         if type(error) is not Exception:  # what the tokenizers library raises
             raise
         raise InvalidModelError(f"{TOKENIZER} cannot be used: {error}") from None
     if with_methods:
-        own = Tokenizer.from_file(str(folder / TOKENIZER))
+        own = _read(file)
         steps = _STEPS if issubclass(kind, _WITH_LANGUAGES) else (*_STEPS, "post_processor")
         for step in steps:
             setattr(tokenizer.backend_tokenizer, step, getattr(own, step))
@@ -252,7 +294,9 @@ def _apply_configuration(
     backend = tokenizer.backend_tokenizer
     normalizer = backend.normalizer
     for name, option in _BERT_OPTIONS if kind is not TokenizersBackend else ():
-        if name in config and hasattr(normalizer, option):
+        # No value for accents means that a tokenizer that lowers letters strips them too.
+        known = isinstance(config.get(name), bool) or option == "strip_accents"
+        if name in config and known and hasattr(normalizer, option):
             setattr(normalizer, option, config[name])
     space = config.get("add_prefix_space")
     if isinstance(space, bool) and hasattr(backend.pre_tokenizer, "add_prefix_space"):
@@ -288,26 +332,31 @@ def _around(first: tuple[str, int] | None, last: tuple[str, int] | None) -> Any:
     )
 
 
-def _converted(folder: Path, kind: type[Any]) -> Any:
-    """The tokenizer that transformers makes of older files.
+def _from_older_files(folder: Path, kind: type[Any], config: dict[str, Any]) -> Any:
+    """The tokenizer that transformers makes of a vocabulary in another form.
 
     Raises:
         InvalidModelError: the class has none of the files that it reads.
     """
-    missing = list(_missing(kind, folder))
-    if missing and not _finds_other_file(kind, folder):
+    if kind is TokenizersBackend and (folder / "tokenizer.model").exists():
+        kind = LlamaTokenizer  # as transformers 4 for Mistral, Phi-3, LLaVA and others
+    if missing := _missing(kind, folder):
+        # transformers takes the ids of these wrong: it does not count the special tokens before.
+        unread = [name for name in ("tekken.json", "tiktoken.model") if (folder / name).exists()]
         raise InvalidModelError(
             f"the model has no vocabulary: neither {TOKENIZER} nor {', '.join(missing)}, which "
-            f"{kind.__name__} reads"
+            f"{kind.__name__} reads" + "".join(f"; {name} alone is not enough" for name in unread)
         )
-    return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _finds_other_file(kind: type[Any], folder: Path) -> bool:
-    """Whether there is a vocabulary by another name, which transformers looks for."""
-    return issubclass(kind, TokenizersBackend) and any(
-        (folder / name).exists() for name in ("tekken.json", "tiktoken.model", "tokenizer.model")
-    )
+    if kind.__name__ not in CONVERTED:
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / TOKENIZER
+        tokenizer = tokenizer_of_vocabulary(kind, folder, config)
+        tokenizer.save(str(file))
+        made = _from_json(folder, kind, config, file)
+    made.backend_tokenizer.post_processor = tokenizer.post_processor
+    _apply_configuration(made, kind, config, is_named=True)
+    return made
 
 
 def _check_vocabulary(tokenizer: Any) -> None:
