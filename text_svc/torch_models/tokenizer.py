@@ -256,7 +256,19 @@ def _from_json(
             setattr(tokenizer.backend_tokenizer, step, getattr(own, step))
     else:
         _set_defaults(tokenizer, kind, config)
+    if not (folder / TOKENIZER_CONFIG).exists():
+        _set_special_ids(tokenizer, read_json_object(folder / "config.json"))
     return tokenizer
+
+
+def _set_special_ids(tokenizer: Any, model: dict[str, Any]) -> None:
+    """The special tokens of config.json, which has ids, where nothing else says them."""
+    for name in ("bos_token", "eos_token", "pad_token"):
+        number = model.get(f"{name}_id")
+        known = isinstance(number, int) and 0 <= number < len(tokenizer)
+        if known and getattr(tokenizer, name) is None:
+            token = tokenizer.backend_tokenizer.id_to_token(number)
+            tokenizer.add_special_tokens({name: token})
 
 
 def _set_defaults(tokenizer: Any, kind: type[Any], config: dict[str, Any]) -> None:

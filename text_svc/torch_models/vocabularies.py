@@ -8,6 +8,7 @@ converters ask things of a tokenizer in Python that 5 does not have any more; `_
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,21 @@ from text_svc.formats.json_files import read_json_object
 
 # By classes: what their tokenizers in Python had by default, and converters ask for.
 CONVERTED: dict[str, dict[str, Any]] = {
+    "AlbertTokenizer": {"do_lower_case": True, "keep_accents": False},
     "BigBirdTokenizer": {},
-    "BlenderbotTokenizer": {"add_prefix_space": True},
+    "BlenderbotTokenizer": {"add_prefix_space": False},
+    "CamembertTokenizer": {},
     "CodeLlamaTokenizer": {"legacy": True},
     "DebertaTokenizer": {"add_prefix_space": False},
+    "DebertaV2Tokenizer": {"do_lower_case": False, "split_by_punct": False},
+    "FNetTokenizer": {"do_lower_case": False, "keep_accents": True},
     "GemmaTokenizer": {},
     "LlamaTokenizer": {"legacy": True, "add_prefix_space": True},
+    "PegasusTokenizer": {"offset": 103, "mask_token_sent": "<mask_1>", "mask_token_id": 3},
     "RemBertTokenizer": {"do_lower_case": False, "keep_accents": True},
+    "T5Tokenizer": {"_extra_ids": 100, "legacy": True, "add_prefix_space": True},
+    "XGLMTokenizer": {},
+    "XLMRobertaTokenizer": {},
     "XLNetTokenizer": {"do_lower_case": False, "keep_accents": False},
 }
 
@@ -44,8 +53,9 @@ def vocabulary_files(kind: type[Any]) -> dict[str, str]:
     """The files that a class reads a vocabulary from, by its arguments; none where it has none."""
     names: dict[str, str] = kind.vocab_files_names
     files = {argument: name for argument, name in names.items() if argument not in _OPTIONAL}
-    if not files and "tokenizer_file" in names:  # Gemma's, which does not name it
-        return {"vocab_file": "tokenizer.model"}
+    if not files and "tokenizer_file" in names:  # some do not name it
+        is_xglm = kind.__name__ == "XGLMTokenizer"
+        return {"vocab_file": "sentencepiece.bpe.model" if is_xglm else "tokenizer.model"}
     return files
 
 
@@ -61,10 +71,13 @@ def tokenizer_of_vocabulary(kind: type[Any], folder: Path, config: dict[str, Any
         InvalidModelError: the vocabulary lacks a special token.
         OSError, ValueError: a file is broken.
     """
-    converter = SLOW_TO_FAST_CONVERTERS[kind.__name__]
-    if issubclass(converter, SpmConverter):
-        converter = type(converter.__name__, (converter,), {"SpmExtractor": _Merges})
-    tokenizer: Tokenizer = converter(_Original(kind, folder, config)).converted()
+    original = _Original(kind, folder, config)
+    kind_of_converter = SLOW_TO_FAST_CONVERTERS[kind.__name__]
+    converter: Any = kind_of_converter(original)
+    if isinstance(converter, SpmConverter):
+        vars(converter)["SpmExtractor"] = _Merges
+        original.set_ids(piece for piece, _ in converter.vocab(converter.proto))
+    tokenizer: Tokenizer = converter.converted()
     return tokenizer
 
 
@@ -101,7 +114,13 @@ class _Original:
         }
         self._special |= {name: config[name] for name in self._special.keys() & config.keys()}
         for name, default in CONVERTED[kind.__name__].items():
-            setattr(self, name, config.get(name, default))
+            setattr(self, name, config.get(name.removeprefix("_"), default))
+
+    def set_ids(self, tokens: Iterable[str]) -> None:
+        """Replaces the ids by those that the converter gives."""
+        self._ids = {}
+        for number, token in enumerate(tokens):
+            self._ids.setdefault(token, number)
 
     def __getattr__(self, name: str) -> Any:
         """Special tokens and their ids."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from shared.errors import InvalidModelError
+from shared.files.snapshot import OPTIONAL_FILES
 from text_svc.formats.cleaned import cleaned, cleaned_folder
 
 PASSWD = "/etc/passwd"
@@ -45,6 +46,17 @@ def test_no_argument_of_any_tokenizer_that_is_a_file_is_left() -> None:
         left |= cleaned(dict.fromkeys(seen, value)).keys()
     assert len(seen) > 15, "the walk finds them"
     assert not left
+
+
+def test_all_vocabularies_that_a_tokenizer_reads_are_fetched_and_left(tmp_path: Path) -> None:
+    names = {name for kind in tokenizer_classes() for name in kind.vocab_files_names.values()}
+    assert len(names) > 20, "the walk finds them"
+    assert names <= set(OPTIONAL_FILES)
+    for name in OPTIONAL_FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with cleaned_folder(tmp_path, tmp_path / "scratch") as folder:
+        assert all((folder / name).exists() for name in names)
 
 
 def test_a_path_is_left_out_whatever_its_name() -> None:
