@@ -39,6 +39,14 @@ class LoadOptions(BaseModel):
         None, ge=1, le=1 << 20, description="MiB of the key-value cache."
     )
     max_sequences: int | None = Field(None, ge=1, le=256, description="Generations at once.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="Of generations whose call sends none, instead of the model's own default; "
+        "0 is greedy.",
+    )
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:

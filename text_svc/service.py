@@ -1,4 +1,8 @@
-"""ml.TransformersService: forwards each call to the process of its model."""
+"""ml.TransformersService: forwards each call to the process of its model.
+
+A client whose proto has a plain `float temperature` does not send a 0, and cannot ask for a greedy
+answer by it. Such a call says so in its metadata, and is forwarded with a temperature of 0.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
+from shared.errors import UnknownOptionError
 from shared.model_ids import parse_model_id
 from shared.rpc.interceptors import Context, Handler
 from text_svc.link.call import Payload
@@ -21,6 +26,13 @@ from text_svc.models.registry import Registry
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["TransformersService"]
 NAME = _SERVICE.full_name
+
+GREEDY_KEY = "greedy"
+# Appended to a serialised request, which replaces the field.
+_ZERO_TEMPERATURES = {
+    "GenerateText": pb.TextRequest(temperature=0).SerializeToString(),
+    "ChatCompletion": pb.ChatRequest(temperature=0).SerializeToString(),
+}
 
 
 class Request(NamedTuple):
@@ -76,7 +88,10 @@ class TransformersForwarder:
     def _stream(
         self, rpc: str, request: Request, context: Context
     ) -> AsyncGenerator[Payload, None]:
-        return self._forward(rpc, request.model, request.data, context)
+        data = request.data
+        if rpc in _ZERO_TEMPERATURES and _is_greedy(context):
+            data += _ZERO_TEMPERATURES[rpc]
+        return self._forward(rpc, request.model, data, context)
 
     async def _bidirectional(
         self, rpc: str, requests: AsyncIterator[Request], context: Context
@@ -101,6 +116,24 @@ class TransformersForwarder:
             async for response in responses:
                 observe(model_id, response.usage)
                 yield response
+
+
+def _is_greedy(context: Context) -> bool:
+    """Whether a call's metadata ask for a greedy answer.
+
+    Raises:
+        UnknownOptionError: they say something else than "true" or "false".
+    """
+    for key, value in context.invocation_metadata() or ():
+        if key == GREEDY_KEY:
+            word = str(value).strip().lower()
+            if word not in ("true", "false"):
+                raise UnknownOptionError(
+                    f"metadata {GREEDY_KEY} must be one of true, false, not {word[:40]!r}",
+                    field=GREEDY_KEY,
+                )
+            return word == "true"
+    return False
 
 
 async def _chain(first: Request, rest: AsyncIterator[Request]) -> AsyncIterator[bytes]:

@@ -194,6 +194,21 @@ def test_the_access_log_has_the_status_of_a_failure(stack: Stack, channel: grpc.
     assert line["grpc_code"] == str(failure.value.code().value[0])
 
 
+def test_metadata_ask_for_a_greedy_answer(channel: grpc.Channel) -> None:
+    """As a client must whose proto has a plain float: it cannot send a temperature of 0."""
+    models = models_grpc.ModelManagementServiceStub(channel)
+    models.LoadModel(model_management_pb2.LoadModelRequest(model_id=CHAT))
+    stub = text_grpc.TransformersServiceStub(channel)
+
+    def answer(*metadata: tuple[str, str], **fields: float) -> str:
+        request = text_pb.TextRequest(model=CHAT, prompt="Snow is", max_length=12, **fields)  # type: ignore[arg-type]
+        return "".join(each.text for each in stub.GenerateText(request, metadata=metadata))
+
+    greedy = answer(temperature=0)
+    assert answer(("greedy", "true")) == answer(("greedy", "true"), temperature=2) == greedy
+    assert answer(temperature=2) != greedy
+
+
 def test_a_stream_dropped_after_its_last_message_is_no_failure(
     stack: Stack, channel: grpc.Channel
 ) -> None:

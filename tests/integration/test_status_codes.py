@@ -198,6 +198,12 @@ def test_text_requests(stubs: Stubs) -> None:
             ),
             "temperature",
         ),
+        (
+            lambda: text.ChatCompletion(
+                ChatRequest(model=CHAT_MODEL, messages=hello), metadata=[("greedy", "yes")]
+            ),
+            "greedy",
+        ),
         (lambda: text.GenerateEmbeddings(GenerateEmbeddingsRequest(model=EMBEDDER)), "texts"),
     ]
     for call, field in invalid:

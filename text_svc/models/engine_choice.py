@@ -106,6 +106,7 @@ def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:
     for name, used in (
         ("max_length", pipeline not in _WITHOUT_LENGTH),
         ("max_sequences", "GenerateText" in pipeline.calls),
+        ("temperature", "GenerateText" in pipeline.calls),
         ("cache_size_mb", pipeline is TEXT_GENERATION),
     ):
         if getattr(options, name) is not None and not used:

@@ -24,6 +24,9 @@ def test_every_value_comes_as_text() -> None:
         ("max_length", "many"),
         ("cache_size_mb", "-1"),
         ("max_sequences", "257"),
+        ("temperature", "-0.1"),
+        ("temperature", "nan"),
+        ("temperature", "greedy"),
         ("trust_remote_code", "true"),
     ],
 )

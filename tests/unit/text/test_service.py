@@ -92,6 +92,21 @@ def counted(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0
 
 
+@pytest.mark.parametrize("sent", [{}, {"temperature": 0.9}])
+async def test_metadata_ask_for_a_greedy_answer(tmp_path: Path, sent: dict[str, float]) -> None:
+    request = pb.TextRequest(model=MODEL, prompt="p", stop=["s"], **sent)  # type: ignore[arg-type]
+    async with front(tmp_path) as (channel, model):
+        stub = transformers_pb2_grpc.TransformersServiceStub(channel)
+        for word in ("true", "TRUE", "false"):
+            _ = [each async for each in stub.GenerateText(request, metadata=[("greedy", word)])]
+        with pytest.raises(grpc.aio.AioRpcError, match="must be one of true, false") as caught:
+            _ = [each async for each in stub.GenerateText(request, metadata=[("greedy", "yes")])]
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    greedy = pb.TextRequest(model=MODEL, prompt="p", stop=["s"], temperature=0)
+    assert model.requests == [greedy, greedy, request]
+    assert model.requests[0].HasField("temperature")
+
+
 async def test_bytes_pass_unchanged_in_both_directions(tmp_path: Path) -> None:
     async with front(tmp_path) as (channel, model):
         call = channel.unary_stream(f"/{NAME}/GenerateText")

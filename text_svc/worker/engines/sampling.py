@@ -78,8 +78,12 @@ class SamplingDefaults:
     max_new_tokens: int | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> SamplingDefaults:
+    def read(cls, folder: Path, temperature: float | None = None) -> SamplingDefaults:
         """Reads the defaults from a model's folder, without the values that are out of range.
+
+        Args:
+            folder: of the model.
+            temperature: comes before the model's own, if it is given.
 
         Raises:
             InvalidModelError: its generation_config.json is not a JSON object.
@@ -93,7 +97,7 @@ class SamplingDefaults:
             return value if low <= value <= high else None
 
         return cls(
-            number("temperature", 0, MAX_TEMPERATURE),
+            number("temperature", 0, MAX_TEMPERATURE) if temperature is None else temperature,
             number("top_p", 0, 1),
             number("top_k", 0, MAX_TOP_K),
             number("repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),

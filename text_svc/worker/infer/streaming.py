@@ -37,7 +37,7 @@ def text_generator(
     """
     metrics = EngineMetrics(spec.model_id)
     limits = generate_limits(spec, context, new_tokens)
-    defaults = SamplingDefaults.read(spec.folder)
+    defaults = SamplingDefaults.read(spec.folder, spec.options.temperature)
     if greedy:
         defaults = replace(defaults, temperature=defaults.temperature or 0.0)
     engine = TransformersEngine(model, limits, end_tokens, metrics)

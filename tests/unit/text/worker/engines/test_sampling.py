@@ -128,6 +128,13 @@ def test_defaults_are_read_from_the_model_where_they_make_sense(
     assert SamplingDefaults.read(tmp_path) == expected
 
 
+def test_a_load_option_comes_before_the_model_s_temperature(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6}')
+    assert complete(SamplingDefaults.read(tmp_path)).temperature == 0.6
+    assert complete(SamplingDefaults.read(tmp_path, 0.0)).temperature == 0
+    assert complete(SamplingDefaults.read(tmp_path, 0.0), temperature=0.9).temperature == 0.9
+
+
 def test_a_broken_generation_config_is_said(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(InvalidModelError, match=r"generation_config\.json is not valid JSON"):
