@@ -7,11 +7,18 @@ here could block the event loop or take all memory; see `chat_template_process` 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.errors import FailedPreconditionError, InternalError, InvalidArgumentError
+from shared.errors import (
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    InvalidModelError,
+)
 from text_svc.link.json_lines import JsonLines
 from text_svc.processes import run_module
 
@@ -39,8 +46,35 @@ class ChatTemplate:
         self._process: asyncio.subprocess.Process | None = None
         self._pipes: tuple[int, ...] = ()
         self._lines: JsonLines | None = None
-        self._answer: asyncio.Future[dict[str, str]] | None = None
+        self._answer: asyncio.Future[dict[str, Any]] | None = None
         self._turn = asyncio.Lock()
+
+    def check(self) -> None:
+        """Tries the template, in a process that ends. Blocks.
+
+        Raises:
+            InvalidModelError: it leaves out what a user says.
+        """
+        if self._source is None:
+            return
+        question = self._request([{"role": "user", "content": "?"}]) | {"texts": None}
+        lines = "".join(json.dumps(each) + "\n" for each in (self._setup(), question))
+        try:
+            done = subprocess.run(  # noqa: S603  # its own module
+                run_module.command(_PROCESS, str(os.getpid())),
+                input=lines.encode(),
+                stdout=subprocess.PIPE,
+                timeout=START_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return  # its calls tell
+        answers = done.stdout.splitlines()
+        if len(answers) == 2 and "left_out" in json.loads(answers[1]):
+            raise InvalidModelError(
+                "the model's chat template leaves out what a user says, as a string and as a list "
+                "of parts"
+            )
 
     async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Renders a conversation to a prompt that ends where the assistant's answer starts.
@@ -49,16 +83,28 @@ class ChatTemplate:
             FailedPreconditionError: the model has no chat template.
             InvalidArgumentError: the template refuses these messages, or exceeds a limit.
         """
+        return await self._render(self._request(messages))
+
+    async def render_texts(
+        self, messages: Sequence[Mapping[str, Any]], texts: Sequence[str] | None = None
+    ) -> str:
+        """As `render`, with the contents in the form that the template wants.
+
+        Args:
+            messages: their contents are strings; or parts, if there are `texts`.
+            texts: the contents as strings.
+
+        Raises:
+            As `render`.
+            InvalidArgumentError: also if the template leaves out a text of a user or of the system.
+        """
+        return await self._render(self._request(messages) | {"texts": texts})
+
+    async def _render(self, request: dict[str, Any]) -> str:
         if self._source is None:
             raise FailedPreconditionError(
                 "the model has no chat template; use GenerateText, or load a model made for chat"
             )
-        request = self._variables | {
-            "messages": list(messages),
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": True,
-        }
         await self._turn.acquire()
         # A caller that is cancelled while it waits for its turn simply leaves. Later, the exchange
         # is shielded: half of one must not be left in the pipes.
@@ -69,6 +115,12 @@ class ChatTemplate:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {answer['error']}",
                 field="messages",
+            )
+        if "left_out" in answer:
+            field = f"messages[{answer['left_out']}].content"
+            role = request["messages"][answer["left_out"]]["role"]
+            raise InvalidArgumentError(
+                f"the model's chat template leaves out {field}, whose role is {role}", field=field
             )
         text: str = answer["text"]
         return text
@@ -86,12 +138,23 @@ class ChatTemplate:
             process.kill()
             await process.wait()
 
-    def _end_turn(self, exchange: asyncio.Future[dict[str, str]]) -> None:
+    def _request(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return self._variables | {
+            "messages": list(messages),
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+
+    def _setup(self) -> dict[str, Any]:
+        return {"template": self._source, "max_characters": self._max_characters}
+
+    def _end_turn(self, exchange: asyncio.Future[dict[str, Any]]) -> None:
         if not exchange.cancelled():
             exchange.exception()  # its caller may have been cancelled
         self._turn.release()
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, str]:
+    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._lines is None:
             await self.close()
             started = await self._start()
@@ -99,7 +162,7 @@ class ChatTemplate:
                 raise InternalError("the process that renders chat templates did not start")
         return await self._exchange(request, RENDER_SECONDS)
 
-    async def _start(self) -> dict[str, str]:
+    async def _start(self) -> dict[str, Any]:
         child_in, stdin = os.pipe()
         stdout, child_out = os.pipe()
         self._pipes = (stdin, stdout)
@@ -113,10 +176,9 @@ class ChatTemplate:
             os.close(child_in)
             os.close(child_out)
         self._lines = JsonLines(stdin, stdout, self._on_answer, self._on_end)
-        setup = {"template": self._source, "max_characters": self._max_characters}
-        return await self._exchange(setup, START_SECONDS)
+        return await self._exchange(self._setup(), START_SECONDS)
 
-    async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, str]:
+    async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
         assert self._lines is not None, "the process was started"
         self._answer = asyncio.get_running_loop().create_future()
         self._lines.send(message)
@@ -130,7 +192,7 @@ class ChatTemplate:
             await self.close()
             return {"error": "it ended its process"}
 
-    def _on_answer(self, answer: dict[str, str]) -> None:
+    def _on_answer(self, answer: dict[str, Any]) -> None:
         if self._answer and not self._answer.done():
             self._answer.set_result(answer)
 

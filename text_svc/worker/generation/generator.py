@@ -95,14 +95,20 @@ class TextGenerator:
         """Token ids of a conversation.
 
         Raises:
-            As `ChatTemplate.render`.
+            As `ChatTemplate.render_texts`.
         """
         # The template writes the special tokens itself.
         return await self._encode(await self.render(messages), special=False)
 
-    async def render(self, messages: list[dict[str, Any]]) -> str:
-        """A conversation in the model's chat template. Raises what `ChatTemplate.render` does."""
-        return await self._template.render(messages)
+    async def render(
+        self, messages: list[dict[str, Any]], texts: Sequence[str] | None = None
+    ) -> str:
+        """A conversation in the model's chat template; see `ChatTemplate.render_texts`."""
+        return await self._template.render_texts(messages, texts)
+
+    def check_template(self) -> None:
+        """Tries the chat template; see `ChatTemplate.check`. Blocks."""
+        self._template.check()
 
     async def generate(
         self,

@@ -128,7 +128,8 @@ class MediaPrompts:
 
     Args:
         model: its processor runs in one thread here, one call at a time.
-        render: writes a conversation with the model's chat template, or raises.
+        render: writes a conversation with the model's chat template, or raises; see
+            `ChatTemplate.render_texts`.
         templated: whether the model has a chat template.
         spec: the limits.
     """
@@ -136,7 +137,7 @@ class MediaPrompts:
     def __init__(
         self,
         model: MediaModel,
-        render: Callable[[list[Turn]], Awaitable[str]],
+        render: Callable[[list[Turn], list[str]], Awaitable[str]],
         templated: bool,
         spec: WorkerSpec,
     ) -> None:
@@ -160,17 +161,21 @@ class MediaPrompts:
         return await self._read(await self._place(message), [message])
 
     async def of_chat(self, messages: Sequence[pb.ChatMessage]) -> Prompt:
-        """The prompt of a ChatCompletion. Raises what `of_text` and `ChatTemplate.render` do."""
+        """The prompt of a ChatCompletion.
+
+        Raises:
+            As `of_text` and `ChatTemplate.render_texts`.
+        """
         parsed = _parse_chat(messages)
         self._check(parsed)
-        return await self._read(await self._render(list(map(self._turn, parsed))), parsed)
+        return await self._read(await self._rendered(parsed), parsed)
 
     async def place_in(self, request: pb.InferRequest) -> None:
         """Turns the text of an Infer into what the model reads. Raises what `of_text` does."""
         if request.WhichOneof("input") == "text":
             if self._templated:
                 turn = {"role": "user", "content": _parts(request.text, 0, 0)}
-                request.text = await self._render([turn])
+                request.text = await self._render([turn], [request.text])
             return
         if not request.prompt:
             raise MissingFieldError("prompt is empty", field="prompt")
@@ -224,8 +229,16 @@ class MediaPrompts:
         images, sounds = message.counts
         if not (images or sounds) or any(self._tokens.count(message.text)):
             return message.text
-        if self._templated:
-            return await self._render([self._turn(message)])
+        return await self._rendered([message]) if self._templated else self._text(message)
+
+    async def _rendered(self, messages: list[_Message]) -> str:
+        return await self._render(list(map(self._turn, messages)), list(map(self._text, messages)))
+
+    def _text(self, message: _Message) -> str:
+        """A message with a place for each image and sound: its own, or new ones before the text."""
+        images, sounds = message.counts
+        if any(self._tokens.count(message.text)):
+            return message.text
         before = self._tokens.image * images + self._tokens.audio * sounds
         return f"{before}\n{message.text}" if before else message.text
 

@@ -10,6 +10,7 @@ from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
+from text_svc.worker.tokenizers.chat_templates import chat_template
 
 # Named as text: a worker does not import what the other engine needs.
 ENGINES: dict[EngineName, str] = {
@@ -24,11 +25,12 @@ class TextGeneration:
     def __init__(self, spec: WorkerSpec) -> None:
         metrics = EngineMetrics(spec.model_id)
         engine, tokenizer, report = import_module(ENGINES[spec.engine]).load(spec, metrics)
+        tokenizer.chat_template = chat_template(spec.folder) or tokenizer.chat_template
         self._spec = spec
         self._report: WorkerReport = report
-        self._generator = TextGenerator(
-            engine, tokenizer, SamplingDefaults.read(spec.folder), metrics, spec.max_prompt_bytes
-        )
+        defaults = SamplingDefaults.read(spec.folder, spec.options.temperature)
+        self._generator = TextGenerator(engine, tokenizer, defaults, metrics, spec.max_prompt_bytes)
+        self._generator.check_template()
 
     def handlers(self) -> Handlers:
         """See `pipelines`."""

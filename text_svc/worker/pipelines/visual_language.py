@@ -23,6 +23,7 @@ from text_svc.worker.media.decode import Samples, decode_audio
 from text_svc.worker.media.processors import read_processor
 from text_svc.worker.media.prompts import MediaPrompts, MediaTokens
 from text_svc.worker.tokenizers.base import Tokenizer
+from text_svc.worker.tokenizers.chat_templates import chat_template, default_template
 from text_svc.worker.tokenizers.fast import FastTokenizer
 from text_svc.worker.tokenizers.slow import SlowTokenizer
 
@@ -69,6 +70,7 @@ class VisualLanguageModel(InferPipeline[GenerateOptions]):
                 self.model.config.get_text_config(decoder=True),
             ),
         )
+        generator.check_template()
         templated = tokenizer.chat_template is not None
         prompts = MediaPrompts(self, generator.render, templated, self.spec)
         return MultimodalHandlers(self, generator, prompts, self.spec).table()
@@ -113,10 +115,11 @@ class VisualLanguageModel(InferPipeline[GenerateOptions]):
             tokenizer = FastTokenizer(self.spec.folder)
         else:
             tokenizer = SlowTokenizer(own)
-        template = self.processor.chat_template or own.chat_template
-        if isinstance(template, dict):
-            template = template.get("default")
-        tokenizer.chat_template = template
+        tokenizer.chat_template = (
+            default_template(self.processor.chat_template)
+            or default_template(own.chat_template)
+            or chat_template(self.spec.folder)
+        )
         tokenizer.special_tokens = {
             name: text for name, text in own.special_tokens_map.items() if isinstance(text, str)
         }

@@ -10,13 +10,11 @@ from tokenizers import Tokenizer
 
 from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
+from text_svc.worker.tokenizers.chat_templates import chat_template
 from text_svc.worker.tokenizers.detokenizer import FastDetokenizer, FastDetokenizers
 from text_svc.worker.tokenizing import has_patterns, tokenizing
 
 SPECIAL_TOKENS = "special_tokens_map.json"
-TEMPLATE = "chat_template.jinja"
-# The template to use if a model has several.
-DEFAULT_TEMPLATE = "default"
 
 
 class FastTokenizer:
@@ -52,7 +50,7 @@ class FastTokenizer:
             for name, value in config.items()
             if name.endswith("_token") and (text := _token_text(value))
         }
-        self.chat_template = _chat_template(folder, config)
+        self.chat_template = chat_template(folder)
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> FastDetokenizer:
         return self._detokenizers.after(prompt)
@@ -68,14 +66,3 @@ class FastTokenizer:
 def _token_text(value: Any) -> str | None:
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / TEMPLATE
-    if path.exists():
-        return path.read_text()
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {str(each.get("name")): each.get("template") for each in template}
-        template = named.get(DEFAULT_TEMPLATE)
-    return template if isinstance(template, str) else None

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from shared.errors import FailedPreconditionError, InvalidArgumentError
+from shared.errors import FailedPreconditionError, InvalidArgumentError, InvalidModelError
 from tests.support.waiting import until
 from text_svc.worker.generation import chat_template
 from text_svc.worker.generation.chat_template import ChatTemplate
@@ -149,3 +149,25 @@ async def test_a_caller_that_goes_away_while_it_waits_costs_no_rendering(
 async def test_a_model_without_a_template_says_so(make: Make) -> None:
     with pytest.raises(FailedPreconditionError, match="GenerateText"):
         await make(None).render(MESSAGES)
+
+
+async def test_texts_come_in_the_form_that_the_template_wants(make: Make) -> None:
+    parts = (
+        "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}"
+    )
+    question = [{"role": "user", "content": "what?"}]
+    chat = make(parts)
+    chat.check()
+    assert await chat.render_texts(question) == "what?"
+    first_alone = make("{{ messages[0].content }}")
+    first_alone.check()
+    with pytest.raises(InvalidArgumentError, match=r"leaves out messages\[1\]\.content") as caught:
+        await first_alone.render_texts(question * 2)
+    assert caught.value.field == "messages[1].content"
+
+
+def test_a_template_without_the_user_s_text_is_refused_at_load(make: Make) -> None:
+    with pytest.raises(InvalidModelError, match="leaves out what a user says"):
+        make("You are helpful.").check()
+    for unknown in ("{% if %}", "{{ raise_exception('no') }}", None):
+        make(unknown).check()  # its calls tell

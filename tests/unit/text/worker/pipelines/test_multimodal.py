@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import threading
@@ -250,6 +251,24 @@ async def test_bad_media_have_a_clear_status(tiny: Tiny) -> None:
             await generate(stub, prompt="<image><image>", images=[image])
         text, _ = await chat(stub, pb.ChatMessage(**user, images=[image]))
         assert text, "it serves on"
+
+
+async def test_a_template_that_takes_strings_gets_them_with_the_media_s_marks(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    folder, image = tmp_path / "strings", png(picture(0))
+    shutil.copytree(tiny("llava-chat"), folder)
+    (folder / "chat_template.jinja").unlink()
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant]"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    async with serve(spec_of(folder, "vlm")) as stub:
+        message = pb.ChatMessage(role="user", content="what ?", images=[image])
+        text, _ = await chat(stub, message)
+        prompt = "[user] <image>\nwhat ? [assistant]"
+        wanted, _ = await generate(stub, prompt=prompt, images=[image])
+        marked = pb.ChatMessage(role="user", content="<image>\nwhat ?", images=[image])
+        assert (await chat(stub, marked))[0] == text
+    assert text == wanted
 
 
 async def test_a_template_that_loops_is_ended_in_every_call(tiny: Tiny, tmp_path: Path) -> None:
