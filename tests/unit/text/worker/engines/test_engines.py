@@ -3,12 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from shared.caller import CALLER_KEY, set_caller
 from shared.errors import InvalidArgumentError, QueueFullError
@@ -17,6 +24,7 @@ from tests.support.waiting import until
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines.base import (
     Engine,
+    Generation,
     Limits,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -40,6 +48,8 @@ from text_svc.worker.tokenizers.fast import FastTokenizer
 
 PROMPTS = [f"{number} the sea and the sky" for number in range(16)]
 CONTEXT = 128
+# Of the tests of sampling.
+DRAWS = 600
 SMOLLM2 = MODELS / "text" / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
 THINGS = (
     *("sea", "lighthouse", "winter", "train", "desert", "clock", "fox", "moon"),
@@ -202,6 +212,60 @@ async def test_seeds_decide_and_without_one_chance_does(make: Make) -> None:
     assert await sampled(3) != await sampled(4)
     assert await sampled(2**64 - 1) != await sampled(4)
     assert await sampled(None) != await sampled(None)
+
+
+def shares(folder: Path, prompt: list[int], sampling: Sampling) -> torch.Tensor:
+    """The probabilities of the first token as transformers has them, shape (vocabulary,)."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        scores = model(ids).logits[:, -1]
+    warpers: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    warped: torch.Tensor = LogitsProcessorList(warpers)(ids, scores)
+    return warped.softmax(-1)[0]
+
+
+async def drawn(engine: Engine, prompt: list[int], sampling: Sampling) -> int:
+    """The first token of an answer."""
+    generation = Generation(prompt, sampling)
+    engine.submit(generation)
+    outputs = await generation.take()
+    assert not outputs[0].error
+    return outputs[0].tokens[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 6.0},
+        {"temperature": 12.0, "top_k": 7},
+        {"temperature": 6.0, "top_p": 0.6},
+        {"temperature": 8.0, "top_k": 20, "top_p": 0.7},
+    ],
+    ids=["temperature", "top_k", "top_p", "all three"],
+)
+async def test_tokens_are_drawn_as_transformers_draws_them(
+    make: Make, llama: Path, changes: dict[str, Any]
+) -> None:
+    generator = make(running=16, waiting=DRAWS)
+    prompt = await generator.encode(PROMPTS[0])
+    base = Sampling(**({"top_p": 1.0, "max_new_tokens": 1} | changes))
+    engine: Any = generator._engine
+    tokens = await asyncio.gather(
+        *(drawn(engine, prompt, replace(base, seed=seed)) for seed in range(DRAWS))
+    )
+    expected = shares(llama, prompt, base)
+    counts = torch.bincount(torch.tensor(tokens), minlength=len(expected)) / DRAWS
+    assert expected.max() < 0.9, "there is something to draw"
+    assert not counts[expected == 0].any(), "a token that is filtered out is never drawn"
+    # The seeds are fixed, so this holds always or never.
+    deviation = (expected * (1 - expected) / DRAWS).sqrt()
+    assert ((counts - expected).abs() <= 5 * deviation + 1 / DRAWS).all()
+    assert (counts - expected).abs().sum() / 2 < 0.02 + deviation.sum() / 2
 
 
 async def test_an_end_token_stops_and_is_no_text(make: Make, llama: Path) -> None:
