@@ -18,6 +18,7 @@ from text_svc.convert.refused import RefusedError, refusal
 from text_svc.convert.spec import Weights
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
+from text_svc.torch_models.decoding_rules import decoding_rules
 from text_svc.torch_models.pretrained import context_length, end_tokens_of
 from text_svc.torch_models.tokenizer import load_tokenizer
 
@@ -46,6 +47,8 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     _check_architecture(config)
     model = load_causal_lm(source, None)
+    if rules := decoding_rules(model.generation_config):
+        raise RefusedError(f"openvino does not follow its generation config: {', '.join(rules)}")
     try:
         export_from_model(
             model, target, task=TASK, stateful=True, patch_16bit_model=model.dtype != torch.float32

@@ -76,6 +76,7 @@ class SamplingDefaults:
     top_k: int | None = None
     repetition_penalty: float | None = None
     max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, temperature: float | None = None) -> SamplingDefaults:
@@ -102,6 +103,7 @@ class SamplingDefaults:
             number("top_k", 0, MAX_TOP_K),
             number("repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
             number("max_new_tokens", 1, 2**31 - 1),
+            _own_stops(config.get("stop_strings")),
         )
 
     def complete(self, request: SamplingRequest) -> Sampling:
@@ -136,7 +138,7 @@ class SamplingDefaults:
             top_k=0 if greedy else int(top_k),
             repetition_penalty=penalty,
             seed=request.seed,
-            stop=_checked_stops(request.stop),
+            stop=_checked_stops(request.stop) + self.stop,
             max_new_tokens=new_tokens or self.max_new_tokens or DEFAULT_NEW_TOKENS,
         )
 
@@ -156,6 +158,17 @@ def _checked(name: str, value: float, low: float, high: float) -> float:
             f"{name} is {value:g}; it must be from {low:g} to {high:g}", field=name
         )
     return value
+
+
+def _own_stops(value: Any) -> tuple[str, ...]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list):
+        return ()
+    return tuple(
+        stop
+        for stop in stops[:MAX_STOPS]
+        if isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_CHARACTERS
+    )
 
 
 def _checked_stops(stops: Sequence[str]) -> tuple[str, ...]:

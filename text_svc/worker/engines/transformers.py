@@ -7,6 +7,7 @@ one thread per generation.
 from __future__ import annotations
 
 import asyncio
+import logging
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from text_svc.processes.specs import (
     WorkerSpec,
 )
 from text_svc.torch_models.causal_lm import cache_budget, load_causal_lm
+from text_svc.torch_models.decoding_rules import decoding_rules, own_warpers
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
@@ -58,9 +60,12 @@ from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.torch_batch.sampler import (
     TokenSampler,
     sample,
+    sample_vocabulary,
 )
 from text_svc.worker.steps import Steps
 from text_svc.worker.tokenizers.fast import FastTokenizer
+
+log = logging.getLogger(__name__)
 
 # Calls of `generate` that run at once; further ones would only share the same processor cores.
 MAX_GENERATE = 2
@@ -110,13 +115,23 @@ class _Sink(BaseStreamer):
 
 
 class _SeededSampler(LogitsProcessor):
-    """Samples a token with the generation's own seed, and masks all others for `generate`."""
+    """Samples a token with the generation's own seed, and masks all others for `generate`.
 
-    def __init__(self, sampler: TokenSampler) -> None:
+    Args:
+        sampler: of the generation.
+        warpers: what the model does to the scores besides.
+    """
+
+    def __init__(self, sampler: TokenSampler, warpers: Sequence[LogitsProcessor]) -> None:
         self._sampler = sampler
+        self._warpers = warpers
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        token = sample(scores, [self._sampler])
+        if self._warpers:
+            scaled = scores / self._sampler.sampling.temperature
+            token = sample_vocabulary(scaled, self._sampler, self._warpers)
+        else:
+            token = sample(scores, [self._sampler])
         return torch.full_like(scores, -torch.inf).index_fill_(-1, token, 0)
 
 
@@ -134,7 +149,10 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
     text_tokenizer = _text_tokenizer(tokenizer)
     limits = generate_limits(spec, context_length(model, spec.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
-    if shapes := layer_shapes(model):
+    rules = decoding_rules(model.generation_config)
+    if rules:
+        log.info("generations of this model do not share a batch", extra={"why": rules})
+    elif shapes := layer_shapes(model):
         model, packed_bytes = packed_model(model, load_model)
         batch = _batch_model(model, shapes, spec, limits.context)
         limits = replace(
@@ -199,6 +217,9 @@ class TransformersEngine:
         self.limits = limits
         self.end_tokens = tuple(end_tokens)
         self._metrics = metrics
+        # They are among `SamplingDefaults`, and `generate` wants a tokenizer for them.
+        model.generation_config.stop_strings = None
+        self._warpers = own_warpers(model.generation_config, model.device)
         self._steps = Steps()
         self._threads = TurnThreads(limits.running, "generate")
         self._active: dict[Generation, tuple[_Sink, Future[None]]] = {}
@@ -240,7 +261,7 @@ class TransformersEngine:
         generation.start()
         try:
             sampler = TokenSampler.of(generation.sampling, (), self.model.device)
-            processors = [_SeededSampler(sampler)] if sampler.generator else []
+            processors = [_SeededSampler(sampler, self._warpers)] if sampler.generator else []
             with torch.inference_mode():
                 self.model.generate(
                     **self._inputs(generation),

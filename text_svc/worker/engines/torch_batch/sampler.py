@@ -6,7 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from text_svc.worker.engines.sampling import Sampling
 
@@ -98,7 +103,7 @@ def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tens
     tokens = [
         row_ids[torch.multinomial(row_nucleus, 1, generator=sampler.generator)]
         if is_complete
-        else _sample_vocabulary(row[None], sampler)
+        else sample_vocabulary(row[None], sampler)
         for row, row_ids, row_nucleus, sampler, is_complete in zip(
             scores, ids, nucleus, samplers, complete[:, 0].tolist(), strict=True
         )
@@ -123,11 +128,21 @@ def _top_k_probabilities(
     return (best - total[:, None]).exp()
 
 
-def _sample_vocabulary(scores: torch.Tensor, sampler: TokenSampler) -> torch.Tensor:
-    """Samples one row, shape (1, vocabulary), whose parameters keep more than the candidates."""
+def sample_vocabulary(
+    scores: torch.Tensor, sampler: TokenSampler, warpers: Iterable[LogitsProcessor] = ()
+) -> torch.Tensor:
+    """Samples a token of one row from its whole vocabulary; shape (1,).
+
+    Args:
+        scores: divided by the temperature, shape (1, vocabulary).
+        sampler: of the row.
+        warpers: change the scores after top_k and top_p.
+    """
     ids = sampler.ids[None]
     if sampler.sampling.top_k:
         scores = TopKLogitsWarper(sampler.sampling.top_k)(ids, scores)
     if sampler.sampling.top_p < 1:
         scores = TopPLogitsWarper(sampler.sampling.top_p)(ids, scores)
+    for warper in warpers:
+        scores = warper(ids, scores)
     return torch.multinomial(scores.softmax(-1)[0], 1, generator=sampler.generator)
