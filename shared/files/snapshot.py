@@ -1,6 +1,7 @@
 """The folder of a whole model, fetched file by file.
 
-The wire has no listing, so known names are requested, and those that other files list.
+The wire has no listing, so known names are requested, and those that other files list. A model of
+sentence-transformers may have its transformer in a folder of its own, see `shared.files.modules`.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from shared.files import disk
 from shared.files.client import ModelFiles, Progress
 from shared.files.disk import disk_errors
 from shared.files.limits import DEFAULT_LIMITS, FileLimits
+from shared.files.modules import MODULES, STATIC, TRANSFORMER, Module, parse_modules
 from shared.model_ids import ModelId, check_file_path
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-MODULES = "modules.json"
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+# What the configuration of a Transformer module may be called; the first that is there counts.
+SENTENCE_CONFIGS = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 # What a model may have besides its configuration and weights.
 OPTIONAL_FILES = (
     "generation_config.json",
@@ -40,13 +47,15 @@ OPTIONAL_FILES = (
     *("source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json"),
     *("entity_vocab.json", "emoji.json", "word_shape.json", "word_pronunciation.json"),
     *("preprocessor_config.json", "processor_config.json", "normalizer.json"),
-    # sentence-transformers; the folders of its modules are read from modules.json.
-    *(MODULES, "sentence_bert_config.json", "config_sentence_transformers.json"),
-    "1_Pooling/config.json",
+    *SENTENCE_CONFIGS,
 )
+# Files of models that are not in a form that is loaded, and what they then are.
+OTHER_FORMS = {
+    "adapter_config.json": "it is an adapter (PEFT), to be merged into its base model first",
+    "model_index.json": "it is a pipeline of diffusers",
+}
 
 MAX_SHARDS = 1000
-MAX_MODULES = 32
 # An index of the most tensors that are loaded, 100,000, has 10 MB.
 MAX_JSON_BYTES = 16 << 20
 # Concurrent fetches: small files wait for round trips, large ones for bandwidth.
@@ -72,9 +81,9 @@ async def snapshot(
         limits: sizes of the files that are parsed.
 
     Raises:
-        ModelNotFoundError: there is no config.json.
-        InvalidModelError: no safetensors weights, a file that lists others is not valid, or a
-            file is too large.
+        ModelNotFoundError: there is neither config.json nor modules.json.
+        InvalidModelError: no safetensors weights, a file that lists others is not valid, a file is
+            too large, or the model begins with something else than a transformer.
         As `ModelFiles.fetch` for the rest.
     """
     return await _Snapshot(files, model_id, on_progress, limits).make()
@@ -97,30 +106,68 @@ class _Snapshot:
         self._large = asyncio.Semaphore(MAX_LARGE_FETCHES)
 
     async def make(self) -> Path:
-        if await self._fetch(CONFIG) is None:
+        config = await self._fetch(CONFIG)
+        path = await self._fetch(MODULES)
+        if path is None and config is None:
+            await self._refuse_other_forms("")
             raise ModelNotFoundError(f"the file provider has no model {self._model_id!r}")
+        modules = () if path is None else parse_modules(await read_json(path))
+        folders = dict.fromkeys(module.folder for module in modules) or {"": None}
+        main, *others = folders
+        if modules:
+            await self._check_first(modules[0], config)
         async with _first_error(), asyncio.TaskGroup() as group:
-            group.create_task(self._weights())
+            group.create_task(self._weights(main))
             for name in OPTIONAL_FILES:
-                if name != MODULES:
-                    group.create_task(self._fetch(name))
-            group.create_task(self._modules())
+                group.create_task(self._fetch(_inside(main, name)))
+            for folder in others:
+                for name in (CONFIG, WEIGHTS):
+                    group.create_task(self._fetch(_inside(folder, name)))
+            if modules:
+                group.create_task(self._fetch(SENTENCE_TRANSFORMERS))
         return self._files.folder(self._model_id)
 
-    async def _weights(self) -> None:
-        if await self._fetch(WEIGHTS, large=True):
+    async def _check_first(self, module: Module, config: Path | None) -> None:
+        """Fetches the configuration of the first module; `config` is that of the model's folder."""
+        if module.folder:
+            config = await self._fetch(_inside(module.folder, CONFIG))
+        if config or module.kind == STATIC:
             return
-        index = await self._fetch(WEIGHTS_INDEX)
+        if module.kind != TRANSFORMER:
+            raise InvalidModelError(
+                f"{MODULES} of model {self._model_id!r} begins with {module.type[:80]!r}; the "
+                f"models that are loaded begin with {TRANSFORMER} or {STATIC}",
+                field="model_id",
+            )
+        await self._refuse_other_forms(module.folder)
+        raise InvalidModelError(
+            f"model {self._model_id!r} has no {_inside(module.folder, CONFIG)}, where its "
+            f"{MODULES} says that the transformer is",
+            field="model_id",
+        )
+
+    async def _refuse_other_forms(self, folder: str) -> None:
+        for name, why in OTHER_FORMS.items():
+            if await self._fetch(_inside(folder, name)):
+                raise InvalidModelError(
+                    f"model {self._model_id!r} has no {_inside(folder, CONFIG)}: {why}",
+                    field="model_id",
+                )
+
+    async def _weights(self, folder: str) -> None:
+        if await self._fetch(_inside(folder, WEIGHTS), large=True):
+            return
+        index = await self._fetch(_inside(folder, WEIGHTS_INDEX))
         if index is None:
             raise InvalidModelError(
-                f"model {self._model_id!r} has neither {WEIGHTS} nor {WEIGHTS_INDEX}: "
-                "only safetensors weights are loaded",
+                f"model {self._model_id!r} has neither {_inside(folder, WEIGHTS)} nor "
+                f"{_inside(folder, WEIGHTS_INDEX)}: only safetensors weights are loaded",
                 field="model_id",
             )
         shards = self._shards(await read_json(index))
         async with asyncio.TaskGroup() as group:
             for shard in shards:
-                group.create_task(self._shard(shard))
+                group.create_task(self._shard(_inside(folder, shard)))
 
     def _shards(self, index: Any) -> list[str]:
         """The checked names of the shards that an index lists."""
@@ -142,24 +189,6 @@ class _Snapshot:
             raise self._broken(
                 WEIGHTS_INDEX, f"it lists {name[:80]!r}, which the file provider does not have"
             )
-
-    async def _modules(self) -> None:
-        """Files of those sentence-transformers modules that have a folder."""
-        path = await self._fetch(MODULES)
-        if path is None:
-            return
-        modules = await read_json(path)
-        try:
-            folders = sorted({str(module["path"]) for module in modules} - {""})
-        except (TypeError, KeyError):
-            raise self._broken(MODULES, "it is not a list of modules with paths") from None
-        if len(folders) > MAX_MODULES:
-            raise self._broken(MODULES, f"it lists {len(folders)} of at most {MAX_MODULES} modules")
-        names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
-        self._check_names(MODULES, names)
-        async with asyncio.TaskGroup() as group:
-            for name in names:
-                group.create_task(self._fetch(name))
 
     async def _fetch(self, name: str, large: bool = False) -> Path | None:
         """Fetches one file; None if the provider does not have it."""
@@ -185,6 +214,10 @@ class _Snapshot:
 
     def _broken(self, name: str, why: str) -> InvalidModelError:
         return InvalidModelError(f"{name} of model {self._model_id!r} is not valid: {why}")
+
+
+def _inside(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 @asynccontextmanager

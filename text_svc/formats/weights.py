@@ -109,28 +109,30 @@ def model_tensors(folder: Path) -> list[Tensor]:
         count += len(found[name])
         if count > MAX_TENSORS:
             raise InvalidModelError(f"the model has over {MAX_TENSORS} tensors, which is the limit")
-    _check_index(folder, found)
+    for index in sorted(folder.rglob(WEIGHTS_INDEX)):
+        _check_index(index, folder, found)
     return [tensor for tensors in found.values() for tensor in tensors.values()]
 
 
-def _check_index(folder: Path, found: dict[str, dict[str, Tensor]]) -> None:
-    """Compares the index of a sharded model with what its files have."""
-    index = read_json(folder / WEIGHTS_INDEX)
-    if index is None:
-        return
+def _check_index(path: Path, folder: Path, found: dict[str, dict[str, Tensor]]) -> None:
+    """Compares the index of a sharded model with what the files beside it have."""
+    index = read_json(path)
     listed = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(listed, dict):
         raise InvalidModelError(f"{WEIGHTS_INDEX} has no weight_map")
+    beside = path.parent.relative_to(folder)
     for tensor, file in listed.items():
-        if not isinstance(file, str) or tensor not in found.get(file, ()):
+        name = (beside / file).as_posix() if isinstance(file, str) else ""
+        if tensor not in found.get(name, ()):
             raise InvalidModelError(
                 f"{WEIGHTS_INDEX} lists tensor {tensor[:80]!r} in a file that does not have it"
             )
     seen: set[str] = set()
     for file in sorted(set(listed.values())):
-        if twice := seen & found[file].keys():
+        names = found[(beside / file).as_posix()].keys()
+        if twice := seen & names:
             raise InvalidModelError(f"tensor {min(twice)[:80]!r} is in two files of weights")
-        seen |= found[file].keys()
+        seen |= names
 
 
 def read_header(path: Path) -> list[Tensor]:

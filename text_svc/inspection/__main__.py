@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from shared.errors import InvalidModelError, ServiceError
 from shared.files import disk
@@ -26,7 +28,8 @@ def inspect(spec: InspectionSpec) -> InspectionReport:
         InvalidModelError: what is wrong with one of them.
     """
     limits = FileLimits(spec.max_model_json_bytes, spec.max_vocabulary_bytes)
-    contents = {}
+    # By the folder that they are in: that of the model, or of one of its modules.
+    contents: dict[Path, dict[str, Any]] = {}
     for name, path in data_files(spec.folder).items():
         limit = limits.of(name)
         if limit is None:
@@ -35,10 +38,13 @@ def inspect(spec: InspectionSpec) -> InspectionReport:
         if path.suffix == ".json":
             is_vocabulary = limit == spec.max_vocabulary_bytes
             values = MAX_VOCABULARY_VALUES if is_vocabulary else disk.MAX_JSON_VALUES
-            contents[name] = disk.read_json(path, max_bytes=limit, max_values=values)
-    check_config_numbers(contents)
-    check_token_ids(contents)
-    check_tokenizer(spec.folder, contents)
+            place = spec.folder / name
+            content = disk.read_json(path, max_bytes=limit, max_values=values)
+            contents.setdefault(place.parent, {})[place.name] = content
+    for folder, files in contents.items():
+        check_config_numbers(files)
+        check_token_ids(files)
+        check_tokenizer(folder, files)
     sizes = weight_sizes(spec.folder, spec.float_bytes)
     return InspectionReport(weight_bytes=sizes.total, shared_head_bytes=sizes.shared_head)
 

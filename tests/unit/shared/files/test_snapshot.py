@@ -22,6 +22,7 @@ from shared.files.limits import FileLimits
 from shared.files.snapshot import (
     MAX_SHARDS,
     OPTIONAL_FILES,
+    OTHER_FORMS,
     read_json,
     snapshot,
 )
@@ -120,6 +121,78 @@ async def test_folders_of_modules_are_followed(files: ModelFiles, source: Provid
     assert read_folder(await snapshot(files, MODEL)) == published
 
 
+async def test_a_transformer_in_a_folder_of_its_own(files: ModelFiles, source: Provider) -> None:
+    modules = [
+        {"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    index = {"weight_map": {"a": "a.safetensors", "b": "more/b.safetensors"}}
+    published = publish(
+        source,
+        **{
+            "modules.json": modules,
+            "config_sentence_transformers.json": {"prompts": {}},
+            "0_Transformer/config.json": {},
+            f"0_Transformer/{INDEX}": index,
+            "0_Transformer/a.safetensors": WEIGHTS,
+            "0_Transformer/more/b.safetensors": WEIGHTS,
+            "0_Transformer/tokenizer.json": {},
+            "0_Transformer/sentence_roberta_config.json": {},
+            "1_Pooling/config.json": {"pooling_mode_mean_tokens": True},
+        },
+    )
+    assert read_folder(await snapshot(files, MODEL)) == published
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"), [("0_StaticEmbedding", "0_StaticEmbedding/"), (".", "")]
+)
+async def test_a_table_of_vectors_needs_no_config(
+    files: ModelFiles, source: Provider, path: str, folder: str
+) -> None:
+    modules = [{"path": path, "type": "sentence_transformers.models.StaticEmbedding"}]
+    names = {f"{folder}model.safetensors": WEIGHTS, f"{folder}tokenizer.json": {}}
+    published = publish(source, **{"modules.json": modules, **names})
+    assert read_folder(await snapshot(files, MODEL)) == published
+
+
+@pytest.mark.parametrize(
+    ("contents", "said"),
+    [
+        ({"adapter_config.json": {}}, r"no config\.json: it is an adapter \(PEFT\)"),
+        ({"model_index.json": {}}, r"no config\.json: it is a pipeline of diffusers"),
+        (
+            {
+                "modules.json": [
+                    {"path": "0_W", "type": "sentence_transformers.models.WordEmbeddings"}
+                ]
+            },
+            "begins with 'sentence_transformers.models.WordEmbeddings'; the models that are loaded",
+        ),
+        (
+            {"modules.json": [{"path": "0_T", "type": "sentence_transformers.models.Transformer"}]},
+            r"no 0_T/config\.json, where its modules\.json says that the transformer is",
+        ),
+        (
+            {
+                "modules.json": [
+                    {"path": "0_T", "type": "sentence_transformers.models.Transformer"}
+                ],
+                "0_T/config.json": {},
+            },
+            r"neither 0_T/model\.safetensors nor 0_T/model\.safetensors\.index\.json: only",
+        ),
+    ],
+)
+async def test_a_layout_that_is_not_loaded_is_told_by_its_reason(
+    files: ModelFiles, source: Provider, contents: dict[str, object], said: str
+) -> None:
+    publish(source, **contents)
+    with pytest.raises(InvalidModelError, match=said):
+        await snapshot(files, MODEL)
+
+
 async def test_a_second_snapshot_fetches_nothing_again(files: ModelFiles, source: Provider) -> None:
     published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
     await snapshot(files, MODEL)
@@ -134,7 +207,8 @@ async def test_an_unknown_model(files: ModelFiles, source: Provider) -> None:
     publish(source, **{"model.safetensors": WEIGHTS})
     with pytest.raises(ModelNotFoundError, match="no model 'org/name'"):
         await snapshot(files, MODEL)
-    assert [request.file_path for request in source.requests] == ["config.json"]
+    asked = ["config.json", "modules.json", *OTHER_FORMS]
+    assert [request.file_path for request in source.requests] == asked
     with pytest.raises(InvalidModelIdError):
         await snapshot(files, parse_model_id("../name"))
 
