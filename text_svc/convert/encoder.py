@@ -11,17 +11,18 @@ import nncf
 import numpy as np
 import openvino as ov
 import torch
+from tokenizers import Tokenizer
 
 from text_svc.convert.calibration import calibration_texts, check_texts
 from text_svc.convert.refused import RefusedError, refusal
 from text_svc.convert.spec import Weights
+from text_svc.convert.traceable import traceable_masks
 from text_svc.formats.json_files import TOKENIZER
 from text_svc.formats.manifest import MODEL, Manifest
-from text_svc.formats.recipe import max_tokens, read_recipe
+from text_svc.formats.recipe import read_recipe
 from text_svc.torch_models.padding import padding_changes
-from text_svc.torch_models.pretrained import max_positions
 from text_svc.torch_models.sentence_encoder import MaskKind, SentenceEncoder, load_module
-from text_svc.torch_models.tokenizer import load_tokenizer
+from text_svc.torch_models.sentence_tokenizer import load_sentence_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -53,28 +54,21 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     """
     recipe = read_recipe(source)
     module = load_module(source, recipe, dtype=torch.float32)
-    tokenizer = load_tokenizer(source)
-    if not tokenizer.is_fast:
-        raise RefusedError("its tokenizer exists only in Python")
-    limit = max_tokens(
-        recipe,
-        max_positions(module.transformer),
-        tokenizer.model_max_length,
-    )
+    tokens = load_sentence_tokenizer(source, recipe, module)
     try:
         if padding_changes(module):
             raise RefusedError("padding changes its vectors")
-        graph = _traced(module, limit)
+        graph = _traced(module, tokens.max_tokens)
         if weights == "int8":
-            graph = _quantised(graph, tokenizer, limit)
+            graph = _quantised(graph, tokens.tokenizer)
     except Exception as error:
         log.exception("the model cannot be converted")
         raise refusal(error) from None
     ov.save_model(graph, target / MODEL, compress_to_fp16=False)
-    tokenizer.backend_tokenizer.save(str(target / TOKENIZER))
+    tokens.tokenizer.save(str(target / TOKENIZER))
     return Manifest(
-        context=limit,
-        pad_token=tokenizer.pad_token_id or 0,
+        context=tokens.max_tokens,
+        pad_token=tokens.pad_token,
         weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,
     )
 
@@ -87,8 +81,9 @@ def _traced(module: SentenceEncoder, limit: int) -> ov.Model:
     """
     failures: list[Exception] = []
     kinds: tuple[MaskKind, ...] = ("additive", "own")
-    if "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ()):
-        kinds = ("windowed", "own")
+    windows = "sliding_attention" in (getattr(module.transformer.config, "layer_types", None) or ())
+    if windows or any(getattr(each, "is_causal", False) for each in module.modules()):
+        kinds = ("own", "additive")
     for kind in kinds:
         try:
             graph = _trace(module, kind)
@@ -107,7 +102,7 @@ def _trace(module: SentenceEncoder, kind: MaskKind) -> ov.Model:
     module.mask_kind = kind
     shape = ov.PartialShape([-1, -1])
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), traceable_masks():
             return ov.convert_model(
                 module,
                 example_input=_random_inputs(module, _TRACED),
@@ -141,12 +136,13 @@ def _random_inputs(module: SentenceEncoder, shape: tuple[int, int]) -> Inputs:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _quantised(graph: ov.Model, tokenizer: Any, limit: int) -> ov.Model:
+def _quantised(graph: ov.Model, tokenizer: Tokenizer) -> ov.Model:
     calibration = calibration_texts()
 
     def inputs(text: str) -> dict[str, Any]:
-        encoded = tokenizer(text, truncation=True, max_length=limit, return_tensors="np")
-        return {name: encoded[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
+        encoded = tokenizer.encode(text)
+        named = {"input_ids": encoded.ids, "attention_mask": encoded.attention_mask}
+        return {name: np.array([values], np.int64) for name, values in named.items()}
 
     quantised = nncf.quantize(
         graph.clone(),

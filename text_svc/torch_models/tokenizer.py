@@ -122,7 +122,7 @@ def load_tokenizer(folder: Path) -> Any:
             _apply_configuration(tokenizer, kind, config, is_named=is_named)
     else:
         tokenizer = _from_older_files(folder, kind, config)
-    _check_vocabulary(tokenizer)
+    check_vocabulary(tokenizer)
     return tokenizer
 
 
@@ -371,7 +371,7 @@ def _from_older_files(folder: Path, kind: type[Any], config: dict[str, Any]) -> 
     return made
 
 
-def _check_vocabulary(tokenizer: Any) -> None:
+def check_vocabulary(tokenizer: Any) -> None:
     """Checks that different words become different tokens.
 
     Raises:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import invert
 
 from tokenizers import Tokenizer
 
 from shared.errors import InvalidArgumentError
-from text_svc.formats.recipe import Recipe
+from text_svc.formats.recipe import NO_LIMIT, Recipe
 from text_svc.worker.tokenizing import (
     PIECE_CHARACTERS,
     has_patterns,
@@ -37,8 +38,14 @@ class SentenceTokenizer:
         self._tokenizer = tokenizer
         self._recipe = recipe
         self.max_tokens = max_tokens
+        side = (tokenizer.truncation or {}).get("direction", "right")
+        # Whether a text's end can change what is read of it.
+        self._reads_ends = side != "right" or max_tokens >= NO_LIMIT
         tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
+        if max_tokens >= NO_LIMIT:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(max_tokens, direction=side)
         self._may_be_slow = has_patterns(tokenizer)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
 
@@ -58,33 +65,60 @@ class SentenceTokenizer:
         return prompts.get(name, "")
 
     async def encode(self, texts: Sequence[str], prompt: str = "") -> list[list[int]]:
-        """Token ids of each text, with special tokens."""
+        """Token ids of each text, with special tokens.
+
+        Those that are read and not pooled are below 0, see `SentenceEncoder`.
+        """
         short = sum(map(len, texts)) <= INLINE_CHARACTERS and len(texts) <= INLINE_TEXTS
         if short and not self._may_be_slow:
             return self._encode(texts, prompt)
         return await in_thread(self._threads, self._encode, texts, prompt)
 
     def _encode(self, texts: Sequence[str], prompt: str) -> list[list[int]]:
-        # sentence-transformers strips texts too.
-        cleaned = [(prompt + text).strip() for text in texts]
-        if self._recipe.lower_case:
-            cleaned = [text.lower() for text in cleaned]
+        cleaned = [self._cleaned(prompt + text) for text in texts]
         with tokenizing():
-            return [ids for piece in pieces(cleaned, len) for ids in self._ids(piece)]
+            hidden = self._prompt_length(prompt) if not self._recipe.include_prompt else 0
+            encoded = [ids for piece in pieces(cleaned, len) for ids in self._ids(piece)]
+        if hidden:
+            encoded = [[*map(invert, ids[:hidden]), *ids[hidden:]] for ids in encoded]
+        if self._recipe.static:  # the vector of no tokens is 0
+            encoded = [ids or [invert(0)] for ids in encoded]
+        return encoded
+
+    def _cleaned(self, text: str) -> str:
+        if self._recipe.static:
+            return text
+        text = text.strip()  # sentence-transformers does that too
+        return text.lower() if self._recipe.lower_case else text
+
+    def _prompt_length(self, prompt: str) -> int:
+        """Tokens at a text's beginning that are not pooled: without the end that a text has."""
+        if not prompt:
+            return 0
+        ids = self._ids([self._cleaned(prompt)])[0]
+        added = self._tokenizer.get_added_tokens_decoder()
+        ends = bool(ids) and ids[-1] in added and added[ids[-1]].special
+        return len(ids) - ends
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         if len(texts) == 1 and (ids := self._ids_of_beginning(texts[0])):
             return [ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+        special = not self._recipe.static
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+        return [encoding.ids for encoding in encodings]
 
     def _ids_of_beginning(self, text: str) -> list[int]:
         """The ids of a long text, where its beginning has as many as the model reads; else none.
 
         They end far from where it is cut, so that the rest would not change them.
         """
+        if self._reads_ends:
+            return []
         length, distance = PIECE_CHARACTERS, PIECE_CHARACTERS // 2
         while length < len(text):
-            encoding = self._tokenizer.encode_batch([text[:length]])[0]
+            beginning = [text[:length]]
+            special = not self._recipe.static
+            encoding = self._tokenizer.encode_batch(beginning, add_special_tokens=special)[0]
             ends = [end for _, end in encoding.offsets]
             if len(ends) >= self.max_tokens and max(ends) <= length - distance:
                 ids: list[int] = encoding.ids

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from shared.errors import InvalidModelError
-from text_svc.formats.recipe import (
-    Recipe,
-    max_tokens,
-)
+from text_svc.formats.recipe import Recipe
 from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.padding import padding_changes
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
-    max_positions,
     measure,
 )
 from text_svc.torch_models.sentence_encoder import (
     SentenceEncoder,
     load_module,
 )
-from text_svc.torch_models.tokenizer import load_tokenizer
+from text_svc.torch_models.sentence_tokenizer import load_sentence_tokenizer
 from text_svc.worker.embeddings.encoder import (
     Done,
     Ids,
@@ -76,17 +71,11 @@ def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
     device = choose_device(spec.options)
     dtype = choose_dtype(spec.options, device)
     module = load_module(spec.folder, recipe, dtype=dtype, device=device)
-    tokenizer = load_tokenizer(spec.folder)
-    if not tokenizer.is_fast:
-        raise InvalidModelError("the model has no tokenizer for the tokenizers library")
+    tokens = load_sentence_tokenizer(spec.folder, recipe, module)
     return LoadedEncoder(
         TorchEncoder(module),
-        tokenizer.backend_tokenizer,
-        max_tokens(
-            recipe,
-            max_positions(module.transformer),
-            tokenizer.model_max_length,
-        ),
-        tokenizer.pad_token_id or 0,
+        tokens.tokenizer,
+        tokens.max_tokens,
+        tokens.pad_token,
         measure(module),
     )

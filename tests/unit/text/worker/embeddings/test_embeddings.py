@@ -204,7 +204,9 @@ def test_what_does_not_convert_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_recipes_that_are_refused(
     tmp_path: Path, modules: list[str] | None, config: dict[str, bool], words: str
 ) -> None:
-    content: Any = modules and [{"type": f"x.{kind}", "path": f"{kind}"} for kind in modules]
+    content: Any = modules and [
+        {"type": f"sentence_transformers.models.{kind}", "path": kind} for kind in modules
+    ]
     (tmp_path / "modules.json").write_text(json.dumps(content or {"no": "list"}))
     (tmp_path / "Pooling").mkdir()
     (tmp_path / "Pooling" / "config.json").write_text(json.dumps(config))
