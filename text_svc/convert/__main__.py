@@ -12,12 +12,14 @@ from importlib import import_module
 from pathlib import Path
 
 from shared.errors import ServiceError
+from shared.pipelines import FEATURE_EXTRACTION
 from text_svc.convert import CONVERTERS
 from text_svc.convert.refused import RefusedError
 from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.cleaned import cleaned_folder, links_in
 from text_svc.formats.load_errors import loading_errors, without_folders
 from text_svc.formats.manifest import PART_PREFIX, Manifest
+from text_svc.formats.recipe import model_folder
 from text_svc.processes.child import begin
 from text_svc.processes.specs import Report
 
@@ -70,6 +72,8 @@ def _make(spec: ConversionSpec, part: Path) -> Manifest:
     module = import_module(f"text_svc.convert.{CONVERTERS[spec.pipeline]}")
     try:
         with cleaned_folder(spec.source, spec.scratch) as source:
+            if spec.pipeline != FEATURE_EXTRACTION.name:  # it reads the modules' files itself
+                source = model_folder(source)
             manifest: Manifest = module.convert(source, part, spec.weights)
         return manifest
     except RefusedError as error:

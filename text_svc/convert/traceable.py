@@ -7,7 +7,7 @@ around these functions are others; transformers' are `transformers.masking_utils
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -41,7 +41,7 @@ def _mask(
     batch_size: Any,
     q_length: Any,
     kv_length: Any,
-    mask_function: Callable[..., Tensor],
+    mask_function: Any,
     attention_mask: Tensor | None,
     allow_is_causal_skip: bool = False,
     q_offset: Any = 0,
@@ -63,5 +63,5 @@ def _mask(
     seen = mask_function(texts, head, queries, keys)
     if attention_mask is not None:
         seen = seen & attention_mask[:, None, None, :].bool()
-    hidden = 1.0 - seen.to(torch.float32)
+    hidden: Tensor = 1.0 - seen.to(torch.float32)
     return hidden.expand(batch_size, -1, q_length, -1) * _MASKED

@@ -41,6 +41,8 @@ class SentenceEncoder(nn.Module):
     below 0 is the bitwise complement of a token that is read and not pooled.
     """
 
+    layer_weights: Tensor | None
+
     def __init__(
         self,
         transformer: nn.Module,
@@ -61,23 +63,23 @@ class SentenceEncoder(nn.Module):
             pooled_mask = attention_mask * (input_ids >= 0).to(attention_mask.dtype)
             input_ids = torch.where(input_ids < 0, -1 - input_ids, input_ids)
         hidden = self._hidden(input_ids, attention_mask).float()
-        vectors = self.layers(pool(hidden, attention_mask, self.recipe.poolings, pooled_mask))
+        pooled = pool(hidden, attention_mask, self.recipe.poolings, pooled_mask)
+        vectors: Tensor = self.layers(pooled)
         return vectors[:, : self.recipe.dimensions] if self.recipe.dimensions else vectors
 
     def _hidden(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = self._mask(attention_mask)
-        mean = self.recipe.layer_mean
-        if mean is None:
-            hidden: Tensor = self.transformer(
-                input_ids=input_ids, attention_mask=mask
-            ).last_hidden_state
+        mean, weights = self.recipe.layer_mean, self.layer_weights
+        if mean is None or weights is None:
+            output = self.transformer(input_ids=input_ids, attention_mask=mask)
+            hidden: Tensor = output.last_hidden_state
             return hidden
         output = self.transformer(
             input_ids=input_ids, attention_mask=mask, output_hidden_states=True
         )
         layers = torch.stack(output.hidden_states)[mean.first :]
-        weights = self.layer_weights.to(layers.dtype)
-        return (weights[:, None, None, None] * layers).sum(0) / weights.sum()
+        hidden = (weights[:, None, None, None].to(layers.dtype) * layers).sum(0)
+        return hidden / weights.sum()
 
     def _mask(self, attention_mask: Tensor) -> Tensor:
         if self.mask_kind == "own":
@@ -95,6 +97,10 @@ class StaticTable(nn.Module):
         weights: of each token, with which its vector is multiplied.
     """
 
+    vectors: Tensor
+    rows: Tensor | None
+    weights: Tensor | None
+
     def __init__(self, vectors: Tensor, rows: Tensor | None, weights: Tensor | None) -> None:
         super().__init__()
         self.register_buffer("vectors", vectors)
@@ -105,8 +111,7 @@ class StaticTable(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the table is."""
-        device: torch.device = self.vectors.device
-        return device
+        return self.vectors.device
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         rows = input_ids if self.rows is None else self.rows[input_ids]

@@ -11,7 +11,7 @@ import pytest
 from model_mgmt_svc.resolve import resolve_pipeline
 from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
 from shared.files.client import ModelFiles
-from shared.pipelines import accepted_names
+from shared.pipelines import accepted_names, find_pipeline
 from tests.support.providers import Provider
 
 MODEL = "org/name"
@@ -84,3 +84,34 @@ async def test_a_config_that_is_broken_or_missing(files: ModelFiles, source: Pro
         await resolve_pipeline(files, MODEL, "", "")
     with pytest.raises(ModelNotFoundError):
         await resolve_pipeline(files, "org/other", "", "")
+
+
+MODULES = [{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}]
+CLIP = [{"type": "sentence_transformers.models.CLIPModel", "path": "0_CLIPModel"}]
+
+
+@pytest.mark.parametrize(
+    ("modules", "model_type", "expected"),
+    [
+        (MODULES, None, "feature-extraction"),
+        (MODULES, "SentenceTransformer", "feature-extraction"),
+        (MODULES, "CrossEncoder", "reranking"),
+        (CLIP, None, "zero-shot-image-classification"),
+    ],
+)
+@pytest.mark.parametrize("config", [LLAMA, None])
+async def test_a_model_of_sentence_transformers(
+    files: ModelFiles,
+    source: Provider,
+    modules: list[dict[str, str]],
+    model_type: str | None,
+    expected: str,
+    config: bytes | None,
+) -> None:
+    source.files = {f"{MODEL}/modules.json": json.dumps(modules).encode()}
+    if model_type:
+        own = json.dumps({"model_type": model_type}).encode()
+        source.files[f"{MODEL}/config_sentence_transformers.json"] = own
+    if config:
+        source.files[f"{MODEL}/config.json"] = config
+    assert (await resolve_pipeline(files, MODEL, "", "")).name == find_pipeline(expected).name

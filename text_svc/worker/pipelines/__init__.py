@@ -15,6 +15,7 @@ from shared import pipelines
 from shared.errors import InvalidArgumentError
 from text_svc.formats.cleaned import cleaned_folder, links_in
 from text_svc.formats.load_errors import loading_errors
+from text_svc.formats.recipe import model_folder
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker import tokenizing
 from text_svc.worker.loaded import LoadedPipeline
@@ -58,5 +59,7 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
         loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)),
         cleaned_folder(spec.folder, spec.scratch) as folder,
     ):
+        if spec.pipeline != pipelines.FEATURE_EXTRACTION.name:  # it reads the modules' files itself
+            folder = model_folder(folder)
         pipeline = pipeline_class(spec.model_copy(update={"folder": folder}))
         return LoadedPipeline(pipeline.handlers(), pipeline.report())

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidModelError
 from tests.support import tiny_models
+from tests.support.embeddings import converted, embed, expected
 from tests.support.text_pipeline import Tiny, serve, spec_of
 from text_svc.convert import encoder
 from text_svc.convert.refused import RefusedError
@@ -66,26 +67,6 @@ def sentence_model(folder: Path, config: Mapping[str, Any], *, dense: bool = Fal
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": False, **config}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
-
-
-def expected(folder: Path, texts: list[str], **options: Any) -> np.ndarray:
-    from sentence_transformers import SentenceTransformer
-
-    vectors: np.ndarray = SentenceTransformer(str(folder), device="cpu").encode(texts, **options)
-    return vectors
-
-
-def converted(folder: Path, weights: Any = "float") -> dict[str, Any]:
-    """Fields of a spec that runs the model on OpenVINO."""
-    target = folder / f"converted-{weights}"
-    target.mkdir()
-    encoder.convert(folder, target, weights).write(target)
-    return {"engine": "openvino", "converted": target}
-
-
-async def embed(stub: Any, texts: list[str], **fields: Any) -> np.ndarray:
-    answer = await stub.GenerateEmbeddings(pb.GenerateEmbeddingsRequest(texts=texts, **fields))
-    return np.array([each.values for each in answer.embeddings], np.float32)
 
 
 POOLING_CONFIGS = {
