@@ -61,13 +61,13 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def encode_batch(self, texts: list[str]) -> Any:
+    def encode_batch(self, texts: list[str], **options: Any) -> Any:
         self.most = max(self.most, sum(map(len, texts)))
-        return self._tokenizer.encode_batch(texts)
+        return self._tokenizer.encode_batch(texts, **options)
 
-    def encode_batch_fast(self, texts: list[str]) -> Any:
+    def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
         self.most = max(self.most, sum(map(len, texts)))
-        return self._tokenizer.encode_batch_fast(texts)
+        return self._tokenizer.encode_batch_fast(texts, **options)
 
 
 @pytest.mark.parametrize("make", [words, pairs])
