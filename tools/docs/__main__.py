@@ -26,6 +26,7 @@ TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
         "load options": tables.load_options_table,
     },
     OPERATIONS: {
+        "models": tables.models_table,
         "settings": tables.settings_table,
         "metrics": tables.metrics_table,
         "alerts": tables.alerts_table,

@@ -1,4 +1,5 @@
-"""Tables made from the code: settings, pipeline types, errors, options, RPCs, metrics, alerts."""
+"""Tables made from the code: settings, pipeline types, models, errors, options, RPCs, metrics,
+alerts."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from shared.settings import ServerSettings, variable_name
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 from tools.docs.places import ROOT, row
+from tools.models import manifest
 from vision_svc.settings import VisionSettings
 
 SERVICES: tuple[type[ServerSettings], ...] = (ModelMgmtSettings, TextSettings, VisionSettings)
@@ -79,6 +81,15 @@ def pipelines_table() -> str:
         aliases = ", ".join(f"`{alias}`" for alias in pipeline.aliases)
         calls = ", ".join(f"`{call}`" for call in pipeline.calls)
         lines.append(row(f"`{pipeline.name}`", aliases, pipeline.service, calls))
+    return "\n".join(lines)
+
+
+def models_table() -> str:
+    """The text models that `make models` fetches."""
+    lines = [row("model", "pipeline type", "licence"), row(*["---"] * 3)]
+    for asset in manifest.load().select([], "text"):
+        name = asset.folder.removeprefix("text/")
+        lines.append(row(f"`{name}`", f"`{asset.pipeline}`", asset.licence))
     return "\n".join(lines)
 
 

@@ -90,7 +90,8 @@ class Asset(_Entry):
     """What is fetched as one: its files, and its sources in the order in which they are tried.
 
     `without` says what does not work when no source can be reached; an asset that has it is
-    optional. The kind `input` is only fetched when something is built of it.
+    optional. The kind `input` is only fetched when something is built of it. A text model also has
+    the pipeline that it is for and its `licence`.
     """
 
     name: str
@@ -99,6 +100,8 @@ class Asset(_Entry):
     files: tuple[File, ...] = Field(min_length=1)
     sources: tuple[Source, ...] = Field(min_length=1)
     without: str = ""
+    pipeline: str = ""
+    licence: str = ""
 
     @property
     def size(self) -> int:

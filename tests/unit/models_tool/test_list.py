@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from shared.pipelines import find_pipeline
 from tests.unit.models_tool.conftest import asset, listed
 from tools.models import REPOSITORY, manifest, model_dir
 from tools.models.__main__ import main
@@ -28,6 +29,12 @@ def test_every_listed_asset_has_a_source_and_every_build_step_exists() -> None:
 def test_every_asset_can_be_had_without_the_publishers_site() -> None:
     for entry in manifest.load().assets:
         assert any(not hasattr(source, "url") for source in entry.sources), entry.name
+
+
+def test_every_text_model_says_what_it_is_for_and_under_which_licence() -> None:
+    for entry in manifest.load().select([], "text"):
+        assert find_pipeline(entry.pipeline).name == entry.pipeline
+        assert entry.licence, entry.name
 
 
 @pytest.mark.parametrize(
