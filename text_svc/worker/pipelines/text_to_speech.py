@@ -11,6 +11,7 @@ from transformers import VitsModel
 
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
+from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.torch_models.tokenizer import load_tokenizer
 from text_svc.worker.infer.base import InferPipeline
@@ -31,6 +32,11 @@ class Synthesizer(InferPipeline[SpeechOptions]):
     options = SpeechOptions
     auto_class = VitsModel
 
+    def __init__(self, spec: WorkerSpec) -> None:
+        super().__init__(spec)
+        # Some tokenizers make something of nothing: a begin and an end, or a blank.
+        self._silence = self.processor("")["input_ids"]
+
     def read_processor(self, source: Pretrained) -> Any:
         return load_tokenizer(source.folder)
 
@@ -38,7 +44,7 @@ class Synthesizer(InferPipeline[SpeechOptions]):
         self, request: pb.InferRequest, options: SpeechOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         inputs = self.processor(request.text, return_tensors="pt")
-        if not inputs["input_ids"].numel():
+        if inputs["input_ids"][0].tolist() == self._silence:
             raise InvalidArgumentError("text has nothing that can be spoken", field="text")
         config = self.model.config
         voice = {"speaker_id": options.speaker} if config.num_speakers > 1 else {}

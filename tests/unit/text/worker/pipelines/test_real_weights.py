@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,11 @@ async def test_the_wave_is_that_of_the_original(models: Path, tmp_path: Path) ->
     assert answer.audio.rate == settings["audio"]["sample_rate"]
     assert wanted.std() > 0.01
     np.testing.assert_allclose(wave, wanted, atol=1e-4)
+
+
+async def test_what_the_voice_cannot_say_is_refused(models: Path) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="nothing that can be spoken"):
+        await infer(require_asset(models, VOICE), "text-to-speech", text="日本")
 
 
 async def test_whisper_hears_what_the_voice_says(models: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -139,3 +140,5 @@ async def test_text_to_speech(tiny: Tiny) -> None:
     assert response.audio.rate == model.config.sampling_rate
     assert response.audio.format == "pcm_f32le"
     assert np.frombuffer(response.audio.data, "<f4") == pytest.approx(wave, abs=1e-5)
+    with pytest.raises(grpc.aio.AioRpcError, match="nothing that can be spoken"):
+        await infer(folder, "tts", text="日本")
