@@ -50,7 +50,8 @@ class PaddedModel:
         self._configs = [model.config, model.config.get_text_config()]
         self._forward = forward
         self._token_type = token_type
-        self._vocabulary: int = model.get_input_embeddings().num_embeddings
+        # CANINE reads code points and has no vocabulary.
+        self._vocabulary: int = getattr(self._configs[1], "vocab_size", 1 << 20)
         self._takes = inspect.signature(model.forward).parameters.keys()
         own: int | None = self._configs[1].pad_token_id
         self._pad = own if own is not None and 0 <= own < self._vocabulary else None

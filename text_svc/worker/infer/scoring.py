@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification
@@ -39,6 +40,7 @@ class ScoringPipeline(TextPipeline[Options]):
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
         self.model.config.get_text_config().use_cache = False  # nothing is generated
+        _score_in_float32(self.model)
         samples = [dict(self.processor(text, truncation=True)) for text in SAMPLES]
         self._padded = PaddedModel(
             self.model, self.forward, self.processor.pad_token_type_id, samples
@@ -155,3 +157,20 @@ class ScoringPipeline(TextPipeline[Options]):
             field=name,
             metadata={"limit": str(limit)},
         )
+
+
+def _score_in_float32(model: Any) -> None:
+    """Has the last layer of a model in half precision compute in float32.
+
+    Scores near each other would be the same number in bfloat16, which has three digits.
+    """
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return
+    labels = model.config.num_labels
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module.out_features == labels
+    ]
+    if heads:
+        heads[-1].float().register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))

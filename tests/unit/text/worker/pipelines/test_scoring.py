@@ -85,6 +85,20 @@ def test_scores_that_are_all_one_are_ranked_by_their_logits(saturated: Path) -> 
     assert [index for index, _ in rank(saturated, top_k=2)] == order[:2]
 
 
+def test_scores_in_half_precision_differ_where_documents_do(tiny: Tiny) -> None:
+    model = Reranker(spec_of(tiny("bert-rank"), "reranking", {"dtype": "bfloat16"}))
+    read: list[torch.Tensor] = []
+    model.model.classifier.register_forward_hook(lambda _, inputs, __: read.append(inputs[0]))
+    ranking = pb.Ranking(query=QUERY, documents=[f"a dog and {n}" for n in range(100, 160)])
+    request = pb.InferRequest(ranking=ranking)
+    answer = model.infer(request, RankingOptions(raw=True), RUNNING)
+    scores = torch.tensor([document.score for document in answer.documents])
+    assert len(set(scores.tolist())) > len(set(scores.bfloat16().tolist())) + 10
+    reader = model.model.classifier
+    wanted = torch.cat(read).float() @ reader.weight[0] + reader.bias
+    assert torch.allclose(scores, wanted.sort(descending=True).values, atol=1e-4)
+
+
 def test_equal_scores_keep_the_order_of_the_request(tiny: Tiny) -> None:
     assert [index for index, _ in rank(tiny("bert-rank"), ["a dog"] * 5)] == [0, 1, 2, 3, 4]
 
