@@ -22,7 +22,7 @@ from text_svc.worker.tokenizing import pieces
 log = logging.getLogger(__name__)
 
 # Texts of different length, with which the padding is tried.
-SAMPLES = ("a", "A longer text: it has a few words more.", "one, two, three")
+SAMPLES = ("a few words", "A longer text: it has a few words more.", "one, two, three")
 
 # What a caller calls a text, by its index.
 Naming = Callable[[int], str]
