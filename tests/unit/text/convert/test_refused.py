@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import openvino as ov
 import pytest
+import torch
 
 from shared.errors import OutOfMemoryError, ResourceExhaustedError, ServiceError
 from tests.support.text_pipeline import Tiny
 from text_svc.convert import decoder, encoder
 from text_svc.convert.__main__ import convert
+from text_svc.convert.refused import refusal
 from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.manifest import Manifest
@@ -79,3 +82,33 @@ def test_a_model_that_cannot_be_converted_is_remembered(case: Any, tmp_path: Pat
     manifest = converted(source, tmp_path / "converted" / "one", pipeline)
     assert manifest is not None
     assert manifest.refused == "RuntimeError: an operator that nobody knows"
+
+
+class Strange(torch.nn.Module):
+    """It has an operation that OpenVINO does not know."""
+
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(numbers)
+
+
+class Untraceable(torch.nn.Module):
+    def forward(self, numbers: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no trace")
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (
+            Strange(),
+            "OpConversionFailure: No conversion rule found for operations: aten::special_bessel_j0",
+        ),
+        (Untraceable(), "RuntimeError: no trace"),
+    ],
+)
+def test_a_refusal_says_why_and_not_where_openvino_was_made(
+    module: torch.nn.Module, said: str
+) -> None:
+    with pytest.raises(Exception) as caught:  # noqa: PT011  # OpenVINO has classes of its own
+        ov.convert_model(module, example_input=torch.ones(2))
+    assert str(refusal(caught.value)) == said
