@@ -26,6 +26,8 @@ _PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
 # How long a new process may take until it is ready, on a busy machine.
 START_SECONDS = 30.0
+# For both, when a model is loaded; after that, it is loaded without knowing.
+CHECK_SECONDS = 10.0
 
 
 class ChatTemplate:
@@ -64,7 +66,7 @@ class ChatTemplate:
                 run_module.command(_PROCESS, str(os.getpid())),
                 input=lines.encode(),
                 stdout=subprocess.PIPE,
-                timeout=START_SECONDS,
+                timeout=CHECK_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
