@@ -101,7 +101,10 @@ async def test_a_dead_process_ends_its_own_callers_and_no_others(
 async def test_an_unload_that_waits_no_longer_ends_the_calls_that_run(
     tmp_path: Path, service: TextService
 ) -> None:
-    impatient = {"TEXT_UNLOAD_GRACE_SECONDS": "0"}
+    impatient = {
+        "TEXT_UNLOAD_GRACE_SECONDS": "0",
+        "TEXT_CONVERTED_DIR": str(service.converted),
+    }
     with text_service(service.models, tmp_path, impatient) as other:
         async with other.client() as client:
             await client.load(FIRST)
@@ -118,7 +121,10 @@ async def test_an_unload_goes_on_without_its_caller_and_with_others(
     tmp_path: Path, service: TextService
 ) -> None:
     """A call that runs has its grace, whoever unloads, goes away, or unloads again."""
-    patient = {"TEXT_UNLOAD_GRACE_SECONDS": "600"}
+    patient = {
+        "TEXT_UNLOAD_GRACE_SECONDS": "600",
+        "TEXT_CONVERTED_DIR": str(service.converted),
+    }
     with text_service(service.models, tmp_path, patient) as other:
         async with other.client() as client:
             await client.load(EMBEDDER, "embeddings")

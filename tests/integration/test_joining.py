@@ -17,11 +17,11 @@ from tests.support import tiny_text
 from tests.support.model_mgmt import ModelMgmt, model_mgmt
 from tests.support.processes import free_port, process, ready_channel
 from tests.support.providers import Provider
-from tests.support.stack import TEXT, VISION
+from tests.support.stack import CONVERTED, TEXT, VISION
 from tests.support.waiting import until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-LIMIT = 120.0
+LIMIT = 300.0
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,13 @@ class Replica:
 async def replica(
     case: Case, folder: Path, port: int, provider: str, **settings: str
 ) -> AsyncIterator[Replica]:
-    """A replica that accepts connections; those of a kind share their caches."""
+    """A replica that accepts connections; those of a kind share their caches and conversions."""
     values = {
         "port": str(port),
         "metrics_port": "0",
         "file_provider_addr": provider,
         "cache_dir": str(folder / "cache"),
+        "converted_dir": str(CONVERTED),  # of text_svc
         "model_dir": str(folder / "none"),
         "drain_seconds": "0",
         "admission_seconds": "3600",  # a busy control plane may be silent for long

@@ -20,6 +20,7 @@ import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ml import common_pb2, model_management_pb2_grpc
+from tests.support import caches
 from tests.support.processes import stack_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,6 +251,9 @@ def start_stack(
 ) -> Stack:
     """Starts a stack without waiting for anything.
 
+    One of the project's own models begins with their files in its caches, as one that was stopped
+    and started again.
+
     Args:
         folder: for its logs, caches and state.
         arguments: more options of `python -m stack up`.
@@ -257,6 +261,10 @@ def start_stack(
         stdout: where stdout and stderr go; by default into a file that `Stack.output` reads.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if command is None and not {"--models", "--provider"} & set(arguments):
+        for service in ("model_mgmt", "text"):
+            for model in (EMBEDDER, CHAT):
+                caches.fill(folder / "cache" / service, MODELS / "text", model)
     state_file = folder / "stack.json"
     mark = uuid.uuid4().hex
     with contextlib.ExitStack() as files:
