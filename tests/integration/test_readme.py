@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.optional_models import missing_models
 from tests.support.processes import free_port
-from tests.support.stack import wait_for
+from tests.support.stack import CONVERTED, wait_for
 from tools import demo_vision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,8 @@ def make(*arguments: str, timeout: float = 840) -> subprocess.CompletedProcess[s
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=os.environ | {"COLUMNS": "200"},
+        # What another test has converted is not converted again.
+        env=os.environ | {"COLUMNS": "200", "TEXT_CONVERTED_DIR": str(CONVERTED)},
     )
 
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60.0) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 120.0) -> None:
     """Returns once the condition holds; fails after a time that only a fault can take."""
     async with asyncio.timeout(seconds):
         while True:
