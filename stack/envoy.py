@@ -64,9 +64,12 @@ class Admin:
         """Number of calls in flight."""
         return self._stat("http.grpc.downstream_rq_active")
 
-    def active_connections(self) -> int:
-        """Number of open client connections."""
-        return self._stat("http.grpc.downstream_cx_active")
+    def connections(self) -> tuple[int, int]:
+        """Number of client connections so far, and of those that are open."""
+        return (
+            self._stat("http.grpc.downstream_cx_total"),
+            self._stat("http.grpc.downstream_cx_active"),
+        )
 
     def _stat(self, name: str) -> int:
         stats = self._ask("GET", f"/stats?filter=^{name}$").decode()

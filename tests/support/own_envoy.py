@@ -64,9 +64,10 @@ def wait_for_upstream(admin: Admin) -> None:
 
 
 def nobody_connected(admin: Admin) -> bool:
-    """Whether no client is connected; false if the page does not respond in time."""
+    """Whether those who connected have left; false if the page does not respond in time."""
     with contextlib.suppress(OSError):
-        return admin.active_connections() == 0
+        so_far, open_now = admin.connections()
+        return so_far > 0 and open_now == 0
     return False
 
 
