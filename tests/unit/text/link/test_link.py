@@ -317,6 +317,6 @@ async def test_calls_end_though_why_the_process_ended_cannot_be_learnt(tmp_path:
             await anext(answers)
             link.close()
             with pytest.raises(WorkerUnavailableError):
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await anext(answers)
         await here.handlers.stopped.wait()
