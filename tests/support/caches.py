@@ -31,6 +31,8 @@ def fill(cache: Path, models: Path, model_id: str) -> None:
         path = PurePosixPath(file.relative_to(source))
         entry = CacheEntry(cache, parse_model_id(model_id), path)
         place = entry.place()
+        if place.exists():
+            continue  # another stack began in this folder
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file, place)
