@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import AutoConfig
 
 from text_svc.convert.refused import RefusedError, refusal
 from text_svc.convert.spec import Weights
+from text_svc.formats.json_files import GENERATION_CONFIG
 from text_svc.formats.manifest import MODEL, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.torch_models.decoding_rules import decoding_rules
@@ -30,6 +32,8 @@ CHECK_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34)
 CHECK_TOKENS = 8
 # Where the original's best two logits are closer than this, either token is right.
 CHECK_MARGIN = 0.01
+# The end token of a model that has none: an id above those of all vocabularies.
+NO_TOKEN = 1 << 30
 
 
 def convert(source: Path, target: Path, weights: Weights) -> Manifest:
@@ -49,10 +53,13 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     model = load_causal_lm(source, None)
     if rules := decoding_rules(model.generation_config):
         raise RefusedError(f"openvino does not follow its generation config: {', '.join(rules)}")
+    tokenizer = load_tokenizer(source)
+    end_tokens = end_tokens_of(model, tokenizer)
     try:
         export_from_model(
             model, target, task=TASK, stateful=True, patch_16bit_model=model.dtype != torch.float32
         )
+        _write_end_tokens(target, end_tokens)
         core = openvino.Core()
         converted = core.read_model(target / MODEL)
         width = _cache_width(converted)
@@ -66,12 +73,11 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
     except Exception as error:
         log.exception("the model cannot be converted")
         raise refusal(error) from None
-    tokenizer = load_tokenizer(source)
     tokenizer.save_pretrained(target)
     return Manifest(
         context=context_length(model),
         cache_width=width,
-        end_tokens=end_tokens_of(model, tokenizer),
+        end_tokens=end_tokens,
         weight_bytes=(target / MODEL).with_suffix(".bin").stat().st_size,
     )
 
@@ -101,6 +107,15 @@ def _cache_width(model: Any) -> int:
     if not width:
         raise RefusedError("it has no cache of keys and values")
     return width
+
+
+def _write_end_tokens(folder: Path, end_tokens: list[int]) -> None:
+    """Writes the generation config for OpenVINO, which refuses every prompt without an end token.
+
+    It takes -1 for one that is missing, and then does not accept that id.
+    """
+    config = {"eos_token_id": end_tokens or NO_TOKEN}
+    (folder / GENERATION_CONFIG).write_text(json.dumps(config))
 
 
 def _replace(model: Any, folder: Path) -> None:

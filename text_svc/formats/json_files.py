@@ -10,6 +10,7 @@ from shared.files import disk
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+GENERATION_CONFIG = "generation_config.json"
 # Largest file that is parsed here. The inspection has checked the limits of the settings before.
 MAX_JSON_BYTES = 64 << 20
 

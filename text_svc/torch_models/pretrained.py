@@ -196,13 +196,27 @@ def context_length(model: Any, max_length: int | None = None, config: Any = None
 
 
 def end_tokens_of(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the generation config's, else the tokenizer's."""
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = tokenizer.eos_token_id
-    if end is None:
-        return []
-    return list(end) if isinstance(end, list | tuple) else [int(end)]
+    """Tokens that end an answer: the generation config's, else the tokenizer's.
+
+    Some models have none, or one below 0, which stands for none: their answers end by length.
+    """
+    named = model.generation_config.eos_token_id
+    ends = [
+        token
+        for token in (named if isinstance(named, list | tuple) else [named])
+        if is_token(token)
+    ]
+    if ends:
+        return ends
+    own = tokenizer.eos_token_id
+    # A tokenizer gives the unknown token's id to an end token that it does not have.
+    missing = own == tokenizer.unk_token_id and tokenizer.eos_token != tokenizer.unk_token
+    return [own] if is_token(own) and not missing else []
+
+
+def is_token(value: Any) -> bool:
+    """Whether a value of a configuration is the id of a token."""
+    return isinstance(value, int) and value >= 0
 
 
 def measure(model: torch.nn.Module, beside: int = 0) -> WorkerReport:

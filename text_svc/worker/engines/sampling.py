@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
-from text_svc.formats.json_files import read_json_object
+from text_svc.formats.json_files import GENERATION_CONFIG, read_json_object
 
 # For parameters that neither the request nor the model's generation_config sets.
 DEFAULT_TEMPERATURE = 0.7
@@ -26,8 +26,6 @@ MAX_REPETITION_PENALTY = 100.0
 MAX_SEED = 2**64 - 1
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)

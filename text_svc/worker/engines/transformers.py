@@ -37,6 +37,7 @@ from text_svc.torch_models.pretrained import (
     choose_dtype,
     context_length,
     end_tokens_of,
+    is_token,
     measure,
 )
 from text_svc.torch_models.tokenizer import load_tokenizer
@@ -286,7 +287,7 @@ class TransformersEngine:
             repetition_penalty=sampling.repetition_penalty,
             bos_token_id=own.bos_token_id,
             eos_token_id=end or None,
-            pad_token_id=own.pad_token_id if own.pad_token_id is not None else next(iter(end), 0),
+            pad_token_id=own.pad_token_id if is_token(own.pad_token_id) else next(iter(end), 0),
             do_sample=False,  # `_SeededSampler` samples
             num_beams=1,  # beam search, which a model's config may ask for, cannot stream
         )
