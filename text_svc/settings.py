@@ -45,6 +45,12 @@ class TextSettings(ModelHostSettings):
     load_timeout_seconds: float = Field(
         600, gt=0, description="Time within which a model's process must become ready."
     )
+    trial_seconds: float = Field(
+        30,
+        ge=0,
+        description="Longest time for the small call that a model's process makes to itself; if it "
+        "fails, the load fails. 0 makes no such call.",
+    )
     hang_seconds: float = Field(
         30,
         gt=0,

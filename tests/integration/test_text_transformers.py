@@ -7,9 +7,10 @@ import grpc
 import pytest
 
 from ml import transformers_pb2 as pb
-from tests.support import tiny_text
+from tests.support import tiny_models, tiny_text
 from tests.support.stack import wait_for
-from tests.support.text_service import TextClient, TextService, text_service
+from tests.support.strange_models import change_json
+from tests.support.text_service import READY, TextClient, TextService, text_service
 
 LLAMA = "tiny/llama"
 LONG = 3000
@@ -138,3 +139,15 @@ async def test_a_prompt_over_the_cache_is_refused_with_the_limit(client: TextCli
     _, last = await client.generate(model=model, prompt="the sea", max_length=5, temperature=0)
     assert last.tokens_generated == 5
     await client.unload(model)
+
+
+async def test_a_model_that_would_fail_at_each_call_does_not_load(
+    client: TextClient, service: TextService
+) -> None:
+    folder = tiny_models.build("t5", service.models / "tiny" / "no-start-token")
+    for name in ("config.json", "generation_config.json"):
+        change_json(folder / name, decoder_start_token_id=None)
+    with pytest.raises(grpc.aio.AioRpcError, match="`decoder_start_token_id`") as caught:
+        await client.load("tiny/no-start-token", "summarization", engine="transformers")
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (await client.models())["tiny/no-start-token"] != READY

@@ -78,6 +78,7 @@ class WorkerSpec(ChildSpec):
         converted: what `text_svc.convert` made of them, for the engine that needs it.
         cache_bytes: of the key-value cache of a model that generates.
         tokenize_seconds: for a text, see `worker.tokenizing`.
+        trial_seconds: see `worker.trial`; 0 for none.
         hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
@@ -91,6 +92,7 @@ class WorkerSpec(ChildSpec):
     hang_seconds: float
     max_step_seconds: float
     tokenize_seconds: float
+    trial_seconds: float
     max_running: int
     max_waiting: int
     max_texts: int

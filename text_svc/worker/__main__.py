@@ -1,4 +1,4 @@
-"""The process of one model: loads it, reports once, and answers calls on a Unix socket."""
+"""The process of one model: loads it, tries it, reports once, and answers on a Unix socket."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from shared.errors import ServiceError
 from shared.process import exit_if_out_of_memory
 from shared.telemetry import tracing
+from text_svc.formats.cleaned import links_in
+from text_svc.formats.load_errors import loading_errors
 from text_svc.link.server import listen
 from text_svc.processes.child import begin
 from text_svc.processes.specs import (
@@ -18,12 +20,19 @@ from text_svc.processes.specs import (
 from text_svc.processes.tracebacks import write_tracebacks_on_signal
 from text_svc.worker.pipelines import load
 from text_svc.worker.steps import look_at_all
+from text_svc.worker.trial import try_calls
 
 
 async def serve(spec: WorkerSpec) -> None:
-    """Loads and serves the model, then reports ready. Never returns; the front ends the process."""
+    """Loads, tries and serves the model, then reports ready.
+
+    Never returns; the front ends the process.
+    """
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     loaded = await asyncio.to_thread(load, spec)
+    if spec.trial_seconds:
+        with loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)):
+            await try_calls(spec.model_id, loaded.handlers, loaded.trial, spec.trial_seconds)
     server = await listen(
         loaded.handlers,
         spec.socket,

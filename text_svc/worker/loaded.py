@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import WorkerReport
+from text_svc.worker.trial import Call
 
 
 @dataclass(frozen=True)
 class LoadedPipeline:
-    """What answers a model's calls, and what the model was measured to cost."""
+    """What answers a model's calls, what it was measured to cost, and the calls of its trial."""
 
     handlers: Handlers
     report: WorkerReport
+    trial: Sequence[Call]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Gauge, Histogram
 
+from text_svc.worker.counting import observe
+
 _WAITING_TEXTS = Gauge(
     "text_waiting_texts", "Texts that wait to be embedded.", ["model"], multiprocess_mode="livesum"
 )
@@ -24,7 +26,7 @@ class EmbeddingMetrics:
 
     def batch(self, texts: int, waiting: int) -> None:
         """Counts a batch that starts, and sets how many texts wait."""
-        self._batch.observe(texts)
+        observe(self._batch, texts)
         self._waiting.set(waiting)
 
     def waiting(self, texts: int) -> None:

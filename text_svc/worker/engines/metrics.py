@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prometheus_client import Gauge, Histogram
 
+from text_svc.worker.counting import observe
+
 _GAP_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -52,8 +54,8 @@ class EngineMetrics:
 
     def step(self, generations: int) -> None:
         """Counts a step with this many generations."""
-        self._batch.observe(generations)
+        observe(self._batch, generations)
 
     def gap(self, seconds: float) -> None:
         """Counts the time between two pieces of a generated text."""
-        self._gap.observe(seconds)
+        observe(self._gap, seconds)

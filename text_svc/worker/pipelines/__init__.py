@@ -19,6 +19,7 @@ from text_svc.formats.recipe import model_folder
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker import tokenizing
 from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.trial import calls
 
 CLASSES = {
     pipelines.TEXT_GENERATION.name: "text_generation:TextGeneration",
@@ -62,4 +63,5 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
         if spec.pipeline != pipelines.FEATURE_EXTRACTION.name:  # it reads the modules' files itself
             folder = model_folder(folder)
         pipeline = pipeline_class(spec.model_copy(update={"folder": folder}))
-        return LoadedPipeline(pipeline.handlers(), pipeline.report())
+        trial = calls(spec.pipeline, pipeline)
+        return LoadedPipeline(pipeline.handlers(), pipeline.report(), trial)

@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from shared.errors import InvalidArgumentError, UnknownOptionError, UnknownPipelineError
+from shared.errors import (
+    InvalidArgumentError,
+    UnknownOptionError,
+    UnknownPipelineError,
+    WorkerUnavailableError,
+)
 from shared.files.client import ModelFiles
+from shared.model_host import ModelState
 from shared.model_ids import ModelId
+from shared.pipelines import TEXT_PIPELINES
 from tests.support.waiting import until
 from text_svc.models.model import ManagedModel
 from text_svc.models.registry import Registry
+from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 
 MODEL = ModelId("org/name")
@@ -92,3 +100,17 @@ async def test_what_a_load_would_refuse_is_refused_by_a_check(
             async for _ in registry.load(MODEL, pipeline, options):
                 pass
         assert loads == []
+
+
+async def test_every_call_to_a_model_that_has_died_is_told_that_it_comes_back(
+    tmp_path: Path,
+) -> None:
+    async with registry_of_endless_loads(tmp_path, 0) as (registry, _):
+        for pipeline in TEXT_PIPELINES:
+            died = ManagedModel(MODEL, pipeline, options=LoadOptions(), loaded_at=7)
+            died.state, died.reason = ModelState.FAILED, "its process ended"
+            registry._models = {MODEL: died}
+            for call in pipeline.calls:
+                with pytest.raises(WorkerUnavailableError, match="about to be loaded again"):
+                    async with registry.use(MODEL, call):
+                        pass
