@@ -94,6 +94,8 @@ _WORDS = (
         "তুমি",
     ),
 )
+# Tokens that no text has.
+NO_TRUNCATION = 1 << 30
 # Tokens of a vocabulary that are tried where all these words are unknown, as in a vocabulary of a
 # script, or of symbols, that is not among them.
 _TRIED_TOKENS = 2000
@@ -123,6 +125,15 @@ def load_tokenizer(folder: Path) -> Any:
     else:
         tokenizer = _from_older_files(folder, kind, config)
     check_vocabulary(tokenizer)
+    size, padding = read_json_object(folder / "config.json").get("vocab_size"), tokenizer.pad_token
+    if padding and isinstance(size, int) and tokenizer.pad_token_id >= size:
+        log.warning("the model has no such token for padding", extra={"token": padding})
+        tokenizer.pad_token = None
+    if tokenizer.is_fast:
+        # transformers sets its own in each call; what uses the tokenizer without it has the side.
+        backend, side = tokenizer.backend_tokenizer, tokenizer.truncation_side
+        if (backend.truncation or {}).get("direction", "right") != side:
+            backend.enable_truncation(NO_TRUNCATION, direction=side)
     return tokenizer
 
 
@@ -239,6 +250,8 @@ def _from_json(
     """
     file = made_of or folder / TOKENIZER
     with_methods = issubclass(kind, _WITH_METHODS)
+    if issubclass(kind, CLIPTokenizer):  # it marks the ends of words, other kinds do not
+        with_methods = bool(getattr(_read(file).model, "end_of_word_suffix", None))
     # A class without an `__init__` of its own gets the tokenizer of the file.
     made: Any = type(kind.__name__, (kind,), {}) if with_methods else TokenizersBackend
     try:

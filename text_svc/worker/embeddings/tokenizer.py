@@ -29,7 +29,7 @@ class SentenceTokenizer:
     """A model's tokenizer, which truncates texts to `max_tokens`.
 
     Args:
-        tokenizer: the one of tokenizer.json.
+        tokenizer: the one of tokenizer.json. Texts are cut at the side where it truncates.
         recipe: whether texts are lower-cased, and the prompts that callers can name.
         max_tokens: most tokens of a text, with special tokens.
     """

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,7 +145,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
     load_model = partial(load_causal_lm, spec.folder, dtype, device)
     model = load_model()
     tokenizer = load_tokenizer(spec.folder)
-    text_tokenizer = _text_tokenizer(tokenizer)
+    text_tokenizer = FastTokenizer.of(tokenizer)
     limits = generate_limits(spec, context_length(model, spec.options.max_length))
     end_tokens = end_tokens_of(model, tokenizer)
     rules = decoding_rules(model.generation_config)
@@ -192,13 +190,6 @@ def _batch_model(
             f"{token_bytes} bytes"
         )
     return BatchModel(model, shapes, tokens)
-
-
-def _text_tokenizer(tokenizer: Any) -> FastTokenizer:
-    """The same tokenizer for prompts and answers, without transformers."""
-    with tempfile.TemporaryDirectory() as saved:
-        tokenizer.save_pretrained(saved)
-        return FastTokenizer(Path(saved))
 
 
 class TransformersEngine:

@@ -111,10 +111,7 @@ class VisualLanguageModel(InferPipeline[GenerateOptions]):
         """The model's tokenizer, with the processor's chat template."""
         own = self.processor.tokenizer
         tokenizer: Tokenizer
-        if (self.spec.folder / "tokenizer.json").exists():
-            tokenizer = FastTokenizer(self.spec.folder)
-        else:
-            tokenizer = SlowTokenizer(own)
+        tokenizer = FastTokenizer.of(own) if own.is_fast else SlowTokenizer(own)
         tokenizer.chat_template = (
             default_template(self.processor.chat_template)
             or default_template(own.chat_template)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,13 @@ class FastTokenizer:
             if name.endswith("_token") and (text := _token_text(value))
         }
         self.chat_template = chat_template(folder)
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> FastTokenizer:
+        """The same as one of transformers' tokenizers, which has a tokenizer.json to save."""
+        with tempfile.TemporaryDirectory() as saved:
+            tokenizer.save_pretrained(saved)
+            return cls(Path(saved))
 
     def detokenizer(self, prompt: Sequence[int] = ()) -> FastDetokenizer:
         return self._detokenizers.after(prompt)

@@ -16,9 +16,11 @@ from transformers import AutoConfig, CLIPConfig, CLIPImageProcessorPil, CLIPProc
 from transformers.convert_slow_tokenizer import import_protobuf
 
 from shared.errors import InvalidModelError
+from text_svc.formats.recipe import Recipe
 from text_svc.options import LoadOptions
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.torch_models.tokenizer import load_tokenizer, set_inputs
+from text_svc.worker.embeddings.tokenizer import SentenceTokenizer
 
 BOS, EOS, UNK = 0, 1, 2
 
@@ -191,6 +193,35 @@ def test_special_tokens_and_sides_come_from_the_configuration(tmp_path: Path) ->
     del config["padding_side"]
     folder = save(tmp_path, "llama", config, bytes_tokenizer())
     assert load_tokenizer(folder).padding_side == "left", "as Llama's class"
+
+
+def test_a_token_for_padding_that_the_model_does_not_have_is_none(tmp_path: Path) -> None:
+    own = bytes_tokenizer()
+    folder = save(tmp_path, "llama", llama_config(pad_token="[PAD]"), own)
+    assert load_tokenizer(folder).pad_token_id == own.get_vocab_size()
+    config = {"model_type": "llama", "vocab_size": own.get_vocab_size()}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_tokenizer(folder).pad_token_id is None
+
+
+def test_a_class_with_methods_leaves_the_steps_of_the_file(tmp_path: Path) -> None:
+    for name in ("CLIPTokenizerFast", "WhisperTokenizerFast"):
+        folder = save(tmp_path, "clip", {"tokenizer_class": name}, bytes_tokenizer())
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.decode(tokenizer("ab c")["input_ids"]) == "ab c"
+
+
+async def test_texts_are_cut_at_the_side_that_is_configured(tmp_path: Path) -> None:
+    for side, kept in (("left", [7, 8]), ("right", [5, 6])):
+        config = {"tokenizer_class": "BertTokenizer", "truncation_side": side}
+        folder = save(tmp_path, "bert", config, bert_tokenizer(lower=False))
+        tokenizer = load_tokenizer(folder)
+        text = "sea Sea sky sêa"
+        cut = tokenizer(text, truncation=True, max_length=4)["input_ids"]
+        assert cut == [2, *kept, 3]
+        tokenizer = load_tokenizer(folder)
+        sentences = SentenceTokenizer(tokenizer.backend_tokenizer, Recipe(), 4)
+        assert await sentences.encode([text]) == [cut]
 
 
 def model_with(*inputs: str, **config: Any) -> Any:
