@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
+import numpy as np
 import pytest
 
 from ml import transformers_pb2 as pb
-from tests.support import tiny_models, tiny_text
+from tests.support import sentence_layouts, tiny_models, tiny_text
+from tests.support.embeddings import expected
 from tests.support.stack import wait_for
 from tests.support.strange_models import change_json
 from tests.support.text_service import READY, TextClient, TextService, text_service
@@ -151,3 +153,20 @@ async def test_a_model_that_would_fail_at_each_call_does_not_load(
         await client.load("tiny/no-start-token", "summarization", engine="transformers")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (await client.models())["tiny/no-start-token"] != READY
+
+
+async def test_embedding_models_with_folders_of_their_own(service: TextService) -> None:
+    """Their files are fetched, inspected, converted and loaded, each step in its own process."""
+    async with service.client() as client:
+        for name in ("sub_folder", "static", "last_token"):
+            folder = service.models / "tiny" / name
+            sentence_layouts.LAYOUTS[name](folder)
+            _, model = await client.load(f"tiny/{name}", "feature-extraction")
+            assert (model.engine, model.note) == ("openvino", ""), name
+            texts = ["hello world", "a photo of the sea"]
+            request = pb.GenerateEmbeddingsRequest(model=f"tiny/{name}", texts=texts)
+            answer = await client.text.GenerateEmbeddings(request)
+            got = np.array([each.values for each in answer.embeddings])
+            reference = expected(folder, texts)
+            assert np.abs(got - reference).max() < 1e-4 * np.abs(reference).max(), name
+            await client.unload(f"tiny/{name}")
