@@ -48,9 +48,7 @@ def stack(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) 
 def process_of(stack: Stack, *words: str) -> psutil.Process:
     """The one process of the stack whose command has all these words."""
     (found,) = (
-        process
-        for process in stack.processes()
-        if all(word in " ".join(process.cmdline()) for word in words)
+        process for process, command in stack.commands() if all(word in command for word in words)
     )
     return found
 

@@ -44,7 +44,7 @@ def test_an_unload_stops_a_load_whose_callers_are_gone(
     """UnloadModel stops a load that goes on without callers, and frees what it holds."""
 
     def workers() -> list[str]:
-        commands = [" ".join(process.cmdline()) for process in stack.processes()]
+        commands = [command for _, command in stack.commands()]
         return [command for command in commands if "text_svc.worker" in command]
 
     before = len(workers())

@@ -66,8 +66,8 @@ def test_a_model_that_dies_whenever_it_is_ready(
                 loaded = models.GetLoadedModels(common_pb2.EmptyRequest(), timeout=60).models
                 workers = [
                     process
-                    for process in stack.processes()
-                    if "text_svc.worker " in " ".join(process.cmdline())
+                    for process, command in stack.commands()
+                    if "text_svc.worker " in command
                 ]
                 if loaded and workers:
                     workers[0].kill()

@@ -173,6 +173,14 @@ class Stack:
         """All living processes of the stack, of any depth."""
         return marked_processes(self.mark)
 
+    def commands(self) -> list[tuple[psutil.Process, str]]:
+        """The same with their commands, in one line each."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                found.append((process, " ".join(process.cmdline())))
+        return found
+
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
         """Sends a signal to a process of the stack, and returns its pid."""
         pid = wait_for(f"the start of {name}", lambda: self.pids.get(name, 0))
