@@ -63,12 +63,13 @@ def test_a_model_that_dies_whenever_it_is_ready(
             models.LoadModel(load, timeout=300)
             give_up = time.monotonic() + PATIENCE
             while time.monotonic() < give_up and len(deaths) <= MAX_FAILURES:
-                loaded = models.GetLoadedModels(common_pb2.EmptyRequest(), timeout=60).models
                 workers = [
                     process
                     for process, command in stack.commands()
                     if "text_svc.worker " in command
                 ]
+                # Asked after it is seen: the death of the one before has been noticed by then.
+                loaded = models.GetLoadedModels(common_pb2.EmptyRequest(), timeout=60).models
                 if loaded and workers:
                     workers[0].kill()
                     workers[0].wait(60)
