@@ -10,7 +10,7 @@ from pydantic import Field
 from transformers import AutoModelForSeq2SeqLM
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidArgumentError
+from shared.errors import InvalidArgumentError, InvalidModelError
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import WorkerSpec
 from text_svc.torch_models.pretrained import end_tokens_of
@@ -31,6 +31,9 @@ class Seq2Seq(TextPipeline[Seq2SeqOptions]):
     """A text to a text. T5 models want the task before it: "translate English to German: ".
 
     GenerateText shares the tokenizer, whose language therefore stays the model's own.
+
+    Raises:
+        InvalidModelError: the model has no encoder: its answer would repeat the text.
     """
 
     takes = ("text",)
@@ -39,6 +42,11 @@ class Seq2Seq(TextPipeline[Seq2SeqOptions]):
 
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
+        if not self.model.config.is_encoder_decoder:
+            raise InvalidModelError(
+                f"{spec.pipeline} needs a model of encoder and decoder, such as T5; "
+                f"{self.model.config.model_type} models are none"
+            )
         self._language_tokenizer: Any = None
 
     def handlers(self) -> Handlers:

@@ -133,9 +133,13 @@ class SpeechRecognizer(InferPipeline[SpeechOptions]):
         self, samples: Samples, options: SpeechOptions, cancelled: threading.Event
     ) -> list[pb.TranscriptSegment]:
         seconds = len(samples) / self.rate
+        limit = {}
+        if self.model.config.model_type.startswith("moonshine"):
+            tokens = max(int(seconds * _MAX_MOONSHINE_TOKENS_PER_SECOND), 1)
+            limit = {"max_new_tokens": tokens}
         ids = self.model.generate(
             **self._inputs(samples),
-            max_new_tokens=max(int(seconds * _MAX_MOONSHINE_TOKENS_PER_SECOND), 1),
+            **limit,
             num_beams=options.num_beams,
             logits_processor=cancel_processor(cancelled),
         )

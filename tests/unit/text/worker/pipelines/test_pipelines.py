@@ -12,12 +12,12 @@ import torch
 import transformers
 
 from ml import transformers_pb2 as pb
-from shared.errors import CallCancelledError
+from shared.errors import CallCancelledError, InvalidModelError
 from shared.pipelines import TEXT_PIPELINES
 from tests.support.text_pipeline import Tiny, infer, scores, serve, spec_of
 from text_svc.worker import tokenizing
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS
-from text_svc.worker.pipelines import CLASSES
+from text_svc.worker.pipelines import CLASSES, load
 from text_svc.worker.pipelines.zero_shot_classification import (
     ZeroShotClassifier,
     ZeroShotOptions,
@@ -31,6 +31,12 @@ def test_every_text_pipeline_has_a_class() -> None:
         loaded_class = getattr(import_module(f"text_svc.worker.pipelines.{module}"), class_name)
         assert callable(loaded_class.handlers)
         assert callable(loaded_class.report)
+
+
+def test_a_model_without_an_encoder_is_no_model_of_texts_to_texts(tiny: Tiny) -> None:
+    """transformers loads it for them, and its answer would begin with the text."""
+    with pytest.raises(InvalidModelError, match="needs a model of encoder and decoder"):
+        load(spec_of(tiny("qwen2-audio"), "text2text"))
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
