@@ -2,7 +2,7 @@
 
 What is imported is imported once; a case is a fork with limits of time and memory, so that one that
 hangs or crashes is a row of the table and not the end. Results are kept in out/architectures.jsonl,
-and once there is one of each case the table is written from them.
+and the table is written from them.
 """
 
 from __future__ import annotations
@@ -205,9 +205,10 @@ def main() -> None:
             counts[table.kind(result)] += 1
     said = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
     print(f"{len(chosen)} cases in {time.monotonic() - began:.0f} s: {said}")
-    if not options.seed and len(kept := _kept(options.results)) == len(cases()):
-        table.write(kept)
-        print(table.WRITTEN.read_text())
+    if not options.seed:
+        table.write(_kept(options.results))
+        if not options.words:
+            print(table.WRITTEN.read_text())
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def _model(case: Case) -> Any:
 
 def _whole(case: Case, config_class: Any) -> Any:
     """The class of a model with more parts than the pipeline's, as such models are published."""
-    name = auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.get(case.model_type)
+    name = None
+    if case.pipeline in (pipelines.TEXT_GENERATION.name, pipelines.FEATURE_EXTRACTION.name):
+        name = auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.get(case.model_type)
     found = getattr(t, name or "", None)
     if found is None or found.config_class is not config_class:
         raise NotBuiltError(f"{case.architecture} takes another configuration")

@@ -104,7 +104,7 @@ _MAMBA_HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8}
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     "bamba": {**_MAMBA_HEADS, "attn_layer_indices": [1]},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8},
         "ffn_config": {"ffn_hidden_size": 64, "hidden_size": 32},
     },
     "distilbert": {"dim": 32, "hidden_dim": 64},

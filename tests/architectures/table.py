@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "architectures.md"
 # What a run has written, of which `make figures` takes the table into the document.
 WRITTEN = ROOT / "out" / "architectures.md"
+NOT_RUN = "not run"
 _MARKS = "<!-- architectures -->", "<!-- end architectures -->"
 
 
 def write(results: Mapping[Case, str]) -> None:
-    """Writes the table of a run of all cases."""
+    """Writes the table of all cases, of which some may have no result."""
+    results = {case: results.get(case, NOT_RUN) for case in cases()}
     WRITTEN.parent.mkdir(exist_ok=True)
     WRITTEN.write_text("\n".join([*_counts(results), "", *_rows(results)]) + "\n")
 
