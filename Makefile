@@ -40,7 +40,6 @@ test-hostile: models ## attack the services, and print what it did to them and t
 	@$(PY) -m pytest tests/hostile $(XDIST)
 
 test-architectures: setup ## compare every architecture with transformers, and print the table
-	@rm -f out/architectures.jsonl
 	@$(PY) -m tests.architectures $(ARCHITECTURES)
 
 images: ## build the container images, one at a time

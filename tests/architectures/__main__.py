@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from tests.architectures import table
-from tests.architectures.comparison import BROKEN, run
+from tests.architectures.comparison import BROKEN, DIFFERENT, run
 from tests.architectures.mappings import Case, cases
 
 # For one case; most take 1 to 10 s and 1 GB.
@@ -40,6 +40,8 @@ MEMORY_BYTES = 8 << 30
 # Cases of the sample: of those that are converted, and of the others. They take about a minute on
 # two cores.
 CONVERTED, OTHERS = 7, 28
+# Results that `--missing` tries again.
+_AGAIN = (BROKEN, DIFFERENT)
 RESULTS = table.ROOT / "out" / "architectures.jsonl"
 
 # Imported once for all cases; nothing of it may start a thread.
@@ -184,7 +186,9 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="only these pipelines, engines and model types")
     parser.add_argument("-n", type=int, default=os.cpu_count() or 1, help="cases at once")
     parser.add_argument("--seed", help="a sample of the cases, the same one for a seed")
-    parser.add_argument("--missing", action="store_true", help="only cases without a kept result")
+    parser.add_argument(
+        "--missing", action="store_true", help="only cases without a result that counts"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are kept")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -193,7 +197,7 @@ def main() -> None:
     chosen = _sample(options.seed) if options.seed else _chosen(options.words)
     if options.missing:
         kept = _kept(options.results)
-        chosen = [case for case in chosen if case not in kept]
+        chosen = [case for case in chosen if table.kind(kept.get(case, BROKEN)) in _AGAIN]
     began = time.monotonic()
     counts: Counter[str] = Counter()
     options.results.parent.mkdir(exist_ok=True)
