@@ -34,7 +34,12 @@ GENERATED = ("models/", "run/", "out/", "ml/")
 NO_PATHS = {
     *("org/name", "models/org/name/model.safetensors"),
     *("config.json", "modules.json", "model.safetensors.index.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "tekken.json", "sentence_bert_config.json"),
+    "config_sentence_transformers.json",
 }
+# The models that are fetched: their ids have the form of paths too.
+ASSETS = (ROOT / "tools/models/assets.toml").read_text()
 # A path in backticks: with a slash, or a file by its name alone.
 PATH = re.compile(r"(?:[\w.{},-]+/)+[\w.{},-]*|[\w.-]+\.(?:py|md|ya?ml|toml|proto|sh|rs|json|svg)")
 
@@ -126,6 +131,8 @@ def test_every_path_exists(document: Path) -> None:
     names = known_names()
     for text in re.findall(r"`([^`\n]+)`", prose(document)):
         if not PATH.fullmatch(text) or text.startswith(GENERATED) or text in NO_PATHS:
+            continue
+        if f'"text/{text}' in ASSETS:
             continue
         for path in alternatives(text):
             found = (ROOT / path).exists() or (document.parent / path).exists()
