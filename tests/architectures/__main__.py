@@ -154,19 +154,22 @@ def _chosen(words: Sequence[str]) -> list[Case]:
     )
     if unknown := set(words) - set().union(*known):
         sys.exit(f"{', '.join(sorted(unknown))} is no pipeline, engine or model type")
-    for kind in known:
-        if wanted := kind & set(words):
-            chosen = [case for case in chosen if wanted & set(case.key.split())]
+    left = set(words)
+    for kind, named in zip(known, ("pipeline", "engine", "model_type"), strict=True):
+        if wanted := kind & left:  # "clip" is a pipeline and a model type
+            chosen = [case for case in chosen if getattr(case, named) in wanted]
+            left -= wanted
     return chosen
 
 
 def _sample(seed: str) -> list[Case]:
-    """Some of the cases that the table says are equal, the same ones for a seed."""
+    """Some of the cases that the table has a result of, the same ones for a seed."""
     promised = table.read()
     dice = random.Random(seed)
     sample: list[Case] = []
     for is_converted, count in ((True, CONVERTED), (False, OTHERS)):
         group = [case for case in cases() if (case.engine == "openvino") is is_converted]
+        group = [case for case in group if promised.get(case, table.NOT_RUN) != table.NOT_RUN]
         if is_converted:  # the others are refused, which takes as long as a conversion
             group = [case for case in group if promised.get(case) == table.EQUAL]
         sample += dice.sample(group, min(count, len(group)))

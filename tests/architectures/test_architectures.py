@@ -28,6 +28,7 @@ def test_no_row_of_the_table_is_a_wrong_answer() -> None:
     assert [case.key for case, result in table.read().items() if DIFFERENT in result] == []
 
 
+@pytest.mark.timeout(1200)  # a minute and a half on two free cores
 def test_a_sample_is_what_the_table_says(tmp_path: Path) -> None:
     seed = os.environ.get(SEED) or datetime.now(UTC).strftime("%Y%m%d")
     print(f"{SEED}={seed}")
