@@ -31,7 +31,7 @@ class Module:
 
     @property
     def kind(self) -> str:
-        """The name of the class, for a class of sentence-transformers."""
+        """The name of the class if it is one of sentence-transformers, else ""."""
         return self.type.rsplit(".", 1)[-1] if self.type.startswith(_LIBRARY) else ""
 
 

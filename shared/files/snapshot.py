@@ -83,7 +83,7 @@ async def snapshot(
     Raises:
         ModelNotFoundError: there is neither config.json nor modules.json.
         InvalidModelError: no safetensors weights, a file that lists others is not valid, a file is
-            too large, or the model begins with something else than a transformer.
+            too large, or modules.json begins with neither a transformer nor a table of vectors.
         As `ModelFiles.fetch` for the rest.
     """
     return await _Snapshot(files, model_id, on_progress, limits).make()

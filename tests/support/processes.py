@@ -21,8 +21,8 @@ from stack.ports import Ports, choose_ports, is_free
 ROOT = Path(__file__).resolve().parents[2]
 
 # Each worker of pytest-xdist has ports of its own, below those of `--base-port auto`: a port that a
-# test was given, and does not listen on yet, is not given to a test beside it. Others start at
-# another one.
+# test was given, and does not listen on yet, is not given to a test beside it. A run begins at a
+# random one, so that two runs on one machine seldom take the same.
 _COUNT, _WORKERS = 1200, 8
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
 _ports = range(10_000 + _COUNT * _worker, 10_000 + _COUNT * (_worker + 1))

@@ -113,9 +113,10 @@ def _cache_width(model: Any) -> int:
 
 
 def _write_end_tokens(folder: Path, end_tokens: list[int]) -> None:
-    """Writes the generation config for OpenVINO, which refuses every prompt without an end token.
+    """Writes the generation config that OpenVINO reads.
 
-    It takes -1 for one that is missing, and then does not accept that id.
+    NO_TOKEN stands for an end token that is missing: without one in the file OpenVINO assumes -1,
+    and then refuses every prompt.
     """
     config = {"eos_token_id": end_tokens or NO_TOKEN}
     (folder / GENERATION_CONFIG).write_text(json.dumps(config))

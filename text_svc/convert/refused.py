@@ -6,7 +6,7 @@ import re
 
 from text_svc.formats.load_errors import out_of_memory, out_of_space
 
-# Where OpenVINO's source was when it was made: "Check '...' failed at /.../frontend.cpp:151:".
+# A line of OpenVINO's own source, such as "Check '...' failed at /.../frontend.cpp:151:".
 _SOURCE = re.compile(r"(Check '.*' failed at|Exception from) \S+\.[ch]pp:\d+:?")
 _SUMMARY = "Summary:"
 _BELOW = "Exception:"

@@ -1,8 +1,7 @@
 """Attention masks that can be traced: transformers' own code for them looks at values and shapes.
 
-The masks are those of transformers, from its own functions of places in a text; only the steps
-around these functions are others; transformers' are `transformers.masking_utils.sdpa_mask` and
-`eager_mask`.
+Which token attends to which is asked of transformers' own mask functions. Only what is around these
+is replaced: `sdpa_mask` and `eager_mask` of `transformers.masking_utils`.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ PROCESSORS: dict[str, Any] = {
     "guidance_scale": 1.0,
     "watermarking_config": None,
 }
-# The same of rules for sampled tokens, in the order in which `generate` applies them.
+# The same for rules of sampled tokens, with their classes, in the order of `generate`.
 WARPERS: dict[str, tuple[Any, Any]] = {
     "min_p": (0.0, MinPLogitsWarper),
     "typical_p": (1.0, TypicalLogitsWarper),

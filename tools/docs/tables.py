@@ -1,5 +1,4 @@
-"""Tables made from the code: settings, pipeline types, models, errors, options, RPCs, metrics,
-alerts."""
+"""Tables made from the code, such as those of settings, pipeline types, models, errors and RPCs."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ class MicroBatcher:
         self._thread.start()
 
     async def embed(self, encoded: Sequence[Sequence[int]]) -> Vectors:
-        """Encodes tokenised texts.
+        """Encodes tokenized texts.
 
         If the caller is cancelled, those of its texts that have not started never run.
 

@@ -26,7 +26,7 @@ _PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
 # How long a new process may take until it is ready, on a busy machine.
 START_SECONDS = 30.0
-# For both, when a model is loaded; after that, it is loaded without knowing.
+# For both, when a model is loaded; one that takes longer is loaded untried.
 CHECK_SECONDS = 10.0
 
 
@@ -70,7 +70,7 @@ class ChatTemplate:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return  # its calls tell
+            return  # calls will show whether it works
         answers = done.stdout.splitlines()
         if len(answers) == 2 and "left_out" in json.loads(answers[1]):
             raise InvalidModelError(

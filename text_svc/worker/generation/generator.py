@@ -37,7 +37,7 @@ INLINE_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenised prompt; for multimodal models also the processor's tensors."""
+    """A tokenized prompt; for multimodal models also the processor's tensors."""
 
     ids: list[int]
     inputs: Mapping[str, torch.Tensor] | None = None

@@ -188,7 +188,7 @@ class InferPipeline(abc.ABC, Generic[Options]):
 
 
 class TextPipeline(InferPipeline[Options]):
-    """A model that takes only text; its processor is a tokenizer that can truncate them."""
+    """A model that takes only texts; its processor is a tokenizer that can truncate them."""
 
     def read_processor(self, source: Pretrained) -> Any:
         return source.tokenizer(self.model)

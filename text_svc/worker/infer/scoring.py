@@ -85,7 +85,7 @@ class ScoringPipeline(TextPipeline[Options]):
     def logits(
         self, encoded: Sequence[Encoded], cancelled: threading.Event, naming: Naming
     ) -> torch.Tensor:
-        """Logits of tokenised texts, shape (texts, labels), in batches of similar length.
+        """Logits of tokenized texts, shape (texts, labels), in batches of similar length.
 
         A batch that fails is run again text by text, to find the one at fault.
 

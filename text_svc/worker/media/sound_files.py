@@ -1,7 +1,7 @@
-"""Reads sound files: what a file is, FFmpeg's demuxers tell, and only those named here are used.
+"""Reads sound files. FFmpeg's demuxers tell what a file is, and only those named here are used.
 
 Some demuxers open what a file names: playlists, concatenations, streams over the network. Some are
-of pictures and subtitles, and most are of formats that nobody has. So the file's demuxer and its
+of pictures and subtitles, and most are of formats that nobody uses. So the file's demuxer and its
 decoder must be on a list, and FFmpeg may open no file and no address.
 """
 

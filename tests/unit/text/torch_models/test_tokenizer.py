@@ -1,6 +1,6 @@
 """Tokenizers of odd folders: what tokenizer.json says, else what transformers 4.57 gave.
 
-Its classes are not installed here, so that their answers are written down.
+Its classes are not installed here, so their answers are written down.
 """
 
 from __future__ import annotations

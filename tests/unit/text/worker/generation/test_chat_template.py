@@ -170,4 +170,4 @@ def test_a_template_without_the_user_s_text_is_refused_at_load(make: Make) -> No
     with pytest.raises(InvalidModelError, match="leaves out what a user says"):
         make("You are helpful.").check()
     for unknown in ("{% if %}", "{{ raise_exception('no') }}", None):
-        make(unknown).check()  # its calls tell
+        make(unknown).check()  # calls will show whether it works
