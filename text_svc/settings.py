@@ -48,8 +48,9 @@ class TextSettings(ModelHostSettings):
     trial_seconds: float = Field(
         30,
         ge=0,
-        description="Longest time for the small call that a model's process makes to itself; if it "
-        "fails, the load fails. 0 makes no such call.",
+        description="Longest time for a model's trial, small calls that its process makes to "
+        "itself; if one fails, the load fails. A model that takes longer is served. 0 makes no "
+        "trial.",
     )
     hang_seconds: float = Field(
         30,
