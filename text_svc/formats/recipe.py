@@ -114,7 +114,7 @@ class Recipe:
         layers: what follows the pooling.
         dimensions: how many numbers of a vector are kept, if not all.
         max_tokens: tokens of a text at most, if the files say so.
-        lower_case: whether texts are lowered before the tokenizer sees them.
+        lower_case: whether texts are lower-cased before the tokenizer sees them.
         prompts: texts that are put before an input, by name ("query", "document").
         default_prompt: the name of the one used when a caller names none; "" is none.
     """

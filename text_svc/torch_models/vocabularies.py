@@ -143,7 +143,7 @@ class _Original:
 
 
 class _Merges:
-    """Merges of a SentencePiece model of pairs; the converters want them by its scores."""
+    """Merges of a SentencePiece model of the kind BPE; the converters want them by its scores."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
