@@ -152,8 +152,8 @@ def _check(model: Any, folder: Path, exact: bool) -> None:
                 break
             if token != int(scores.argmax()):
                 raise RefusedError(
-                    f"the converted model's token {index} after {len(prompt)} differs from the "
-                    "original's"
+                    f"the converted model's token {index} after a prompt of {len(prompt)} "
+                    "differs from the original's"
                 )
 
 
