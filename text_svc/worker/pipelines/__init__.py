@@ -43,6 +43,9 @@ CLASSES = {
     pipelines.TEXT_TO_SPEECH.name: "text_to_speech:Synthesizer",
 }
 
+# These read modules.json and the modules' files themselves.
+_READ_MODULES = (pipelines.FEATURE_EXTRACTION.name, pipelines.RERANKING.name)
+
 
 def load(spec: WorkerSpec) -> LoadedPipeline:
     """Loads the model of a worker's spec with its pipeline's class. Blocks.
@@ -60,7 +63,7 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
         loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)),
         cleaned_folder(spec.folder, spec.scratch) as folder,
     ):
-        if spec.pipeline != pipelines.FEATURE_EXTRACTION.name:  # it reads the modules' files itself
+        if spec.pipeline not in _READ_MODULES:
             folder = model_folder(folder)
         pipeline = pipeline_class(spec.model_copy(update={"folder": folder}))
         trial = calls(spec.pipeline, pipeline)

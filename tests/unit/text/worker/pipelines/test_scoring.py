@@ -14,6 +14,7 @@ import transformers as t
 
 from ml import transformers_pb2 as pb
 from shared.errors import InternalError, InvalidArgumentError, InvalidModelError
+from tests.support.sentence_layouts import write
 from tests.support.strange_models import change_json
 from tests.support.text_pipeline import Tiny, spec_of
 from tests.support.tiny_parts import SMALL, bytes_tokenizer, save, widen
@@ -132,6 +133,36 @@ def test_the_activation_is_the_one_that_the_model_names(
     assert dict(rank(folder)) == pytest.approx(dict(enumerate(map(float, expected))), abs=1e-5)
     raw = {i: float(logits_of(folder, QUERY, each)[0]) for i, each in enumerate(DOCUMENTS)}
     assert dict(rank(folder, raw=True)) == pytest.approx(raw, rel=1e-4)
+
+
+MODULE = "sentence_transformers.base.modules.transformer.Transformer"
+
+
+def newer(source: Path, target: Path, place: str = "", **own: Any) -> Path:
+    """A cross-encoder in the files of sentence-transformers 5.4."""
+    shutil.copytree(source, target / place)
+    write(target / "modules.json", [{"idx": 0, "name": "0", "path": place, "type": MODULE}])
+    write(target / "config_sentence_transformers.json", {"model_type": "CrossEncoder", **own})
+    return target
+
+
+@pytest.mark.parametrize("place", ["", "0_Transformer"])
+def test_the_activation_is_that_of_newer_files(tiny: Tiny, tmp_path: Path, place: str) -> None:
+    source = tiny("bert-rank")
+    name = "torch.nn.modules.linear.Identity"
+    folder = newer(source, tmp_path / "model", place, activation_fn=name, default_prompt_name=None)
+    raw = {i: float(logits_of(source, QUERY, each)[0]) for i, each in enumerate(DOCUMENTS)}
+    assert dict(rank(folder)) == pytest.approx(raw, rel=1e-4)
+
+
+def test_a_reranker_with_a_prompt_or_more_modules_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = newer(tiny("bert-rank"), tmp_path / "model", default_prompt_name="query")
+    with pytest.raises(InvalidModelError, match="has a default prompt"):
+        rank(folder)
+    modules = [{"path": "", "type": MODULE}, {"path": "1", "type": f"{MODULE}.LogitScore"}]
+    write(folder / "modules.json", modules)
+    with pytest.raises(InvalidModelError, match="lists Transformer, LogitScore; for reranking"):
+        rank(folder)
 
 
 @pytest.mark.parametrize("activation", ["strangers.code.Activation", "torch.nn.MultiheadAttention"])
