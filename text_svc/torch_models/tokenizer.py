@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 # Where a text's language is a token of its post-processor, which therefore is the class's.
 _WITH_LANGUAGES = (NllbTokenizer, MBartTokenizer, MBart50Tokenizer, SeamlessM4TTokenizer)
+# Those of them whose languages have no ids in a vocabulary of SentencePiece.
+_WITHOUT_IDS = (NllbTokenizer, SeamlessM4TTokenizer)
 # Classes with methods for what they decode.
 _WITH_METHODS = (*_WITH_LANGUAGES, CLIPTokenizer, WhisperTokenizer)
 # Whether transformers 4 put the beginning and the end around a text, unless configured: these
@@ -361,7 +363,8 @@ def _from_older_files(folder: Path, kind: type[Any], config: dict[str, Any]) -> 
     """The tokenizer that transformers makes of a vocabulary in another form.
 
     Raises:
-        InvalidModelError: the class has none of the files that it reads.
+        InvalidModelError: the class has none of the files that it reads, or they do not have the
+            ids of languages.
     """
     if kind is TokenizersBackend and (folder / "tokenizer.model").exists():
         kind = LlamaTokenizer  # as transformers 4 for Mistral, Phi-3, LLaVA and others
@@ -371,6 +374,11 @@ def _from_older_files(folder: Path, kind: type[Any], config: dict[str, Any]) -> 
         raise InvalidModelError(
             f"the model has no vocabulary: neither {TOKENIZER} nor {', '.join(missing)}, which "
             f"{kind.__name__} reads" + "".join(f"; {name} alone is not enough" for name in unread)
+        )
+    if issubclass(kind, _WITHOUT_IDS) and "added_tokens_decoder" not in config:
+        raise InvalidModelError(
+            f"the model has no {TOKENIZER}, and {TOKENIZER_CONFIG} has no added_tokens_decoder, "
+            "which has the ids of its languages"
         )
     if kind.__name__ not in CONVERTED:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -27,6 +27,7 @@ from text_svc.formats.json_files import read_json_object
 # By classes: what their tokenizers in Python had by default, and converters ask for.
 CONVERTED: dict[str, dict[str, Any]] = {
     "AlbertTokenizer": {"do_lower_case": True, "keep_accents": False},
+    "BarthezTokenizer": {},
     "BigBirdTokenizer": {},
     "BlenderbotTokenizer": {"add_prefix_space": False},
     "CamembertTokenizer": {},

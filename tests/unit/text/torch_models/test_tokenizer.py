@@ -326,6 +326,8 @@ def save_pieces(path: Path, special: list[str], *, pairs: bool) -> None:
         proto.pieces.add(piece=piece, score=-1.0 - number, type=1)
     proto.trainer_spec.model_type = 2 if pairs else 1
     proto.trainer_spec.byte_fallback = pairs
+    # A table that replaces no character.
+    proto.normalizer_spec.precompiled_charsmap = (1024).to_bytes(4, "little") + bytes(1024)
     (unknown,) = (number for number, piece in enumerate(special) if piece in kinds)
     proto.trainer_spec.unk_id, proto.trainer_spec.unk_piece = unknown, special[unknown]
     path.write_bytes(proto.SerializeToString())
@@ -375,6 +377,24 @@ def test_languages_are_those_of_the_class(tmp_path: Path) -> None:
         InvalidModelError, match=r"sentencepiece\.bpe\.model, which it does not have"
     ):
         load_tokenizer(folder)
+
+
+def test_languages_without_ids_are_refused(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"tokenizer_class": "NllbTokenizer", "src_lang": "eng_Latn"}
+    folder = save(tmp_path, "m2m_100", config)
+    save_pieces(folder / "sentencepiece.bpe.model", ["<unk>", "<s>", "</s>"], pairs=True)
+    with pytest.raises(InvalidModelError, match="no added_tokens_decoder, which has the ids"):
+        load_tokenizer(folder)
+    first = 3 + 256 + len(PIECES) + 1
+    added = {first: "ace_Arab", first + 1: "eng_Latn", first + 2: "<mask>"}
+    config["added_tokens_decoder"] = {
+        number: {"content": token, "special": True} for number, token in added.items()
+    }
+    save(tmp_path, "m2m_100", config)
+    loaded = load_tokenizer(folder)
+    assert loaded.convert_tokens_to_ids(list(added.values())) == list(added)
+    ids = loaded("the")["input_ids"]
+    assert (ids[0], ids[-1]) == (first + 1, 2), "the language before, the end behind"
 
 
 def test_processors_have_the_same_tokenizer(tmp_path: Path) -> None:
