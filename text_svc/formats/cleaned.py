@@ -52,7 +52,7 @@ _DROPPED = {
 # Texts that are shown, tokenized or matched, and never opened; they may look like paths.
 _TEXTS = re.compile(
     r"(_token|_tokens|^added_tokens_decoder|^additional_special_tokens|^extra_special_tokens"
-    r"|^chat_template|^id2label|^label2id|^never_split|^tags_dict|^lang2id|^id2lang)$"
+    r"|^chat_template|^id2label|^label2id|^never_split|^tags_dict|^lang2id|^id2lang|^stop_strings)$"
 )
 
 

@@ -94,6 +94,7 @@ def test_what_only_looks_like_a_path_stays() -> None:
         "additional_special_tokens": ["//", "~"],
         "extra_special_tokens": {"image_token": "<//>"},
         "chat_template": "{# a/b #}",
+        "stop_strings": ["</answer>"],
         "id2label": {"0": "/m/09x0r", "1": "N/A"},
         "drop_path": 0.1,
         "encoder_hash_byte_group_vocab": 500002,
