@@ -206,7 +206,12 @@ def _prompts(own: Mapping[str, Any]) -> dict[str, str]:
     prompts = own.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise InvalidModelError(f"the prompts of {SENTENCE_TRANSFORMERS} are not a JSON object")
-    return {str(name): str(text) for name, text in prompts.items()}
+    texts = {str(name): "" if text is None else text for name, text in prompts.items()}
+    if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
+        raise InvalidModelError(
+            f"prompt {wrong[0][:80]!r} of {SENTENCE_TRANSFORMERS} is not a text"
+        )
+    return texts
 
 
 def _positive(config: Mapping[str, Any], key: str, file: str) -> int | None:
@@ -256,7 +261,8 @@ def _of_transformer(recipe: Recipe, folder: Path) -> Recipe:
             "token_embeddings for feature-extraction"
         )
     text = {"method": "forward", "method_output_name": "last_hidden_state"}
-    if config.get("modality_config", {"text": text}).get("text") != text:
+    modalities = config.get("modality_config") or {"text": text}
+    if not isinstance(modalities, dict) or modalities.get("text") != text:
         raise InvalidModelError(
             "the transformer's modality_config must read text by forward and last_hidden_state"
         )

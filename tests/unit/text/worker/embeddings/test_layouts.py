@@ -159,6 +159,16 @@ def test_linear_layers_that_are_refused(tmp_path: Path, config: dict[str, Any], 
         read_recipe(tmp_path)
 
 
+def test_a_prompt_of_null_is_an_empty_one(tmp_path: Path) -> None:
+    own = {"prompts": {"query": "find: ", "document": None}, "default_prompt_name": None}
+    write(tmp_path / "config_sentence_transformers.json", own)
+    write(tmp_path / "sentence_bert_config.json", {"modality_config": None})
+    assert read_recipe(tmp_path).prompts == {"query": "find: ", "document": ""}
+    write(tmp_path / "config_sentence_transformers.json", {"prompts": {"query": ["find: "]}})
+    with pytest.raises(InvalidModelError, match="prompt 'query' of .* is not a text"):
+        read_recipe(tmp_path)
+
+
 def test_other_pipelines_find_the_model_in_its_folder(tmp_path: Path) -> None:
     assert model_folder(tmp_path) == tmp_path
     layout(tmp_path, {"0_CLIPModel": "CLIPModel"})
