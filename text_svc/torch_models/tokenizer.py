@@ -406,12 +406,15 @@ def check_vocabulary(tokenizer: Any) -> None:
     if _are_unknown(tokenizer, [text for text in texts if text]):
         raise InvalidModelError(
             "the model's tokenizer has no vocabulary: every word becomes "
-            f"{tokenizer.unk_token or 'nothing'}"
+            f"{tokenizer.unk_token or 'unknown'}"
         )
 
 
 def _are_unknown(tokenizer: Any, texts: Sequence[str]) -> bool:
     unknown = {tokenizer.unk_token_id}
+    if tokenizer.is_fast:  # no configuration may name the token that the file has
+        backend = tokenizer.backend_tokenizer
+        unknown.add(backend.token_to_id(getattr(backend.model, "unk_token", None) or ""))
     return all(
         set(tokenizer(text, add_special_tokens=False)["input_ids"]) <= unknown for text in texts
     )

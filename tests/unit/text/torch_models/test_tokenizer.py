@@ -296,6 +296,9 @@ def test_a_vocabulary_of_special_tokens_alone_is_refused(tmp_path: Path) -> None
     folder = save(tmp_path, "bert", config, words())
     with pytest.raises(InvalidModelError, match=r"every word becomes \[UNK\]"):
         load_tokenizer(folder)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(InvalidModelError, match=r"every word becomes unknown"):
+        load_tokenizer(save(tmp_path, "gpt_neox", None, words()))
     (tmp_path / "tokenizer.json").unlink()
     folder = save(tmp_path, "bert", {"tokenizer_class": "BertTokenizer"})
     (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")

@@ -165,7 +165,7 @@ def test_a_prompt_of_null_is_an_empty_one(tmp_path: Path) -> None:
     write(tmp_path / "sentence_bert_config.json", {"modality_config": None})
     assert read_recipe(tmp_path).prompts == {"query": "find: ", "document": ""}
     write(tmp_path / "config_sentence_transformers.json", {"prompts": {"query": ["find: "]}})
-    with pytest.raises(InvalidModelError, match="prompt 'query' of .* is not a text"):
+    with pytest.raises(InvalidModelError, match=r"prompt 'query' of .* is not a text"):
         read_recipe(tmp_path)
 
 
