@@ -7,6 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
+from text_svc.torch_models.own_state import length_dependent_rope
 from text_svc.torch_models.sentence_encoder import SentenceEncoder
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,11 @@ def padding_changes(module: SentenceEncoder) -> bool:
     """Whether texts of different length cannot share a batch.
 
     Some models have no mask (FNet), or mix a text with what stands beside it all the same, by
-    convolutions or by landmarks of the whole width (ConvBERT, Nystromformer, YOSO).
+    convolutions or by landmarks of the whole width (ConvBERT, Nystromformer, YOSO). And rotary
+    frequencies may depend on the longest text, beyond the lengths that are tried here.
     """
+    if length_dependent_rope(module):
+        return True
     short, long = (_ids(module, length) for length in (_SHORT, _LONG))
     alone = torch.cat([module(ids, torch.ones_like(ids)) for ids in (short, long)])
     padded = torch.zeros_like(long)

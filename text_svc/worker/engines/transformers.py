@@ -30,6 +30,7 @@ from text_svc.processes.specs import (
 )
 from text_svc.torch_models.causal_lm import cache_budget, load_causal_lm
 from text_svc.torch_models.decoding_rules import decoding_rules, own_warpers
+from text_svc.torch_models.own_state import reads_one_text_at_a_time
 from text_svc.torch_models.pretrained import (
     choose_device,
     choose_dtype,
@@ -197,7 +198,8 @@ class TransformersEngine:
 
     Args:
         model: ready for inference.
-        limits: see `Engine`. Generations that run at once share the processor's threads.
+        limits: see `Engine`. Generations that run at once share the processor's threads; some
+            models take one at a time.
         end_tokens: ids that end a generation.
         metrics: of the model.
     """
@@ -205,6 +207,8 @@ class TransformersEngine:
     def __init__(
         self, model: Any, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
     ) -> None:
+        if reads_one_text_at_a_time(model):
+            limits = replace(limits, running=1)
         self.model = model
         self.limits = limits
         self.end_tokens = tuple(end_tokens)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from shared.errors import InvalidModelError
+from text_svc.torch_models.own_state import length_dependent_rope
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class PaddedModel:
         self._side: Side | None = None
         expected = self._alone(samples)
         _check(expected, len(samples), model.config.num_labels)
-        self._side = self._side_that_works(samples, expected, model.dtype)
+        if not length_dependent_rope(model):
+            self._side = self._side_that_works(samples, expected, model.dtype)
 
     def logits(self, texts: Sequence[Encoded]) -> torch.Tensor:
         """Logits of texts, float32 on the CPU, shape (texts, labels)."""

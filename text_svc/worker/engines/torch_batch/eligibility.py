@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from text_svc.torch_models.own_state import length_dependent_rope
 from text_svc.worker.engines.torch_batch.kv_cache import ALIGNMENT, LayerShape
 from text_svc.worker.engines.torch_batch.model import (
     ATTENTION,
@@ -27,8 +28,6 @@ CHECK_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34), (4, 9, 16, 25, 36))
 # half-precision ones.
 MAX_DIFFERENCE = {torch.float32: 1e-3}
 MAX_HALF_DIFFERENCE = 0.05
-# Rotary embeddings whose frequencies depend on the longest row of a batch.
-BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def layer_shapes(model: Any) -> list[LayerShape]:
@@ -98,10 +97,8 @@ def _structural_obstacle(model: Any) -> str:
         return f"its state is {', '.join(sorted(kinds))}"
     if types := AttentionWindows.of(model).types - {FULL, SLIDING}:
         return f"it has layers of type {', '.join(sorted(types))}"
-    for module in model.modules():
-        for kind in BATCH_DEPENDENT_ROPE:
-            if kind in str(getattr(module, "rope_type", "")):
-                return f"its rotary embedding is {kind}"
+    if kind := length_dependent_rope(model):
+        return f"its rotary embedding is {kind}"
     return ""
 
 
