@@ -26,7 +26,7 @@ from text_svc.worker.media.decode import Samples, SoundReader
 from text_svc.worker.media.speech_cutter import Piece, SpeechCutter
 
 # According to Moonshine's authors, more tokens a second than this are hallucinated.
-_MAX_MOONSHINE_TOKENS_PER_SECOND = 6.5
+MAX_MOONSHINE_TOKENS_PER_SECOND = 6.5
 # What Whisper reads at once; it is enough for the other models too.
 _MAX_PIECE_SECONDS = 30.0
 
@@ -135,7 +135,7 @@ class SpeechRecognizer(InferPipeline[SpeechOptions]):
         seconds = len(samples) / self.rate
         limit = {}
         if self.model.config.model_type.startswith("moonshine"):
-            tokens = max(int(seconds * _MAX_MOONSHINE_TOKENS_PER_SECOND), 1)
+            tokens = max(int(seconds * MAX_MOONSHINE_TOKENS_PER_SECOND), 1)
             limit = {"max_new_tokens": tokens}
         ids = self.model.generate(
             **self._inputs(samples),
