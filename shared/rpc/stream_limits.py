@@ -119,7 +119,8 @@ class _Watch:
         self._fault: DeadlineExceededError | None = None
         # Sends headers before there is a response, or the status to a caller that reads nothing.
         self._sending: asyncio.Task[None] | None = None
-        self._headers_due = asks
+        self._headers_due = True
+        self._asks = asks
         self._timer = self._loop.call_later(limits.check_seconds, self._check)
 
     async def counted(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -129,8 +130,12 @@ class _Watch:
             yield request
 
     async def responding(self) -> None:
-        self._headers_due = False
-        if self._sending:
+        if self._headers_due:
+            self._headers_due = False
+            # Not with the response: the status that ends a reader who does not take it would want
+            # to send them once more, and gRPC refuses that.
+            await self._send_headers()
+        elif self._sending:
             await self._sending
             self._sending = None
         self._enter(self._limits.reader)
@@ -156,7 +161,7 @@ class _Watch:
         if left <= 0:
             self._end()
             return
-        if self._headers_due and self._limit is self._limits.idle:
+        if self._asks and self._headers_due and self._limit is self._limits.idle:
             # The proxy limits the time of a request until its response begins.
             self._headers_due = False
             self._sending = self._loop.create_task(self._send_headers())
