@@ -58,6 +58,21 @@ def alone(model: Any, each: Generation) -> list[int]:
     return tokens[each]
 
 
+def together(
+    many: BatchDecoder, answers: list[Generation]
+) -> tuple[dict[Generation, list[int]], list[Generation]]:
+    """The tokens of answers that are made at once, and those that failed."""
+    tokens: dict[Generation, list[int]] = {}
+    errors = []
+    for each in answers:
+        many.begin(each)
+    while not many.idle:
+        for each, result in many.step():
+            tokens.setdefault(each, []).extend(result.tokens)
+            errors += [each] if result.error else []
+    return tokens, errors
+
+
 def test_what_is_generated_alone_is_what_generate_does(model: Any) -> None:
     for seed in range(4):
         each = answer(seed, 7 + seed, 30)
@@ -166,13 +181,7 @@ def test_a_prompt_that_overflows_or_cannot_be_read_fails_alone(llama: Path, toke
         each.prompt[:] = [8 if known == 7 else known for known in each.prompt]
     bad = answer(9, 6, 20)
     bad.prompt[3] = token
-    many, tokens, errors = decoder(model), {}, []
-    for each in (*good[:2], bad, *good[2:]):
-        many.begin(each)
-    while not many.idle:
-        for each, result in many.step():
-            tokens.setdefault(each, []).extend(result.tokens)
-            errors += [each] if result.error else []
+    tokens, errors = together(decoder(model), [*good[:2], bad, *good[2:]])
     assert errors == [bad]
     assert [tokens[each] for each in good] == [alone(model, each) for each in good]
 
@@ -187,14 +196,9 @@ def test_a_step_that_fails_ends_the_generation_at_fault_alone(llama: Path) -> No
         if int(inputs["position_ids"].max()) >= 40:
             raise IndexError("index out of range in self")
 
-    many, tokens, errors = decoder(model), {}, []
+    many = decoder(model)
     model.register_forward_pre_hook(out_of_range, with_kwargs=True)
-    for each in (*good[:2], bad, *good[2:]):
-        many.begin(each)
-    while not many.idle:
-        for each, result in many.step():
-            tokens.setdefault(each, []).extend(result.tokens)
-            errors += [each] if result.error else []
+    tokens, errors = together(many, [*good[:2], bad, *good[2:]])
     assert errors == [bad]
     assert [tokens[each] for each in good] == wholes[:4]
     assert tokens[bad] == wholes[4][: 40 - 30 + 1]
