@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.errors import InternalError
+from shared.process import exit_if_out_of_memory
 from text_svc.worker.engines.base import (
     Generation,
     StepOutput,
@@ -118,7 +119,8 @@ class BatchDecoder:
         rows = self._rows[:others]
         try:
             logits = self._model.step([row.last for row in rows], [row.length for row in rows])
-        except Exception:
+        except Exception as raised:
+            exit_if_out_of_memory(raised)
             log.exception("a step failed: its rows go on one by one", extra={"rows": len(rows)})
             return [result for row in rows for result in self._step_alone(row)]
         for row in rows:
@@ -129,7 +131,8 @@ class BatchDecoder:
         """Generates one token for one row; if that fails, only this row does."""
         try:
             logits = self._model.prompt(self._rows.index(row), [row.last], row.length)
-        except Exception:
+        except Exception as raised:
+            exit_if_out_of_memory(raised)
             log.exception("the model failed in a generation")
             self._leave(row)
             error = InternalError("the engine failed in a step of this generation")
@@ -141,7 +144,8 @@ class BatchDecoder:
         """As `_read`; if it fails, as with a token that the model lacks, only that prompt fails."""
         try:
             return self._read(row)
-        except Exception:
+        except Exception as raised:
+            exit_if_out_of_memory(raised)
             log.exception("the model failed to read a prompt")
             self._leave(row)
             error = InternalError("the engine failed at this prompt")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from shared.errors import InternalError
+from shared.process import exit_if_out_of_memory
 from shared.turns import Turns
 from text_svc.worker.engines.base import (
     Generation,
@@ -132,7 +133,8 @@ class BatchEngine:
                     if self._closed:
                         return
                 results = self._decoder.step()
-            except Exception:
+            except Exception as raised:
+                exit_if_out_of_memory(raised)
                 log.exception("a step failed")
                 error = InternalError("the engine failed in a step of this generation")
                 results = [(each, StepOutput((), 0, error=error)) for each in self._decoder.clear()]

@@ -1,5 +1,6 @@
 """The batched decode loop: rows that come and go, prompts in pieces, numbers that overflow."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from shared.process import OUT_OF_MEMORY_EXIT
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines.base import Generation
 from text_svc.worker.engines.sampling import Sampling
@@ -202,3 +204,20 @@ def test_a_step_that_fails_ends_the_generation_at_fault_alone(llama: Path) -> No
     assert errors == [bad]
     assert [tokens[each] for each in good] == wholes[:4]
     assert tokens[bad] == wholes[4][: 40 - 30 + 1]
+
+
+def test_a_step_that_python_refuses_memory_ends_the_process(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_causal_lm(llama, torch.float32)
+    many = decoder(model)
+    many.begin(answer(0, 6, 4))
+
+    def refused(*_: Any) -> None:
+        raise MemoryError
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    model.register_forward_pre_hook(refused)
+    many.step()
+    assert codes == [OUT_OF_MEMORY_EXIT]
