@@ -26,8 +26,10 @@ MAX_DELAY_SECONDS = 30.0
 MAX_FAILURES = 5
 # A process that lived this long does not count as failed before.
 _GOOD_LIFE_SECONDS = 10.0
-# For a service to write its tracebacks, before it is killed.
-_TRACEBACK_SECONDS = 0.5
+# For a service to write its tracebacks, before it is killed: on a busy machine that takes a while.
+_TRACEBACK_SECONDS = 5.0
+# A log that has not grown for this long has them all: threads are written one after the other.
+_QUIET_SECONDS = 0.3
 MAX_LOG_BYTES = 64 << 20
 
 
@@ -74,10 +76,28 @@ class Child:
 
     def kill_hung(self) -> None:
         """Kills a process that hangs; a service writes its tracebacks to its log first."""
+        size = self._log_size()
         for signum in (signal.SIGUSR1, signal.SIGCONT):
             self.signal(signum)
-        time.sleep(_TRACEBACK_SECONDS)
+        if self.spec.cluster:  # else it is no service of ours, and writes none
+            self._wait_for_tracebacks(size)
         self.signal(signal.SIGKILL)
+
+    def _wait_for_tracebacks(self, size: int) -> None:
+        deadline = time.monotonic() + _TRACEBACK_SECONDS
+        before = size
+        while time.monotonic() < deadline:
+            time.sleep(_QUIET_SECONDS)
+            now = self._log_size()
+            if now == before != size:
+                return
+            before = now
+
+    def _log_size(self) -> int:
+        try:
+            return self.log.stat().st_size
+        except OSError:
+            return 0
 
     def ended(self, code: int) -> str:
         """Records the end of the process, and returns a sentence about it.

@@ -34,12 +34,41 @@ from stack.display import (
 )
 from stack.layout import ChildSpec
 from stack.runner import StartError
+from tests.support.stack import wait_for
 from tools import dev_certs
 
 
 def make_child(folder: Path, *code: str) -> Child:
     command = (sys.executable, "-c", *code) if code else ("true",)
     return Child(ChildSpec("thing", command, {"THING_PORT": "1"}, port=1), folder)
+
+
+# Processes
+
+
+def test_a_hung_service_has_time_for_its_tracebacks(tmp_path: Path) -> None:
+    """It is killed when it has written them, not before, however slow the machine is."""
+    code = """
+import signal, time
+def write(*_):
+    time.sleep(1)
+    print("a traceback", flush=True)
+signal.signal(signal.SIGUSR1, write)
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+    command = (sys.executable, "-c", code)
+    child = Child(ChildSpec("thing", command, {}, port=1, cluster="thing"), tmp_path)
+    child.start()
+    pid = child.pid
+    assert pid is not None
+    wait_for("the process", lambda: child.last_log_line() == "ready", 60)
+    os.kill(pid, signal.SIGSTOP)
+    child.kill_hung()
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert child.last_log_line() == "a traceback"
 
 
 # Configuration
