@@ -8,23 +8,20 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from shared import pipelines
 from shared.errors import InvalidArgumentError
-from shared.pipelines import (
-    IMAGE_CLASSIFICATION,
-    IMAGE_TO_TEXT,
-    SPEECH_RECOGNITION,
-    TEXT_GENERATION,
-    TEXT_TO_SPEECH,
-    TOKENIZER,
-    Pipeline,
-)
+from shared.pipelines import TEXT_GENERATION, Pipeline
 from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
 from text_svc.processes.specs import EngineName
 
 # Pipelines without a text length to limit.
 _WITHOUT_LENGTH = (
-    *(IMAGE_CLASSIFICATION, IMAGE_TO_TEXT, SPEECH_RECOGNITION, TEXT_TO_SPEECH, TOKENIZER),
+    *(pipelines.TOKENIZER, pipelines.IMAGE_TO_TEXT, pipelines.IMAGE_CLASSIFICATION),
+    *(pipelines.OBJECT_DETECTION, pipelines.IMAGE_SEGMENTATION, pipelines.MASK_GENERATION),
+    *(pipelines.DEPTH_ESTIMATION, pipelines.IMAGE_FEATURE_EXTRACTION, pipelines.IMAGE_TO_IMAGE),
+    *(pipelines.VIDEO_CLASSIFICATION, pipelines.AUDIO_CLASSIFICATION, pipelines.AUDIO_TO_AUDIO),
+    *(pipelines.SPEECH_RECOGNITION, pipelines.TEXT_TO_SPEECH, pipelines.LITERT),
 )
 
 # The engine for "auto", if it can run the model.
