@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers as t
+from tokenizers import processors
 
+from tests.support.strange_models import change_json
 from tests.support.tiny_parts import (
+    BERT_TOKENS,
     CORPUS,
     SMALL,
     SMALL_SEQ2SEQ,
@@ -19,6 +22,8 @@ from tests.support.tiny_parts import (
     save,
     widen,
 )
+
+_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 
 
 def _bert(folder: Path, kind: Any, **config: Any) -> None:
@@ -87,6 +92,36 @@ def _(folder: Path) -> None:
 @builder("bert-ner")
 def _(folder: Path) -> None:
     _bert(folder, t.BertForTokenClassification, **_labels(["O", "B-PER", "I-PER", "B-LOC"]))
+
+
+@builder("bert-qa")
+def _(folder: Path) -> None:
+    _bert(folder, t.BertForQuestionAnswering)
+    change_json(folder / "tokenizer_config.json", model_input_names=_INPUTS)
+
+
+@builder("xlnet-qa")
+def _(folder: Path) -> None:
+    """Texts come before questions, and the token for "not here" is the last one."""
+    tokenizer = fast_tokenizer(BERT_TOKENS)
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [SEP] [CLS]:2",
+        pair="$A [SEP] $B:1 [SEP]:1 [CLS]:2",
+        special_tokens=[
+            (each, tokenizer.convert_tokens_to_ids(each)) for each in ("[SEP]", "[CLS]")
+        ],
+    )
+    tokenizer.model_max_length = 128
+    config = t.XLNetConfig(vocab_size=len(tokenizer), d_model=32, n_layer=2, n_head=4, d_inner=64)
+    model = t.XLNetForQuestionAnsweringSimple(config)
+    widen(model)
+    save(folder, model, tokenizer)
+    change_json(folder / "tokenizer_config.json", model_input_names=_INPUTS, padding_side="left")
+
+
+@builder("bert-mask")
+def _(folder: Path) -> None:
+    _bert(folder, t.BertForMaskedLM)
 
 
 def _labels(names: list[str]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ def calls(pipeline_type: str, pipeline: Any) -> list[Call]:
             return [_infer(ranking=pb.Ranking(query=TEXT, documents=[TEXT]))]
         case pipelines.ZERO_SHOT.name:
             return [_infer(text=TEXT, labels=[TEXT])]
+        case pipelines.QUESTION_ANSWERING.name:
+            return [_infer(text=TEXT, prompt=TEXT)]
+        case pipelines.FILL_MASK.name:
+            return [_infer(text=f"{TEXT} {pipeline.processor.mask_token}")]
         case pipelines.IMAGE_CLASSIFICATION.name:
             return [_infer(image=image)]
         case pipelines.IMAGE_TO_TEXT.name:

@@ -31,6 +31,8 @@ CLASSES = {
     pipelines.TEXT_CLASSIFICATION.name: "text_classification:TextClassifier",
     pipelines.RERANKING.name: "reranking:Reranker",
     pipelines.TOKEN_CLASSIFICATION.name: "token_classification:TokenClassifier",
+    pipelines.QUESTION_ANSWERING.name: "question_answering:QuestionAnswerer",
+    pipelines.FILL_MASK.name: "fill_mask:MaskFiller",
     pipelines.TOKENIZER.name: "tokenizer:Tokenizer",
     pipelines.FLORENCE2.name: "florence2:Florence2",
     pipelines.IMAGE_TO_TEXT.name: "image_to_text:Captioner",

@@ -28,6 +28,7 @@ GOOD = [
     *(("bert-nli", "zero-shot-classification"), ("bert-rank", "reranking")),
     *(("bert-ner", "token-classification"), ("t5", "summarization"), ("marian", "translation")),
     *(("nllb", "text2text-generation"), ("clip", "clip"), ("vit", "image-classification")),
+    *(("bert-qa", "question-answering"), ("bert-mask", "fill-mask")),
     *(("florence2", "florence2"), ("blip", "image-to-text"), ("janus", "janus")),
     *[(name, "visual-language") for name in ("llava", "llava-chat", "smolvlm", "qwen2-vl")],
     *(("gemma3", "visual-language"), ("qwen2-audio", "visual-language"), ("clap", "clap")),

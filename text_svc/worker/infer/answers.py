@@ -1,0 +1,138 @@
+"""The answers that a model finds in a text or in the words of a document: spans of its tokens.
+
+Scores are those of transformers' pipelines: softmaxes of the tokens that may begin and end an
+answer, multiplied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from shared.errors import InternalError, InvalidArgumentError, MissingFieldError
+from text_svc.worker.infer.options import NoOptions
+from text_svc.worker.tokenizing import tokenizing
+
+
+class AnswerOptions(NoOptions):
+    """Options of pipelines that find answers; their names are transformers' own.
+
+    Attributes:
+        top_k: answers to return at most.
+        max_answer_len: tokens of an answer.
+        max_seq_len: tokens of the question with a part of the text; 0 is the pipeline's default.
+        doc_stride: tokens that two parts share; 0 is the pipeline's default.
+        handle_impossible_answer: whether "the text does not say" may be an answer.
+    """
+
+    top_k: int = Field(1, ge=1, le=100)
+    max_answer_len: int = Field(15, ge=1, le=1000)
+    max_seq_len: int = Field(0, ge=0)
+    doc_stride: int = Field(0, ge=0)
+    handle_impossible_answer: bool = False
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens of a window, from `first` to `last`, that may be the answer."""
+
+    first: int
+    last: int
+    score: float
+
+
+def required_question(prompt: str) -> str:
+    """The question of a request.
+
+    Raises:
+        MissingFieldError: there is none.
+    """
+    if not prompt.strip():
+        raise MissingFieldError("prompt is empty; it is the question", field="prompt")
+    return prompt
+
+
+def in_windows(
+    tokenizer: Any, question: Any, text: Any, asked: int, limit: int, shared: int, **more: Any
+) -> Any:
+    """The question with each part of a text, as the tokenizer's lists, one for each window.
+
+    Args:
+        tokenizer: a fast one.
+        question: comes first, unless the tokenizer pads on the left.
+        text: a text, or its words.
+        asked: tokens of the question.
+        limit: tokens of a window.
+        shared: tokens that two windows share, where the question leaves room for them.
+        more: arguments of the tokenizer.
+
+    Raises:
+        InvalidArgumentError: the question leaves no room for the text.
+    """
+    room = limit - asked - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 2:
+        raise InvalidArgumentError(
+            f"prompt has {asked} tokens, which leaves no room for the text: the limit is {limit} "
+            "tokens of both",
+            field="prompt",
+            metadata={"limit": str(limit)},
+        )
+    first = tokenizer.padding_side == "right"
+    with tokenizing():
+        return tokenizer(
+            *((question, text) if first else (text, question)),
+            truncation="only_second" if first else "only_first",
+            max_length=limit,
+            stride=min(shared, room // 2),
+            return_overflowing_tokens=True,
+            **more,
+        )
+
+
+def best_spans(
+    starts: torch.Tensor,
+    ends: torch.Tensor,
+    is_text: torch.Tensor,
+    null: int | None,
+    count: int,
+    max_length: int,
+) -> tuple[list[Span], float]:
+    """The likeliest answers in a window, best first, and the score of "it is not here".
+
+    Args:
+        starts: logits of the first token, shape (tokens,).
+        ends: logits of the last token.
+        is_text: the tokens that an answer may have, true or false.
+        null: the token that stands for "not here".
+        count: of answers at most.
+        max_length: tokens of an answer.
+
+    Raises:
+        InternalError: a logit is not a finite number.
+    """
+    if not (starts.isfinite().all() and ends.isfinite().all()):
+        raise InternalError("the model's scores of tokens are not finite numbers")
+    allowed = is_text.clone()
+    if null is not None:
+        allowed[null] = True
+    first, last = (
+        torch.where(allowed, logits.float().cpu(), -torch.inf).softmax(0)
+        for logits in (starts, ends)
+    )
+    nowhere = 0.0 if null is None else float(first[null] * last[null])
+    first, last = first * is_text, last * is_text
+    tokens = len(first)
+    # Row n: the answers of n + 1 tokens, by their first.
+    scores = torch.zeros(min(max_length, tokens), tokens)
+    for more, row in enumerate(scores):
+        row[: tokens - more] = first[: tokens - more] * last[more:]
+    best = scores.flatten().topk(min(count, scores.numel()))
+    spans = [
+        Span(index % tokens, index % tokens + index // tokens, score)
+        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        if score > 0
+    ]
+    return spans, nowhere
