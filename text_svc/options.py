@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from shared.errors import UnknownOptionError
+from shared.errors import InvalidArgumentError, UnknownOptionError
+from shared.model_ids import check_file_path
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -17,10 +18,10 @@ class LoadOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    engine: Literal["auto", "openvino", "transformers"] = Field(
+    engine: Literal["auto", "openvino", "transformers", "litert"] = Field(
         "auto",
-        description="OpenVINO on the CPU, or transformers; auto is OpenVINO where it "
-        "supports the model, otherwise transformers.",
+        description="OpenVINO on the CPU, transformers, or LiteRT; auto is LiteRT for its own "
+        "files, OpenVINO where it supports the model, otherwise transformers.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
@@ -38,7 +39,9 @@ class LoadOptions(BaseModel):
     cache_size_mb: int | None = Field(
         None, ge=1, le=1 << 20, description="MiB of the key-value cache."
     )
-    max_sequences: int | None = Field(None, ge=1, le=256, description="Generations at once.")
+    max_sequences: int | None = Field(
+        None, ge=1, le=256, description="Generations at once; of a .tflite, calls."
+    )
     temperature: float | None = Field(
         None,
         ge=0,
@@ -47,6 +50,28 @@ class LoadOptions(BaseModel):
         description="Of generations whose call sends none, instead of the model's own default; "
         "0 is greedy.",
     )
+    file: str | None = Field(
+        None, description="The model's file, where it is one: a .tflite or a .litertlm."
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Threads that compute, at most one per core; of a .tflite those of one call.",
+    )
+    accelerator: Literal["cpu", "gpu"] | None = Field(
+        None, description="Where LiteRT computes; cpu by default."
+    )
+
+    @field_validator("file")
+    @classmethod
+    def _is_inside(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_file_path(value)
+            except InvalidArgumentError as error:
+                raise ValueError(error.message) from None
+        return value
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:

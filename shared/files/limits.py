@@ -16,7 +16,7 @@ VOCABULARY_BYTES = 64 << 20
 # Called with the bytes fetched and the total bytes, 0 while unknown.
 Progress = Callable[[int, int], None]
 
-_WEIGHTS = ".safetensors"
+_WEIGHTS = (".safetensors", ".tflite", ".litertlm")
 # Files that list tokens, merges or tensors.
 _VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "target_vocab.json"),
@@ -40,7 +40,7 @@ class FileLimits:
     def of(self, name: str) -> int | None:
         """The largest size of a file; None for weights, which are not parsed."""
         path = PurePosixPath(name)
-        if path.suffix == _WEIGHTS:
+        if path.suffix in _WEIGHTS:
             return None
         if path.name in _VOCABULARIES or path.suffix in _VOCABULARY_SUFFIXES:
             return self.vocabulary_bytes

@@ -89,6 +89,28 @@ async def snapshot(
     return await _Snapshot(files, model_id, on_progress, limits).make()
 
 
+async def single_file(
+    files: ModelFiles,
+    model_id: ModelId,
+    name: str,
+    on_progress: Progress | None = None,
+) -> Path:
+    """Fetches the one file that a model is, and returns the folder of the model.
+
+    Args:
+        files: fetches it.
+        model_id: the model.
+        name: of the file, such as "model.tflite".
+        on_progress: called with the bytes fetched and the total bytes.
+
+    Raises:
+        ModelFileNotFoundError: the provider has no such file.
+        As `ModelFiles.fetch` for the rest.
+    """
+    await files.fetch(model_id, name, on_progress)
+    return files.folder(model_id)
+
+
 class _Snapshot:
     def __init__(
         self,

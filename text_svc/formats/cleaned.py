@@ -29,6 +29,7 @@ CLEANED = (
 # Files that libraries read as data. Others, such as pickles and code, are not there for them.
 _DATA = (
     *(".json", ".safetensors", ".jinja"),
+    *(".tflite", ".litertlm"),
     *(".txt", ".model", ".spm", ".codes", ".tokenizer"),  # vocabularies
 )
 # Files in a folder and below it: weights of at most 1,000 shards, and the rest.

@@ -9,7 +9,9 @@ from typing import Any
 from shared.errors import InvalidModelError, ServiceError
 from shared.files import disk
 from shared.files.limits import FileLimits
+from text_svc.formats import litertlm, tflite
 from text_svc.formats.cleaned import data_files
+from text_svc.formats.json_files import TOKENIZER
 from text_svc.formats.weights import weight_sizes
 from text_svc.inspection.config_numbers import check_config_numbers
 from text_svc.inspection.spec import MEMORY_BYTES, InspectionReport, InspectionSpec
@@ -28,6 +30,8 @@ def inspect(spec: InspectionSpec) -> InspectionReport:
         InvalidModelError: what is wrong with one of them.
     """
     limits = FileLimits(spec.max_model_json_bytes, spec.max_vocabulary_bytes)
+    if spec.file:
+        return inspect_file(spec, limits)
     # By the folder that they are in: that of the model, or of one of its modules.
     contents: dict[Path, dict[str, Any]] = {}
     for name, path in data_files(spec.folder).items():
@@ -47,6 +51,32 @@ def inspect(spec: InspectionSpec) -> InspectionReport:
         check_tokenizer(folder, files)
     sizes = weight_sizes(spec.folder, spec.float_bytes)
     return InspectionReport(weight_bytes=sizes.total, shared_head_bytes=sizes.shared_head)
+
+
+def inspect_file(spec: InspectionSpec, limits: FileLimits) -> InspectionReport:
+    """Checks the one file that a model of LiteRT is; its bytes are the weights'.
+
+    Raises:
+        InvalidModelError: what is wrong with it.
+    """
+    path = data_files(spec.folder).get(spec.file)
+    if path is None:
+        raise InvalidModelError(f"model {spec.model_id} has no file {spec.file[:80]!r}")
+    if path.suffix == litertlm.SUFFIX:
+        unpacked = spec.scratch / "unpacked"
+        file = litertlm.read_litertlm(path)
+        file.unpack(unpacked, limits.json_bytes, limits.vocabulary_bytes)
+        if (unpacked / TOKENIZER).exists():
+            content = disk.read_json(
+                unpacked / TOKENIZER,
+                max_bytes=limits.vocabulary_bytes,
+                max_values=MAX_VOCABULARY_VALUES,
+            )
+            check_token_ids({TOKENIZER: content})
+            check_tokenizer(unpacked, {TOKENIZER: content})
+    else:
+        tflite.check_tflite(path)
+    return InspectionReport(weight_bytes=path.stat().st_size)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ class InspectionSpec(ChildSpec):
     Attributes:
         folder: the files of the model.
         float_bytes: of a number in memory.
+        file: the one that the model is, for LiteRT; then the others are not looked at.
         max_model_json_bytes: of a configuration.
         max_vocabulary_bytes: of a file that lists tokens, merges or tensors.
     """
@@ -23,6 +24,7 @@ class InspectionSpec(ChildSpec):
     memory_bytes: int = MEMORY_BYTES
     folder: Path
     float_bytes: int
+    file: str = ""
     max_model_json_bytes: int
     max_vocabulary_bytes: int
 

@@ -26,6 +26,10 @@ _WITHOUT_LENGTH = (
 
 # The engine for "auto", if it can run the model.
 PREFERRED_ENGINE: EngineName = "openvino"
+# What LiteRT runs, by the pipeline: the end of the file's name.
+LITERT_FILES = {pipelines.LITERT.name: ".tflite", TEXT_GENERATION.name: ".litertlm"}
+# Options that LiteRT's files leave no choice of.
+_NOT_FOR_LITERT = ("dtype", "device", "cache_size_mb")
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def has_cuda() -> bool:
 
 
 def on_cuda(options: LoadOptions) -> bool:
-    """Whether a model with these options runs on a CUDA device."""
+    """Whether a model with these options runs on a CUDA device, unless LiteRT runs it."""
     return options.device.startswith("cuda") or (options.device == "auto" and has_cuda())
 
 
@@ -70,6 +74,15 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
         InvalidArgumentError: options contradict each other, or one does not apply to the pipeline.
     """
     _check_options_apply(pipeline, options)
+    if is_litert(pipeline, options):
+        _check_litert(pipeline, options)
+        return "litert"
+    if options.accelerator:
+        raise InvalidArgumentError(
+            f"option accelerator needs engine litert, and {pipeline.name} models run on another; "
+            "use option device",
+            field="options[accelerator]",
+        )
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:
         raise InvalidArgumentError(obstacle, field="options[engine]")
@@ -84,14 +97,60 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     return engine
 
 
+def is_litert(pipeline: Pipeline, options: LoadOptions) -> bool:
+    """Whether LiteRT runs a model: by its pipeline, its option engine, or the name of its file."""
+    if pipeline is pipelines.LITERT or options.engine == "litert":
+        return True
+    return (options.file or "").endswith(LITERT_FILES[TEXT_GENERATION.name])
+
+
+def _check_litert(pipeline: Pipeline, options: LoadOptions) -> None:
+    """Refuses what LiteRT cannot do."""
+    suffix = LITERT_FILES.get(pipeline.name)
+    if suffix is None:
+        raise InvalidArgumentError(
+            f"litert does not support {pipeline.name} models", field="options[engine]"
+        )
+    if options.engine not in ("auto", "litert"):
+        raise InvalidArgumentError(
+            f"{options.engine} does not read {suffix} files; engine must be litert or auto",
+            field="options[engine]",
+        )
+    if options.file is not None and not options.file.endswith(suffix):
+        raise InvalidArgumentError(
+            f"option file is {options.file[:80]!r}; for {pipeline.name} models litert reads "
+            f"{suffix} files",
+            field="options[file]",
+        )
+    for name in _NOT_FOR_LITERT:
+        value = getattr(options, name)
+        if value not in (None, "auto") and (name, value) != ("device", "cpu"):
+            raise InvalidArgumentError(
+                f"option {name} has no effect on {suffix} files"
+                + ("; use option accelerator" if name == "device" else ""),
+                field=f"options[{name}]",
+            )
+    if pipeline is TEXT_GENERATION and (options.max_sequences or 1) > 1:
+        raise InvalidArgumentError(
+            f"option max_sequences is {options.max_sequences}, but LiteRT-LM generates one text "
+            "at a time; further calls wait for their turn",
+            field="options[max_sequences]",
+        )
+
+
 def effective_options(pipeline: Pipeline, options: LoadOptions) -> dict[str, str]:
     """The options that are in force, with what "auto" stands for; those without a value left out.
 
     Raises:
         InvalidArgumentError: as `wanted_engine`.
     """
+    engine = wanted_engine(pipeline, options)
+    values = options.model_dump(exclude_none=True) | {"engine": engine}
+    if engine == "litert":
+        values = {name: value for name, value in values.items() if name not in _NOT_FOR_LITERT}
+        values["accelerator"] = options.accelerator or "cpu"
+        return {name: str(value) for name, value in values.items()}
     cuda = on_cuda(options)
-    values = options.model_dump(exclude_none=True) | {"engine": wanted_engine(pipeline, options)}
     if options.device == "auto":
         values["device"] = "cuda" if cuda else "cpu"
     if options.dtype == "auto":
@@ -102,7 +161,7 @@ def effective_options(pipeline: Pipeline, options: LoadOptions) -> dict[str, str
 def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:
     for name, used in (
         ("max_length", pipeline not in _WITHOUT_LENGTH),
-        ("max_sequences", "GenerateText" in pipeline.calls),
+        ("max_sequences", "GenerateText" in pipeline.calls or pipeline is pipelines.LITERT),
         ("temperature", "GenerateText" in pipeline.calls),
         ("cache_size_mb", pipeline is TEXT_GENERATION),
     ):

@@ -24,7 +24,9 @@ class Inspector:
         self._settings = settings
         self._running = asyncio.Semaphore(MAX_INSPECTIONS)
 
-    async def inspect(self, model_id: ModelId, folder: Path, float_bytes: int) -> WeightSizes:
+    async def inspect(
+        self, model_id: ModelId, folder: Path, float_bytes: int, file: str = ""
+    ) -> WeightSizes:
         """Checks a model's files and returns what its weights take in memory.
 
         Cancelling the call ends the process.
@@ -33,15 +35,18 @@ class Inspector:
             model_id: of the model.
             folder: of its files.
             float_bytes: of a number in memory.
+            file: the one that the model is, if it is one, such as "model.tflite".
 
         Raises:
             InvalidModelError: what is wrong with the files, also where they take too much time.
         """
         async with self._running:
-            report = await self._report(model_id, folder, float_bytes)
+            report = await self._report(model_id, folder, float_bytes, file)
         return WeightSizes(report.weight_bytes, report.shared_head_bytes)
 
-    async def _report(self, model_id: ModelId, folder: Path, float_bytes: int) -> InspectionReport:
+    async def _report(
+        self, model_id: ModelId, folder: Path, float_bytes: int, file: str
+    ) -> InspectionReport:
         settings = self._settings
         spec = InspectionSpec(
             model_id=model_id,
@@ -49,6 +54,7 @@ class Inspector:
             sandbox=settings.sandbox,
             folder=await asyncio.to_thread(folder.resolve),
             float_bytes=float_bytes,
+            file=file,
             max_model_json_bytes=settings.max_model_json_bytes,
             max_vocabulary_bytes=settings.max_vocabulary_bytes,
             log_level=settings.log_level,

@@ -7,21 +7,32 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 
-from shared.errors import InvalidArgumentError, ResourceExhaustedError
+from shared.errors import (
+    InternalError,
+    InvalidArgumentError,
+    InvalidModelError,
+    ResourceExhaustedError,
+)
 from shared.files.client import ModelFiles
 from shared.files.limits import FileLimits
-from shared.files.snapshot import snapshot
+from shared.files.snapshot import single_file, snapshot
 from shared.model_host import ModelState
-from shared.pipelines import TEXT_GENERATION
+from shared.pipelines import LITERT, TEXT_GENERATION, Pipeline
 from text_svc.models.budget import MIB, MemoryBudget, process_limit
 from text_svc.models.conversion import (
     convert,
     plan,
 )
-from text_svc.models.engine_choice import EnginePlan, on_cuda, wanted_engine
+from text_svc.models.engine_choice import (
+    LITERT_FILES,
+    EnginePlan,
+    on_cuda,
+    wanted_engine,
+)
 from text_svc.models.inspection import Inspector
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions
@@ -51,6 +62,19 @@ def _packs_a_head(model: ManagedModel, engine: EnginePlan) -> bool:
     )
 
 
+def litert_copies(pipeline: Pipeline, running: int) -> int:
+    """Copies of a file's weights that LiteRT holds besides the file: packed for the processor.
+
+    Each interpreter of a .tflite packs its own. Of a .litertlm there is one, and about as much
+    again for its keys, values and activations.
+    """
+    return 2 if pipeline is TEXT_GENERATION else running
+
+
+def _note_progress(model: ManagedModel, fetched: int, total: int) -> None:
+    model.bytes_fetched, model.bytes_total = fetched, total
+
+
 class Loader:
     """Loads models within one memory budget.
 
@@ -78,6 +102,9 @@ class Loader:
         """
         wanted = wanted_engine(model.pipeline, model.options)
         model.use = await self._files.use(model.model_id)
+        if wanted == "litert":
+            await self._load_litert(model)
+            return
         folder = await self._fetch(model)
         sizes = await self._inspector.inspect(model.model_id, folder, _float_bytes(model.options))
         engine = EnginePlan(wanted, sizes.total)
@@ -91,13 +118,44 @@ class Loader:
             self._spec(model, folder, engine, cache_bytes), self._settings.load_timeout_seconds
         )
 
-    async def _fetch(self, model: ManagedModel) -> Path:
-        def progress(fetched: int, total: int) -> None:
-            model.bytes_fetched, model.bytes_total = fetched, total
+    async def _load_litert(self, model: ManagedModel) -> None:
+        """Loads a model that is one file, which LiteRT reads."""
+        file = model.options.file
+        if file is None:
+            suffix = LITERT_FILES[model.pipeline.name]
+            raise InvalidArgumentError(
+                f"model {model.model_id} needs option file, the name of its {suffix} file",
+                field="options[file]",
+            )
+        folder = await single_file(
+            self._files, model.model_id, file, partial(_note_progress, model)
+        )
+        sizes = await self._inspector.inspect(model.model_id, folder, 4, file)
+        copies = 1 + litert_copies(model.pipeline, self._litert_running(model))
+        self.budget.reserve(model, copies * sizes.total + PROCESS_BYTES)
+        model.state, model.engine = ModelState.LOADING, "litert"
+        engine = EnginePlan("litert", sizes.total)
+        try:
+            model.process = await ModelProcess.start(
+                self._spec(model, folder, engine, 0), self._settings.load_timeout_seconds
+            )
+        except InternalError as error:  # LiteRT has ended it, or does not end
+            raise InvalidModelError(
+                f"{file} of model {model.model_id} cannot be loaded by LiteRT: {error.message}"
+            ) from None
 
+    def _litert_running(self, model: ManagedModel) -> int:
+        """Calls that a model of LiteRT answers at once: as many as there are cores for."""
+        if model.pipeline is TEXT_GENERATION:
+            return 1
+        return model.options.max_sequences or max(1, self._threads // (model.options.threads or 1))
+
+    async def _fetch(self, model: ManagedModel) -> Path:
         settings = self._settings
         limits = FileLimits(settings.max_model_json_bytes, settings.max_vocabulary_bytes)
-        return await snapshot(self._files, model.model_id, progress, limits=limits)
+        return await snapshot(
+            self._files, model.model_id, partial(_note_progress, model), limits=limits
+        )
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
         """OpenVINO with the converted folder, or transformers and the reason."""
@@ -149,22 +207,29 @@ class Loader:
     def _spec(
         self, model: ManagedModel, folder: Path, engine: EnginePlan, cache_bytes: int
     ) -> WorkerSpec:
-        settings = self._settings
+        settings, options = self._settings, model.options
         known = set(WorkerSpec.model_fields) & set(TextSettings.model_fields)
+        cuda = engine.name != "litert" and on_cuda(options)
+        threads = min(options.threads or self._threads, self._threads)
+        running = options.max_sequences or settings.max_running
+        if engine.name == "litert":
+            running = self._litert_running(model)
+            if model.pipeline is LITERT:
+                threads = min(options.threads or 1, self._threads)
         return WorkerSpec(
-            cuda=on_cuda(model.options),
+            cuda=cuda,
             # CUDA maps far more memory than it takes.
-            memory_bytes=0 if on_cuda(model.options) else self._limit(model),
+            memory_bytes=0 if cuda else self._limit(model),
             # Not to be guessed by the processes of other models, which cannot list the folders.
             scratch=self.scratch / token_hex(8),
             model_id=model.model_id,
             folder=folder.resolve(),
             pipeline=model.pipeline.name,
-            options=model.options,
+            options=options,
             engine=engine.name,
             converted=engine.converted,
             cache_bytes=cache_bytes,
-            threads=self._threads,
-            max_running=model.options.max_sequences or settings.max_running,
+            threads=threads,
+            max_running=running,
             **settings.model_dump(include=known - {"threads", "max_running"}),
         )

@@ -12,7 +12,7 @@ from text_svc.formats.cleaned import link_files, links_in
 from text_svc.options import LoadOptions
 from text_svc.processes.sandbox import SandboxMode
 
-EngineName = Literal["openvino", "transformers"]
+EngineName = Literal["openvino", "transformers", "litert"]
 
 
 class Report(BaseModel):
