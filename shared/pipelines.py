@@ -240,11 +240,13 @@ POSE_TRACKING = _vision("pose-tracking", "pose-landmarker", "pose-estimation")
 HOLISTIC_TRACKING = _vision("holistic-tracking", "holistic-landmarker", "holistic")
 SELFIE_SEGMENTATION = _vision("selfie-segmentation", "selfie-segmenter")
 HAIR_SEGMENTATION = _vision("hair-segmentation", "hair-segmenter")
+OBJECT_DETECTION = _vision("object-detector")
 
 # A model loaded as one of these replaces the default model of that task.
 VISION_TASKS = (
     *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
     *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
+    OBJECT_DETECTION,
 )
 
 PIPELINES: tuple[Pipeline, ...] = (*TEXT_PIPELINES, *VISION_TASKS)

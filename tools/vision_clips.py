@@ -57,6 +57,16 @@ def astronaut() -> Rgb:
     return read_picture(model_dir() / "pictures" / "astronaut.png")
 
 
+def cat() -> Rgb:
+    """A cat's head, 451 x 300."""
+    return read_picture(model_dir() / "pictures" / "chelsea.png")
+
+
+def coffee() -> Rgb:
+    """A cup of coffee on a table, 600 x 400."""
+    return read_picture(model_dir() / "pictures" / "coffee.png")
+
+
 def moving(picture: Rgb, frames: int, width: int = WIDTH, height: int = HEIGHT) -> Iterator[Rgb]:
     """A camera that pans and zooms over a picture, with a period of 60 frames."""
     rows, columns = picture.shape[:2]

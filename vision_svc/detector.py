@@ -20,6 +20,7 @@ Response: TypeAlias = (
     | pb.HandDetectionResponse
     | pb.HolisticTrackingResponse
     | pb.IrisTrackingResponse
+    | pb.ObjectDetectionResponse
     | pb.PoseDetectionResponse
     | pb.SegmentationResponse
 )

@@ -27,7 +27,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from shared.errors import CallCancelledError, InternalError, InvalidModelError, OutOfMemoryError
+import numpy as np
+
+from shared.errors import (
+    CallCancelledError,
+    InternalError,
+    InvalidModelError,
+    OutOfMemoryError,
+    ServiceError,
+)
 from vision_svc import metrics
 from vision_svc.detector import Detector, Mode, Response
 from vision_svc.options import parse_options
@@ -49,6 +57,9 @@ _Key: TypeAlias = "tuple[str, Path, Mode, tuple[tuple[str, Value], ...], int]"
 # refuses one that does not increase.
 DEFAULT_STEP_MS = 33
 MAX_STEP_MS = 10_000
+
+# A picture that models are tried on.
+_BLACK: Rgb = np.zeros((64, 64, 3), np.uint8)
 
 # Memory of an instance in multiples of its file's size, if that is more than the task's own model
 # takes: callers may load files of any size.
@@ -106,6 +117,15 @@ class Instance:
             self._metrics.inference_seconds.observe(time.perf_counter() - start)
             return response
 
+    def try_out(self) -> None:
+        """Runs the task on a black picture.
+
+        Raises:
+            Exception: the model does not fit the task, such as one with too few labels.
+        """
+        with self._lock:
+            self._detector.detect(_BLACK, DEFAULT_STEP_MS)
+
     def close(self) -> None:
         """Frees the model, after the frame that runs now."""
         with self._lock:
@@ -148,6 +168,7 @@ class Instances:
         Raises:
             ModelNotLoadedError: the task has no model file.
             InternalError: the file cannot be opened; files that callers load were tried before.
+            UnknownOptionError: the model does not have what an option names.
             OutOfMemoryError: the budget is exhausted.
         """
         path = self._assets.find(task, options)
@@ -164,7 +185,7 @@ class Instances:
             raise InternalError(error.message) from error
 
     def try_model(self, task: VisionTask, path: Path) -> None:
-        """Opens a file with default options and closes it again.
+        """Opens a file with default options, runs it on a black picture and closes it again.
 
         Raises:
             InvalidModelError: the file is not a model of this task.
@@ -173,7 +194,14 @@ class Instances:
         options = parse_options(task.options)
         with self._lock:
             memory_mb = self._reserve(task, path, options)
-        self._close(self._open(task, (task.name, path, Mode.IMAGE, (), 0), options, memory_mb))
+        instance = self._open(task, (task.name, path, Mode.IMAGE, (), 0), options, memory_mb)
+        try:
+            instance.try_out()
+        except Exception as error:
+            log.exception("a model failed on a picture", extra={"task": task.name})
+            raise InvalidModelError(f"{path.name} fails as {task.name} on a picture") from error
+        finally:
+            self._close(instance)
 
     def release(self, instance: Instance) -> None:
         """Returns an instance, to be kept for the next caller or closed. Does not block."""
@@ -217,6 +245,9 @@ class Instances:
         _, path, mode, *_ = key
         try:
             detector = task.open(path, options, mode)
+        except ServiceError:  # an option does not suit the model
+            self._free(memory_mb)
+            raise
         except Exception as error:
             self._free(memory_mb)
             log.exception("a model could not be opened", extra={"task": task.name})

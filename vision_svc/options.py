@@ -16,6 +16,9 @@ METADATA_PREFIX = "vision-"
 FRAME_POLICY_KEY = "frame-policy"
 FramePolicyName: TypeAlias = Literal["every", "latest"]
 
+# More than any model has that callers name labels of.
+MAX_LABELS = 200
+
 
 @dataclass(frozen=True)
 class Count:
@@ -77,7 +80,32 @@ class Choice:
         return word
 
 
-Option: TypeAlias = Count | Score | Choice
+@dataclass(frozen=True)
+class Labels:
+    """Names with commas between them, at most `MAX_LABELS`; none by default.
+
+    Which names there are depends on the model, so the task checks them when it opens.
+    """
+
+    name: str
+    default: str = ""
+
+    def parse(self, text: str) -> str:
+        words = label_names(text)
+        if len(words) > MAX_LABELS:
+            raise OutOfRangeError(
+                f"option {self.name} names {len(words)} labels; at most {MAX_LABELS} are taken",
+                field=self.name,
+            )
+        return ",".join(words)
+
+
+def label_names(text: str) -> tuple[str, ...]:
+    """The names in the text of a `Labels` option, without their spaces."""
+    return tuple(word for word in map(str.strip, text.split(",")) if word)
+
+
+Option: TypeAlias = Count | Score | Choice | Labels
 
 
 def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:

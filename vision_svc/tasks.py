@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared import pipelines
-from vision_svc.backends import mediapipe_tasks, segmentation
+from vision_svc.backends import mediapipe_tasks, objects, segmentation
 from vision_svc.detector import Asset, VisionTask
-from vision_svc.options import Choice, Count, Score
+from vision_svc.options import Choice, Count, Labels, Score
 
 
 def _variants(option: str, assets: Mapping[str, Asset]) -> Choice:
@@ -36,6 +36,7 @@ _SELFIE_MODELS = {
     "general": Asset("selfie_segmenter.tflite", 8),
     "landscape": Asset("selfie_segmenter_landscape.tflite", 8),
 }
+_LABELS = (Labels("allow_labels"), Labels("deny_labels"))
 _MASK_FORMAT = Choice("mask_format", ("binary", "alpha"))
 
 FACE_DETECTION = VisionTask(
@@ -92,11 +93,19 @@ HAIR_SEGMENTATION = VisionTask(
     (_MASK_FORMAT,),
     keeps_state=False,
 )
+OBJECT_DETECTION = VisionTask(
+    pipelines.OBJECT_DETECTION.name,
+    objects.object_detector,
+    {"": Asset("object_detector.tflite", 60)},
+    (Count("max_objects", 25, 100), _DETECTION, *_LABELS),
+    keeps_state=False,
+)
 
 TASKS: Mapping[str, VisionTask] = {
     task.name: task
     for task in (
         *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
         *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
+        OBJECT_DETECTION,
     )
 }

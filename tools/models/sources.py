@@ -116,7 +116,7 @@ class PackageStore:
             archives = list(Path(part).iterdir())
             if len(archives) != 1:
                 raise SourceError(f"{label} gave {len(archives)} files", damaged=True)
-            check(archives[0], package.sha256, label)
+            check(archives[0], label, package.sha256)
             archives[0].replace(path)
 
 

@@ -86,8 +86,14 @@ class TaskDetector:
         close_task(self._task)
 
 
-def _common(path: Path, mode: Mode) -> dict[str, Any]:
-    base = BaseOptions(model_asset_path=str(path), delegate=BaseOptions.Delegate.CPU)
+def common_options(model: Path | bytes, mode: Mode) -> dict[str, Any]:
+    """What the options of all tasks have: the model, as a file or its content, and the mode."""
+    source: dict[str, Any] = (
+        {"model_asset_buffer": model}
+        if isinstance(model, bytes)
+        else {"model_asset_path": str(model)}
+    )
+    base = BaseOptions(**source, delegate=BaseOptions.Delegate.CPU)
     return {"base_options": base, "running_mode": _RUNNING_MODES[mode]}
 
 
@@ -95,7 +101,8 @@ def face_detector(path: Path, options: Options, mode: Mode) -> TaskDetector:
     """BlazeFace: boxes and six key points."""
     task = vision.FaceDetector.create_from_options(
         vision.FaceDetectorOptions(
-            **_common(path, mode), min_detection_confidence=options["min_detection_confidence"]
+            **common_options(path, mode),
+            min_detection_confidence=options["min_detection_confidence"],
         )
     )
     max_faces = int(options["max_faces"])
@@ -111,7 +118,7 @@ def gesture_recognizer(path: Path, options: Options, mode: Mode) -> TaskDetector
     """Hands and their gestures."""
     task = vision.GestureRecognizer.create_from_options(
         vision.GestureRecognizerOptions(
-            **_common(path, mode),
+            **common_options(path, mode),
             num_hands=options["max_hands"],
             min_hand_detection_confidence=options["min_detection_confidence"],
             min_hand_presence_confidence=options["min_presence_confidence"],
@@ -131,7 +138,7 @@ def pose_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetector:
     """BlazePose: 33 points, in the picture and in metres."""
     task = vision.PoseLandmarker.create_from_options(
         vision.PoseLandmarkerOptions(
-            **_common(path, mode),
+            **common_options(path, mode),
             num_poses=options["max_poses"],
             min_pose_detection_confidence=options["min_detection_confidence"],
             min_pose_presence_confidence=options["min_presence_confidence"],
@@ -152,7 +159,7 @@ def _face_landmarker(
     scorer = FaceScorer(path)
     task = vision.FaceLandmarker.create_from_options(
         vision.FaceLandmarkerOptions(
-            **_common(path, mode),
+            **common_options(path, mode),
             num_faces=options["max_faces"],
             min_face_detection_confidence=options["min_detection_confidence"],
             min_face_presence_confidence=options["min_presence_confidence"],
@@ -182,7 +189,7 @@ def holistic_landmarker(path: Path, options: Options, mode: Mode) -> TaskDetecto
     scorer = FaceScorer(path)
     task = vision.HolisticLandmarker.create_from_options(
         vision.HolisticLandmarkerOptions(
-            **_common(path, mode),
+            **common_options(path, mode),
             min_face_detection_confidence=options["min_detection_confidence"],
             min_face_landmarks_confidence=options["min_presence_confidence"],
             min_pose_detection_confidence=options["min_detection_confidence"],

@@ -114,6 +114,30 @@ def face_detections(result: Any, image: Rgb, max_faces: int) -> pb.FaceDetection
     return response
 
 
+def object_detections(result: Any, image: Rgb) -> pb.ObjectDetectionResponse:
+    """The objects of an MpDetectionResult, the best first; its boxes are in pixels."""
+    height, width = image.shape[:2]
+    found = sorted(
+        (result.detections[i] for i in range(result.detections_count)),
+        key=lambda detection: float(detection.categories[0].score),
+        reverse=True,
+    )
+    response = pb.ObjectDetectionResponse()
+    for detection in found:
+        box, category = detection.bounding_box, detection.categories[0]
+        response.objects.add(
+            label=(category.category_name or b"").decode(errors="replace") or str(category.index),
+            confidence=category.score,
+            bbox=pb.BoundingBox(
+                x=box.left / width,
+                y=box.top / height,
+                width=(box.right - box.left) / width,
+                height=(box.bottom - box.top) / height,
+            ),
+        )
+    return response
+
+
 def face_meshes(faces: Sequence[Points], scores: Sequence[float]) -> pb.FaceMeshResponse:
     """The 478 points of each face, with the face detector's score as the confidence."""
     response = pb.FaceMeshResponse()

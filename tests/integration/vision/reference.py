@@ -150,6 +150,22 @@ def _holistic(answer: Any, result: Any, _: tuple[int, int]) -> None:
         _same_points(hand.landmarks, sides[hand.handedness])
 
 
+def _objects(answer: Any, result: Any, size: tuple[int, int]) -> None:
+    assert len(answer.objects) == len(result.detections)
+    width, height = size
+    for ours, theirs in zip(answer.objects, result.detections, strict=True):
+        box = theirs.bounding_box
+        expected = (
+            *(box.origin_x / width, box.origin_y / height),
+            *(box.width / width, box.height / height),
+        )
+        found = (ours.bbox.x, ours.bbox.y, ours.bbox.width, ours.bbox.height)
+        assert box_iou(found, expected) >= BOX_IOU
+        assert ours.label == theirs.categories[0].category_name
+        assert abs(ours.confidence - theirs.categories[0].score) < 0.05
+        assert ours.track_id == 0
+
+
 def _mask(answer: Any, result: Any, size: tuple[int, int]) -> None:
     width, height = size
     assert (answer.width, answer.height, answer.format) == (width, height, "binary")
@@ -193,5 +209,10 @@ REFERENCES = {
     "hair": Reference(
         *("StreamHairSegmentation", "hair_segmenter.tflite"),
         *(vision.ImageSegmenter, vision.ImageSegmenterOptions, "segment_for_video", _mask),
+    ),
+    "objects": Reference(
+        *("StreamObjectDetection", "object_detector.tflite"),
+        *(vision.ObjectDetector, vision.ObjectDetectorOptions, "detect_for_video", _objects),
+        {"score_threshold": 0.5, "category_denylist": ["???"]},
     ),
 }

@@ -21,9 +21,11 @@ FRAMES = 5
 
 
 def clip_for(task: str, frames: int = FRAMES) -> list[np.ndarray]:
-    """A clip made of the pictures of `make models`: a person, or a hand."""
+    """A clip made of the pictures of `make models`: a person, a hand, or a cat."""
     if task == "hands":
         return list(vision_clips.moving_hand(frames))
+    if task == "objects":
+        return list(vision_clips.moving(vision_clips.cat(), frames))
     return list(vision_clips.moving(vision_clips.astronaut(), frames))
 
 
@@ -34,7 +36,8 @@ def found(answer: Any) -> bool:
     if isinstance(answer, pb.SegmentationResponse):
         return any(answer.mask)
     things: Sequence[Any] = getattr(
-        answer, next(f for f in ("faces", "eyes", "hands", "poses") if hasattr(answer, f))
+        answer,
+        next(f for f in ("faces", "eyes", "hands", "poses", "objects") if hasattr(answer, f)),
     )
     return len(things) > 0
 

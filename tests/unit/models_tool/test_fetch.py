@@ -76,6 +76,32 @@ def test_the_next_source_serves_when_one_gives_the_wrong_bytes(
     assert any("came from another source" in line for line in lines.said)
 
 
+def test_a_publishers_better_file_serves_in_place_of_the_listed_one(
+    site: tuple[str, Path], tmp_path: Path
+) -> None:
+    """The list has what a package gives; the address has another model for the same purpose."""
+    address, folder = site
+    better = b"better" * 1000
+    content = {"size": len(better), "sha256": sha256(better)}
+    listed_one = tmp_path / "listed.tflite"
+    listed_one.write_bytes(CONTENT)
+    entries = listed(
+        asset(
+            "model.tflite",
+            {"url": f"{address}/model.tflite", "content": content},
+            {"local": str(listed_one)},
+        )
+    )
+    target = tmp_path / "models/vision/model.tflite"
+    for served, kept in ((None, CONTENT), (b"changed", CONTENT), (better, better)):
+        target.unlink(missing_ok=True)
+        if served is not None:
+            (folder / "model.tflite").write_bytes(served)
+        assert [o.state for o in fetch(tmp_path / "models", entries)] == ["fetched"]
+        assert target.read_bytes() == kept
+        assert [o.state for o in fetch(tmp_path / "models", entries)] == ["present"]
+
+
 def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
     good = tmp_path / "good.tflite"
     good.write_bytes(CONTENT)
