@@ -42,7 +42,7 @@ async def run(settings: ModelMgmtSettings) -> None:
         settings.state_dir / "desired_models.json", lock_seconds=settings.lock_seconds
     )
     space = CacheSpace.of(
-        settings, settings.cache_dir, kept=lambda: [model.model_id for model in desired.all()]
+        settings, settings.cache_dir, kept=lambda: [model.files_id for model in desired.all()]
     )
     async with (
         desired,

@@ -17,7 +17,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from model_mgmt_svc.old_record import OLD_RECORD, read_old_record
 from model_mgmt_svc.record import RecordError, RecordFile, keep_aside
 from shared.errors import InvalidArgumentError
-from shared.model_ids import ModelId, parse_model_id
+from shared.file_options import REVISION
+from shared.model_ids import ModelId, at_revision, parse_model_id
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +39,20 @@ LOST_RECORDS = Counter(
 
 @dataclass(frozen=True)
 class DesiredModel:
-    """A model that should be loaded, with the canonical name of its pipeline type."""
+    """A model that should be loaded, with the canonical name of its pipeline type.
+
+    `asked_type` is the name that a caller gave it last, if that is another name of its type.
+    """
 
     model_id: ModelId
     pipeline_type: str
     options: Mapping[str, str] = field(default_factory=dict)
+    asked_type: str = ""
+
+    @property
+    def files_id(self) -> ModelId:
+        """The id of its files, which names the revision of its options, see `at_revision`."""
+        return at_revision(self.model_id, self.options.get(REVISION, ""))
 
 
 class _Content(BaseModel):

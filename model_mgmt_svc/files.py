@@ -19,6 +19,7 @@ class FilePiece:
     total_size: int
     is_last: bool
     sha256: str = ""
+    revision: str = ""
 
 
 async def stream_file(
@@ -42,10 +43,13 @@ async def stream_file(
             )
         sha256 = reader.sha256
         if offset == total:
-            yield FilePiece(b"", offset, total, True, await reader.whole_sha256())
+            whole = await reader.whole_sha256()
+            yield FilePiece(b"", offset, total, True, whole, reader.revision)
+        revision = reader.revision
         async for block in reader.blocks(offset):
             for start in range(0, len(block), piece_bytes):
                 data = bytes(block[start : start + piece_bytes])
-                yield FilePiece(data, offset, total, offset + len(data) == total, sha256)
+                is_last = offset + len(data) == total
+                yield FilePiece(data, offset, total, is_last, sha256, revision)
                 offset += len(data)
-                sha256 = ""
+                sha256 = revision = ""

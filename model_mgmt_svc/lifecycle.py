@@ -288,7 +288,7 @@ class Lifecycle:
         async with self._lock(load.model.model_id):
             plan = await self._plan(load)
             if load.requested and not plan.loaded:
-                await self._refresh(plan.desired.model_id)
+                await self._refresh(plan.desired.files_id)
             try:
                 loaded = await self._load_missing(plan)
             except BaseException:

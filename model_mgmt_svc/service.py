@@ -9,11 +9,13 @@ from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.options import usual_options
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.resolve import resolve_pipeline
+from shared.file_options import FileOptions
 from shared.files.client import ModelFiles
-from shared.model_ids import parse_model_id
+from shared.model_ids import at_revision, check_revision, parse_model_id
 from shared.rpc.call_limit import Slots, came_through_envoy
 from shared.rpc.interceptors import Context
 
@@ -49,10 +51,12 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         self, request: model_management_pb2.LoadModelRequest, context: Context
     ) -> model_management_pb2.LoadModelResponse:
         model_id = parse_model_id(request.model_id)
+        options = usual_options(request.options)
+        source = FileOptions.of(options).files_of(model_id)
         pipeline = await resolve_pipeline(
-            self._files, model_id, request.pipeline_type, request.architecture
+            self._files, source, request.pipeline_type, request.architecture
         )
-        desired = DesiredModel(model_id, pipeline.name, dict(request.options))
+        desired = DesiredModel(model_id, pipeline.name, options)
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
         model = await self._lifecycle.load(desired)
@@ -93,8 +97,9 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         self, request: model_management_pb2.ModelFileRequest, context: Context
     ) -> AsyncIterator[model_management_pb2.ModelFileChunk]:
         model_id = parse_model_id(request.model_id)
+        source = at_revision(model_id, check_revision(request.revision))
         pieces = stream_file(
-            self._files, model_id, request.file_path, request.offset, self._chunk_bytes
+            self._files, source, request.file_path, request.offset, self._chunk_bytes
         )
         slots = self._callers if came_through_envoy(context) else self._services
         with slots.slot():
@@ -106,6 +111,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                         total_size=piece.total_size,
                         is_last=piece.is_last,
                         sha256=piece.sha256,
+                        revision=piece.revision,
                     )
 
     def _unsaved(self, consequence: str) -> str:

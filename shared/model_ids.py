@@ -1,29 +1,44 @@
-"""Model ids and file paths from the wire, validated before they are used."""
+"""Model ids, revisions and file paths from the wire, validated before they are used."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import NewType
 
-from shared.errors import InvalidModelIdError, InvalidPathError, MissingFieldError
+from shared.errors import (
+    InvalidArgumentError,
+    InvalidModelIdError,
+    InvalidPathError,
+    MissingFieldError,
+)
 
-# "org/name" or "name". Only `parse_model_id` makes these, once, where a request comes in.
+# "org/name" or "name". Only `parse_model_id` makes these, once, where a request comes in. What
+# fetches and keeps files also takes "org/name@revision", from `at_revision`.
 ModelId = NewType("ModelId", str)
 
 # huggingface_hub.utils.validate_repo_id limits the name; here this also limits the organisation.
 MAX_ID_PART_CHARS = 96
 MAX_PATH_CHARS = 1024
+# Of a branch, a tag or a commit; the name of a commit has 40 or 64.
+MAX_REVISION_CHARS = 100
 # The limit of common file systems.
 MAX_NAME_BYTES = 255
 
 _PART = re.compile(rf"(?=.{{1,{MAX_ID_PART_CHARS}}}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\Z")
 _DRIVE = re.compile(r"[A-Za-z]:")
+# A part of a revision such as "refs/pr/12", within git's own rules for names.
+_REVISION_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\Z")
+# The longest revision that stands in the name of a folder; with the longest id it has 255 bytes.
+_MAX_FOLDER_REVISION = 48
 # Paths of models often begin with this folder; no organisation of the hub has this name.
 _MODELS_FOLDER = "models"
-_FILE_SUFFIXES = (".safetensors", ".json", ".txt", ".bin", ".gguf", ".onnx", ".tflite")
+_FILE_SUFFIXES = (
+    *(".safetensors", ".json", ".txt", ".bin", ".gguf", ".onnx", ".tflite", ".litertlm", ".task"),
+)
 
 
 def parse_model_id(text: str, field: str = "model_id") -> ModelId:
@@ -81,15 +96,76 @@ def _invalid_id(text: str, field: str, why: str) -> InvalidModelIdError:
     )
 
 
+def check_revision(text: str, field: str = "revision") -> str:
+    """Validates a revision of a model: a branch, a tag or a commit; empty is the default one.
+
+    Args:
+        text: what the caller sent.
+        field: the request field it came in, for the error.
+
+    Raises:
+        InvalidArgumentError: it is too long, or has other characters than the names of branches
+            and tags.
+    """
+    if len(text) > MAX_REVISION_CHARS:
+        raise InvalidArgumentError(
+            f"{field} {text[:80]!r} has {len(text)} characters; the limit is {MAX_REVISION_CHARS}",
+            field=field,
+        )
+    parts = text.split("/") if text else []
+    if any(
+        not _REVISION_PART.match(part) or ".." in part or part.endswith((".", ".lock"))
+        for part in parts
+    ):
+        raise InvalidArgumentError(
+            f"{field} {text[:80]!r} is not a branch, a tag or a commit: each part must have "
+            "letters, digits, '_', '-', '+' and '.', without '-', '+' or '.' at the beginning, "
+            "'..', and '.' or '.lock' at the end",
+            field=field,
+        )
+    return text
+
+
+def at_revision(model_id: ModelId, revision: str) -> ModelId:
+    """The id under which the files of a revision are fetched and kept: "org/name@revision".
+
+    Args:
+        model_id: of the model.
+        revision: from `check_revision`; empty is the provider's default, without "@".
+    """
+    return ModelId(f"{model_id}@{revision}") if revision else model_id
+
+
+def split_revision(model_id: ModelId) -> tuple[ModelId, str]:
+    """The id of the model and the revision of its files: `at_revision`, read backwards."""
+    plain, _, revision = model_id.partition("@")
+    return ModelId(plain), revision
+
+
 def folder_name(model_id: ModelId) -> str:
-    """The folder of a model in a cache: "org--name". No id contains "--", so none collide."""
-    return model_id.replace("/", "--")
+    """The folder of a model in a cache: "org--name", or "org--name@revision".
+
+    No id contains "--" or "@", so none collide. A "/" in a revision is "%2F", and of a long one its
+    hash stands there.
+    """
+    plain, revision = split_revision(model_id)
+    folder = plain.replace("/", "--")
+    if not revision:
+        return folder
+    written = revision.replace("/", "%2F")
+    if len(written) > _MAX_FOLDER_REVISION:
+        written = "=" + hashlib.sha256(revision.encode()).hexdigest()[: _MAX_FOLDER_REVISION - 1]
+    return f"{folder}@{written}"
 
 
-def check_file_path(text: str) -> PurePosixPath:
+def check_file_path(text: str, field: str = "file_path") -> PurePosixPath:
     """Validates the path of a file inside its model's folder: relative, and never leading out.
 
     This looks at the names only; `resolve_inside` also follows symlinks.
+
+    Args:
+        text: what the caller sent.
+        field: the request field it came in, for the error.
 
     Raises:
         MissingFieldError: the text is empty.
@@ -97,23 +173,24 @@ def check_file_path(text: str) -> PurePosixPath:
             backslash, a drive or a character that is not printable.
     """
     if not text:
-        raise MissingFieldError("file_path is empty", field="file_path")
+        raise MissingFieldError(f"{field} is empty", field=field)
     if len(text) > MAX_PATH_CHARS:
-        raise _invalid_path(text, f"it has {len(text)} characters; the limit is {MAX_PATH_CHARS}")
+        why = f"it has {len(text)} characters; the limit is {MAX_PATH_CHARS}"
+        raise _invalid_path(text, why, field)
     if not text.isprintable() or "\\" in text or _DRIVE.match(text):
-        raise _invalid_path(text, "control characters, backslashes and drives are not allowed")
+        why = "control characters, backslashes and drives are not allowed"
+        raise _invalid_path(text, why, field)
     parts = text.split("/")
     if any(part in ("", ".", "..") for part in parts):
-        raise _invalid_path(text, "it must be relative, without empty parts, '.' and '..'")
+        raise _invalid_path(text, "it must be relative, without empty parts, '.' and '..'", field)
     if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
-        raise _invalid_path(text, f"one of its names has more than {MAX_NAME_BYTES} bytes")
+        raise _invalid_path(text, f"one of its names has more than {MAX_NAME_BYTES} bytes", field)
     return PurePosixPath(text)
 
 
-def _invalid_path(text: str, why: str) -> InvalidPathError:
+def _invalid_path(text: str, why: str, field: str = "file_path") -> InvalidPathError:
     return InvalidPathError(
-        f"file_path {text[:80]!r} is not a path inside the model's folder: {why}",
-        field="file_path",
+        f"{field} {text[:80]!r} is not a path inside the model's folder: {why}", field=field
     )
 
 

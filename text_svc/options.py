@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import InvalidArgumentError, UnknownOptionError
-from shared.model_ids import check_file_path
+from shared.errors import UnknownOptionError
+from shared.file_options import FileOptions
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -51,7 +51,13 @@ class LoadOptions(BaseModel):
         "0 is greedy.",
     )
     file: str | None = Field(
-        None, description="The model's file, where it is one: a .tflite or a .litertlm."
+        None,
+        description="The path of the model's large file in the model: a .safetensors or its index, "
+        "a .tflite or a .litertlm; by default the usual name.",
+    )
+    revision: str | None = Field(
+        None,
+        description="A branch, a tag or a commit of the model; by default the file provider's.",
     )
     threads: int | None = Field(
         None,
@@ -63,16 +69,6 @@ class LoadOptions(BaseModel):
         None, description="Where LiteRT computes; cpu by default."
     )
 
-    @field_validator("file")
-    @classmethod
-    def _is_inside(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                check_file_path(value)
-            except InvalidArgumentError as error:
-                raise ValueError(error.message) from None
-        return value
-
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:
     """Parses the options of a request, where every value is a string.
@@ -80,7 +76,9 @@ def parse_options(options: Mapping[str, str]) -> LoadOptions:
     Raises:
         UnknownOptionError: an unknown name, or a value that does not fit; the message lists what
             is accepted.
+        InvalidPathError, InvalidArgumentError: as `FileOptions.of`.
     """
+    FileOptions.of(options)
     return parse_as(LoadOptions, options)
 
 

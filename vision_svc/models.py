@@ -15,18 +15,16 @@ from shared.errors import (
     UnknownOptionError,
     UnknownPipelineError,
 )
+from shared.file_options import FILE, REVISION, FileOptions
 from shared.files.client import ModelFiles
 from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
-from shared.model_ids import ModelId, check_file_path
+from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
 from vision_svc.detector import VisionTask
 from vision_svc.tasks import TASKS
 
 if TYPE_CHECKING:
     from vision_svc.runtime import VisionRuntime
-
-# The only option: the file's path in the model. Its default is the name of the task's own file.
-FILE_OPTION = "file"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -65,13 +63,13 @@ class Models:
             ServiceError: as `ModelFiles.fetch`.
         """
         task = _task(pipeline_type)
-        _check_options(options)
+        chosen = _options(options)
         async with self._one_load:
             model = self._loaded(model_id, task)
             if model is None:
                 pipeline = find_pipeline(task.name)
                 model = TaskModel(model_id, pipeline, dict(options), task=task)
-                model.load = asyncio.create_task(self._load(model))
+                model.load = asyncio.create_task(self._load(model, chosen))
                 self._models[model_id] = model
             assert model.load is not None, "a model in the table has its load"
             try:
@@ -90,10 +88,11 @@ class Models:
         Raises:
             UnknownPipelineError, UnknownOptionError: there is no such task or option.
             InvalidPathError: the file is not inside the model's folder.
+            InvalidArgumentError: the revision is not valid.
         """
-        task = _task(pipeline_type)
-        _check_options(options)
-        return {FILE_OPTION: _file(task, options)}
+        task, chosen = _task(pipeline_type), _options(options)
+        revision = {REVISION: chosen.revision} if chosen.revision else {}
+        return {FILE: _file(task, chosen), **revision}
 
     async def unload(self, model_id: ModelId) -> None:
         """Makes the task use its own file again, from the next stream or picture on.
@@ -125,13 +124,13 @@ class Models:
                 )
         return model
 
-    async def _load(self, model: TaskModel) -> None:
+    async def _load(self, model: TaskModel, options: FileOptions) -> None:
         def progress(fetched: int, total: int) -> None:
             model.bytes_fetched, model.bytes_total = fetched, total
 
-        file = _file(model.task, model.raw_options)
-        model.use = await self._files.use(model.model_id)
-        path = await self._files.fetch(model.model_id, file, progress)
+        source = options.files_of(model.model_id)
+        model.use = await self._files.use(source)
+        path = await self._files.fetch(source, _file(model.task, options), progress)
         model.state = ModelState.LOADING
         await self._runtime.try_model(model.task, path)
         model.ram_bytes = path.stat().st_size
@@ -140,18 +139,19 @@ class Models:
         model.state = ModelState.READY
 
 
-def _check_options(options: Mapping[str, str]) -> None:
-    for unknown in options.keys() - {FILE_OPTION}:
+def _options(options: Mapping[str, str]) -> FileOptions:
+    known = (FILE, REVISION)
+    for unknown in options.keys() - set(known):
         raise UnknownOptionError(
-            f"option {unknown[:40]!r} is not known; it must be {FILE_OPTION!r}", field="options"
+            f"option {unknown[:40]!r} is not known; it must be one of {', '.join(known)}",
+            field="options",
         )
-    if file := options.get(FILE_OPTION):
-        check_file_path(file)
+    return FileOptions.of(options)
 
 
-def _file(task: VisionTask, options: Mapping[str, str]) -> str:
+def _file(task: VisionTask, options: FileOptions) -> str:
     """The path of the task's file in a model."""
-    return options.get(FILE_OPTION) or task.default_asset.file
+    return options.file or task.default_asset.file
 
 
 def _task(name: str) -> VisionTask:

@@ -36,11 +36,15 @@ from shared.model_ids import ModelId, folder_name, resolve_inside
 
 @dataclass(frozen=True)
 class CachedFile:
-    """A whole file: its path, its size in bytes, its SHA-256 in lower-case hex."""
+    """A whole file: its path, its size in bytes, its SHA-256 in lower-case hex.
+
+    `revision` is the one that was asked for, if the provider has confirmed it; else "".
+    """
 
     path: Path
     size: int
     sha256: str
+    revision: str = ""
 
     def open_reader(self) -> FileIO:
         """Opens the file for reading.
@@ -57,17 +61,21 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class SourceVersion:
-    """Which content the provider has: its size in bytes, and its SHA-256 or "" if not given."""
+    """Which content the provider has: its size in bytes, and its SHA-256 or "" if not given.
+
+    `revision` as in `CachedFile`.
+    """
 
     total_size: int
     sha256: str = ""
+    revision: str = ""
 
     @classmethod
     def read(cls, path: Path) -> SourceVersion | None:
         """The recorded version; None if the record is missing or damaged."""
         match read_record(path):
-            case {"total_size": int(total_size), "sha256": str(sha256)}:
-                return cls(total_size, sha256)
+            case {"total_size": int(total_size), "sha256": str(sha256), **rest}:
+                return cls(total_size, sha256, str(rest.get("revision", "")))
         return None
 
     def agrees_with(self, other: SourceVersion) -> bool:
@@ -132,21 +140,24 @@ class CacheEntry:
             stat = place.stat()
             touched = stat.st_mtime_ns != record.get("mtime_ns")
             if stat.st_size == record.get("size"):
+                sha256, revision = str(record.get("sha256")), str(record.get("revision", ""))
                 if not hashed and not touched:
-                    return CachedFile(place, stat.st_size, str(record["sha256"]))
-                if hash_file(place) == record.get("sha256"):
+                    return CachedFile(place, stat.st_size, sha256, revision)
+                if hash_file(place) == sha256:
                     if touched:
-                        self.record(place, str(record["sha256"]))
-                    return CachedFile(place, stat.st_size, str(record["sha256"]))
+                        self.record(place, sha256, revision)
+                    return CachedFile(place, stat.st_size, sha256, revision)
             self.discard()
             return None
 
-    def record(self, place: Path, sha256: str) -> CachedFile:
-        """Records size, hash and time of a whole file."""
+    def record(self, place: Path, sha256: str, revision: str = "") -> CachedFile:
+        """Records size, hash, time and revision of a whole file."""
         stat = place.stat()
         facts = {"size": stat.st_size, "sha256": sha256, "mtime_ns": stat.st_mtime_ns}
+        if revision:
+            facts["revision"] = revision
         write_json(self._record, {"file": str(self._inner), **facts})
-        return CachedFile(place, stat.st_size, sha256)
+        return CachedFile(place, stat.st_size, sha256, revision)
 
     def discard(self) -> None:
         """Removes the whole file and its record, if they exist."""
@@ -270,7 +281,7 @@ class PartFile:
             self._entry.part_record.unlink(missing_ok=True)
             sync_folder(place.parent)
             self._place = place
-            return self._entry.record(place, sha256)
+            return self._entry.record(place, sha256, self.source.revision if self.source else "")
 
     def open_reader(self) -> FileIO:
         """Opens the part for reading, now and as it grows; stays valid after the rename."""

@@ -24,7 +24,7 @@ from shared.files.freshness import is_unchanged
 from shared.files.reader import FileReader
 from shared.files.space import CacheSpace, Use
 from shared.files.stub import Stub
-from shared.model_ids import ModelId, check_file_path, folder_name
+from shared.model_ids import ModelId, check_file_path, folder_name, split_revision
 from shared.rpc.channels import connect
 from shared.single_flight import SingleFlight
 
@@ -173,6 +173,21 @@ class ModelFiles:
                 return
             with contextlib.suppress(ModelFileNotFoundError):
                 await self.fetch(model_id, str(entry.file_path))
+
+    async def is_confirmed(self, model_id: ModelId) -> bool:
+        """Whether the provider has confirmed the revision of all cached files of a model.
+
+        True where the id names no revision, see `at_revision`.
+        """
+        _, revision = split_revision(model_id)
+        if not revision:
+            return True
+
+        def confirmed() -> bool:
+            found = (entry.find() for entry in cached_entries(self.cache_dir, model_id))
+            return all(file.revision for file in found if file)
+
+        return await asyncio.to_thread(confirmed)
 
     @contextlib.asynccontextmanager
     async def open(self, model_id: ModelId, file_path: str) -> AsyncIterator[FileReader]:

@@ -54,7 +54,8 @@ from shared.files.cache import (
 from shared.files.chunk_memory import ChunkMemory, ChunkShare
 from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
-from shared.files.stub import Call, Chunk, Request, Stub
+from shared.files.stub import Call, Chunk, Stub, request_of
+from shared.model_ids import MAX_REVISION_CHARS
 from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
@@ -226,8 +227,7 @@ class _Download:
         """One call: receives everything from `offset` to the end."""
         fetch = self._fetch
         call = self._stub.GetModelFile(
-            Request(model_id=fetch.model_id, file_path=str(fetch.file_path), offset=offset),
-            metadata=outgoing_metadata(),
+            request_of(fetch.model_id, fetch.file_path, offset), metadata=outgoing_metadata()
         )
         try:
             with self._memory.share() as share:
@@ -248,7 +248,8 @@ class _Download:
 
     async def _begin(self, first: Chunk, asked: int) -> int:
         """Prepares the part for what the first chunk announces; returns where writing starts."""
-        fetch, source = self._fetch, SourceVersion(first.total_size, first.sha256)
+        fetch = self._fetch
+        source = SourceVersion(first.total_size, first.sha256, first.revision[:MAX_REVISION_CHARS])
         if first.offset not in (0, asked) or first.total_size < 0:
             raise self._fault(
                 f"asked for offset {asked}, it began at {first.offset} of {first.total_size} bytes"
@@ -263,6 +264,7 @@ class _Download:
         await asyncio.to_thread(self._part.begin, source, first.offset)
         fetch.total_size = source.total_size
         fetch.sha256 = source.sha256
+        fetch.revision = source.revision
         fetch.written = self._part.written
         fetch.part = self._part
         fetch.announce()

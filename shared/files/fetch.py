@@ -52,6 +52,7 @@ class Fetch(SharedWork[CachedFile]):
     Attributes:
         total_size: in bytes, 0 while unknown.
         sha256: as sent by the provider, "" while unknown.
+        revision: as the provider has confirmed it, see `CachedFile`.
         written: bytes on disk.
         restarts: number of restarts at offset 0 after a part of the file was readable.
         part: set once `total_size` is known; None before, and for a file that was cached.
@@ -63,6 +64,7 @@ class Fetch(SharedWork[CachedFile]):
         self.file_path = file_path
         self.total_size = 0
         self.sha256 = ""
+        self.revision = ""
         self.written = 0
         self.restarts = 0
         self.part: PartFile | None = None

@@ -8,7 +8,7 @@ import grpc
 
 from shared.errors import ProviderUnavailableError
 from shared.files.cache import CachedFile, CacheEntry
-from shared.files.stub import Chunk, Request, Stub
+from shared.files.stub import Chunk, Stub, request_of
 from shared.telemetry.tracing import outgoing_metadata
 
 # Statuses of a provider that has a shorter file, or none.
@@ -35,8 +35,7 @@ async def is_unchanged(stub: Stub, entry: CacheEntry, cached: CachedFile, second
     Raises:
         ProviderUnavailableError: it cannot be asked now.
     """
-    path = str(entry.file_path)
-    request = Request(model_id=entry.model_id, file_path=path, offset=cached.size)
+    request = request_of(entry.model_id, entry.file_path, cached.size)
     call = stub.GetModelFile(request, metadata=outgoing_metadata())
     try:
         async with asyncio.timeout(seconds):

@@ -29,6 +29,7 @@ class FileReader:
     Attributes:
         total_size: size of the whole file in bytes.
         sha256: of the whole file, "" while it is not known.
+        revision: as the provider has confirmed it, see `CachedFile`.
     """
 
     def __init__(self, source: CachedFile | Fetch, entry: CacheEntry) -> None:
@@ -42,6 +43,7 @@ class FileReader:
         self._restarts = self._fetch.restarts if self._fetch else 0
         self.total_size = source.total_size if isinstance(source, Fetch) else source.size
         self.sha256 = source.sha256
+        self.revision = source.revision
 
     async def __aenter__(self) -> Self:
         self._file = await asyncio.to_thread(self._opened.open_reader)

@@ -159,3 +159,26 @@ async def test_the_other_rpcs_are_unimplemented(stub: pb_grpc.ModelManagementSer
     with pytest.raises(grpc.aio.AioRpcError) as failure:
         await stub.GetLoadedModels(common_pb.EmptyRequest())
     assert failure.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def of_revision(stub: pb_grpc.ModelManagementServiceStub, revision: str) -> tuple[bytes, str]:
+    request = pb.ModelFileRequest(model_id=MODEL, file_path="empty", revision=revision)
+    (chunk,) = [chunk async for chunk in stub.GetModelFile(request)]
+    return chunk.data, chunk.revision
+
+
+async def test_a_revision_has_a_folder_beside_the_default(start: Start, folder: Path) -> None:
+    for name, content in (("model@v2", b"two"), ("model@refs%2Fpr%2F1", b"pr")):
+        (folder / "org" / name).mkdir()
+        (folder / "org" / name / "empty").write_bytes(content)
+    stub = await start(Fields())
+    assert await of_revision(stub, "") == (b"", "")
+    assert await of_revision(stub, "main") == (b"", "main")
+    assert await of_revision(stub, "v2") == (b"two", "v2")
+    assert await of_revision(stub, "refs/pr/1") == (b"pr", "refs/pr/1")
+    for revision, code in (("v3", "NOT_FOUND"), ("../secret", "INVALID_ARGUMENT")):
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await of_revision(stub, revision)
+        assert failure.value.code().name == code
+    old = await start(Fields(revision=False))
+    assert await of_revision(old, "v2") == (b"", "")

@@ -155,7 +155,7 @@ def effective_options(pipeline: Pipeline, options: LoadOptions) -> dict[str, str
         values["device"] = "cuda" if cuda else "cpu"
     if options.dtype == "auto":
         values["dtype"] = "bfloat16" if cuda else "float32"
-    return {name: str(value) for name, value in values.items()}
+    return {name: str(value) for name, value in values.items() if value != ""}
 
 
 def _check_options_apply(pipeline: Pipeline, options: LoadOptions) -> None:

@@ -101,7 +101,7 @@ class Loader:
             ServiceError: why it cannot be loaded.
         """
         wanted = wanted_engine(model.pipeline, model.options)
-        model.use = await self._files.use(model.model_id)
+        model.use = await self._files.use(model.files_id)
         if wanted == "litert":
             await self._load_litert(model)
             return
@@ -128,7 +128,7 @@ class Loader:
                 field="options[file]",
             )
         folder = await single_file(
-            self._files, model.model_id, file, partial(_note_progress, model)
+            self._files, model.files_id, file, partial(_note_progress, model)
         )
         sizes = await self._inspector.inspect(model.model_id, folder, 4, file)
         copies = 1 + litert_copies(model.pipeline, self._litert_running(model))
@@ -154,13 +154,13 @@ class Loader:
         settings = self._settings
         limits = FileLimits(settings.max_model_json_bytes, settings.max_vocabulary_bytes)
         return await snapshot(
-            self._files, model.model_id, partial(_note_progress, model), limits=limits
+            self._files, model.files_id, partial(_note_progress, model), limits=limits
         )
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:
         """OpenVINO with the converted folder, or transformers and the reason."""
         planned = await asyncio.to_thread(
-            plan, self._settings, model.model_id, model.pipeline, folder, model.options
+            plan, self._settings, model.files_id, model.pipeline, folder, model.options
         )
         manifest = await asyncio.to_thread(planned.manifest)
         if manifest is None:

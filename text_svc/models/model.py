@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from shared.model_host import HostedModel, ModelState
+from shared.model_ids import ModelId, at_revision
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.specs import EngineName
@@ -37,6 +38,11 @@ class ManagedModel(HostedModel):
     abandoning: asyncio.Task[None] | None = None
     calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def files_id(self) -> ModelId:
+        """The id of its files, see `shared.model_ids.at_revision`."""
+        return at_revision(self.model_id, self.options.revision or "")
 
     @property
     def has_died(self) -> bool:

@@ -20,11 +20,17 @@ _GRACE_SECONDS = 1.0
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tools.dev_provider", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="holds ORG/NAME/FILE")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        required=True,
+        help="holds ORG/NAME/FILE, and ORG/NAME@REVISION/FILE for a revision other than main",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=50052)
     parser.add_argument("--no-offset", action="store_true", help="ignore the field offset")
     parser.add_argument("--no-sha256", action="store_true", help="send no hashes")
+    parser.add_argument("--no-revision", action="store_true", help="ignore the field revision")
     return parser.parse_args()
 
 
@@ -34,7 +40,11 @@ async def serve(options: argparse.Namespace) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
-    fields = Fields(offset=not options.no_offset, sha256=not options.no_sha256)
+    fields = Fields(
+        offset=not options.no_offset,
+        sha256=not options.no_sha256,
+        revision=not options.no_revision,
+    )
     provider = FileProvider(ModelFolder(options.root), fields)
     add_to_server(provider, server)
     try:

@@ -12,8 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import InvalidArgumentError, ModelFileNotFoundError
-from shared.model_ids import check_file_path, parse_model_id, resolve_inside
+from shared.model_ids import (
+    at_revision,
+    check_file_path,
+    check_revision,
+    parse_model_id,
+    resolve_inside,
+)
 
+# The name that the default has on the HuggingFace hub.
+DEFAULT_REVISION = "main"
 # Read at once in a thread, and then split into chunks.
 _BLOCK_BYTES = 4 << 20
 # Files up to this size are hashed when first requested; larger ones while they are first sent.
@@ -40,21 +48,30 @@ class OpenFile:
 
 
 class ModelFolder:
-    """Files under `root/<org>/<name>/` (or `root/<name>/`)."""
+    """Files under `root/<org>/<name>/` (or `root/<name>/`).
+
+    Those of a revision are in `root/<org>/<name>@<revision>/`, where "/" in the revision is "%2F".
+    Without such a folder, "main" is the default.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._hashes: dict[tuple[int, ...], str] = {}
 
-    def open(self, model_id: str, file_path: str, offset: int = 0) -> OpenFile:
+    def open(self, model_id: str, file_path: str, offset: int = 0, revision: str = "") -> OpenFile:
         """Opens a file of a model. Blocks on the disk.
 
         Raises:
-            InvalidArgumentError: the id, the path or the offset is malformed.
-            ModelFileNotFoundError: there is no such file.
+            InvalidArgumentError: the id, the path, the revision or the offset is malformed.
+            ModelFileNotFoundError: there is no such file or revision.
         """
         model, relative = parse_model_id(model_id), check_file_path(file_path)
-        path = resolve_inside(self._root / model, relative)
+        folder = self._root / at_revision(model, check_revision(revision).replace("/", "%2F"))
+        if revision == DEFAULT_REVISION and not folder.is_dir():
+            folder = self._root / model
+        if revision and not folder.is_dir():
+            raise ModelFileNotFoundError(f"{model} has no revision {revision!r}")
+        path = resolve_inside(folder, relative)
         if not path.is_file():
             raise ModelFileNotFoundError(f"{model} has no file {relative}")
         file = path.open("rb")

@@ -17,15 +17,17 @@ CHUNK_BYTES = 102_400
 
 @dataclass(frozen=True)
 class Fields:
-    """Which of the newer fields are supported; an old provider supports neither.
+    """Which of the newer fields are supported; an old provider supports none.
 
     Attributes:
         offset: starts at the requested offset instead of at 0.
         sha256: sends the hash on the first chunk, if it is known.
+        revision: sends the files of the requested revision, and says so on the first chunk.
     """
 
     offset: bool = True
     sha256: bool = True
+    revision: bool = True
 
 
 class FileProvider:
@@ -39,18 +41,23 @@ class FileProvider:
         self, request: pb.ModelFileRequest, context: Context
     ) -> AsyncIterator[pb.ModelFileChunk]:
         offset = request.offset if self._fields.offset else 0
+        revision = request.revision if self._fields.revision else ""
         opened = await asyncio.to_thread(
-            self._folder.open, request.model_id, request.file_path, offset
+            self._folder.open, request.model_id, request.file_path, offset, revision
         )
         sha256 = opened.sha256 if self._fields.sha256 else ""
         position, size = opened.offset, opened.size
         if position == size:
             opened.file.close()
-            yield pb.ModelFileChunk(offset=position, total_size=size, is_last=True, sha256=sha256)
+            yield pb.ModelFileChunk(
+                offset=position, total_size=size, is_last=True, sha256=sha256, revision=revision
+            )
             return
         async for data in self._folder.read(opened, CHUNK_BYTES):
-            chunk = pb.ModelFileChunk(data=data, offset=position, total_size=size, sha256=sha256)
-            position, sha256 = position + len(data), ""
+            chunk = pb.ModelFileChunk(
+                data=data, offset=position, total_size=size, sha256=sha256, revision=revision
+            )
+            position, sha256, revision = position + len(data), "", ""
             chunk.is_last = position == size
             yield chunk
 

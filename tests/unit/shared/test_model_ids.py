@@ -8,14 +8,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.errors import InvalidModelIdError, InvalidPathError, MissingFieldError
+from shared.errors import (
+    InvalidArgumentError,
+    InvalidModelIdError,
+    InvalidPathError,
+    MissingFieldError,
+)
 from shared.model_ids import (
     MAX_ID_PART_CHARS,
     MAX_PATH_CHARS,
+    ModelId,
+    at_revision,
     check_file_path,
+    check_revision,
     folder_name,
     parse_model_id,
     resolve_inside,
+    split_revision,
 )
 
 ID_PART = st.from_regex(r"\A[A-Za-z0-9_]([A-Za-z0-9_.-]{0,20}[A-Za-z0-9_])?\Z").filter(
@@ -184,3 +193,31 @@ def test_a_root_that_is_itself_a_symlink_is_fine(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("real")
     place = resolve_inside(tmp_path / "link", PurePosixPath("a"))
     assert place == (tmp_path / "real" / "a").resolve()
+
+
+@pytest.mark.parametrize("text", ["", "main", "v1.0+cpu", "refs/pr/12", "a" * 40, "a" * 100, "1_x"])
+def test_a_revision_is_a_branch_a_tag_or_a_commit(text: str) -> None:
+    assert check_revision(text) == text
+    assert split_revision(at_revision(ModelId("org/name"), text)) == ("org/name", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("..", "a/../b", "a..b", "/main", "main/", "a//b", ".hidden", "-flag", "+x", "a.lock"),
+        *("a.", "a b", "a\nb", "a@b", "a%2Fb", "a\\b", "é", "a" * 101, "~", "HEAD^", "a:b", "\0"),
+    ],
+)
+def test_a_hostile_revision_is_refused(text: str) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        check_revision(text, "options[revision]")
+    assert caught.value.field == "options[revision]"
+
+
+def test_each_revision_has_a_folder_of_its_own() -> None:
+    longest = ModelId("/".join(["a" * MAX_ID_PART_CHARS] * 2))
+    revisions = ["", "main", "a/b", "a--b", *("a" * size for size in (47, 48, 49, 100))]
+    folders = [folder_name(at_revision(longest, revision)) for revision in revisions]
+    assert len(set(folders)) == len(revisions)
+    assert all(len(folder.encode()) <= 255 and "/" not in folder for folder in folders)
+    assert folder_name(at_revision(ModelId("org/name"), "refs/pr/1")) == "org--name@refs%2Fpr%2F1"
