@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeAlias
@@ -12,7 +12,8 @@ from ml import mediapipe_pb2 as pb
 from vision_svc.options import Option, Options
 
 if TYPE_CHECKING:
-    from vision_svc.frames.types import Rgb
+    from vision_svc.frames.types import DecodedFrame, Limits, Rgb
+    from vision_svc.instances import Instances
 
 Response: TypeAlias = (
     pb.FaceDetectionResponse
@@ -20,9 +21,12 @@ Response: TypeAlias = (
     | pb.HandDetectionResponse
     | pb.HolisticTrackingResponse
     | pb.IrisTrackingResponse
+    | pb.MediaSequenceResponse
     | pb.ObjectDetectionResponse
     | pb.PoseDetectionResponse
     | pb.SegmentationResponse
+    | pb.TemplateMatchingResponse
+    | pb.VideoFrame
 )
 
 
@@ -92,3 +96,60 @@ class VisionTask:
     def default_asset(self) -> Asset:
         """The model file that the default options select."""
         return next(iter(self.assets.values()))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task has found in a frame, and how long that took.
+
+    Attributes:
+        response: for the caller.
+        frame: the frame that it belongs to; None for a response about the whole stream.
+        inference_seconds: from the frame's pixels to the response.
+    """
+
+    response: Response
+    frame: DecodedFrame | None
+    inference_seconds: float
+
+
+class Follower(Protocol):
+    """A task's work on one stream. One thread at a time uses it; any may close it."""
+
+    def follow(self, frame: DecodedFrame, options: Options) -> Sequence[Answer]:
+        """Takes the next frame.
+
+        Returns:
+            The answers that it completes, in the order of the frames: its own, or those of
+            earlier frames, or none yet.
+
+        Raises:
+            ServiceError: the stream ends with it.
+            CallCancelledError: the follower was closed.
+        """
+        ...
+
+    def finish(self, options: Options) -> Sequence[Answer]:
+        """The answers that are still due when the stream has ended."""
+        ...
+
+    def close(self) -> None:
+        """Frees what it uses, after the frame that runs now. Does not block."""
+        ...
+
+
+@dataclass(frozen=True)
+class StreamTask:
+    """A task on streams alone, without a model file of its own.
+
+    Attributes:
+        name: in the metrics.
+        options: the options that callers may set.
+        open: begins the work on a stream; it may borrow instances of other tasks.
+        every_frame: whether the frame policy must be "every".
+    """
+
+    name: str
+    options: tuple[Option, ...]
+    open: Callable[[Instances, Limits], Follower]
+    every_frame: bool = False

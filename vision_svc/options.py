@@ -22,17 +22,18 @@ MAX_LABELS = 200
 
 @dataclass(frozen=True)
 class Count:
-    """A whole number from 1 to `maximum`."""
+    """A whole number from `minimum` to `maximum`."""
 
     name: str
     default: int
     maximum: int
+    minimum: int = 1
 
     def parse(self, text: str) -> int:
-        value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
-        if not 1 <= value <= self.maximum:
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+        if not self.minimum <= value <= self.maximum:
             raise OutOfRangeError(
-                f"option {self.name} must be a whole number from 1 to {self.maximum}, "
+                f"option {self.name} must be a whole number from {self.minimum} to {self.maximum}, "
                 f"not {text[:40]!r}",
                 field=self.name,
             )
@@ -105,7 +106,59 @@ def label_names(text: str) -> tuple[str, ...]:
     return tuple(word for word in map(str.strip, text.split(",")) if word)
 
 
-Option: TypeAlias = Count | Score | Choice | Labels
+@dataclass(frozen=True)
+class Numbers:
+    """Up to `most` different numbers from `minimum` to `maximum`, with commas between them."""
+
+    name: str
+    default: str
+    minimum: float
+    maximum: float
+    most: int
+
+    def parse(self, text: str) -> str:
+        try:
+            values = numbers(text[:1000])
+        except ValueError:
+            values = ()
+        in_range = all(self.minimum <= value <= self.maximum for value in values)  # NaN is not
+        if not values or not in_range or len(values) > self.most:
+            raise OutOfRangeError(
+                f"option {self.name} must be 1 to {self.most} numbers from {self.minimum:g} to "
+                f"{self.maximum:g} with commas between them, not {text[:40]!r}",
+                field=self.name,
+            )
+        return text[:1000]
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """The different numbers of an option of the kind `Numbers`."""
+    return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Two whole numbers from 1 to `MAX_RATIO_PART` with a colon between them, such as 9:16."""
+
+    name: str
+    default: str
+
+    def parse(self, text: str) -> str:
+        parts = [part.strip() for part in text[:20].split(":")]
+        numbers = [int(part) for part in parts if part.isascii() and part.isdigit()]
+        in_range = all(1 <= number <= MAX_RATIO_PART for number in numbers)
+        if len(parts) != 2 or len(numbers) != 2 or not in_range:
+            raise OutOfRangeError(
+                f"option {self.name} must be two whole numbers from 1 to {MAX_RATIO_PART} with a "
+                f"colon between them, such as {self.default}, not {text[:40]!r}",
+                field=self.name,
+            )
+        return f"{numbers[0]}:{numbers[1]}"
+
+
+MAX_RATIO_PART = 100
+
+Option: TypeAlias = Count | Score | Choice | Labels | Numbers | Ratio
 
 
 def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
@@ -13,8 +14,11 @@ from ml import mediapipe_pb2_grpc
 from shared import pipelines
 from shared.errors import NotImplementedRpcError, UnavailableError
 from shared.rpc.interceptors import Context
-from vision_svc.frames.types import EncodedFrame
-from vision_svc.frames.wire import ReceivedFrame, read_frame
+from vision_svc import scenes
+from vision_svc.frames.headers import told_format
+from vision_svc.frames.types import EncodedFrame, frame_context
+from vision_svc.frames.wire import ReceivedFrame, frame_reader
+from vision_svc.scenes.inputs import TemplateSource, TemplateWish
 
 if TYPE_CHECKING:
     from shared.pipelines import Pipeline
@@ -75,18 +79,15 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def StreamObjectDetection3D(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectDetection3D", "MediaPipe no longer ships its Objectron models")
 
-    def StreamTemplateMatching(
-        self, requests: AsyncIterator[pb.TemplateMatchingRequest], context: Context
-    ) -> NoReturn:
-        _not_built("StreamTemplateMatching", "MediaPipe's Tasks have no template matching")
+    def StreamTemplateMatching(self, requests: Frames, context: Context) -> Responses:
+        frames = _frames_with_templates(requests)
+        return self._ready().stream(scenes.TEMPLATE_MATCHING, frames, _metadata(context))
 
     def StreamAutoFlip(self, requests: Frames, context: Context) -> NoReturn:
-        _not_built("StreamAutoFlip", "MediaPipe's Tasks have no AutoFlip")
+        _not_built("StreamAutoFlip", "its camera is not there yet")
 
-    async def ProcessMediaSequence(
-        self, requests: AsyncIterator[pb.MediaSequenceFrame], context: Context
-    ) -> NoReturn:
-        _not_built("ProcessMediaSequence", "MediaPipe's Tasks have no media sequences")
+    async def ProcessMediaSequence(self, requests: Frames, context: Context) -> NoReturn:
+        _not_built("ProcessMediaSequence", "its shots are not there yet")
 
     async def _detect(
         self, pipeline: Pipeline, request: pb.ImageRequest, context: Context
@@ -125,12 +126,12 @@ class _HandlerCollector:
 
 
 def add_servicer(servicer: MediapipeServicer, server: grpc.aio.Server) -> None:
-    """Registers the servicer; its streams of VideoFrame are read as `ReceivedFrame`s."""
+    """Registers the servicer; its streams of frames are read as `ReceivedFrame`s."""
     generated = _HandlerCollector()
     mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(servicer, generated)
     handlers = {
-        method: handler._replace(request_deserializer=read_frame)
-        if handler.request_deserializer == pb.VideoFrame.FromString
+        method: handler._replace(request_deserializer=reader)
+        if (reader := frame_reader(handler.request_deserializer))
         else handler
         for method, handler in generated.by_method.items()
     }
@@ -154,6 +155,48 @@ async def _frames(
             received_at=time.perf_counter(),
         )
         yield frame, dict(fields.metadata)
+
+
+async def _frames_with_templates(
+    requests: Frames,
+) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
+    position, wish = 0, TemplateWish()
+    async for fields, data in requests:
+        position += 1
+        # Here, where each frame comes by: a frame that is dropped takes no template along.
+        wish = _next_wish(wish, fields)
+        frame = EncodedFrame(
+            data,
+            fields.frame_format,
+            fields.frame_width,
+            fields.frame_height,
+            fields.timestamp_ms,
+            fields.frame_number,
+            position,
+            received_at=time.perf_counter(),
+            extra=wish,
+        )
+        yield _told(frame), dict(fields.metadata)
+
+
+def _next_wish(wish: TemplateWish, fields: pb.TemplateMatchingRequest) -> TemplateWish:
+    if fields.template_data:
+        template = TemplateSource(
+            fields.template_data, fields.template_width, fields.template_height
+        )
+        if template != wish.template:  # the same object means the same template
+            wish = replace(wish, template=template)
+    if fields.HasField("threshold"):
+        wish = replace(wish, threshold=fields.threshold)
+    return wish
+
+
+def _told(frame: EncodedFrame) -> EncodedFrame:
+    """The frame with a format, which its bytes say if the caller does not."""
+    if frame.format:
+        return frame
+    with frame_context(frame):
+        return replace(frame, format=told_format(frame.data, frame.width, frame.height))
 
 
 def _metadata(context: Context) -> dict[str, str]:

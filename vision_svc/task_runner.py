@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 from shared.caller import caller
-from shared.errors import ServiceError
+from shared.errors import ServiceError, UnknownOptionError
 from shared.places import Places
 from vision_svc import metrics
-from vision_svc.detector import Mode, Response
+from vision_svc.detector import Mode, Response, StreamTask
 from vision_svc.frames.decoder import decode_picture
 from vision_svc.options import (
+    FRAME_POLICY_KEY,
     FramePolicyName,
     frame_policy_of_call,
     options_of_call,
@@ -25,7 +26,7 @@ from vision_svc.options import (
 from vision_svc.streams.every import EveryFrame
 from vision_svc.streams.latest import LatestFrame
 from vision_svc.streams.session import Incoming, Session
-from vision_svc.tasks import TASKS
+from vision_svc.tasks import STREAM_TASKS, TASKS
 
 if TYPE_CHECKING:
     from vision_svc.frames.types import EncodedFrame
@@ -47,7 +48,7 @@ class TaskRunner:
     """
 
     def __init__(self, runtime: VisionRuntime, max_waiting_calls: int) -> None:
-        for name in TASKS:
+        for name in (*TASKS, *STREAM_TASKS):
             metrics.of_task(name)
         self._runtime = runtime
         limit = runtime.threads + max_waiting_calls
@@ -111,8 +112,14 @@ class TaskRunner:
         """Runs a task on each frame of a stream; see `Session.answers`.
 
         Raises:
-            UnknownOptionError: there is no such frame policy.
+            UnknownOptionError: there is no such frame policy, or it is not one for this task.
         """
-        policy = _POLICIES[frame_policy_of_call(metadata)]
+        task = STREAM_TASKS.get(task_name) or TASKS[task_name]
+        policy = frame_policy_of_call(metadata)
+        if policy != "every" and isinstance(task, StreamTask) and task.every_frame:
+            raise UnknownOptionError(
+                f"{FRAME_POLICY_KEY} must be every for {task_name}: all frames of a film count",
+                field=FRAME_POLICY_KEY,
+            )
         options = options_of_call(metadata)
-        return Session(self._runtime, TASKS[task_name], options, policy).answers(incoming)
+        return Session(self._runtime, task, options, _POLICIES[policy]).answers(incoming)

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 
 from shared import pipelines
 from vision_svc.backends import mediapipe_tasks, objects, segmentation
-from vision_svc.detector import Asset, VisionTask
-from vision_svc.options import Choice, Count, Labels, Score
+from vision_svc.detector import Asset, StreamTask, VisionTask
+from vision_svc.options import Choice, Count, Labels, Numbers, Score
+from vision_svc.scenes import TEMPLATE_MATCHING
+from vision_svc.scenes.templates import TemplateMatcher
 
 
 def _variants(option: str, assets: Mapping[str, Asset]) -> Choice:
@@ -101,6 +103,18 @@ OBJECT_DETECTION = VisionTask(
     keeps_state=False,
 )
 
+_TEMPLATE_MATCHING = StreamTask(
+    TEMPLATE_MATCHING,
+    (
+        Numbers("scales", "1", 0.1, 4.0, 8),
+        Count("max_matches", 100, 1000),
+        Score("max_overlap", 0.3),
+        Choice("match_on", ("rgb", "gray")),
+    ),
+    lambda _, limits: TemplateMatcher(limits),
+)
+
+# Tasks on a model of their own, which LoadModel may replace.
 TASKS: Mapping[str, VisionTask] = {
     task.name: task
     for task in (
@@ -109,3 +123,5 @@ TASKS: Mapping[str, VisionTask] = {
         OBJECT_DETECTION,
     )
 }
+# Tasks on streams alone.
+STREAM_TASKS: Mapping[str, StreamTask] = {task.name: task for task in (_TEMPLATE_MATCHING,)}

@@ -25,7 +25,6 @@ UNBUILT = {
         "StreamObjectDetection",
         "StreamObjectTracking",
         "StreamObjectDetection3D",
-        "StreamTemplateMatching",
         "StreamAutoFlip",
         "ProcessMediaSequence",
     )

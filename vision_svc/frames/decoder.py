@@ -32,12 +32,17 @@ _STILL_FORMATS = RAW_FORMATS | PICTURE_FORMATS
 _STREAM_FORMATS = _STILL_FORMATS | VIDEO_FORMATS
 
 
+def canonical_format(name: str) -> str:
+    """The name of a format without regard to case and aliases."""
+    name = name.strip().lower()
+    return _ALIASES.get(name, name)
+
+
 def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
     """The canonical name of the frame's format, after a check that the frame has data."""
     if not frame.format:
         raise MissingFieldError("format is empty", field="format")
-    name = frame.format.strip().lower()
-    name = _ALIASES.get(name, name)
+    name = canonical_format(frame.format)
     if name not in accepted:
         names = ", ".join(sorted(accepted))
         raise UnknownFormatError(
@@ -106,8 +111,7 @@ class FrameDecoder:
 
     def needs_no_decoding(self, frame: EncodedFrame) -> bool:
         """Whether the frame's bytes are its pixels, and no earlier frame is held back."""
-        name = frame.format.strip().lower()
-        return self._video is None and _ALIASES.get(name, name) == "rgb"
+        return self._video is None and canonical_format(frame.format) == "rgb"
 
     def flush(self) -> Iterator[DecodedFrame]:
         """Yields the pictures that a video decoder still holds, at the end of the stream.

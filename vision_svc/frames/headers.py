@@ -10,10 +10,58 @@ from __future__ import annotations
 
 import struct
 
+from shared.errors import FrameSizeError, MissingFieldError, UndecodableImageError
+
 # The Exif orientation of a picture that is stored upright.
 UPRIGHT = 1
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF_ORIENTATION = 0x0112
+
+
+def told_format(data: bytes | memoryview, width: int, height: int, *, what: str = "frame") -> str:
+    """The format of a picture whose caller names none: told by its size and its first bytes.
+
+    Args:
+        data: the picture.
+        width, height: as the caller states them, if it is uncompressed.
+        what: the first part of the names of the request's fields, for error messages.
+
+    Returns:
+        "rgb" if that is the byte count of this width and height; otherwise a picture format.
+
+    Raises:
+        MissingFieldError: there is no data.
+        FrameSizeError: the byte count is not that of the width and height.
+        UndecodableImageError: the bytes say nothing, and no width and height is stated.
+    """
+    field = f"{what}_data"
+    if not data:
+        raise MissingFieldError(f"{field} is empty", field=field)
+    if width > 0 and height > 0 and len(data) == 3 * width * height:
+        return "rgb"
+    start = bytes(data[:12])
+    if start.startswith(_JPEG_SIGNATURE):
+        return "jpeg"
+    if start.startswith(_PNG_SIGNATURE):
+        return "png"
+    if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+        return "webp"
+    if (width or height) and min(width, height) <= 0:
+        raise FrameSizeError(
+            f"width and height must be positive, not {width} and {height}", field=field
+        )
+    if width:
+        raise FrameSizeError(
+            f"{width} x {height} in rgb is {3 * width * height} bytes, not {len(data)}, and the "
+            f"bytes of {field} do not begin like a jpeg, png or webp picture",
+            field=field,
+        )
+    raise UndecodableImageError(
+        f"the {len(data)} bytes of {field} must be a jpeg, png or webp picture, or rgb with its "
+        "width and height",
+        field=field,
+    )
 
 
 class HeaderError(ValueError):

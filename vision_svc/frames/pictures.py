@@ -91,6 +91,23 @@ _DECODERS: dict[str, Callable[[bytes, Limits], Rgb]] = {
 PICTURE_FORMATS = frozenset(_DECODERS)
 
 
+def encode_picture(image: Rgb, format_name: str, jpeg_quality: int) -> bytes:
+    """Compresses pixels into one of `PICTURE_FORMATS`.
+
+    Args:
+        image: the pixels.
+        format_name: the format; webp is lossless, as png is.
+        jpeg_quality: from 1 to 100.
+    """
+    if format_name == "jpeg":
+        pixels = np.ascontiguousarray(image)
+        encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=jpeg_quality, colorspace="RGB")
+        return encoded
+    done, data = cv2.imencode(f".{format_name}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    assert done, f"OpenCV writes {format_name}"
+    return data.tobytes()
+
+
 def decode_compressed(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
     """Decodes a frame in one of `PICTURE_FORMATS`.
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from shared.errors import FrameSizeError
 from vision_svc.frames.types import (
+    Box,
     EncodedFrame,
     Limits,
     Rgb,
@@ -42,8 +43,32 @@ _LAYOUTS = {
     "yuv420": _Layout(3, 1, cv2.COLOR_YUV2RGB_I420),
     "nv12": _Layout(3, 1, cv2.COLOR_YUV2RGB_NV12),
 }
-_SUBSAMPLED = frozenset({"yuv420", "nv12"})
+_SUBSAMPLED = frozenset({"yuv420", "nv12"})  # chroma has half the size
 RAW_FORMATS = frozenset(_LAYOUTS)
+
+
+def crop_raw(frame: EncodedFrame, format_name: str, box: Box) -> bytes:
+    """A part of a frame in one of `RAW_FORMATS`, in the same format, with the very same pixels.
+
+    Args:
+        frame: a frame that `decode_raw` takes.
+        format_name: its format.
+        box: the part; all of its numbers are even if chroma has half the size.
+    """
+    layout = _LAYOUTS[format_name]
+    data = np.frombuffer(frame.data, np.uint8)
+    rows, columns = box.slices(1)
+    if format_name not in _SUBSAMPLED:
+        return data.reshape(layout.shape(frame.width, frame.height))[rows, columns].tobytes()
+    area = frame.width * frame.height
+    luma, chroma = data[:area].reshape(frame.height, frame.width), data[area:]
+    rows_2, columns_2 = box.slices(2)
+    planes = (
+        chroma.reshape(frame.height // 2, frame.width // 2, 2)[rows_2, columns_2]
+        if format_name == "nv12"
+        else chroma.reshape(2, frame.height // 2, frame.width // 2)[:, rows_2, columns_2]
+    )
+    return luma[rows, columns].tobytes() + planes.tobytes()
 
 
 def decode_raw(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:

@@ -63,6 +63,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Box:
+    """A part of a picture, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def slices(self, step: int) -> tuple[slice, slice]:
+        """The rows and columns of the part in a plane with a pixel for `step` x `step`."""
+        rows = slice(self.y // step, (self.y + self.height) // step)
+        return rows, slice(self.x // step, (self.x + self.width) // step)
+
+
+@dataclass(frozen=True)
 class EncodedFrame:
     """A picture or a video frame as the caller sent it.
 
@@ -74,6 +89,7 @@ class EncodedFrame:
         position: its place in the stream, from 1.
         received_at: its time of arrival, in seconds of `time.perf_counter`.
         data_field: the request's field that holds `data`, for error messages.
+        extra: what the task needs to know beside the picture.
     """
 
     data: bytes | memoryview
@@ -85,6 +101,7 @@ class EncodedFrame:
     position: int = 0
     received_at: float = 0.0
     data_field: str = "frame_data"
+    extra: object = None
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ class EveryFrame(FramePolicy):
         else:
             self._stages.decode(item, self._pass_on)
 
-    def answer_ready(self) -> None:
-        pass  # it stays in flight until the client takes it
+    def answer_ready(self, count: int = 1) -> None:
+        # An answer stays in flight until the client takes it.
+        self._add_in_flight(count - 1)
 
     def answer_taken(self) -> None:
         self._in_flight -= 1

@@ -50,9 +50,9 @@ class LatestFrame(FramePolicy):
         else:
             self._offer(item)
 
-    def answer_ready(self) -> None:
+    def answer_ready(self, count: int = 1) -> None:
         self._running = False
-        self._untaken += 1
+        self._untaken += count
         self._pump()
 
     def answer_taken(self) -> None:

@@ -42,8 +42,13 @@ class FramePolicy(ABC):
         """Takes the stream's next frame, or its end."""
 
     @abstractmethod
-    def answer_ready(self) -> None:
-        """Called when the task has answered an item; the answer waits for the client."""
+    def answer_ready(self, count: int = 1) -> None:
+        """Called when an item has passed the task; the answers that wait for the client now.
+
+        Args:
+            count: how many answers the item has completed: more or fewer than one if the task
+                holds answers back.
+        """
 
     @abstractmethod
     def answer_taken(self) -> None:

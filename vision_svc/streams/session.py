@@ -23,19 +23,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
+from ml import mediapipe_pb2 as pb
 from shared.caller import caller
 from shared.errors import InvalidArgumentError, ServiceError
 from vision_svc import metrics
+from vision_svc.detector import Answer
 from vision_svc.frames.types import EncodedFrame
 from vision_svc.options import parse_options
-from vision_svc.streams.stages import Answer, End, Stages
+from vision_svc.streams.stages import End, Stages
 
 if TYPE_CHECKING:
     from shared.places import Place
-    from vision_svc.detector import Response, VisionTask
+    from vision_svc.detector import Response, StreamTask, VisionTask
     from vision_svc.runtime import VisionRuntime
     from vision_svc.streams.policy import FramePolicy
 
@@ -56,7 +58,7 @@ class Session:
     def __init__(
         self,
         runtime: VisionRuntime,
-        task: VisionTask,
+        task: VisionTask | StreamTask,
         call_options: Mapping[str, str],
         policy: type[FramePolicy],
     ) -> None:
@@ -65,7 +67,7 @@ class Session:
         self._metrics = metrics.of_task(task.name)
         self._call_options = call_options
         self._first_metadata: Mapping[str, str] | None = None
-        self._stages = Stages(runtime, task, self._on_answer)
+        self._stages = Stages(runtime, task, self._on_answers)
         self._policy = policy(self._stages, self._count_drop)
         self._dropped = 0
         self._answers: deque[Answer | End] = deque()
@@ -123,10 +125,10 @@ class Session:
         self._policy.answer_taken()
         return answer
 
-    def _on_answer(self, answer: Answer | End) -> None:
-        self._answers.append(answer)
+    def _on_answers(self, answers: Sequence[Answer | End]) -> None:
+        self._answers.extend(answers)
         self._answered.set()
-        self._policy.answer_ready()
+        self._policy.answer_ready(len(answers))
 
     def _count_drop(self) -> None:
         self._dropped += 1
@@ -135,6 +137,10 @@ class Session:
     def _stamp(self, answer: Answer) -> Response:
         """The response with its frame's marks and where the time went."""
         response, frame = answer.response, answer.frame
+        if isinstance(response, pb.MediaSequenceResponse):
+            self._metrics.answered.inc(response.total_frames)
+            return response
+        assert frame is not None, "all other responses belong to a frame"
         response.timestamp_ms = frame.source.timestamp_ms
         response.frame_number = frame.source.number
         response.frames_dropped = self._dropped

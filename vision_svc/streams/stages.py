@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from shared.errors import ServiceError
 from vision_svc import metrics
-from vision_svc.detector import Response
+from vision_svc.detector import Answer, StreamTask
 from vision_svc.frames.decoder import FrameDecoder
 from vision_svc.frames.types import DecodedFrame, EncodedFrame
 from vision_svc.streams.serial_executor import SerialExecutor
 from vision_svc.streams.tracker import Tracker
 
 if TYPE_CHECKING:
-    from vision_svc.detector import VisionTask
+    from vision_svc.detector import Follower, VisionTask
     from vision_svc.options import Options
     from vision_svc.runtime import VisionRuntime
 
@@ -34,15 +34,6 @@ class End:
 StreamItem: TypeAlias = EncodedFrame | DecodedFrame | End
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What the task has found in a frame, and how long that took."""
-
-    response: Response
-    frame: DecodedFrame
-    inference_seconds: float
-
-
 class Stages:
     """Decodes a stream's frames and runs the task on them, each stage in threads and in order.
 
@@ -51,20 +42,28 @@ class Stages:
     Args:
         runtime: the threads and detectors.
         task: the task to run.
-        on_answer: called in the event loop for each item that has passed the second stage.
+        on_answers: called in the event loop for each item that has passed the second stage, with
+            the answers that it has completed.
 
     Attributes:
         options: the task's options; to be set before the first frame.
     """
 
     def __init__(
-        self, runtime: VisionRuntime, task: VisionTask, on_answer: Callable[[Answer | End], None]
+        self,
+        runtime: VisionRuntime,
+        task: VisionTask | StreamTask,
+        on_answers: Callable[[Sequence[Answer | End]], None],
     ) -> None:
         self.options: Options = {}
-        self._on_answer = on_answer
+        self._on_answers = on_answers
         self._metrics = metrics.of_task(task.name)
         self._decoder = FrameDecoder(runtime.limits)
-        self._tracker = Tracker(runtime.instances, task)
+        self._follower: Follower = (
+            task.open(runtime.instances, runtime.limits)
+            if isinstance(task, StreamTask)
+            else Tracker(runtime.instances, task)
+        )
         self._decoding = SerialExecutor(runtime.decode_pool, self._decode, self._fail)
         self._running = SerialExecutor(runtime.frame_pool, self._detect, self._fail)
         self._loop = asyncio.get_running_loop()
@@ -103,12 +102,12 @@ class Stages:
         self._closed = True
         self._decoding.close()
         self._running.close()
-        self._tracker.close()
+        self._follower.close()
 
     def _fail(self, error: BaseException) -> None:
         """Ends the stream whose frame hangs in a thread."""
         if isinstance(error, ServiceError):
-            self.call_in_loop(self._on_answer, End(error))
+            self.call_in_loop(self._on_answers, [End(error)])
 
     def _decode(
         self, queued: tuple[EncodedFrame | End, Callable[[list[StreamItem]], None]]
@@ -131,17 +130,23 @@ class Stages:
                 yield item
 
     def _detect(self, take: Callable[[], StreamItem]) -> None:
-        answer: Answer | End
+        answers: Sequence[Answer | End]
         try:
             item = take()
             if isinstance(item, EncodedFrame):
                 item = self._decoder.decode_still(item)
-            answer = item if isinstance(item, End) else self._answer(item)
+            answers = self._last_answers(item) if isinstance(item, End) else self._answers(item)
         except Exception as error:  # noqa: BLE001
-            answer = End(error)
-        self.call_in_loop(self._on_answer, answer)
+            answers = self._last_answers(End(error))
+        self.call_in_loop(self._on_answers, answers)
 
-    def _answer(self, frame: DecodedFrame) -> Answer:
+    def _answers(self, frame: DecodedFrame) -> Sequence[Answer]:
         self._metrics.decode_seconds.observe(frame.decode_seconds)
-        response, seconds = self._tracker.detect(frame, self.options)
-        return Answer(response, frame, seconds)
+        return self._follower.follow(frame, self.options)
+
+    def _last_answers(self, end: End) -> Sequence[Answer | End]:
+        """The answers that are due before the end, and the end."""
+        try:
+            return [*self._follower.finish(self.options), end]
+        except Exception as error:  # noqa: BLE001
+            return [End(end.error or error)]

@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from shared.errors import CallCancelledError
-from vision_svc.detector import Mode, Response
+from vision_svc.detector import Answer, Mode, Response
 from vision_svc.instances import DEFAULT_STEP_MS, Instance, Instances
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vision_svc.detector import VisionTask
     from vision_svc.frames.types import DecodedFrame
     from vision_svc.options import Options
@@ -31,6 +33,14 @@ class Tracker:
         self._last_timestamp: int | None = None
         self._closed = False
         self._lock = threading.Lock()
+
+    def follow(self, frame: DecodedFrame, options: Options) -> Sequence[Answer]:
+        response, seconds = self.detect(frame, options)
+        return [Answer(response, frame, seconds)]
+
+    def finish(self, options: Options) -> Sequence[Answer]:
+        del options
+        return []  # each frame was answered at once
 
     def detect(self, frame: DecodedFrame, options: Options) -> tuple[Response, float]:
         """Runs the task on the next frame; returns the response and how long it took, in seconds.

@@ -267,7 +267,6 @@ def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
     calls = {
         "StreamObjectTracking": frames,
         "StreamObjectDetection3D": frames,
-        "StreamTemplateMatching": [pb.TemplateMatchingRequest()],
         "StreamAutoFlip": frames,
         "ProcessMediaSequence": [pb.MediaSequenceFrame()],
     }

@@ -8,8 +8,11 @@ from shared.errors import OutOfRangeError, ServiceError, UnknownOptionError
 from vision_svc.options import (
     Choice,
     Count,
+    Numbers,
+    Ratio,
     Score,
     frame_policy_of_call,
+    numbers,
     options_of_call,
     parse_options,
 )
@@ -45,6 +48,30 @@ def test_later_sources_win_and_names_are_lenient() -> None:
 def test_options_that_are_refused(key: str, text: str, error: type[ServiceError]) -> None:
     with pytest.raises(error):
         parse_options(KNOWN, {key: text})
+
+
+SHAPES = (Numbers("scales", "1", 0.1, 4.0, 3), Ratio("aspect", "9:16"), Count("ahead", 0, 30, 0))
+
+
+def test_numbers_ratios_and_counts_from_0() -> None:
+    assert parse_options(SHAPES) == {"scales": "1", "aspect": "9:16", "ahead": 0}
+    values = parse_options(SHAPES, {"scales": "0.5, 1,2,1", "aspect": " 4 : 05 ", "ahead": "0"})
+    assert numbers(str(values["scales"])) == (0.5, 1.0, 2.0)
+    assert (values["aspect"], values["ahead"]) == ("4:5", 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("scales", text) for text in ("", ",", "1,", "x", "nan", "0.05", "5", "1,2,3,4")),
+        *(("aspect", text) for text in ("", "9", "9:16:1", "0:1", "1:101", "a:b", "-1:2", "9.5:1")),
+        *(("ahead", text) for text in ("", "-1", "31", "1.5")),
+    ],
+)
+def test_numbers_and_ratios_that_are_refused(key: str, text: str) -> None:
+    with pytest.raises(OutOfRangeError, match=key) as refused:
+        parse_options(SHAPES, {key: text})
+    assert refused.value.field == key
 
 
 def test_only_prefixed_metadata_of_a_call_are_options() -> None:

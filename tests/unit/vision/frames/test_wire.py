@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml import mediapipe_pb2 as pb
-from vision_svc.frames.wire import read_frame
+from vision_svc.frames.wire import frame_reader, read_frame
 
 REST = pb.VideoFrame(format="rgb", width=20, height=11, timestamp_ms=-5, frame_number=7)
 FRAME = pb.VideoFrame(frame_data=b"pixels" * 100)
@@ -81,3 +81,25 @@ def test_any_bytes_are_read_as_protobuf_reads_them(message: bytes, begins_with_d
     expected.ClearField("frame_data")
     frame.fields.ClearField("frame_data")
     assert frame.fields == expected
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        FRAME,
+        pb.TemplateMatchingRequest(frame_data=b"pixels", template_data=b"\x0a1", threshold=0.5),
+        pb.MediaSequenceFrame(frame_data=b"pixels", features={"loudness": 0.5}),
+    ],
+)
+def test_each_message_with_a_frame_has_its_reader(message: pb.VideoFrame) -> None:
+    reader = frame_reader(type(message).FromString)
+    assert reader is not None
+    frame = reader(message.SerializeToString())
+    assert bytes(frame.data) == message.frame_data
+    assert type(frame.fields) is type(message)
+    frame.fields.frame_data = message.frame_data
+    assert frame.fields == message
+
+
+def test_other_messages_have_none() -> None:
+    assert frame_reader(pb.ImageRequest.FromString) is None

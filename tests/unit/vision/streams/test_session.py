@@ -13,12 +13,18 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from shared.caller import CALLER_KEY, set_caller
-from shared.errors import FrameSizeError, QueueFullError, UndecodableImageError
+from shared.errors import (
+    FrameSizeError,
+    OutOfRangeError,
+    QueueFullError,
+    UndecodableImageError,
+    UnknownOptionError,
+)
 from shared.places import Places
 from tests.support.vision_frames import encode_video
 from vision_svc import tasks
-from vision_svc.detector import Asset, Mode, VisionTask
-from vision_svc.frames.types import EncodedFrame
+from vision_svc.detector import Answer, Asset, Mode, StreamTask, VisionTask
+from vision_svc.frames.types import DecodedFrame, EncodedFrame
 from vision_svc.options import Options
 from vision_svc.runtime import VisionRuntime
 from vision_svc.settings import VisionSettings
@@ -245,3 +251,86 @@ async def test_the_newest_stream_of_a_caller_with_more_than_half_makes_room(
     for one in (first, newcomer):
         await one.aclose()  # type: ignore[attr-defined]
     assert runtime.streams.taken == 0
+
+
+class HoldingTask:
+    """A task that answers each frame when `ahead` more have come."""
+
+    def __init__(self, ahead: int, bad: int = -1) -> None:
+        self.held: list[Answer] = []
+        self.closed = False
+        self._ahead = ahead
+        self._bad = bad
+
+    def follow(self, frame: DecodedFrame, options: Options) -> list[Answer]:
+        if frame.source.number == self._bad:
+            raise OutOfRangeError("too much")
+        self.held.append(Answer(pb.FaceDetectionResponse(), frame, 0.0))
+        due = self.held[: -self._ahead]
+        del self.held[: -self._ahead]
+        return due
+
+    def finish(self, options: Options) -> list[Answer]:
+        due, self.held = self.held, []
+        return due
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, task: HoldingTask, *, every_frame: bool = False) -> None:
+    stream_task = StreamTask("holding", (), lambda *_: task, every_frame)
+    monkeypatch.setitem(tasks.STREAM_TASKS, "holding", stream_task)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("frames", [1, 9, 60])
+async def test_a_task_may_hold_back_more_answers_than_are_in_flight(
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    task = HoldingTask(ahead=9)
+    hold(monkeypatch, task)
+    answers = runner.stream("holding", Sender(frames).frames(), {})
+    assert await asyncio.wait_for(numbers(answers), LONG) == list(range(frames))
+    assert task.closed
+
+
+async def test_answers_of_a_task_that_holds_back_keep_the_limit(
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, HoldingTask(ahead=9))
+    sender = Sender(100)
+    answers = runner.stream("holding", sender.frames(), {})
+    assert (await asyncio.wait_for(anext(answers), LONG)).frame_number == 0
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+    assert sender.taken <= 9 + 1 + 4  # held back, taken, in flight
+    assert await numbers(answers) == list(range(1, 100))
+
+
+async def test_under_latest_the_answers_held_back_come_too(
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, HoldingTask(ahead=5))
+    answers = [a async for a in runner.stream("holding", Sender(40).frames(), LATEST)]
+    assert len(answers) + answers[-1].frames_dropped == 40  # type: ignore[union-attr]
+    assert answers[-1].frame_number == 39  # type: ignore[union-attr]
+
+
+async def test_answers_held_back_come_before_an_error(
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, HoldingTask(ahead=3, bad=7))
+    answers = runner.stream("holding", Sender(20).frames(), {})
+    got = []
+    with pytest.raises(OutOfRangeError, match="too much"):
+        async for answer in answers:
+            got += [answer.frame_number]  # type: ignore[union-attr]
+    assert got == list(range(7))
+
+
+async def test_a_task_on_every_frame_takes_no_other_policy(
+    runner: TaskRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(monkeypatch, HoldingTask(ahead=1), every_frame=True)
+    with pytest.raises(UnknownOptionError, match="must be every"):
+        runner.stream("holding", Sender(1).frames(), LATEST)

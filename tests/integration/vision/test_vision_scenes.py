@@ -1,0 +1,128 @@
+"""The tasks on whole streams, through the service: templates, auto flip, media sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import grpc
+import numpy as np
+import pytest
+
+from ml import mediapipe_pb2 as pb
+from tests.integration.vision.conftest import Vision
+from tests.integration.vision.helpers import error_of, person
+from tests.support.vision_frames import encode_clip
+
+WHERE = (300, 90, 84, 100)  # the astronaut's face in the first frame of `person`
+
+
+def template_of(image: np.ndarray) -> np.ndarray:
+    x, y, width, height = WHERE
+    return np.ascontiguousarray(image[y : y + height, x : x + width])
+
+
+def matching(
+    images: list[np.ndarray], template: np.ndarray, **fields: Any
+) -> Iterator[pb.TemplateMatchingRequest]:
+    """Requests with raw frames; the template comes with the first one."""
+    for number, image in enumerate(images):
+        height, width = image.shape[:2]
+        yield pb.TemplateMatchingRequest(
+            frame_data=image.tobytes(),
+            frame_width=width,
+            frame_height=height,
+            template_data=b"" if number else template.tobytes(),
+            template_width=0 if number else template.shape[1],
+            template_height=0 if number else template.shape[0],
+            timestamp_ms=number * 40,
+            frame_number=number,
+            **fields,
+        )
+
+
+def test_a_template_is_followed_through_a_clip(vision: Vision) -> None:
+    images = person(6)
+    template = template_of(images[0])
+    answers = list(vision.stub.StreamTemplateMatching(matching(images, template)))
+    assert [answer.frame_number for answer in answers] == list(range(6))
+    assert [answer.timestamp_ms for answer in answers] == [n * 40 for n in range(6)]
+    for image, answer in zip(images, answers, strict=True):
+        scores = cv2.matchTemplate(image, template, cv2.TM_CCOEFF_NORMED)
+        _, best, _, (x, y) = cv2.minMaxLoc(scores)
+        match = answer.matches[0]
+        assert (round(match.x * 640), round(match.y * 480)) == (x, y)
+        assert match.confidence == pytest.approx(best, abs=1e-3)
+        assert match.width * 640 == pytest.approx(WHERE[2])
+        assert answer.timing.inference_ms > 0
+    assert vision.metric("vision_frames_answered_total", task="template-matching") >= 6
+
+
+@pytest.mark.parametrize("name", ["jpeg", "h264", "nv12", "png"])
+def test_frames_of_any_format(vision: Vision, name: str) -> None:
+    images = person(4)
+    png = cv2.imencode(".png", template_of(images[0])[..., ::-1])[1].tobytes()
+    messages, _ = encode_clip(images, name)
+    requests = [
+        pb.TemplateMatchingRequest(
+            frame_data=frame.frame_data,
+            frame_format="" if name in ("jpeg", "png") else frame.format,
+            frame_width=frame.width,
+            frame_height=frame.height,
+            frame_number=number,
+            template_data=png,
+            threshold=0.7,
+            metadata={"match_on": "gray", "scales": "0.8,1"} if number == 0 else {},
+        )
+        for number, frame in enumerate(messages)
+    ]
+    answers = list(vision.stub.StreamTemplateMatching(iter(requests)))
+    assert sorted(answer.frame_number for answer in answers) == list(range(4))
+    first = answers[0].matches[0]
+    assert (round(first.x * 640), round(first.y * 480)) == pytest.approx(WHERE[:2], abs=1)
+    assert first.scale == 1.0
+
+
+def test_a_dropped_frame_takes_no_template_along(vision: Vision) -> None:
+    """With the policy latest, the frame that brings a template may never be searched."""
+    images = person(1) * 120
+    template = template_of(images[0])
+    requests = list(matching(images, template))
+    other = np.ascontiguousarray(images[0][300:340, 200:260])
+    requests[60].template_data = other.tobytes()
+    requests[60].template_width, requests[60].template_height = 60, 40
+    call = vision.stub.StreamTemplateMatching(iter(requests), metadata=[("frame-policy", "latest")])
+    answers = list(call)
+    assert answers[-1].frames_dropped > 0
+    assert answers[-1].frame_number == 119
+    assert answers[-1].matches[0].width * 640 == pytest.approx(60)
+    assert answers[0].matches[0].width * 640 == pytest.approx(WHERE[2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"template_data": b""}, "no earlier frame had a template"),
+        ({"template_data": b"\x07" * (84 * 100 * 3)}, "flat"),
+        ({"template_width": 83}, "83 x 100 in rgb is 24900 bytes, not 25200"),
+        ({"threshold": 1.5}, "threshold must be a number from 0 to 1, not 1.5"),
+        ({"frame_data": b"1234", "frame_width": 0, "frame_height": 0}, "must be a jpeg, png"),
+        ({"frame_data": b""}, "frame_data is empty"),
+        ({"frame_data": b"\x01" * 1200, "frame_width": 20, "frame_height": 20}, "larger than the"),
+        ({"frame_format": "tiff"}, "'tiff' is not known"),
+        ({"metadata": {"scales": "9"}}, "from 0.1 to 4"),
+        ({"metadata": {"max_faces": "1"}}, "scales, max_matches, max_overlap, match_on"),
+    ],
+)
+def test_templates_that_are_refused(vision: Vision, changes: dict[str, Any], words: str) -> None:
+    (image,) = person(1)
+    (request,) = matching([image], template_of(image))
+    for name, value in changes.items():
+        if name == "metadata":
+            request.metadata.update(value)
+        else:
+            setattr(request, name, value)
+    error = error_of(vision.stub.StreamTemplateMatching(iter([request])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error.details()
+    assert words in error.details()
