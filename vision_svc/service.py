@@ -71,7 +71,7 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         return self._stream(pipelines.HAIR_SEGMENTATION, requests, context)
 
     def StreamObjectDetection(self, requests: Frames, context: Context) -> Responses:
-        return self._stream(pipelines.OBJECT_DETECTION, requests, context)
+        return self._stream(pipelines.OBJECT_DETECTOR, requests, context)
 
     def StreamObjectTracking(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectTracking", "no object detection model comes with this service")

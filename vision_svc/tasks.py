@@ -96,7 +96,7 @@ HAIR_SEGMENTATION = VisionTask(
     keeps_state=False,
 )
 OBJECT_DETECTION = VisionTask(
-    pipelines.OBJECT_DETECTION.name,
+    pipelines.OBJECT_DETECTOR.name,
     objects.object_detector,
     {"": Asset("object_detector.tflite", 60)},
     (Count("max_objects", 25, 100), _DETECTION, *_LABELS),
