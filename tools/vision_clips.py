@@ -83,6 +83,18 @@ def moving(picture: Rgb, frames: int, width: int = WIDTH, height: int = HEIGHT) 
         yield cast("Rgb", frame)
 
 
+def crossing(frames: int) -> Iterator[Rgb]:
+    """The picture of a cat passes above that of a cup, and back, in 120 frames."""
+    cards = [cv2.resize(coffee(), (300, 200)), cv2.resize(cat(), (300, 200))]
+    for number in range(frames):
+        image = np.full((HEIGHT, WIDTH, 3), _WALL, np.uint8)
+        phase = math.cos(2 * math.pi * number / 120)
+        for card, side, top in zip(cards, (1, -1), (220, 40), strict=True):
+            left = round((WIDTH - 300) / 2 + side * phase * (WIDTH - 300) / 2)
+            image[top : top + 200, left : left + 300] = card
+        yield cast("Rgb", image)
+
+
 class _Hand:
     """An open left hand, palm to the viewer; `mirrored`, a right one."""
 

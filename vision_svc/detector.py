@@ -23,6 +23,7 @@ Response: TypeAlias = (
     | pb.IrisTrackingResponse
     | pb.MediaSequenceResponse
     | pb.ObjectDetectionResponse
+    | pb.ObjectTrackingResponse
     | pb.PoseDetectionResponse
     | pb.SegmentationResponse
     | pb.TemplateMatchingResponse

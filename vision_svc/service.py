@@ -73,8 +73,8 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def StreamObjectDetection(self, requests: Frames, context: Context) -> Responses:
         return self._stream(pipelines.OBJECT_DETECTOR, requests, context)
 
-    def StreamObjectTracking(self, requests: Frames, context: Context) -> NoReturn:
-        _not_built("StreamObjectTracking", "no object detection model comes with this service")
+    def StreamObjectTracking(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.OBJECT_TRACKING, requests, context)
 
     def StreamObjectDetection3D(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("StreamObjectDetection3D", "MediaPipe no longer ships its Objectron models")

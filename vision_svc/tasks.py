@@ -95,12 +95,21 @@ HAIR_SEGMENTATION = VisionTask(
     (_MASK_FORMAT,),
     keeps_state=False,
 )
-OBJECT_DETECTION = VisionTask(
+OBJECT_DETECTOR = VisionTask(
     pipelines.OBJECT_DETECTOR.name,
     objects.object_detector,
     {"": Asset("object_detector.tflite", 60)},
     (Count("max_objects", 25, 100), _DETECTION, *_LABELS),
     keeps_state=False,
+)
+OBJECT_TRACKING = VisionTask(
+    pipelines.OBJECT_TRACKING.name,
+    objects.object_tracker,
+    {"": Asset("object_detector.tflite", 60)},
+    (
+        *(Count("max_objects", 25, 100), _DETECTION),
+        *(Score("min_tracking_confidence", 0.1), *_LABELS),
+    ),
 )
 
 _TEMPLATE_MATCHING = StreamTask(
@@ -120,7 +129,7 @@ TASKS: Mapping[str, VisionTask] = {
     for task in (
         *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
         *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
-        OBJECT_DETECTION,
+        *(OBJECT_DETECTOR, OBJECT_TRACKING),
     )
 }
 # Tasks on streams alone.

@@ -1,4 +1,4 @@
-"""Objects by MediaPipe's ObjectDetector, and the labels of its models."""
+"""Objects by MediaPipe's ObjectDetector, their tracks, and the labels of the models."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from mediapipe.tasks.metadata import schema_py_generated as tflite
 from mediapipe.tasks.python import vision
 from mediapipe.tasks.python.components.containers.detections_c import MpDetectionResultC
 
+from ml import mediapipe_pb2 as pb
 from shared.errors import UnknownOptionError
 from vision_svc.backends import results
+from vision_svc.backends.byte_track import ByteTrack, Detection
 from vision_svc.backends.mediapipe_tasks import TaskDetector, common_options
 from vision_svc.options import label_names
 
 if TYPE_CHECKING:
     from vision_svc.detector import Mode
+    from vision_svc.frames.types import Rgb
     from vision_svc.options import Options
 
 # What label files write for a number that no class has.
@@ -46,6 +49,54 @@ def object_detector(path: Path, options: Options, mode: Mode) -> TaskDetector:
         allow=label_names(str(options["allow_labels"])),
         deny=label_names(str(options["deny_labels"])),
     )
+
+
+class ObjectTracker:
+    """An object detector whose objects have ids.
+
+    Args:
+        detector: finds objects from `low_score` on.
+        high_score, low_score: as of `ByteTrack`.
+    """
+
+    def __init__(self, detector: TaskDetector, high_score: float, low_score: float) -> None:
+        self._detector = detector
+        self._tracks = ByteTrack(high_score, low_score)
+
+    def detect(self, image: Rgb, time_ms: int) -> pb.ObjectTrackingResponse:
+        found = self._detector.detect(image, time_ms)
+        assert isinstance(found, pb.ObjectDetectionResponse)
+        # Pixels, since the tracks' aspect ratios are those of pixels.
+        height, width = image.shape[:2]
+        tracks = self._tracks.update(
+            [
+                Detection(
+                    (
+                        *(each.bbox.x * width, each.bbox.y * height),
+                        *(each.bbox.width * width, each.bbox.height * height),
+                    ),
+                    each.label,
+                    each.confidence,
+                )
+                for each in found.objects
+            ]
+        )
+        return results.tracked_objects(tracks, image)
+
+    def close(self) -> None:
+        self._detector.close()
+
+
+def object_tracker(path: Path, options: Options, mode: Mode) -> ObjectTracker:
+    """Boxes with labels and ids.
+
+    Raises:
+        UnknownOptionError: the model does not have a label that an option names.
+    """
+    high_score = float(options["min_detection_confidence"])
+    low_score = min(high_score, float(options["min_tracking_confidence"]))
+    detector = object_detector(path, {**options, "min_detection_confidence": low_score}, mode)
+    return ObjectTracker(detector, high_score, low_score)
 
 
 def detector_of_model(

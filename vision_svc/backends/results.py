@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from vision_svc.backends.byte_track import Box, Track
     from vision_svc.backends.landmarks import Points
     from vision_svc.frames.types import Rgb
 
@@ -134,6 +135,26 @@ def object_detections(result: Any, image: Rgb) -> pb.ObjectDetectionResponse:
                 width=(box.right - box.left) / width,
                 height=(box.bottom - box.top) / height,
             ),
+        )
+    return response
+
+
+def tracked_objects(tracks: Sequence[Track], image: Rgb) -> pb.ObjectTrackingResponse:
+    """The tracks that were seen in this picture; their boxes are in pixels."""
+    height, width = image.shape[:2]
+
+    def normalised(box: Box) -> pb.BoundingBox:
+        x, y, w, h = box
+        return pb.BoundingBox(x=x / width, y=y / height, width=w / width, height=h / height)
+
+    response = pb.ObjectTrackingResponse()
+    for track in tracks:
+        response.objects.add(
+            track_id=track.number,
+            label=track.label,
+            bbox=normalised(track.detection.box),
+            confidence=track.detection.score,
+            trajectory=map(normalised, track.trajectory),
         )
     return response
 

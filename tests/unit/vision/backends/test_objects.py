@@ -22,9 +22,9 @@ from vision_svc.backends.objects import labels_of_model
 from vision_svc.detector import Mode
 from vision_svc.instances import Instances
 from vision_svc.options import parse_options
-from vision_svc.tasks import OBJECT_DETECTION
+from vision_svc.tasks import OBJECT_DETECTOR
 
-MODEL = OBJECT_DETECTION.default_asset.file
+MODEL = OBJECT_DETECTOR.default_asset.file
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def picture(name: str) -> np.ndarray:
 
 
 def detect(instances: Instances, image: np.ndarray, **options: str) -> list[pb.ObjectDetection]:
-    parsed = parse_options(OBJECT_DETECTION.options, options)
-    with instances.borrow(OBJECT_DETECTION, parsed, Mode.VIDEO) as instance:
+    parsed = parse_options(OBJECT_DETECTOR.options, options)
+    with instances.borrow(OBJECT_DETECTOR, parsed, Mode.VIDEO) as instance:
         return list(instance.detect(image).objects)
 
 
@@ -148,8 +148,8 @@ def test_labels_that_are_missing_or_too_large_are_refused(folder: Path) -> None:
 def test_what_is_no_object_detector_is_refused_at_load(instances: Instances, folder: Path) -> None:
     for name in ("hair_segmenter.tflite", "gesture_recognizer.task", "selfie_segmenter.tflite"):
         with pytest.raises(InvalidModelError, match="cannot be opened as object-detector"):
-            instances.try_model(OBJECT_DETECTION, folder / name)
-    instances.try_model(OBJECT_DETECTION, folder / MODEL)
+            instances.try_model(OBJECT_DETECTOR, folder / name)
+    instances.try_model(OBJECT_DETECTOR, folder / MODEL)
 
 
 def test_a_model_that_opens_and_fails_on_a_picture_is_refused_at_load(
@@ -164,6 +164,6 @@ def test_a_model_that_opens_and_fails_on_a_picture_is_refused_at_load(
         metadata.detector_model(model, "wrong", labels, list(ssd_anchors()), BOX_SCALE)
     )
     with pytest.raises(InvalidModelError, match="fails as object-detector on a picture"):
-        instances.try_model(OBJECT_DETECTION, wrong)
+        instances.try_model(OBJECT_DETECTOR, wrong)
     instances.shut_down()
     assert not instances._used_mb
