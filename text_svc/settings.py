@@ -111,6 +111,15 @@ class TextSettings(ModelHostSettings):
         gt=0,
         description="Seconds of all sounds of a call together; of one piece in TranscribeStream.",
     )
+    max_classified_seconds: float = Field(
+        30,
+        gt=0,
+        description="Seconds of a sound that is classified, which a model reads at once: it takes "
+        "some 40 MB for each.",
+    )
+    max_video_frames: int = Field(
+        3000, ge=1, description="Frames of a video that are decoded in a call."
+    )
     max_media: int = Field(
         16, ge=1, description="Images and sounds in one GenerateText or ChatCompletion call."
     )

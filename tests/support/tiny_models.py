@@ -13,7 +13,7 @@ import torch
 from tests.support.tiny_parts import BUILDERS
 
 # Modules that register builders.
-_THEMES = ("tiny_encoders", "tiny_multimodal", "tiny_pictures", "tiny_sounds")
+_THEMES = ("tiny_answers", "tiny_encoders", "tiny_multimodal", "tiny_pictures", "tiny_sounds")
 
 
 def build(name: str, folder: Path) -> Path:

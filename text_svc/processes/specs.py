@@ -100,6 +100,8 @@ class WorkerSpec(ChildSpec):
     max_waiting_texts: int
     max_image_pixels: int
     max_audio_seconds: float
+    max_classified_seconds: float
+    max_video_frames: int
     max_media: int
     max_prompt_bytes: int
     max_text_bytes: int

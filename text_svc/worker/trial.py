@@ -71,6 +71,17 @@ def calls(pipeline_type: str, pipeline: Any) -> list[Call]:
             return [_infer(image=image)]
         case pipelines.IMAGE_TO_TEXT.name:
             return [_infer(image=image, options=one_token)]
+        case pipelines.VISUAL_QUESTION_ANSWERING.name:
+            return [_infer(image=image, prompt=TEXT)]
+        case pipelines.DOCUMENT_QUESTION_ANSWERING.name if "document" in pipeline.takes:
+            word = pb.DocumentWord(text=TEXT, box=(0, 0, 1, 1))
+            return [_infer(document=pb.Document(words=[word], image=image), prompt=TEXT)]
+        case pipelines.DOCUMENT_QUESTION_ANSWERING.name:
+            return [_infer(image=image, prompt=TEXT, options=one_token)]
+        case pipelines.VIDEO_CLASSIFICATION.name:
+            return [_infer(video=_video(pipeline))]
+        case pipelines.AUDIO_CLASSIFICATION.name:
+            return [_infer(audio=sound)]
         case pipelines.CLIP.name:
             return [_infer(image=image, labels=[TEXT]), _infer(text=TEXT)]
         case pipelines.CLAP.name:
@@ -148,6 +159,15 @@ def _image(pipeline: Any) -> pb.ImageData:
     file = io.BytesIO()
     Image.new("RGB", (side, side), (120, 130, 140)).save(file, "PNG")
     return pb.ImageData(data=file.getvalue())
+
+
+def _video(pipeline: Any) -> pb.VideoData:
+    """Two frames of the size that the model reads."""
+    first = Image.open(io.BytesIO(_image(pipeline).data))
+    file = io.BytesIO()
+    second = Image.new("RGB", first.size, (140, 130, 120))
+    first.save(file, "GIF", save_all=True, append_images=[second])
+    return pb.VideoData(data=file.getvalue())
 
 
 def _sound() -> pb.AudioData:

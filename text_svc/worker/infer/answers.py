@@ -16,6 +16,9 @@ from shared.errors import InternalError, InvalidArgumentError, MissingFieldError
 from text_svc.worker.infer.options import NoOptions
 from text_svc.worker.tokenizing import tokenizing
 
+# Percent of a window that the next one may share: with more, a long text has too many of them.
+MAX_SHARED = 75
+
 
 class AnswerOptions(NoOptions):
     """Options of pipelines that find answers; their names are transformers' own.
@@ -66,7 +69,7 @@ def in_windows(
         text: a text, or its words.
         asked: tokens of the question.
         limit: tokens of a window.
-        shared: tokens that two windows share, where the question leaves room for them.
+        shared: tokens that two windows share, at most MAX_SHARED percent.
         more: arguments of the tokenizer.
 
     Raises:
@@ -86,7 +89,7 @@ def in_windows(
             *((question, text) if first else (text, question)),
             truncation="only_second" if first else "only_first",
             max_length=limit,
-            stride=min(shared, room // 2),
+            stride=min(shared, room * MAX_SHARED // 100),
             return_overflowing_tokens=True,
             **more,
         )

@@ -99,7 +99,7 @@ class InferPipeline(abc.ABC, Generic[Options]):
     """
 
     takes: tuple[str, ...]
-    options: ClassVar[type[NoOptions]] = NoOptions
+    options: type[NoOptions] = NoOptions
     auto_class: ClassVar[Any] = None
     processor_class: ClassVar[Any] = AutoProcessor
 

@@ -77,6 +77,7 @@ def check_request(request: pb.InferRequest, pipeline: Infers, spec: WorkerSpec) 
     texts = [
         *(request.text, request.prompt, request.text_pair.first, request.text_pair.second),
         *(request.ranking.query, *request.ranking.documents, *request.labels),
+        *(word.text for word in request.document.words),
     ]
     check_sizes(texts, "the request's text", spec.max_prompt_bytes, empty=True)
     for text in texts:

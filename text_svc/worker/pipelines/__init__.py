@@ -38,9 +38,13 @@ CLASSES = {
     pipelines.IMAGE_TO_TEXT.name: "image_to_text:Captioner",
     pipelines.VISUAL_LANGUAGE.name: "visual_language:VisualLanguageModel",
     pipelines.JANUS.name: "janus:Janus",
+    pipelines.VISUAL_QUESTION_ANSWERING.name: "visual_question_answering:VisualAnswerer",
+    pipelines.DOCUMENT_QUESTION_ANSWERING.name: "document_question_answering:DocumentReader",
     pipelines.CLIP.name: "dual_encoder:Clip",
     pipelines.CLAP.name: "dual_encoder:Clap",
     pipelines.IMAGE_CLASSIFICATION.name: "image_classification:ImageClassifier",
+    pipelines.VIDEO_CLASSIFICATION.name: "video_classification:VideoClassifier",
+    pipelines.AUDIO_CLASSIFICATION.name: "audio_classification:SoundClassifier",
     pipelines.SPEECH_RECOGNITION.name: "speech_recognition:SpeechRecognizer",
     pipelines.TEXT_TO_SPEECH.name: "text_to_speech:Synthesizer",
 }
