@@ -9,6 +9,9 @@ import pytest
 
 from tools.models import manifest
 
+# Files that may be beside the repository, such as a real .litertlm.
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
 
 @functools.cache
 def missing_models(root: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The thread of a model, and the queue in front of it."""
+"""The thread of a model, or its threads, and the queue in front of them."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ class ModelThread:
 
     Args:
         max_waiting: calls that may wait; one more is refused.
+        running: calls that run at once, each in a thread of its own, for a model that can.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, running: int = 1) -> None:
+        run = "one call runs" if running == 1 else f"{running} calls run"
         self._places = Places(
-            max_waiting + 1, f"one call runs and {max_waiting} wait, which is the limit"
+            max_waiting + running, f"{run} and {max_waiting} wait, which is the limit"
         )
         self._steps = Steps()
-        self._thread = TurnThreads(1, "infer")
+        self._thread = TurnThreads(running, "infer")
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
         """Runs `work` with an event that is set when its caller has gone.

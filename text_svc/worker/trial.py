@@ -95,6 +95,9 @@ def calls(pipeline_type: str, pipeline: Any) -> list[Call]:
             return [("GenerateText", with_media)]
         case pipelines.SPEECH_RECOGNITION.name:
             return [_infer(audio=sound)]
+        case pipelines.LITERT.name:
+            zeros = pipeline.zeros()
+            return [] if zeros is None else [_infer(tensors=zeros)]
         case pipelines.TEXT_TO_SPEECH.name:
             return [_infer(text=_spoken(pipeline.processor))]
     return [_infer(text=TEXT)]

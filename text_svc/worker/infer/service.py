@@ -31,11 +31,17 @@ class Infers(Protocol):
 
 
 class InferHandlers:
-    """Infer, of any pipeline."""
+    """Infer, of any pipeline.
 
-    def __init__(self, pipeline: Infers, spec: WorkerSpec) -> None:
+    Args:
+        pipeline: answers the checked requests.
+        spec: its limits.
+        running: calls that it answers at once.
+    """
+
+    def __init__(self, pipeline: Infers, spec: WorkerSpec, running: int = 1) -> None:
         self.spec = spec
-        self.thread = ModelThread(spec.max_waiting)
+        self.thread = ModelThread(spec.max_waiting, running)
         self._pipeline = pipeline
 
     def table(self) -> Handlers:

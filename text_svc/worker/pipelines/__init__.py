@@ -47,6 +47,7 @@ CLASSES = {
     pipelines.AUDIO_CLASSIFICATION.name: "audio_classification:SoundClassifier",
     pipelines.SPEECH_RECOGNITION.name: "speech_recognition:SpeechRecognizer",
     pipelines.TEXT_TO_SPEECH.name: "text_to_speech:Synthesizer",
+    pipelines.LITERT.name: "litert:TensorModel",
 }
 
 # These read modules.json and the modules' files themselves.
