@@ -134,7 +134,5 @@ def fewest_bytes(spec: TensorSpec) -> int:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        return np.dtype(ml_dtypes.bfloat16)
-    dtype: np.dtype[Any] = np.dtype(name).newbyteorder("<")
-    return dtype
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return dtype.newbyteorder("<")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.text_pipeline import serve, spec_of
 from tests.support.tiny_tflite import Graph, Op, Tensor, adding, tflite
 from text_svc.worker import pipelines
 from text_svc.worker.engines.litert import LiteRtModel
+from text_svc.worker.trial import try_calls
 
 QUANTISED = Graph(
     tensors=[
@@ -234,6 +236,18 @@ def test_a_file_that_cannot_be_used_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(InvalidModelError, match=message):
         pipelines.load(spec(tmp_path, model))
+
+
+@pytest.mark.parametrize(
+    ("graphs", "tried"), [([adding([1, 4])], 1), ([STRINGS], 1), (TWO, 0), ([adding([-1, 2])], 0)]
+)
+async def test_the_trial_of_a_good_model(
+    tmp_path: Path, graphs: Sequence[Graph], tried: int
+) -> None:
+    """Only shapes that do not vary are tried: of others none is sure to be right."""
+    loaded = pipelines.load(spec(tmp_path, tflite(*graphs)))
+    assert len(loaded.trial) == tried
+    await try_calls("tiny", loaded.handlers, loaded.trial, 30)
 
 
 async def test_a_call_that_litert_refuses_leaves_the_others_alone(tmp_path: Path) -> None:
