@@ -106,6 +106,12 @@ class TextSettings(ModelHostSettings):
     max_image_pixels: int = Field(
         50_000_000, ge=1, description="Pixels of all images of a call together."
     )
+    max_map_pixels: int = Field(
+        16_777_216,
+        ge=1,
+        description="Pixels of an image whose answer has its size, such as masks and depth, and of "
+        "an image that is made of one.",
+    )
     max_audio_seconds: float = Field(
         1800,
         gt=0,

@@ -13,7 +13,10 @@ import torch
 from tests.support.tiny_parts import BUILDERS
 
 # Modules that register builders.
-_THEMES = ("tiny_answers", "tiny_encoders", "tiny_multimodal", "tiny_pictures", "tiny_sounds")
+_THEMES = (
+    *("tiny_answers", "tiny_encoders", "tiny_multimodal", "tiny_pictures", "tiny_sounds"),
+    "tiny_vision",
+)
 
 
 def build(name: str, folder: Path) -> Path:

@@ -99,6 +99,7 @@ class WorkerSpec(ChildSpec):
     max_call_tokens: int
     max_waiting_texts: int
     max_image_pixels: int
+    max_map_pixels: int
     max_audio_seconds: float
     max_classified_seconds: float
     max_video_frames: int

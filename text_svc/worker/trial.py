@@ -67,8 +67,21 @@ def calls(pipeline_type: str, pipeline: Any) -> list[Call]:
             return [_infer(text=TEXT, prompt=TEXT)]
         case pipelines.FILL_MASK.name:
             return [_infer(text=f"{TEXT} {pipeline.processor.mask_token}")]
-        case pipelines.IMAGE_CLASSIFICATION.name:
+        case (
+            pipelines.IMAGE_CLASSIFICATION.name
+            | pipelines.OBJECT_DETECTION.name
+            | pipelines.IMAGE_SEGMENTATION.name
+            | pipelines.DEPTH_ESTIMATION.name
+            | pipelines.IMAGE_TO_IMAGE.name
+        ):
             return [_infer(image=image)]
+        case pipelines.ZERO_SHOT_OBJECT_DETECTION.name:
+            return [_infer(image=image, labels=[TEXT])]
+        case pipelines.MASK_GENERATION.name:
+            centre = pb.RegionPrompt(points=[pb.PromptPoint(x=0.5, y=0.5)])
+            return [_infer(image=image, region_prompts=[centre])]
+        case pipelines.IMAGE_FEATURE_EXTRACTION.name:
+            return [_infer(image=image, options={"pooling": "mean"})]
         case pipelines.IMAGE_TO_TEXT.name:
             return [_infer(image=image, options=one_token)]
         case pipelines.VISUAL_QUESTION_ANSWERING.name:

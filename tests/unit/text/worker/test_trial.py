@@ -37,7 +37,13 @@ GOOD = [
     *[(name, "visual-language") for name in ("llava", "llava-chat", "smolvlm", "qwen2-vl")],
     *(("gemma3", "visual-language"), ("qwen2-audio", "visual-language"), ("clap", "clap")),
     *[(name, "automatic-speech-recognition") for name in ("whisper", "moonshine", "wav2vec2")],
-    ("vits", "text-to-speech"),
+    *(("vits", "text-to-speech"), ("detr", "object-detection")),
+    *[(name, "zero-shot-object-detection") for name in ("owlvit", "grounding-dino")],
+    *[(name, "image-segmentation") for name in ("segformer", "mask2former", "oneformer")],
+    *[(name, "mask-generation") for name in ("sam", "sam-hq", "sam2")],
+    *[(name, "depth-estimation") for name in ("depth-anything", "zoedepth", "depth-pro")],
+    *[(name, "image-feature-extraction") for name in ("vit-features", "vit-mae", "dinov3")],
+    ("swin2sr", "image-to-image"),
 ]
 
 
