@@ -32,6 +32,8 @@ WAITED_SIGNALS = END_SIGNALS | {signal.SIGCHLD}
 # How often pending signals are looked for where the system has no sigtimedwait.
 _POLL_SECONDS = 0.02
 
+_SIGSET_BYTES = 128  # of sigset_t
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -63,14 +65,24 @@ def wait_for_signal(signals: Collection[signal.Signals], seconds: float) -> int 
         Its number; None when none arrived within `seconds`.
     """
     if sys.platform != "darwin":
-        received = signal.sigtimedwait(signals, seconds)
-        return received.si_signo if received else None
+        return _sigtimedwait(signals, seconds)
     give_up = time.monotonic() + seconds
     while not (pending := signal.sigpending() & set(signals)):
         if time.monotonic() >= give_up:
             return None
         time.sleep(_POLL_SECONDS)
     return signal.sigwait(pending)
+
+
+def _sigtimedwait(signals: Collection[signal.Signals], seconds: float) -> int | None:
+    """As Python's own, which makes a signal up when SIGCONT interrupts it after its time."""
+    chosen = ctypes.create_string_buffer(_SIGSET_BYTES)
+    for signum in signals:
+        _libc.sigaddset(chosen, int(signum))
+    whole, part = divmod(seconds, 1)
+    timeout = (ctypes.c_long * 2)(int(whole), int(part * 1e9))  # struct timespec
+    received: int = _libc.sigtimedwait(chosen, None, timeout)
+    return received if received > 0 else None
 
 
 def kill_descendants(spare: frozenset[int] = frozenset()) -> None:
