@@ -54,7 +54,13 @@ async def run(settings: ModelMgmtSettings) -> None:
         ) as files,
         Replicas(addresses) as replicas,
         contextlib.aclosing(
-            Lifecycle(replicas, desired, files.refresh, max_loads=settings.max_loads)
+            Lifecycle(
+                replicas,
+                desired,
+                files.refresh,
+                max_loads=settings.max_loads,
+                start_seconds=settings.start_seconds,
+            )
         ) as lifecycle,
     ):
         reconciler = Reconciler(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,6 +102,7 @@ class Lifecycle:
         desired: the record of the desired models.
         refresh: brings the files of a model up to date with their source.
         max_loads: models that are loaded at once, at most.
+        start_seconds: how long a load waits for a service that is starting.
     """
 
     def __init__(
@@ -110,11 +112,13 @@ class Lifecycle:
         refresh: Callable[[ModelId], Awaitable[None]],
         *,
         max_loads: int = 64,
+        start_seconds: float = 0,
     ) -> None:
         self._replicas = replicas
         self._desired = desired
         self._refresh = refresh
         self._max_loads = max_loads
+        self._start_seconds = start_seconds
         self._unseen: dict[ModelId, _UnseenFailure] = {}
         self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
@@ -309,13 +313,26 @@ class Lifecycle:
             desired = before or replace(desired, options=loaded[0].options)
         return _Plan(desired, before, missing, loaded)
 
+    async def _started(self, service: ServiceName) -> dict[Replica, list[ReplicaModel]]:
+        """The replicas of a service that answer once one does, each with its models.
+
+        Those that have been silent for longer than a start takes are not waited for.
+        """
+        while True:
+            replicas = self._replicas.of(service)
+            models_of = await self._list(replicas, CONNECT_SECONDS)
+            silent = min((replica.silent_seconds for replica in replicas), default=math.inf)
+            if models_of or silent >= self._start_seconds:
+                return models_of
+            await self._replicas.refresh()
+
     async def _reachable(self, desired: DesiredModel) -> dict[Replica, ReplicaModel | None]:
         """The replicas for a model that are up, each with the model if it holds it already."""
         await self._replicas.refresh()
         service = _service(desired)
         models_of = await self._list(self._replicas.all())
         if not any(replica.service == service for replica in models_of):
-            models_of |= await self._list(self._replicas.of(service), CONNECT_SECONDS)
+            models_of |= await self._started(service)
         for models in models_of.values():
             if model := _ready(models, desired.model_id):
                 _check_type(model.pipeline_type, desired)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Self, cast
@@ -110,8 +111,14 @@ class Replica:
         self.address = address
         self.admitted = True
         self.died: list[ReplicaModel] = []
+        self._seen_at = time.monotonic()
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
+
+    @property
+    def silent_seconds(self) -> float:
+        """Time since it last listed its models, or since it is known."""
+        return time.monotonic() - self._seen_at
 
     async def load(
         self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
@@ -197,6 +204,7 @@ class Replica:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     return []  # a service without models to manage
                 raise
+        self._seen_at = time.monotonic()
         self.admitted = answer.admitted
         models = [_replica_model(model) for model in answer.models]
         self.died = [model for model in models if model.died]

@@ -51,6 +51,12 @@ class ModelMgmtSettings(FileSettings):
     reconcile_seconds: float = Field(
         2.0, gt=0, description="Time between comparisons of desired and loaded models."
     )
+    start_seconds: float = Field(
+        30.0,
+        ge=0,
+        description="Time that LoadModel waits for a service that is starting; one that has been "
+        "away for longer is UNAVAILABLE at once.",
+    )
     max_load_failures: int = Field(
         5, ge=1, description="Failed loads in a row after which a desired model is left FAILED."
     )

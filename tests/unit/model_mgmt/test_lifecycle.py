@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.replicas import Replicas
+from model_mgmt_svc.replicas import CONNECT_SECONDS, Replicas
 from shared.errors import (
     CallCancelledError,
     InvalidModelError,
@@ -22,7 +23,7 @@ from shared.errors import (
     UnknownOptionError,
     WorkerUnavailableError,
 )
-from tests.support.model_workers import RAM
+from tests.support.model_workers import RAM, ModelWorker
 from tests.support.processes import free_port
 from tests.support.waiting import until
 from tests.unit.model_mgmt.conftest import Plane
@@ -291,6 +292,27 @@ async def test_with_all_down_a_load_is_unavailable(plane: Plane) -> None:
         assert caught.value.retry_after
         assert await lifecycle.loaded() == []
     assert plane.desired.all() == []
+
+
+async def test_a_load_waits_for_a_service_that_is_starting(plane: Plane) -> None:
+    port = free_port()
+    async with Replicas({"text": f"127.0.0.1:{port}"}) as replicas:
+        lifecycle = Lifecycle(replicas, plane.desired, plane.files.refresh, start_seconds=30)
+        load = asyncio.create_task(lifecycle.load(DESIRED))
+        await asyncio.sleep(CONNECT_SECONDS + 0.5)
+        assert not load.done()
+        async with ModelWorker().running(port):
+            assert (await load).replicas == 1
+
+
+async def test_a_load_does_not_wait_for_a_service_that_is_long_gone(plane: Plane) -> None:
+    async with Replicas({"text": f"127.0.0.1:{free_port()}"}) as replicas:
+        lifecycle = Lifecycle(replicas, plane.desired, plane.files.refresh, start_seconds=1)
+        await asyncio.sleep(1)
+        start = time.monotonic()
+        with pytest.raises(WorkerUnavailableError):
+            await lifecycle.load(DESIRED)
+        assert time.monotonic() - start < 2 * CONNECT_SECONDS
 
 
 async def test_a_worker_that_hangs_is_left_out_of_the_list(plane: Plane) -> None:
