@@ -68,6 +68,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="time after which a process that no longer serves is killed (default 60)",
     )
     up.add_argument(
+        "--wait-seconds",
+        type=int,
+        default=envoy_config.WAIT_SECONDS,
+        help="longest wait of a call for a service that is starting (default 30)",
+    )
+    up.add_argument(
         "--callers",
         metavar="DIR",
         type=Path,
@@ -128,7 +134,11 @@ def _envoy_options(options: argparse.Namespace) -> envoy_config.EnvoyOptions:
         for name in envoy_config.TLS_FILES:
             if not (tls / name).is_file():
                 raise StartError(f"there is no {tls / name}: run `python -m tools.dev_certs {tls}`")
-    return envoy_config.EnvoyOptions(tls, _collector(), _callers(options), _address(options))
+    if options.wait_seconds < 0:
+        raise StartError(f"--wait-seconds is {options.wait_seconds}; it must be at least 0")
+    return envoy_config.EnvoyOptions(
+        tls, _collector(), _callers(options), _address(options), options.wait_seconds
+    )
 
 
 def _callers(options: argparse.Namespace) -> Path | None:

@@ -122,6 +122,11 @@ class Child:
         when = f"in {delay:g} s" if delay else "at once"
         return f"{self.spec.name} {how}{said}; it restarts {when}"
 
+    @property
+    def failed(self) -> bool:
+        """Whether it has died too often in a row, and has not served since."""
+        return self.failures >= MAX_FAILURES and self.state != SERVING
+
     def note(self, message: str) -> None:
         """Adds a warning to the log, as a line of JSON as the process writes them."""
         line = {"level": "warning", "logger": "stack", "message": message}

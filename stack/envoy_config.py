@@ -40,6 +40,11 @@ _CALLERS_FOLDER = "/etc/envoy/callers/"
 _PART_NAMES = ("tracing", "tls", "keys", "names")
 # The filter before which those that check the caller are put: it tells the services who calls.
 _CALLER_FILTER = "envoy.filters.http.header_mutation"
+_COLLECTOR = "otel_collector"
+# The longest wait of a call for its service in envoy.yaml, and what request_timeout has beyond it.
+WAIT_SECONDS = 30
+_REQUEST_SECONDS = 15
+_LUA = "envoy.filters.http.lua"
 # Fields of a cluster that only apply to names, not to fixed addresses.
 _DNS_FIELDS = ("cluster_type", "wait_for_warm_on_init")
 
@@ -53,12 +58,14 @@ class EnvoyOptions:
         collector: host and port that take traces over OTLP gRPC; None for no traces.
         callers: the folder with files of `callers.KINDS`; None for callers without keys.
         address: on which the ports for callers listen.
+        wait_seconds: how long a call waits for a service that is starting.
     """
 
     tls: Path | None = None
     collector: tuple[str, int] | None = None
     callers: Path | None = None
     address: str = LOOPBACK
+    wait_seconds: int = WAIT_SECONDS
 
     @property
     def caller_kinds(self) -> list[str]:
@@ -111,11 +118,14 @@ def native_config(
     }
     for listener in config["static_resources"]["listeners"]:
         name = listener["name"]
+        if name not in listeners:  # reached from within Envoy alone
+            continue
         address = LOOPBACK if name == "metrics" else options.address
         _set_address(listener["address"], listeners[name], address)
         # With port reuse a second Envoy could take the same port without an error.
         listener["enable_reuse_port"] = False
     _set_upstreams(config["static_resources"]["clusters"], ports, options.collector)
+    _set_wait(config["static_resources"]["listeners"], options.wait_seconds)
     paths = {
         **{_GENERATED_FOLDER + name: str(generated / name) for name in _GENERATED},
         _TLS_FOLDER: f"{options.tls}/",
@@ -219,6 +229,8 @@ def _set_upstreams(
         "admin": ports.envoy_admin,
     }
     for cluster in clusters:
+        if cluster["name"] not in (*own, _COLLECTOR):
+            continue  # it leads to others of these, or to the listener "wait"
         (group,) = cluster["load_assignment"]["endpoints"]
         (host,) = group["lb_endpoints"]
         address = host["endpoint"]["address"]
@@ -229,6 +241,23 @@ def _set_upstreams(
             _set_address(address, own[cluster["name"]])
         elif collector:
             address["socket_address"] = {"address": collector[0], "port_value": collector[1]}
+
+
+def _set_wait(listeners: list[dict[str, Any]], seconds: int) -> None:
+    """Changes how long calls wait for a service, and the time for a whole request with it."""
+    before, after = WAIT_SECONDS + _REQUEST_SECONDS, seconds + _REQUEST_SECONDS
+    for listener in listeners:
+        manager = listener["filter_chains"][0]["filters"][-1]["typed_config"]
+        if "request_timeout" in manager:
+            manager["request_timeout"] = f"{after}s"
+            for mapper in manager["local_reply_config"]["mappers"]:
+                text = mapper["body_format_override"]["text_format_source"]
+                text["inline_string"] = text["inline_string"].replace(
+                    f"not complete within {before} s", f"not complete within {after} s"
+                )
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            if "metadata" in route:
+                route["metadata"]["filter_metadata"][_LUA]["wait_seconds"] = seconds
 
 
 def _set_address(address: dict[str, Any], port: int, host: str = LOOPBACK) -> None:

@@ -60,6 +60,8 @@ class Runner:
         self._display: Display
         self._told_ready = False
         self._reported: list[tuple[str, int | None]] = []
+        # What Envoy has been told of failed services, and the process that was told.
+        self._told_failed: tuple[int | None, dict[str, bool]] = (None, {})
 
     def run(self) -> int:
         """Runs the stack until it is asked to stop.
@@ -109,6 +111,7 @@ class Runner:
             self._start_due()
             if time.monotonic() >= next_probe:
                 self._probe()
+                self._tell_failed()
                 self._refresh_callers()
                 next_probe = time.monotonic() + _PROBE_SECONDS
             if time.monotonic() >= next_rotation:
@@ -161,6 +164,21 @@ class Runner:
                 # While Envoy does not answer, nothing is known of the others.
                 child.silent_probes += child is self._envoy or healthy is not None
                 self._end_if_hung(child)
+
+    def _tell_failed(self) -> None:
+        """Tells Envoy which services have failed, so that calls do not wait for their start."""
+        failed = {
+            child.spec.cluster: child.failed for child in self._children if child.spec.cluster
+        }
+        pid, told = self._told_failed
+        if pid != self._envoy.pid:
+            told = dict.fromkeys(failed, False)  # a new Envoy knows of none
+        with contextlib.suppress(OSError):  # Envoy does not answer: told at the next probe
+            for cluster in failed:
+                if failed[cluster] != told[cluster]:
+                    self._admin.tell_failed(cluster, failed[cluster])
+                    told = told | {cluster: failed[cluster]}
+        self._told_failed = (self._envoy.pid, told)
 
     def _end_if_hung(self, child: Child) -> None:
         """Kills a process that has not served for too long; it is restarted as if it had died."""

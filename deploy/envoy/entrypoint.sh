@@ -7,6 +7,8 @@
 #                  call. Changes are in force within two seconds; calls that run go on.
 #   ML_ADDRESS     the address on which the ports are published; it only decides about a warning
 #   OTEL_EXPORTER_OTLP_ENDPOINT  http://HOST:PORT of a collector (OTLP gRPC): traces
+#   WAIT_SECONDS   longest wait of a call for a service that is starting; a service that has been down
+#                  for longer has failed, and its calls fail at once
 #   DRAIN_SECONDS  longest wait for running calls; the container's stop period must be longer
 #   CONFIG_DIR     folder that `python -m stack.envoy_config` filled when the image was built
 #   ENVOY, RUN_DIR  Envoy's binary, a writable folder
@@ -18,6 +20,7 @@ export LC_ALL=C
 TLS_DIR=${TLS_DIR:-/etc/envoy/tls}
 CALLERS_DIR=${CALLERS_DIR:-/etc/envoy/callers}
 ML_ADDRESS=${ML_ADDRESS:-127.0.0.1}
+WAIT_SECONDS=${WAIT_SECONDS:-30}
 DRAIN_SECONDS=${DRAIN_SECONDS:-25}
 CONFIG_DIR=${CONFIG_DIR:-/etc/envoy}
 ENVOY=${ENVOY:-envoy}
@@ -35,6 +38,10 @@ write_config() {
     fi
     parts+=.tracing collector=${BASH_REMATCH[1]} port=${BASH_REMATCH[3]:-4317}
   fi
+  if [[ ! $WAIT_SECONDS =~ ^[0-9]{1,4}$ ]]; then
+    echo "WAIT_SECONDS is '$WAIT_SECONDS'; it must be a number of seconds" >&2
+    exit 1
+  fi
   [[ -f $TLS_DIR/server.pem ]] && parts+=.tls
   [[ -f $CALLERS_DIR/api_keys.txt ]] && parts+=.keys && checked+=(api_keys)
   [[ $parts == *.tls* && -f $CALLERS_DIR/client_names.txt ]] && parts+=.names && checked+=(client_names)
@@ -43,6 +50,10 @@ write_config() {
   config=${config//\/etc\/envoy\/callers\//"$RUN_DIR/callers/"}
   config=${config//\/etc\/envoy\/ml.binpb/"$CONFIG_DIR/ml.binpb"}
   config=${config//\/etc\/envoy\/connections.wasm/"$CONFIG_DIR/connections.wasm"}
+  # As stack/envoy_config.py does it.
+  config=${config//wait_seconds: 30/"wait_seconds: $WAIT_SECONDS"}
+  config=${config//request_timeout: 45s/"request_timeout: $((10#$WAIT_SECONDS + 15))s"}
+  config=${config//not complete within 45 s/"not complete within $((10#$WAIT_SECONDS + 15)) s"}
   config=${config/address: otel-collector/"address: $collector"}
   config=${config/port_value: 4317/"port_value: $port"}
   printf '%s\n' "$config" > "$RUN_DIR/envoy.yaml"
@@ -106,6 +117,23 @@ watch_checks() {
   done
 }
 
+# Tells Envoy which services have failed: those without a healthy replica for more than WAIT_SECONDS.
+watch_services() {
+  local -A healthy_at=() failed=()
+  local line name now
+  while sleep 1; do
+    while read -r line; do
+      [[ $line =~ ^cluster\.(model_mgmt|text|vision)\.membership_healthy:\ ([0-9]+) ]] || continue
+      name=${BASH_REMATCH[1]}
+      if ((BASH_REMATCH[2])) || [[ -z ${healthy_at[$name]:-} ]]; then healthy_at[$name]=$SECONDS; fi
+      if ((SECONDS - healthy_at[$name] > WAIT_SECONDS)); then now=100; else now=0; fi
+      [[ ${failed[$name]:-0} == "$now" ]] && continue
+      failed[$name]=$now
+      ask POST "/runtime_modify?ml.failed.$name=$now" >/dev/null
+    done < <(ask GET "/stats?filter=membership_healthy$")
+  done
+}
+
 # ask METHOD PATH: the response of Envoy's admin page, empty if there is none.
 ask() {
   local port
@@ -141,9 +169,13 @@ for kind in "${checked[@]}"; do write_check "$kind" || exit 1; done
 if [[ ! $ML_ADDRESS =~ ^(127\.|localhost$|::1$|\[::1\]$) && ! " ${checked[*]} " == *" api_keys "* ]]; then
   say "the ports are published on $ML_ADDRESS without API keys: whoever reaches them may load, use and unload models"
 fi
+watchers=()
+trap 'kill "${watchers[@]}" 2>/dev/null || true' EXIT
+watch_services &
+watchers+=($!)
 if ((${#checked[@]})); then
   watch_checks &
-  trap 'kill %1 2>/dev/null || true' EXIT
+  watchers+=($!)
 fi
 "$ENVOY" -c "$RUN_DIR/envoy.yaml" --log-level warning \
   --drain-time-s "$LISTENER_DRAIN_SECONDS" --drain-strategy immediate "$@" &

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,11 @@ import psutil
 import pytest
 
 from ml import common_pb2 as common_pb
+from ml import mediapipe_pb2 as vision_pb
+from ml import mediapipe_pb2_grpc as vision_grpc
 from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
+from stack.child import MAX_FAILURES
 from stack.ports import accepts
 from tests.support.processes import free_port
 from tests.support.stack import (
@@ -65,28 +69,49 @@ def generations(stack: Stack) -> int:
     return 2 + bool(text.children())
 
 
-def test_calls_are_unavailable_until_the_service_is_up_and_after_it_died(
-    private_stack: PrivateStack,
-) -> None:
+def test_calls_wait_until_the_service_is_up_and_after_it_died(private_stack: PrivateStack) -> None:
+    """The first load, too, which reaches model_mgmt_svc before text_svc serves."""
     stack = private_stack()
     stack.wait_listening()
     with stack.channel() as channel:
         stub = models_grpc.ModelManagementServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as failure:
-            stub.GetLoadedModels(common_pb.EmptyRequest())
-        assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
-
-        stack.wait_serving([MODEL_MGMT])
-        assert not stub.GetLoadedModels(common_pb.EmptyRequest()).models
+        assert stub.LoadModel(models_pb.LoadModelRequest(model_id=EMBEDDER)).success
 
         runner = stack.kill("runner", signal.SIGSTOP)  # it would start the service again
         try:
             stack.kill("model_mgmt_svc")
+            port = int(stack.addresses["model_mgmt"].rpartition(":")[2])
+            wait_for("its end", lambda: not accepts(port))
             with pytest.raises(grpc.RpcError) as failure:
-                stub.GetLoadedModels(common_pb.EmptyRequest())
-            assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+                stub.GetLoadedModels(common_pb.EmptyRequest(), timeout=2)
+            assert failure.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            waits = stub.GetLoadedModels.future(common_pb.EmptyRequest())
         finally:
             os.kill(runner, signal.SIGCONT)
+        assert [model.model_id for model in waits.result().models] == [EMBEDDER]
+
+
+def test_a_service_that_fails_again_and_again_is_not_waited_for(
+    private_stack: PrivateStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISION_MAX_STREAMS", "no number")
+    stack = private_stack()
+    stack.wait_listening()
+    with stack.channel() as channel:
+        stub = vision_grpc.MediapipeServiceStub(channel)
+
+        def message() -> str:
+            with pytest.raises(grpc.RpcError) as failure:
+                stub.DetectFaces(vision_pb.ImageRequest())
+            assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+            return failure.value.details() or ""
+
+        # A call that waits is told when the service counts as failed, long before its 30 s.
+        wait_for("the news", lambda: message() == "the service has failed and is down")
+        assert stack.output().count("vision_svc exited") >= MAX_FAILURES
+        start = time.monotonic()
+        assert message() == "the service has failed and is down"
+        assert time.monotonic() - start < 5
 
 
 def test_a_dead_child_is_told_and_started_again(private_stack: PrivateStack) -> None:

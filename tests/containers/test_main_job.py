@@ -44,8 +44,21 @@ def test_envoy_accepts_while_nothing_is_behind_it(envoy_alone: ContainerSet) -> 
         grpc.channel_ready_future(channel).result(timeout=30)
         stub = models_rpc.ModelManagementServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failure:
-            stub.GetLoadedModels(common_pb2.EmptyRequest(), timeout=30)
+            stub.GetLoadedModels(common_pb2.EmptyRequest(), timeout=90)
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert failure.value.details() == "the service is down, and did not start within 30 s"
+
+
+def test_the_main_job_from_the_first_second(
+    images: None, models: Path, stubs: Path, tmp_path: Path
+) -> None:
+    """The client does not wait for the services, nor try again: its calls wait."""
+    containers = ContainerSet(tmp_path)
+    try:
+        containers.up("envoy", "model_mgmt", "text", "vision", "provider")
+        check_main_job(run_client(stubs, containers.address, models))
+    finally:
+        containers.down()
 
 
 @pytest.fixture

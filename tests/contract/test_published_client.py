@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -76,6 +77,15 @@ def check_main_job(seen: dict) -> None:
     assert set(seen["loaded"]) >= MODELS_USED
     assert seen["unload"] == [True, True]
     assert not MODELS_USED & set(seen["left"])
+
+
+def test_the_main_job_from_the_first_second(
+    private_stack: Callable[..., Stack], stubs: Path, models: Path
+) -> None:
+    """The client neither waits for the services nor tries again: its calls wait."""
+    stack = private_stack()
+    stack.wait_listening()
+    check_main_job(run_client(stubs, stack.addresses["envoy"], models))
 
 
 def test_the_main_job(stack: Stack, stubs: Path, models: Path) -> None:

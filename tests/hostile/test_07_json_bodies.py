@@ -82,4 +82,4 @@ def test_an_unfinished_body_ends(stack: Stack, tmp_path: Path) -> None:
         with unfinished(f"127.0.0.1:{ports.envoy}", 1000) as client:
             ended = answer(client)
         assert ended.startswith(b"HTTP/1.1 408 ")
-        assert ended.endswith(b"the request was not complete within 30 s")
+        assert ended.endswith(b"the request was not complete within 45 s")

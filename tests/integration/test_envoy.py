@@ -78,14 +78,17 @@ def test_every_rpc_has_a_route_of_its_kind(service: Any) -> None:
     service.CopyToProto(described)
     for method in described.method:
         route = routes()[f"/{service.full_name}/{method.name}"]["route"]
-        assert route["cluster"] == CLUSTER_OF[service.full_name]
+        assert route["cluster"] == f"{CLUSTER_OF[service.full_name]}_or_wait"
         assert route["timeout"] == "0s"
         streams = method.client_streaming or method.server_streaming
         capped = "max_stream_duration" in route["max_stream_duration"]
         # A load may take any time; the clients set no deadline.
         assert capped is not (streams or method.name == "LoadModel"), method.name
-        # A retry needs a copy of the request, which must not be kept of a stream of frames.
-        assert ("retry_policy" in route) is not method.client_streaming, method.name
+        # A stream of frames is not sent to another replica, but waits for one that is down.
+        retries = 1 if method.client_streaming else 2
+        assert route["retry_policy"]["num_retries"] == retries, method.name
+        only_unsent = route["retry_policy"]["retry_on"] == "connect-failure"
+        assert only_unsent is method.client_streaming, method.name
 
 
 def test_only_known_services_are_routed() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from stack.child import (
     MAX_FAILURES,
     RESTARTING,
     SERVING,
+    STARTING,
     Child,
 )
 from stack.display import (
@@ -71,13 +73,38 @@ while True:
     assert child.last_log_line() == "a traceback"
 
 
+def test_a_process_that_was_stopped_makes_no_signal_up() -> None:
+    """A runner that is stopped and continued goes on."""
+    code = """
+import signal
+from stack import guard
+signal.pthread_sigmask(signal.SIG_BLOCK, guard.WAITED_SIGNALS)
+print("ready", flush=True)
+print([guard.wait_for_signal(guard.WAITED_SIGNALS, 0.5) for _ in range(3)])
+print(guard.wait_for_signal({signal.SIGTERM}, 60))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as waits:
+        assert waits.stdout
+        waits.stdout.readline()
+        os.kill(waits.pid, signal.SIGSTOP)
+        time.sleep(1)
+        os.kill(waits.pid, signal.SIGCONT)
+        assert waits.stdout.readline() == "[None, None, None]\n"
+        waits.terminate()
+        assert waits.stdout.readline() == f"{signal.SIGTERM.value}\n"
+
+
 # Configuration
 
 
 def test_the_native_config_differs_in_addresses_alone() -> None:
     chosen = ports.choose_ports("30000", None)
     resources = envoy_config.native_config(chosen)["static_resources"]
-    listeners = {one["name"]: one["address"]["socket_address"] for one in resources["listeners"]}
+    listeners = {
+        one["name"]: one["address"]["socket_address"]
+        for one in resources["listeners"]
+        if "internal_listener" not in one
+    }
     assert listeners == {
         "grpc": {"address": "127.0.0.1", "port_value": chosen.envoy},
         "metrics": {"address": "127.0.0.1", "port_value": chosen.envoy_metrics},
@@ -95,7 +122,7 @@ def test_optional_parts_of_the_config_are_asked_for(tmp_path: Path) -> None:
     options = envoy_config.EnvoyOptions(tmp_path, ("collector.example", 4444))
     resources = envoy_config.native_config(ports.Ports(), options)["static_resources"]
     listeners = {one["name"]: one for one in resources["listeners"]}
-    assert set(listeners) == {"grpc", "grpc_tls", "grpc_mtls", "metrics"}
+    assert set(listeners) == {"grpc", "grpc_tls", "grpc_mtls", "metrics", "wait"}
     assert listeners["grpc_mtls"]["address"]["socket_address"]["port_value"] == 50054
     assert f"{tmp_path}/server.key" in str(listeners["grpc_tls"])
     # The three serve the same.
@@ -222,6 +249,19 @@ def test_a_child_that_keeps_dying_is_called_failed(tmp_path: Path) -> None:
         child.ended(1)
         states.append(child.state)
     assert states == [RESTARTING] * (MAX_FAILURES - 1) + [FAILED]
+
+
+def test_a_child_has_failed_until_it_serves_again(tmp_path: Path) -> None:
+    """Also while it is tried again, so that calls do not wait for a start that fails."""
+    child = make_child(tmp_path)
+    for _ in range(MAX_FAILURES):
+        assert not child.failed
+        child.ended(1)
+    assert child.failed
+    child.state = STARTING
+    assert child.failed
+    child.state = SERVING
+    assert not child.failed
 
 
 def test_the_end_of_a_child_is_told_with_its_last_words(tmp_path: Path) -> None:
