@@ -25,6 +25,8 @@ from text_svc.formats.json_files import GENERATION_CONFIG, TOKENIZER
 SUFFIX = ".litertlm"
 MAGIC = b"LITERTLM"
 TEMPLATE = "chat_template.jinja"
+# The folder of the parts that `unpack` writes, in a process's scratch folder.
+UNPACKED = "unpacked"
 # The header of a published file has some kilobytes and about 15 sections.
 MAX_HEADER_BYTES = 1 << 20
 MAX_SECTIONS = 256

@@ -63,7 +63,7 @@ def inspect_file(spec: InspectionSpec, limits: FileLimits) -> InspectionReport:
     if path is None:
         raise InvalidModelError(f"model {spec.model_id} has no file {spec.file[:80]!r}")
     if path.suffix == litertlm.SUFFIX:
-        unpacked = spec.scratch / "unpacked"
+        unpacked = spec.scratch / litertlm.UNPACKED
         file = litertlm.read_litertlm(path)
         file.unpack(unpacked, limits.json_bytes, limits.vocabulary_bytes)
         if (unpacked / TOKENIZER).exists():

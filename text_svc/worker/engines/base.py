@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from text_svc.worker.engines.sampling import Sampling
 
-if TYPE_CHECKING:  # an engine without torch never imports it
-    import torch
-
 FinishReason = Literal["stop", "length"]
+
+# Among the inputs of a generation, the prompt itself, for an engine that reads texts.
+PROMPT_TEXT = "text"
 
 
 class Engine(Protocol):
@@ -48,12 +48,14 @@ class Limits:
         running: most generations that run at once.
         waiting: most generations that wait; further ones are refused.
         new_tokens: most tokens to generate, for a decoder that gets the prompt from an encoder.
+        repetition_penalty: whether the engine has one.
     """
 
     context: int
     running: int
     waiting: int
     new_tokens: int | None = None
+    repetition_penalty: bool = True
 
 
 @dataclass(eq=False)
@@ -63,14 +65,15 @@ class Generation:
     Attributes:
         prompt: token ids.
         sampling: its `max_new_tokens` is already within the engine's limits.
-        inputs: the model's inputs, on its device, if it reads more than `prompt`.
+        inputs: the model's inputs, on its device, if it reads more than `prompt`; of an engine
+            that reads texts, the text.
         caller: whose it is.
         started: `time.perf_counter()` when it left the queue; 0 before.
     """
 
     prompt: list[int]
     sampling: Sampling
-    inputs: Mapping[str, torch.Tensor] | None = None
+    inputs: Mapping[str, Any] | None = None
     caller: str = ""
     started: float = 0.0
     _outputs: list[StepOutput] = field(default_factory=list)
@@ -100,6 +103,8 @@ class StepOutput:
     Attributes:
         tokens: new ids, without an end token.
         count: tokens generated, with the end token.
+        text: what is new, of an engine that writes text instead of `tokens`; there `count` is
+            right in all outputs together.
         finish_reason: set in the last output.
         error: the generation failed; this is its last output.
     """
@@ -108,3 +113,4 @@ class StepOutput:
     count: int
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    text: str = ""

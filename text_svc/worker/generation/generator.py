@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shared.caller import caller
 from shared.errors import InvalidArgumentError, ServiceError
@@ -28,19 +28,16 @@ from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Detokenizer, Tokenizer
 from text_svc.worker.tokenizing import PIECE_CHARACTERS, in_thread
 
-if TYPE_CHECKING:
-    import torch
-
 # Longer texts are tokenized in a thread, so that they do not block the event loop.
 INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenized prompt; for multimodal models also the processor's tensors."""
+    """A tokenized prompt, and what else the engine reads of it, see `Generation.inputs`."""
 
     ids: list[int]
-    inputs: Mapping[str, torch.Tensor] | None = None
+    inputs: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,17 +88,21 @@ class TextGenerator:
         """Token ids of a plain prompt, with the special tokens that the model expects."""
         return await self._encode(prompt, special=True)
 
-    async def encode_chat(self, messages: list[dict[str, Any]]) -> list[int]:
+    async def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation.
 
         Raises:
             As `ChatTemplate.render_texts`.
         """
+        return await self.encode_rendered(await self.render(messages))
+
+    async def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a conversation that has been rendered."""
         # The template writes the special tokens itself.
-        return await self._encode(await self.render(messages), special=False)
+        return await self._encode(text, special=False)
 
     async def render(
-        self, messages: list[dict[str, Any]], texts: Sequence[str] | None = None
+        self, messages: Sequence[Mapping[str, Any]], texts: Sequence[str] | None = None
     ) -> str:
         """A conversation in the model's chat template; see `ChatTemplate.render_texts`."""
         return await self._template.render_texts(messages, texts)
@@ -114,7 +115,7 @@ class TextGenerator:
         self,
         prompt: list[int],
         sampling: Sampling,
-        inputs: Mapping[str, torch.Tensor] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Generates a text. Closing the async generator stops the work within one step.
 
@@ -197,6 +198,12 @@ class TextGenerator:
                 field="prompt",
                 metadata={"limit": str(limits.context)},
             )
+        if sampling.repetition_penalty != 1 and not limits.repetition_penalty:
+            raise InvalidArgumentError(
+                f"repetition_penalty is {sampling.repetition_penalty:g}; the engine of this model "
+                "has none, so it must be 1 or absent",
+                field="repetition_penalty",
+            )
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 
@@ -218,6 +225,11 @@ class _GenerationText:
             if stopped:
                 return Delta("".join(sent), self._tokens, "stop")
         self._tokens += output.count - len(output.tokens)
+        if output.text:
+            text, stopped = self._stops.add(output.text)
+            sent.append(text)
+            if stopped:
+                return Delta("".join(sent), self._tokens, "stop")
         if not output.finish_reason:
             return Delta("".join(sent), self._tokens)
         text, stopped = self._stops.add(self._detokenizer.rest())

@@ -73,10 +73,13 @@ class GenerationHandlers:
 
     async def read_chat(self, request: pb.ChatRequest) -> Prompt:
         """Reads the messages of a request whose texts are within the limits."""
+        return Prompt(await self._generator.encode_chat(self.messages(request)))
+
+    def messages(self, request: pb.ChatRequest) -> list[dict[str, str]]:
+        """The messages of a request, which may have texts alone, as chat templates take them."""
         for index, message in enumerate(request.messages):
             refuse_media(message, self._pipeline, f"messages[{index}].")
-        messages = [{"role": one.role, "content": one.content} for one in request.messages]
-        return Prompt(await self._generator.encode_chat(messages))
+        return [{"role": one.role, "content": one.content} for one in request.messages]
 
 
 def _sampling_request(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from ml import transformers_pb2 as pb
+from text_svc.formats.litertlm import UNPACKED
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import EngineName, WorkerReport, WorkerSpec
+from text_svc.worker.engines.base import PROMPT_TEXT
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
-from text_svc.worker.generation.generator import TextGenerator
+from text_svc.worker.generation.generator import Prompt, TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
 from text_svc.worker.tokenizers.chat_templates import chat_template
 
@@ -16,7 +19,20 @@ from text_svc.worker.tokenizers.chat_templates import chat_template
 ENGINES: dict[EngineName, str] = {
     "openvino": "text_svc.worker.engines.openvino",
     "transformers": "text_svc.worker.engines.transformers",
+    "litert": "text_svc.worker.engines.litert_lm",
 }
+
+
+class TextHandlers(GenerationHandlers):
+    """For an engine that reads texts: a prompt goes to it as it is, beside its tokens."""
+
+    async def read_text(self, request: pb.TextRequest) -> Prompt:
+        prompt = await super().read_text(request)
+        return Prompt(prompt.ids, {PROMPT_TEXT: request.prompt})
+
+    async def read_chat(self, request: pb.ChatRequest) -> Prompt:
+        text = await self._generator.render(self.messages(request))
+        return Prompt(await self._generator.encode_rendered(text), {PROMPT_TEXT: text})
 
 
 class TextGeneration:
@@ -25,6 +41,8 @@ class TextGeneration:
     def __init__(self, spec: WorkerSpec) -> None:
         metrics = EngineMetrics(spec.model_id)
         engine, tokenizer, report = import_module(ENGINES[spec.engine]).load(spec, metrics)
+        if spec.engine == "litert":  # the file has its chat template and its defaults inside
+            spec = spec.model_copy(update={"folder": spec.scratch / UNPACKED})
         tokenizer.chat_template = chat_template(spec.folder) or tokenizer.chat_template
         self._spec = spec
         self._report: WorkerReport = report
@@ -34,7 +52,8 @@ class TextGeneration:
 
     def handlers(self) -> Handlers:
         """See `pipelines`."""
-        return GenerationHandlers(self._generator, self._spec).table()
+        kind = TextHandlers if self._spec.engine == "litert" else GenerationHandlers
+        return kind(self._generator, self._spec).table()
 
     def report(self) -> WorkerReport:
         """See `pipelines`."""
