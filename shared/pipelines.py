@@ -396,12 +396,13 @@ SELFIE_SEGMENTATION = _vision("selfie-segmentation", "selfie-segmenter")
 HAIR_SEGMENTATION = _vision("hair-segmentation", "hair-segmenter")
 OBJECT_DETECTOR = _vision("object-detector")
 OBJECT_TRACKING = _vision("object-tracking", "object-tracker")
+OBJECT_DETECTION_3D = _vision("object-detection-3d", "objectron")
 
 # A model loaded as one of these replaces the default model of that task.
 VISION_TASKS = (
     *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
     *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
-    *(OBJECT_DETECTOR, OBJECT_TRACKING),
+    *(OBJECT_DETECTOR, OBJECT_TRACKING, OBJECT_DETECTION_3D),
 )
 
 PIPELINES: tuple[Pipeline, ...] = (*TEXT_PIPELINES, *VISION_TASKS)

@@ -22,6 +22,7 @@ Response: TypeAlias = (
     | pb.HolisticTrackingResponse
     | pb.IrisTrackingResponse
     | pb.MediaSequenceResponse
+    | pb.ObjectDetection3DResponse
     | pb.ObjectDetectionResponse
     | pb.ObjectTrackingResponse
     | pb.PoseDetectionResponse

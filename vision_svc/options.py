@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -41,23 +42,34 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Score:
-    """A threshold from 0 to 1."""
+class Number:
+    """A number from `minimum` to `maximum`."""
 
     name: str
     default: float
+    minimum: float
+    maximum: float
 
     def parse(self, text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = -1.0
-        if not 0.0 <= value <= 1.0:  # false for NaN
+            value = math.nan
+        if not self.minimum <= value <= self.maximum:  # so is NaN
             raise OutOfRangeError(
-                f"option {self.name} must be a number from 0 to 1, not {text[:40]!r}",
+                f"option {self.name} must be a number from {self.minimum:g} to {self.maximum:g}, "
+                f"not {text[:40]!r}",
                 field=self.name,
             )
         return value
+
+
+@dataclass(frozen=True)
+class Score(Number):
+    """A threshold from 0 to 1."""
+
+    minimum: float = 0.0
+    maximum: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -158,7 +170,7 @@ class Ratio:
 
 MAX_RATIO_PART = 100
 
-Option: TypeAlias = Count | Score | Choice | Labels | Numbers | Ratio
+Option: TypeAlias = Count | Number | Choice | Labels | Numbers | Ratio
 
 
 def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:

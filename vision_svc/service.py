@@ -76,8 +76,8 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def StreamObjectTracking(self, requests: Frames, context: Context) -> Responses:
         return self._stream(pipelines.OBJECT_TRACKING, requests, context)
 
-    def StreamObjectDetection3D(self, requests: Frames, context: Context) -> NoReturn:
-        _not_built("StreamObjectDetection3D", "MediaPipe no longer ships its Objectron models")
+    def StreamObjectDetection3D(self, requests: Frames, context: Context) -> Responses:
+        return self._stream(pipelines.OBJECT_DETECTION_3D, requests, context)
 
     def StreamTemplateMatching(self, requests: Frames, context: Context) -> Responses:
         frames = _frames_with_templates(requests)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared import pipelines
-from vision_svc.backends import mediapipe_tasks, objects, segmentation
+from vision_svc.backends import mediapipe_tasks, objectron, objects, segmentation
 from vision_svc.detector import Asset, StreamTask, VisionTask
-from vision_svc.options import Choice, Count, Labels, Numbers, Score
+from vision_svc.options import Choice, Count, Labels, Number, Numbers, Score
 from vision_svc.scenes import TEMPLATE_MATCHING
 from vision_svc.scenes.templates import TemplateMatcher
 
@@ -111,6 +111,16 @@ OBJECT_TRACKING = VisionTask(
         *(Score("min_tracking_confidence", 0.1), *_LABELS),
     ),
 )
+OBJECT_DETECTION_3D = VisionTask(
+    pipelines.OBJECT_DETECTION_3D.name,
+    objectron.objectron,
+    {"": Asset("objectron.task", 90)},
+    (
+        *(Count("max_objects", 5, 20), Choice("object_class", tuple(objectron.CLASS_LABELS))),
+        *(_DETECTION, Score("min_presence_confidence", 0.5)),
+        *(Number("focal_x", 1.0, 0.1, 20.0), Number("focal_y", 1.0, 0.1, 20.0)),
+    ),
+)
 
 _TEMPLATE_MATCHING = StreamTask(
     TEMPLATE_MATCHING,
@@ -129,7 +139,7 @@ TASKS: Mapping[str, VisionTask] = {
     for task in (
         *(FACE_DETECTION, FACE_MESH, IRIS_TRACKING, HAND_TRACKING),
         *(POSE_TRACKING, HOLISTIC_TRACKING, SELFIE_SEGMENTATION, HAIR_SEGMENTATION),
-        *(OBJECT_DETECTOR, OBJECT_TRACKING),
+        *(OBJECT_DETECTOR, OBJECT_TRACKING, OBJECT_DETECTION_3D),
     )
 }
 # Tasks on streams alone.

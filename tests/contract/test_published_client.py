@@ -23,9 +23,6 @@ MODELS_USED = {
 UNBUILT = {
     f"/ml.MediapipeService/{name}"
     for name in (
-        "StreamObjectDetection",
-        "StreamObjectTracking",
-        "StreamObjectDetection3D",
         "StreamAutoFlip",
         "ProcessMediaSequence",
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from vision_svc.backends.byte_track import Box, Track
     from vision_svc.backends.landmarks import Points
+    from vision_svc.backends.objectron import FoundBox
     from vision_svc.frames.types import Rgb
 
 # BlazeFace's key points in the order of its output; left and right are the person's own.
@@ -155,6 +156,25 @@ def tracked_objects(tracks: Sequence[Track], image: Rgb) -> pb.ObjectTrackingRes
             bbox=normalised(track.detection.box),
             confidence=track.detection.score,
             trajectory=map(normalised, track.trajectory),
+        )
+    return response
+
+
+def boxes_3d(found: Sequence[FoundBox], name: str) -> pb.ObjectDetection3DResponse:
+    """The boxes of objects of one class."""
+    response = pb.ObjectDetection3DResponse()
+    for each in found:
+        left, top, width, height = each.box
+        (x, y, z), (roll, pitch, yaw) = each.lifted.points[0], each.lifted.angles
+        response.objects.add(
+            label=name,
+            confidence=each.score,
+            bbox=pb.BoundingBox(x=left, y=top, width=width, height=height),
+            pose=pb.Pose3D(x=x, y=y, z=z, roll=roll, pitch=pitch, yaw=yaw),
+            keypoints_3d=(pb.Landmark(x=x, y=y, z=z) for x, y, z in each.lifted.points),
+            keypoints_2d=(pb.Landmark(x=x, y=y) for x, y in each.points),
+            rotation=each.lifted.rotation.ravel(),
+            scale=each.lifted.scale,
         )
     return response
 

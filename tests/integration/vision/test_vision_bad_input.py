@@ -234,7 +234,7 @@ def test_thresholds_at_their_ends(vision: Vision, rpc: str, score: str) -> None:
         *("StreamFaceDetection", "StreamFaceMesh", "StreamIrisTracking", "StreamHandTracking"),
         *("StreamPoseTracking", "StreamHolisticTracking"),
         *("StreamSelfieSegmentation", "StreamHairSegmentation"),
-        *("StreamObjectDetection", "StreamObjectTracking"),
+        *("StreamObjectDetection", "StreamObjectTracking", "StreamObjectDetection3D"),
     ],
 )
 def test_pictures_of_odd_shapes(vision: Vision, rpc: str, size: tuple[int, int]) -> None:

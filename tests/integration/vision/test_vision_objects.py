@@ -79,6 +79,42 @@ def test_tracks_start_over_when_the_size_changes(vision: Vision) -> None:
     assert [len(answer.objects[0].trajectory) for answer in answers] == [1, 2, 3, 1, 2]
 
 
+def test_a_cup_in_3d_in_every_frame(vision: Vision) -> None:
+    clip = vision_clips.moving(vision_clips.coffee(), 20)
+    answers = list(
+        vision.stub.StreamObjectDetection3D(
+            with_options(clip, object_class="cup", max_objects="1", **OPTIONS)
+        )
+    )
+    assert len(answers) == 20
+    for number, answer in enumerate(answers):
+        assert answer.frame_number == number
+        assert answer.timing.inference_ms > 0
+        (cup,) = answer.objects
+        assert cup.label == "cup"
+        assert len(cup.keypoints_3d) == len(cup.keypoints_2d) == 9
+        # With the default focal length a point is seen where it is lifted to, but for noise.
+        for lifted, seen in zip(cup.keypoints_3d, cup.keypoints_2d, strict=True):
+            assert abs((1 - lifted.x / lifted.z) / 2 - seen.x) < 0.1
+            assert abs((1 + lifted.y / lifted.z) / 2 - seen.y) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("object_class", "shoe", "must be one of sneakers, chair, cup, camera, not 'shoe'"),
+        ("focal_x", "0", "must be a number from 0.1 to 20, not '0'"),
+        ("focal_y", "nan", "must be a number from 0.1 to 20"),
+        ("allow_labels", "Mug", "is not known; it must be one of max_objects, object_class"),
+    ],
+)
+def test_options_in_3d_that_are_refused(vision: Vision, option: str, value: str, says: str) -> None:
+    clip = with_options(vision_clips.crossing(1), **{option: value})
+    error = error_of(vision.stub.StreamObjectDetection3D(clip))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert says in error.details()
+
+
 @pytest.mark.parametrize("rpc", ["StreamObjectDetection", "StreamObjectTracking"])
 def test_labels_that_callers_name(vision: Vision, rpc: str) -> None:
     call = getattr(vision.stub, rpc)

@@ -265,7 +265,6 @@ def test_a_stream_without_frames_is_no_error(vision: Vision) -> None:
 def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
     frames = [pb.VideoFrame(format="rgb")]
     calls = {
-        "StreamObjectDetection3D": frames,
         "StreamAutoFlip": frames,
         "ProcessMediaSequence": [pb.MediaSequenceFrame()],
     }
