@@ -212,7 +212,7 @@ class DesiredModels:
         UNSAVED.set(0)
 
     def _content(self) -> dict[str, Any]:
-        content: dict[str, Any] = {"models": [asdict(model) for model in self._models.values()]}
+        content: dict[str, Any] = {"models": [_entry(model) for model in self._models.values()]}
         # Only then: versions before this one know the other key alone.
         return content if self.complete else content | {"complete": False}
 
@@ -311,6 +311,14 @@ class DesiredModels:
             "and with the models that the replicas hold",
             extra={"record": str(path), "error": problem, "kept": len(self._models), **extra},
         )
+
+
+def _entry(model: DesiredModel) -> dict[str, Any]:
+    """A model in the record; without an asked type it is as earlier versions have written it."""
+    entry = asdict(model)
+    if not model.asked_type:
+        del entry["asked_type"]
+    return entry
 
 
 def _why(error: Exception) -> str:

@@ -159,8 +159,24 @@ class Lifecycle:
                 loaded = await load.finished()
             finally:
                 load.callers -= 1
+        await self._note_asked_type(model)
         note = await self._kept_options(loaded.options, model)
         return replace(loaded, note=note) if note else loaded
+
+    async def _note_asked_type(self, model: DesiredModel) -> None:
+        """Keeps the name that the last caller gave the type of a model."""
+        desired = self._desired.get(model.model_id)
+        if desired and desired.asked_type != model.asked_type:
+            await self._desired.put(replace(desired, asked_type=model.asked_type))
+
+    async def held_as(self, model_id: ModelId) -> str:
+        """The type of a model that is loaded, or that callers are loading; empty if it is not."""
+        load = self._loads.get(model_id)
+        if load and load.requested:
+            return load.model.pipeline_type
+        models_of = await self._list(self._replicas.all())
+        held = (_ready(models, model_id) for models in models_of.values())
+        return next((model.pipeline_type for model in held if model), "")
 
     async def check(self, model: DesiredModel) -> Mapping[str, str]:
         """All options that a load would have, with the values of those that are not given.
@@ -225,7 +241,14 @@ class Lifecycle:
             for model in models:
                 if model.ready:
                     by_id[model.model_id].append(model)
-        return [LoadedModel.over(by_id[model_id]) for model_id in sorted(by_id)]
+        return [
+            replace(LoadedModel.over(by_id[model_id]), asked_type=self._asked_type(model_id))
+            for model_id in sorted(by_id)
+        ]
+
+    def _asked_type(self, model_id: ModelId) -> str:
+        desired = self._desired.get(model_id)
+        return desired.asked_type if desired else ""
 
     async def adopt(self) -> None:
         """Rebuilds a lost record of the desired models from what the replicas hold.
@@ -285,7 +308,8 @@ class Lifecycle:
         """Raises, once, the error of a load that failed after its callers had left."""
         failure = self._unseen.pop(model.model_id, None)
         now = asyncio.get_running_loop().time()
-        if failure and failure.model == model and now < failure.at + UNSEEN_SECONDS:
+        same = failure and replace(failure.model, asked_type=model.asked_type) == model
+        if failure and same and now < failure.at + UNSEEN_SECONDS:
             raise failure.error
 
     async def _load_once(self, load: _Load) -> LoadedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from shared.errors import UnknownOptionError
+from shared.file_options import FILE, REVISION
 
 REMOTE_CODE = "trust_remote_code"
 # Older names of options, and what they are called now.
@@ -14,8 +15,8 @@ OLDER_NAMES = {"torch_dtype": "dtype"}
 def usual_options(options: Mapping[str, str]) -> dict[str, str]:
     """The options under the names that the services know.
 
-    `torch_dtype` is `dtype`, with or without "torch." before its value. `trust_remote_code` may be
-    false, which it always is.
+    An empty `file` or `revision` is none. `torch_dtype` is `dtype`, with or without "torch." before
+    its value. `trust_remote_code` may be false, which it always is.
 
     Raises:
         UnknownOptionError: code of the model's own is to be trusted, or an option stands there
@@ -30,6 +31,8 @@ def usual_options(options: Mapping[str, str]) -> dict[str, str]:
                     "a model is never run",
                     field=f"options[{REMOTE_CODE}]",
                 )
+            continue
+        if name in (FILE, REVISION) and not value:
             continue
         now = OLDER_NAMES.get(name, name)
         if now != name and now in options:

@@ -69,7 +69,7 @@ class LoadedModel:
 
     `loaded_at` is the Unix time in seconds since when the first of them holds it. `engine`, `note`
     and `options` are those of the first one: what runs it, a sentence for the caller who loads it,
-    and what it was loaded with.
+    and what it was loaded with. `asked_type` is as in `DesiredModel`.
     """
 
     model_id: ModelId
@@ -81,6 +81,7 @@ class LoadedModel:
     engine: str = ""
     note: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    asked_type: str = ""
 
     @classmethod
     def over(cls, models: Sequence[ReplicaModel]) -> LoadedModel:

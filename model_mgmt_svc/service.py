@@ -12,10 +12,17 @@ from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.options import usual_options
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import LoadedModel
-from model_mgmt_svc.resolve import resolve_pipeline
-from shared.file_options import FileOptions
+from model_mgmt_svc.resolve import Asked, of_loaded, resolve
+from shared.file_options import FILE, FileOptions
 from shared.files.client import ModelFiles
-from shared.model_ids import at_revision, check_revision, parse_model_id
+from shared.model_ids import (
+    ModelId,
+    at_revision,
+    check_revision,
+    parse_model_id,
+    split_revision,
+)
+from shared.pipelines import find_pipeline
 from shared.rpc.call_limit import Slots, came_through_envoy
 from shared.rpc.interceptors import Context
 
@@ -53,18 +60,26 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         model_id = parse_model_id(request.model_id)
         options = usual_options(request.options)
         source = FileOptions.of(options).files_of(model_id)
-        pipeline = await resolve_pipeline(
-            self._files, source, request.pipeline_type, request.architecture
-        )
-        desired = DesiredModel(model_id, pipeline.name, options)
+        asked = Asked(request.pipeline_type, request.architecture, options.get(FILE, ""))
+        if held := await self._lifecycle.held_as(model_id):
+            found = of_loaded(find_pipeline(held), asked)
+        else:
+            found = await resolve(self._files, source, asked)
+        if found.file:
+            options |= {FILE: found.file}
+        pipeline = found.pipeline
+        desired = DesiredModel(model_id, pipeline.name, options, asked.alias_of(pipeline))
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
         model = await self._lifecycle.load(desired)
+        notes = [found.why, await self._unconfirmed(source), model.note]
+        message = ". ".join([_describe(model), *filter(None, notes)])
         return model_management_pb2.LoadModelResponse(
             success=True,
-            message=_describe(model) + self._unsaved("may not be loaded again"),
+            message=message + self._unsaved("may not be loaded again"),
             vram_allocated_mb=_mib(model.vram_bytes),
             ram_allocated_mb=_mib(model.ram_bytes),
+            pipeline_type=model.pipeline_type,
         )
 
     async def UnloadModel(
@@ -84,7 +99,8 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
             models=[
                 model_management_pb2.LoadedModelInfo(
                     model_id=model.model_id,
-                    pipeline_type=model.pipeline_type,
+                    pipeline_type=model.asked_type or model.pipeline_type,
+                    canonical_type=model.pipeline_type,
                     vram_mb=_mib(model.vram_bytes),
                     ram_mb=_mib(model.ram_bytes),
                     loaded_at=model.loaded_at,
@@ -114,6 +130,16 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                         revision=piece.revision,
                     )
 
+    async def _unconfirmed(self, source: ModelId) -> str:
+        """What a caller should know whose file provider may have sent another revision."""
+        if await self._files.is_confirmed(source):
+            return ""
+        _, revision = split_revision(source)
+        return (
+            f"The file provider does not say that it has sent revision {revision}; one that does "
+            "not know revisions sends its default"
+        )
+
     def _unsaved(self, consequence: str) -> str:
         """What a caller should know while the record of the desired models cannot be written."""
         if not (why := self._lifecycle.unsaved):
@@ -132,6 +158,5 @@ def _describe(model: LoadedModel) -> str:
         memory += f" and {_mib(model.vram_bytes)} MiB on the accelerator"
     where = f" in {model.replicas} replicas" if model.replicas > 1 else ""
     engine = f" on {model.engine}" if model.engine else ""
-    note = f". {model.note}" if model.note else ""
     loaded = f"{model.model_id} is loaded as {model.pipeline_type}{engine}{where}"
-    return f"{loaded}, using {memory}{note}"
+    return f"{loaded}, using {memory}"

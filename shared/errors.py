@@ -162,7 +162,7 @@ class ModelNotLoadedError(FailedPreconditionError):
 
 
 class PipelineMismatchError(FailedPreconditionError):
-    """The model is loaded with another pipeline type than the call needs."""
+    """The model is loaded with another type than the call needs, or its files are of another."""
 
     reason = "PIPELINE_MISMATCH"
 

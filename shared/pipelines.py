@@ -415,14 +415,18 @@ def accepted_names() -> str:
     return ", ".join(sorted(_BY_NAME))
 
 
+def named_pipeline(name: str) -> Pipeline | None:
+    """As `find_pipeline`; None if there is no such type."""
+    return _BY_NAME.get(name.strip().lower().replace("_", "-").replace(" ", "-"))
+
+
 def find_pipeline(name: str) -> Pipeline:
     """The pipeline type of a name or alias, ignoring case; "_" and " " count as "-".
 
     Raises:
         UnknownPipelineError: no such type; the message lists the accepted names.
     """
-    key = name.strip().lower().replace("_", "-").replace(" ", "-")
-    if pipeline := _BY_NAME.get(key):
+    if pipeline := named_pipeline(name):
         return pipeline
     raise UnknownPipelineError(
         f"pipeline type {name[:80]!r} is unknown; it must be one of {accepted_names()}",

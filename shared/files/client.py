@@ -174,6 +174,18 @@ class ModelFiles:
             with contextlib.suppress(ModelFileNotFoundError):
                 await self.fetch(model_id, str(entry.file_path))
 
+    async def has(self, model_id: ModelId, file_path: str) -> bool:
+        """Whether the provider has a file. What arrives of it meanwhile is kept for a later fetch.
+
+        Raises:
+            As `fetch`.
+        """
+        try:
+            async with self.open(model_id, file_path):
+                return True
+        except ModelFileNotFoundError:
+            return False
+
     async def is_confirmed(self, model_id: ModelId) -> bool:
         """Whether the provider has confirmed the revision of all cached files of a model.
 

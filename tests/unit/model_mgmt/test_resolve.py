@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model_mgmt_svc.resolve import resolve_pipeline
+from model_mgmt_svc.resolve import Asked, resolve
 from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
 from shared.files.client import ModelFiles
 from shared.pipelines import accepted_names, find_pipeline
@@ -31,35 +31,29 @@ async def files(source: Provider, tmp_path: Path) -> AsyncIterator[ModelFiles]:
 
 
 @pytest.mark.parametrize(
-    ("pipeline_type", "architecture", "expected", "asked"),
+    ("pipeline_type", "architecture", "expected"),
     [
-        ("feature-extraction", "LlamaForCausalLM", "feature-extraction", False),
-        ("Text_Generation", "", "text-generation", False),
-        ("chat", "", "text-generation", False),
-        ("", "BertModel", "feature-extraction", False),
-        ("", "LlamaForCausalLM", "text-generation", False),
-        ("", "", "text-generation", True),
-        (" ", "llama", "text-generation", True),
+        ("feature-extraction", "LlamaForCausalLM", "feature-extraction"),
+        ("Text_Generation", "", "text-generation"),
+        ("chat", "", "text-generation"),
+        ("", "BertModel", "feature-extraction"),
+        ("", "LlamaForCausalLM", "text-generation"),
+        ("", "", "text-generation"),
+        (" ", "llama", "text-generation"),
     ],
 )
 async def test_the_first_that_says_something_counts(
-    files: ModelFiles,
-    source: Provider,
-    pipeline_type: str,
-    architecture: str,
-    expected: str,
-    asked: bool,
+    files: ModelFiles, pipeline_type: str, architecture: str, expected: str
 ) -> None:
-    pipeline = await resolve_pipeline(files, MODEL, pipeline_type, architecture)
+    pipeline = (await resolve(files, MODEL, Asked(pipeline_type, architecture))).pipeline
     assert pipeline.name == expected
-    assert bool(source.requests) == asked
 
 
 async def test_an_unknown_name_is_refused_with_the_known_ones(
     files: ModelFiles, source: Provider
 ) -> None:
     with pytest.raises(UnknownPipelineError) as caught:
-        await resolve_pipeline(files, MODEL, "time-travel", "LlamaForCausalLM")
+        await resolve(files, MODEL, Asked("time-travel", "LlamaForCausalLM"))
     assert accepted_names() in caught.value.message
     assert caught.value.field == "pipeline_type"
     assert not source.requests
@@ -74,16 +68,16 @@ async def test_a_config_that_says_nothing(
 ) -> None:
     source.files[f"{MODEL}/config.json"] = config
     with pytest.raises(UnknownPipelineError) as caught:
-        await resolve_pipeline(files, MODEL, "", "")
+        await resolve(files, MODEL, Asked())
     assert accepted_names() in caught.value.message
 
 
 async def test_a_config_that_is_broken_or_missing(files: ModelFiles, source: Provider) -> None:
     source.files[f"{MODEL}/config.json"] = b"{"
     with pytest.raises(InvalidModelError, match=r"config\.json is not valid JSON"):
-        await resolve_pipeline(files, MODEL, "", "")
+        await resolve(files, MODEL, Asked())
     with pytest.raises(ModelNotFoundError):
-        await resolve_pipeline(files, "org/other", "", "")
+        await resolve(files, "org/other", Asked())
 
 
 MODULES = [{"type": "sentence_transformers.models.Transformer", "path": "0_Transformer"}]
@@ -114,4 +108,4 @@ async def test_a_model_of_sentence_transformers(
         source.files[f"{MODEL}/config_sentence_transformers.json"] = own
     if config:
         source.files[f"{MODEL}/config.json"] = config
-    assert (await resolve_pipeline(files, MODEL, "", "")).name == find_pipeline(expected).name
+    assert (await resolve(files, MODEL, Asked())).pipeline.name == find_pipeline(expected).name
