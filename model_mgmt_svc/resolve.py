@@ -68,6 +68,10 @@ class Asked:
         named = Said(find_pipeline(name), f"the pipeline type {name[:80]!r}")
         return [each for each in hinted if not named.pipeline.takes(each.pipeline)] + [named]
 
+    def is_just(self, pipeline: Pipeline) -> bool:
+        """Whether the caller names this type, by its own name, and nothing else."""
+        return not self.architecture.strip() and self.pipeline_type == pipeline.name
+
     def alias_of(self, pipeline: Pipeline) -> str:
         """The name as the caller wrote it, if it is another name of this type; else empty."""
         name = self.pipeline_type.strip()

@@ -72,7 +72,8 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
         model = await self._lifecycle.load(desired)
-        notes = [found.why, await self._unconfirmed(source), model.note]
+        why = "" if asked.is_just(pipeline) else found.why
+        notes = [why, await self._unconfirmed(source), model.note]
         message = ". ".join([_describe(model), *filter(None, notes)])
         return model_management_pb2.LoadModelResponse(
             success=True,

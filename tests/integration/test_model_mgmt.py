@@ -78,10 +78,50 @@ async def test_the_type_is_told_by_hint_or_config(
     service: ModelMgmt, worker: ModelWorker, source: Provider
 ) -> None:
     await service.load("org/hinted", kind="", architecture="BertModel")
-    assert not source.requests
+    # A hint is compared with what the files say.
+    assert {request.file_path for request in source.requests} == {"config.json", "modules.json"}
     await service.load(MODEL, kind="")
     types = [request.pipeline_type for request in worker.loads]
     assert types == ["feature-extraction", "text-generation"]
+
+
+async def test_a_hint_and_an_alias_as_the_application_sends_them(
+    service: ModelMgmt, worker: ModelWorker, source: Provider
+) -> None:
+    source.files["org/sees/config.json"] = b'{"model_type": "qwen2_vl"}'
+    sees = await service.load("org/sees", "text-generation")
+    assert sees.pipeline_type == "visual-language"
+    assert "model_type qwen2_vl in its config.json" in sees.message
+    for alias, architecture in (("Embedding", "generic"), ("sentence_similarity", "")):
+        embeds = await service.load("org/embeds", alias, architecture=architecture)
+        assert embeds.pipeline_type == "feature-extraction"
+    assert {model.model_id: model.pipeline_type for model in await service.models()} == {
+        "org/embeds": "sentence_similarity",
+        "org/sees": "visual-language",
+    }
+    assert {model.canonical_type for model in await service.models()} == {
+        *("feature-extraction", "visual-language")
+    }
+    again = await service.load("org/sees", "text-generation")
+    assert again.pipeline_type == "visual-language"
+    assert len(worker.loads) == 2
+    source.files["org/clip/config.json"] = b'{"architectures": ["CLIPModel"]}'
+    refused = await failed(service.load("org/clip", "text-generation"))
+    assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, "PIPELINE_MISMATCH")
+    assert "CLIPModel" in refused.message
+
+
+async def test_a_revision_is_asked_for_and_an_old_provider_told_of(
+    service: ModelMgmt, worker: ModelWorker, source: Provider
+) -> None:
+    loaded = await service.load(MODEL, options={"revision": "v2", "trust_remote_code": "false"})
+    assert {request.revision for request in source.requests} == {"v2"}
+    assert dict(worker.loads[0].options) == {"revision": "v2"}
+    assert "does not say that it has sent revision v2" in loaded.message
+    hostile = await failed(service.load("org/other", options={"revision": "../../x"}))
+    assert (hostile.code, hostile.field) == (Code.INVALID_ARGUMENT, "options[revision]")
+    hostile = await failed(service.load("org/other", options={"file": "../../x"}))
+    assert (hostile.code, hostile.field) == (Code.INVALID_ARGUMENT, "options[file]")
 
 
 async def test_files_that_changed_are_fetched_by_the_next_load_alone(
