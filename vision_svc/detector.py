@@ -12,16 +12,16 @@ from ml import mediapipe_pb2 as pb
 from vision_svc.options import Option, Options
 
 if TYPE_CHECKING:
-    from vision_svc.frames.types import DecodedFrame, Limits, Rgb
+    from vision_svc.frames.types import DecodedFrame, Limits, Rgb, SkippedFrame
     from vision_svc.instances import Instances
 
-Response: TypeAlias = (
+# What answers one frame.
+FrameResponse: TypeAlias = (
     pb.FaceDetectionResponse
     | pb.FaceMeshResponse
     | pb.HandDetectionResponse
     | pb.HolisticTrackingResponse
     | pb.IrisTrackingResponse
-    | pb.MediaSequenceResponse
     | pb.ObjectDetection3DResponse
     | pb.ObjectDetectionResponse
     | pb.ObjectTrackingResponse
@@ -30,6 +30,7 @@ Response: TypeAlias = (
     | pb.TemplateMatchingResponse
     | pb.VideoFrame
 )
+Response: TypeAlias = FrameResponse | pb.MediaSequenceResponse
 
 
 class Mode(enum.Enum):
@@ -78,6 +79,7 @@ class VisionTask:
         assets: model files by variant; the first is the default.
         variant_option: the option that selects the variant, if there is more than one.
         options: the options that callers may set.
+        response: the message that answers a frame.
         keeps_state: whether a detector in VIDEO mode remembers earlier frames, so that it must not
             pass from one stream to another.
     """
@@ -86,6 +88,7 @@ class VisionTask:
     open: Callable[[Path, Options, Mode], Detector]
     assets: Mapping[str, Asset]
     options: tuple[Option, ...]
+    response: type[FrameResponse]
     variant_option: str | None = None
     keeps_state: bool = True
 
@@ -102,7 +105,7 @@ class VisionTask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task has found in a frame, and how long that took.
+    """What a task has found in a frame, and how long that took; nothing in a skipped one.
 
     Attributes:
         response: for the caller.
@@ -111,8 +114,20 @@ class Answer:
     """
 
     response: Response
-    frame: DecodedFrame | None
+    frame: DecodedFrame | SkippedFrame | None
     inference_seconds: float
+
+
+def skipped(response: FrameResponse, frame: SkippedFrame) -> Answer:
+    """The answer to a frame without a picture.
+
+    Args:
+        response: an empty message of the kind that answers the frames.
+        frame: the frame.
+    """
+    response.skipped = frame.reason.value
+    response.skip_message = frame.message
+    return Answer(response, frame, 0.0)
 
 
 class Follower(Protocol):
@@ -128,6 +143,14 @@ class Follower(Protocol):
         Raises:
             ServiceError: the stream ends with it.
             CallCancelledError: the follower was closed.
+        """
+        ...
+
+    def skip(self, frame: SkippedFrame) -> Sequence[Answer]:
+        """Takes a frame that brings no picture.
+
+        Returns:
+            The answers that are due: that of `skipped` to this frame, after those to earlier ones.
         """
         ...
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from prometheus_client import Counter, Gauge, Histogram
+
+from vision_svc.frames.types import SkipReason
 
 # From 0.1 ms, decoding a raw frame, to 1 s, a heavy task on a busy machine.
 _BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -14,6 +17,9 @@ FRAMES_RECEIVED = Counter("vision_frames_received", "Frames and pictures receive
 FRAMES_ANSWERED = Counter("vision_frames_answered", "Frames and pictures answered.", ["task"])
 FRAMES_DROPPED = Counter(
     "vision_frames_dropped", "Frames replaced by newer ones (policy latest).", ["task"]
+)
+FRAMES_SKIPPED = Counter(
+    "vision_frames_skipped", "Frames answered without a result, by the reason.", ["task", "reason"]
 )
 DECODE_SECONDS = Histogram(
     "vision_decode_seconds", "Time from bytes to pixels.", ["task"], buckets=_BUCKETS
@@ -34,6 +40,7 @@ class TaskMetrics:
     received: Counter
     answered: Counter
     dropped: Counter
+    skipped: Mapping[str, Counter]
     decode_seconds: Histogram
     inference_seconds: Histogram
     open_streams: Gauge
@@ -52,6 +59,9 @@ def of_task(name: str) -> TaskMetrics:
         received=FRAMES_RECEIVED.labels(name),
         answered=FRAMES_ANSWERED.labels(name),
         dropped=FRAMES_DROPPED.labels(name),
+        skipped={
+            reason.name: FRAMES_SKIPPED.labels(name, reason.name.lower()) for reason in SkipReason
+        },
         decode_seconds=DECODE_SECONDS.labels(name),
         inference_seconds=INFERENCE_SECONDS.labels(name),
         open_streams=OPEN_STREAMS.labels(name),

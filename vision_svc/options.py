@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from shared.errors import OutOfRangeError, UnknownOptionError
+from shared.errors import InvalidArgumentError, OutOfRangeError, UnknownOptionError
 
-Value: TypeAlias = int | float | str
+Value: TypeAlias = int | float | str | bytes
 Options: TypeAlias = Mapping[str, Value]
 
 # Call metadata with this prefix are options; other metadata is ignored.
@@ -170,7 +172,75 @@ class Ratio:
 
 MAX_RATIO_PART = 100
 
-Option: TypeAlias = Count | Number | Choice | Labels | Numbers | Ratio
+
+@dataclass(frozen=True)
+class Binary:
+    """Bytes in base64 or in hexadecimal digits, at most `maximum` of them; by default none.
+
+    What is both counts as base64, unless it begins with one of `hex_prefixes`.
+    """
+
+    name: str
+    maximum: int
+    hex_prefixes: tuple[str, ...]
+
+    @property
+    def default(self) -> bytes:
+        return b""
+
+    def parse(self, text: str) -> bytes:
+        text = text.strip()
+        if len(text) > 2 * self.maximum:
+            raise OutOfRangeError(
+                f"option {self.name} must be at most {self.maximum} bytes", field=self.name
+            )
+        try:
+            if text.startswith(self.hex_prefixes):
+                return bytes.fromhex(text)
+            standard = text.rstrip("=").replace("-", "+").replace("_", "/")
+            return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+        except (ValueError, binascii.Error):
+            raise InvalidArgumentError(
+                f"option {self.name} must be bytes in base64 or hexadecimal digits, "
+                f"not {text[:40]!r}",
+                field=self.name,
+            ) from None
+
+
+Option: TypeAlias = Count | Number | Choice | Labels | Numbers | Ratio | Binary
+
+# Options of every stream, whatever its task. Configuration records of H.264 and HEVC begin with the
+# byte 01, those of AV1 with 81, and Annex B with 00: none of these begins so in base64.
+STREAM_OPTIONS: tuple[Option, ...] = (
+    Choice("on_bad_frame", ("error", "skip")),
+    Binary("extradata", 64 << 10, ("00", "01", "81")),
+    Count("idle_seconds", 0, 3600),
+)
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """The values of `STREAM_OPTIONS`.
+
+    Attributes:
+        skips_bad: whether a frame that cannot be decoded is skipped; else it ends the stream.
+        extradata: the configuration record of the stream's video, or empty.
+        idle_seconds: how long the stream may be silent; 0 is the service's setting.
+    """
+
+    skips_bad: bool = False
+    extradata: bytes = b""
+    idle_seconds: int = 0
+
+
+def split_options(values: Mapping[str, Value]) -> tuple[Options, StreamOptions]:
+    """The options of a stream's task, and those of the stream itself."""
+    names = {option.name for option in STREAM_OPTIONS}
+    task = {name: value for name, value in values.items() if name not in names}
+    extradata, idle = values["extradata"], values["idle_seconds"]
+    assert isinstance(extradata, bytes)
+    assert isinstance(idle, int)
+    return task, StreamOptions(values["on_bad_frame"] == "skip", extradata, idle)
 
 
 def parse_options(known: Sequence[Option], *sources: Mapping[str, str]) -> dict[str, Value]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ml import mediapipe_pb2 as pb
 from shared import pipelines
 from vision_svc.backends import mediapipe_tasks, objectron, objects, segmentation
 from vision_svc.detector import Asset, StreamTask, VisionTask
@@ -46,6 +47,7 @@ FACE_DETECTION = VisionTask(
     mediapipe_tasks.face_detector,
     _FACE_RANGES,
     (Count("max_faces", 100, 100), _DETECTION, _variants("face_range", _FACE_RANGES)),
+    response=pb.FaceDetectionResponse,
     variant_option="face_range",
     keeps_state=False,
 )
@@ -54,24 +56,28 @@ FACE_MESH = VisionTask(
     mediapipe_tasks.face_mesh,
     {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
+    response=pb.FaceMeshResponse,
 )
 IRIS_TRACKING = VisionTask(
     pipelines.IRIS_TRACKING.name,
     mediapipe_tasks.iris_tracker,
     {"": Asset("face_landmarker.task", 30)},
     (Count("max_faces", 1, 16), *_TRACKING),
+    response=pb.IrisTrackingResponse,
 )
 HAND_TRACKING = VisionTask(
     pipelines.HAND_TRACKING.name,
     mediapipe_tasks.gesture_recognizer,
     {"": Asset("gesture_recognizer.task", 35)},
     (Count("max_hands", 2, 16), *_TRACKING),
+    response=pb.HandDetectionResponse,
 )
 POSE_TRACKING = VisionTask(
     pipelines.POSE_TRACKING.name,
     mediapipe_tasks.pose_landmarker,
     _POSE_MODELS,
     (Count("max_poses", 1, 8), *_TRACKING, _variants("pose_model", _POSE_MODELS)),
+    response=pb.PoseDetectionResponse,
     variant_option="pose_model",
 )
 HOLISTIC_TRACKING = VisionTask(
@@ -79,12 +85,14 @@ HOLISTIC_TRACKING = VisionTask(
     mediapipe_tasks.holistic_landmarker,
     {"": Asset("holistic_landmarker.task", 90)},
     (_DETECTION, Score("min_presence_confidence", 0.5)),
+    response=pb.HolisticTrackingResponse,
 )
 SELFIE_SEGMENTATION = VisionTask(
     pipelines.SELFIE_SEGMENTATION.name,
     segmentation.segmenter,
     _SELFIE_MODELS,
     (_MASK_FORMAT, _variants("selfie_model", _SELFIE_MODELS)),
+    response=pb.SegmentationResponse,
     variant_option="selfie_model",
     keeps_state=False,
 )
@@ -93,6 +101,7 @@ HAIR_SEGMENTATION = VisionTask(
     segmentation.segmenter,
     {"": Asset("hair_segmenter.tflite", 30)},
     (_MASK_FORMAT,),
+    response=pb.SegmentationResponse,
     keeps_state=False,
 )
 OBJECT_DETECTOR = VisionTask(
@@ -100,6 +109,7 @@ OBJECT_DETECTOR = VisionTask(
     objects.object_detector,
     {"": Asset("object_detector.tflite", 60)},
     (Count("max_objects", 25, 100), _DETECTION, *_LABELS),
+    response=pb.ObjectDetectionResponse,
     keeps_state=False,
 )
 OBJECT_TRACKING = VisionTask(
@@ -110,6 +120,7 @@ OBJECT_TRACKING = VisionTask(
         *(Count("max_objects", 25, 100), _DETECTION),
         *(Score("min_tracking_confidence", 0.1), *_LABELS),
     ),
+    response=pb.ObjectTrackingResponse,
 )
 OBJECT_DETECTION_3D = VisionTask(
     pipelines.OBJECT_DETECTION_3D.name,
@@ -120,6 +131,7 @@ OBJECT_DETECTION_3D = VisionTask(
         *(_DETECTION, Score("min_presence_confidence", 0.5)),
         *(Number("focal_x", 1.0, 0.1, 20.0), Number("focal_y", 1.0, 0.1, 20.0)),
     ),
+    response=pb.ObjectDetection3DResponse,
 )
 
 _TEMPLATE_MATCHING = StreamTask(

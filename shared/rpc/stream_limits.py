@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import DeadlineExceededError
+from shared.idle import watch_idle
 from shared.rpc.interceptors import (
     Context,
     Handler,
@@ -38,6 +39,10 @@ class _Limit:
     message: str
 
 
+def _idle_limit(seconds: float) -> _Limit:
+    return _Limit(seconds, f"no message for {seconds:g} s, the longest that a stream may idle")
+
+
 class StreamLimits:
     """How long a stream waits for its caller.
 
@@ -49,7 +54,7 @@ class StreamLimits:
 
     def __init__(self, first: float, idle: float, reader: float) -> None:
         self.first = _Limit(first, f"no message within {first:g} s")
-        self.idle = _Limit(idle, f"no message for {idle:g} s, the longest that a stream may idle")
+        self.idle = _idle_limit(idle)
         self.reader = _Limit(reader, f"a response was not read within {reader:g} s")
         self.check_seconds = min(first, idle, reader)
 
@@ -114,7 +119,8 @@ class _Watch:
         self._context = context
         self._task = task
         self._loop = task.get_loop()
-        self._limit = limits.first if asks else limits.idle
+        self._idle = limits.idle
+        self._limit = limits.first if asks else self._idle
         self._since = self._loop.time()
         self._fault: DeadlineExceededError | None = None
         # Sends headers before there is a response, or the status to a caller that reads nothing.
@@ -122,11 +128,12 @@ class _Watch:
         self._headers_due = True
         self._asks = asks
         self._timer = self._loop.call_later(limits.check_seconds, self._check)
+        watch_idle(self._change_idle)
 
     async def counted(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             if self._limit is not self._limits.reader:
-                self._enter(self._limits.idle)
+                self._enter(self._idle)
             yield request
 
     async def responding(self) -> None:
@@ -141,7 +148,7 @@ class _Watch:
         self._enter(self._limits.reader)
 
     def responded(self) -> None:
-        self._enter(self._limits.idle)
+        self._enter(self._idle)
 
     def raise_fault(self) -> None:
         """Raises what ended the stream, if it was this watch that cancelled it."""
@@ -156,12 +163,21 @@ class _Watch:
         self._limit = limit
         self._since = self._loop.time()
 
+    def _change_idle(self, seconds: float) -> None:
+        """The stream's caller has asked for another limit."""
+        idle = _idle_limit(seconds)
+        if self._limit is self._idle:
+            self._limit = idle
+        self._idle = idle
+        self._timer.cancel()
+        self._check()
+
     def _check(self) -> None:
         left = self._since + self._limit.seconds - self._loop.time()
         if left <= 0:
             self._end()
             return
-        if self._asks and self._headers_due and self._limit is self._limits.idle:
+        if self._asks and self._headers_due and self._limit is self._idle:
             # The proxy limits the time of a request until its response begins.
             self._headers_due = False
             self._sending = self._loop.create_task(self._send_headers())

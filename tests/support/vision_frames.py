@@ -21,8 +21,16 @@ _OPENCV = {
     "gray": (cv2.COLOR_RGB2GRAY, cv2.COLOR_GRAY2RGB),
     "yuv420": (cv2.COLOR_RGB2YUV_I420, cv2.COLOR_YUV2RGB_I420),
 }
+_ENCODERS = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1", "vp8": "libvpx"}
+_ENCODER_OPTIONS = {
+    "h264": {"crf": "18"},
+    "hevc": {"crf": "18", "x265-params": "log-level=none"},
+    "av1": {"preset": "10", "crf": "20"},
+    "vp8": {"deadline": "realtime"},
+}
+_DECODERS = {"av1": "libdav1d"}  # FFmpeg's own decodes in hardware alone
 STILLS = ("rgb", *_OPENCV, "nv12", "jpeg", "png", "webp")
-VIDEOS = ("h264", "vp8")
+VIDEOS = ("h264", "hevc", "av1", "vp8")
 FORMATS = (*STILLS, *VIDEOS)
 
 
@@ -53,11 +61,12 @@ def encode_video(
     images: Sequence[np.ndarray], name: str, **options: str
 ) -> tuple[list[tuple[int, bytes]], list[np.ndarray]]:
     """A clip: (index of the picture, packet) in coded order, and the decoded pictures."""
-    codec = av.CodecContext.create({"h264": "libx264", "vp8": "libvpx"}[name], "w")
+    codec = av.CodecContext.create(_ENCODERS[name], "w")
     codec.height, codec.width = images[0].shape[:2]
     codec.pix_fmt, codec.time_base = "yuv420p", Fraction(1, 30)
-    codec.options = options or ({"crf": "18"} if name == "h264" else {"deadline": "realtime"})
-    codec.bit_rate = 4_000_000
+    codec.options = options or _ENCODER_OPTIONS[name]
+    if name != "av1":  # SVT-AV1 takes either a rate or a quality
+        codec.bit_rate = 4_000_000
     packets = []
     for number, image in enumerate([*images, None]):
         frame = None
@@ -65,7 +74,7 @@ def encode_video(
             frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p")
             frame.pts = number
         packets += [(packet.pts, bytes(packet)) for packet in codec.encode(frame)]
-    decoder = av.CodecContext.create(name, "r")
+    decoder = av.CodecContext.create(_DECODERS.get(name, name), "r")
     frames = [f for _, data in packets for f in decoder.decode(av.Packet(data))]
     frames += decoder.decode(None)
     return packets, [frame.to_ndarray(format="rgb24") for frame in frames]

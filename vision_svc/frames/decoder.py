@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -20,22 +19,48 @@ from vision_svc.frames.types import (
     DecodedFrame,
     EncodedFrame,
     Limits,
+    SkippedFrame,
+    SkipReason,
     frame_context,
 )
 from vision_svc.frames.video import (
     VIDEO_FORMATS,
+    Outcome,
     VideoDecoder,
 )
 
-_ALIASES = {"jpg": "jpeg", "raw": "rgb", "i420": "yuv420"}
+# Names of FFmpeg, V4L2, ROS, WebCodecs, Android and MIME types for the formats here.
+_ALIASES = {
+    alias: name
+    for name, aliases in {
+        "rgb": ("raw", "rgb24", "rgb8", "rgb888"),
+        "bgr": ("bgr24", "bgr8", "bgr888"),
+        "rgba": ("rgba32", "rgba8", "rgba8888"),
+        "bgra": ("bgra32", "bgra8", "bgra8888"),
+        "gray": ("gray8", "grey", "mono8", "y800"),
+        "yuv420": ("yuv420p", "i420", "iyuv"),
+        "jpeg": ("jpg", "mjpeg", "mjpg", "image/jpeg", "image/jpg", "video/mjpeg"),
+        "png": ("image/png",),
+        "webp": ("image/webp",),
+        "h264": ("avc", "avc1", "avc3", "annexb", "h.264", "video/avc", "video/h264"),
+        "hevc": ("h265", "h.265", "hvc1", "hev1", "video/hevc", "video/h265"),
+        "av1": ("av01", "video/av1", "video/av01"),
+        "vp8": ("vp08", "video/vp8", "video/x-vnd.on2.vp8"),
+    }.items()
+    for alias in aliases
+}
 _STILL_FORMATS = RAW_FORMATS | PICTURE_FORMATS
 _STREAM_FORMATS = _STILL_FORMATS | VIDEO_FORMATS
 
 
-def canonical_format(name: str) -> str:
-    """The name of a format without regard to case and aliases."""
-    name = name.strip().lower()
-    return _ALIASES.get(name, name)
+def canonical_format(given: str) -> str:
+    """The name of a format among ours, or what was given. Codec strings such as avc1.42E01E count
+    by their first part.
+    """
+    name = given.strip().lower()
+    if name in _STREAM_FORMATS:
+        return name
+    return _ALIASES.get(name) or _ALIASES.get(name.partition(".")[0], name)
 
 
 def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
@@ -54,7 +79,7 @@ def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
 
 
 def decode_picture(frame: EncodedFrame, limits: Limits) -> DecodedFrame:
-    """Decodes a single picture, in any format but h264 and vp8.
+    """Decodes a single picture, in any format but those of video.
 
     Raises:
         MissingFieldError: the format or the data is empty.
@@ -76,70 +101,93 @@ def _decode_still(frame: EncodedFrame, name: str, limits: Limits) -> DecodedFram
 class FrameDecoder:
     """Decodes the frames of one stream, in order. Threads may share it: one decodes at a time.
 
-    The format may change from frame to frame; leaving h264 or vp8 flushes its decoder first.
+    The format may change from frame to frame; leaving a video format flushes its decoder first.
+
+    Args:
+        limits: of a picture's size.
+        skips_bad: whether a bad frame is skipped, instead of raised.
+        extradata: the configuration record of the stream's video; may be empty.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, skips_bad: bool = False, extradata: bytes = b"") -> None:
         self._limits = limits
+        self._skips_bad = skips_bad
+        self._extradata = extradata
         self._video: VideoDecoder | None = None
         self._lock = threading.Lock()
 
-    def decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
-        """Yields the pictures that this frame completes: one, except for h264 and vp8.
+    def decode(self, frame: EncodedFrame) -> Iterator[Outcome]:
+        """Yields the pictures that this frame completes: one, except for video. Frames of which it
+        is now known that they bring no picture are skipped.
 
         Raises:
             ServiceError: as `decode_picture`; the message names the frame. The pictures of earlier
                 frames are yielded before it is raised.
         """
         with self._lock:
-            try:
-                yield from self._decode(frame)
-            except ServiceError:
-                with contextlib.suppress(ServiceError):
+            for outcome in self._decode(frame):
+                if error := self._to_raise(outcome):
                     yield from self._flush()
-                raise
+                    raise error
+                yield outcome
 
-    def decode_still(self, frame: EncodedFrame) -> DecodedFrame:
+    def decode_still(self, frame: EncodedFrame) -> Outcome:
         """Decodes a frame that is a picture by itself, without waiting for other frames.
 
         Raises:
             ServiceError: as `decode_picture`; the message names the frame.
         """
-        with frame_context(frame):
-            name = _format_name(frame, _STREAM_FORMATS)
-            return _decode_still(frame, name, self._limits)
+        outcome = self._still(frame)
+        if error := self._to_raise(outcome):
+            raise error
+        return outcome
 
     def needs_no_decoding(self, frame: EncodedFrame) -> bool:
         """Whether the frame's bytes are its pixels, and no earlier frame is held back."""
         return self._video is None and canonical_format(frame.format) == "rgb"
 
-    def flush(self) -> Iterator[DecodedFrame]:
-        """Yields the pictures that a video decoder still holds, at the end of the stream.
-
-        Raises:
-            UndecodableImageError: some frames never became a picture; the message names the first
-                one.
+    def flush(self) -> Iterator[Outcome]:
+        """Yields the pictures that a video decoder still holds, at the end of the stream. Frames
+        that have not become a picture are skipped.
         """
         with self._lock:
             yield from self._flush()
 
-    def _flush(self) -> Iterator[DecodedFrame]:
+    def _to_raise(self, outcome: Outcome) -> ServiceError | None:
+        if self._skips_bad or not isinstance(outcome, SkippedFrame):
+            return None
+        return outcome.error
+
+    def _flush(self) -> Iterator[Outcome]:
         video, self._video = self._video, None
         if video:
             yield from video.flush()
 
-    def _decode(self, frame: EncodedFrame) -> Iterator[DecodedFrame]:
-        with frame_context(frame):
-            name = _format_name(frame, _STREAM_FORMATS)
-        if self._video and self._video.format_name != name:
-            yield from self._flush()
-        if name in VIDEO_FORMATS:
-            self._video = self._video or VideoDecoder(name, self._limits)
+    def _decode(self, frame: EncodedFrame) -> Iterator[Outcome]:
+        try:
+            with frame_context(frame):
+                name = _format_name(frame, _STREAM_FORMATS)
+                if self._video and self._video.format_name != name:
+                    yield from self._flush()
+                if name in VIDEO_FORMATS and not self._video:
+                    self._video = VideoDecoder(name, self._limits, self._extradata)
+        except ServiceError as error:
+            yield SkippedFrame(frame, SkipReason.BAD_FRAME, error)
+            return
+        if self._video:
             yield from self._video.decode(frame)
         else:
-            yield self.decode_still(frame)
+            yield self._still(frame)
+
+    def _still(self, frame: EncodedFrame) -> Outcome:
+        try:
+            with frame_context(frame):
+                name = _format_name(frame, _STREAM_FORMATS)
+                return _decode_still(frame, name, self._limits)
+        except ServiceError as error:
+            return SkippedFrame(frame, SkipReason.BAD_FRAME, error)
 
 
 def is_video(format_name: str) -> bool:
     """Whether frames of this format need the earlier ones, so that none may be skipped."""
-    return format_name.strip().lower() in VIDEO_FORMATS
+    return canonical_format(format_name) in VIDEO_FORMATS

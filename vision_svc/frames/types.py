@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+from ml import mediapipe_pb2 as pb
 from shared.errors import FrameSizeError, InputTooLargeError, ServiceError
 
 # Pixels of one picture: height x width x 3, 8 bits, red first.
@@ -119,15 +121,57 @@ class DecodedFrame:
     decode_seconds: float
 
 
+class SkipReason(enum.Enum):
+    """Why a frame has no picture; the values are those of the wire."""
+
+    LOST = pb.SKIP_REASON_LOST
+    WAITING_FOR_KEY_FRAME = pb.SKIP_REASON_WAITING_FOR_KEY_FRAME
+    REORDERED = pb.SKIP_REASON_REORDERED
+    BAD_FRAME = pb.SKIP_REASON_BAD_FRAME
+
+
+_SKIP_MESSAGES = {
+    SkipReason.LOST: "parts of the picture, or frames that it needs, never arrived",
+    SkipReason.WAITING_FOR_KEY_FRAME: "no key frame has arrived yet",
+    SkipReason.REORDERED: "pictures that are shown after this one had been decoded before it",
+}
+
+
+@dataclass(frozen=True)
+class SkippedFrame:
+    """A frame that brings no picture, and is answered without a result.
+
+    Attributes:
+        source: the frame.
+        reason: why.
+        error: what is wrong with a bad frame.
+    """
+
+    source: EncodedFrame
+    reason: SkipReason
+    error: ServiceError | None = None
+
+    @property
+    def message(self) -> str:
+        """The reason, in a sentence."""
+        return self.error.message if self.error else _SKIP_MESSAGES[self.reason]
+
+
 @contextlib.contextmanager
 def frame_context(frame: EncodedFrame) -> Iterator[None]:
     """Adds the frame's place in the stream to the `ServiceError`s raised inside."""
     try:
         yield
     except ServiceError as error:
-        place = f"frame {frame.position} of the stream (frame_number {frame.number})"
-        error.message = f"{place}: {error.message}"
-        error.args = (error.message,)
-        error.metadata["frame_number"] = str(frame.number)
-        error.metadata["frame_position"] = str(frame.position)
+        with_place(error, frame)
         raise
+
+
+def with_place(error: ServiceError, frame: EncodedFrame) -> ServiceError:
+    """The same error, with the frame's place in the stream."""
+    place = f"frame {frame.position} of the stream (frame_number {frame.number})"
+    error.message = f"{place}: {error.message}"
+    error.args = (error.message,)
+    error.metadata["frame_number"] = str(frame.number)
+    error.metadata["frame_position"] = str(frame.position)
+    return error

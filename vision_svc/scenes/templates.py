@@ -25,7 +25,7 @@ from shared.errors import (
     OutOfRangeError,
 )
 from vision_svc import metrics
-from vision_svc.detector import Answer
+from vision_svc.detector import Answer, skipped
 from vision_svc.frames.decoder import decode_picture
 from vision_svc.frames.headers import told_format
 from vision_svc.frames.types import EncodedFrame, Limits, as_rgb, frame_context
@@ -36,7 +36,7 @@ from vision_svc.scenes.inputs import TemplateSource, TemplateWish
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from vision_svc.frames.types import DecodedFrame, Rgb
+    from vision_svc.frames.types import DecodedFrame, Rgb, SkippedFrame
     from vision_svc.options import Options
 
 # Pixels of a frame times the number of scales; this many take about 2 s in a thread.
@@ -118,6 +118,9 @@ class TemplateMatcher:
         seconds = time.perf_counter() - start
         self._metrics.inference_seconds.observe(seconds)
         return [Answer(response, frame, seconds)]
+
+    def skip(self, frame: SkippedFrame) -> Sequence[Answer]:
+        return [skipped(pb.TemplateMatchingResponse(), frame)]
 
     def finish(self, options: Options) -> Sequence[Answer]:
         del options

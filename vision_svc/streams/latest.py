@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vision_svc.frames.decoder import is_video
-from vision_svc.frames.types import EncodedFrame
+from vision_svc.frames.types import EncodedFrame, SkippedFrame
 from vision_svc.streams.policy import FramePolicy
 from vision_svc.streams.stages import End
 
@@ -72,6 +72,8 @@ class LatestFrame(FramePolicy):
     def _offer(self, item: StreamItem) -> None:
         if isinstance(item, End):
             self._slot.put_end(item)
+        elif isinstance(item, SkippedFrame) and self._slot:
+            self._on_drop()  # the picture that waits is worth more
         elif self._slot.put(item):
             self._on_drop()
         self._pump()

@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from ml import mediapipe_pb2 as pb
 from shared.caller import caller
 from shared.errors import InvalidArgumentError, ServiceError
+from shared.idle import set_idle_seconds
 from vision_svc import metrics
 from vision_svc.detector import Answer
-from vision_svc.frames.types import EncodedFrame
-from vision_svc.options import parse_options
+from vision_svc.frames.types import EncodedFrame, SkippedFrame
+from vision_svc.options import STREAM_OPTIONS, parse_options, split_options
 from vision_svc.streams.stages import End, Stages
 
 if TYPE_CHECKING:
@@ -108,7 +109,11 @@ class Session:
     def _check_metadata(self, frame: EncodedFrame, metadata: Mapping[str, str]) -> None:
         """Opens the stream with the first frame's options; later frames must not change them."""
         if self._first_metadata is None:
-            self._stages.options = parse_options(self._task.options, self._call_options, metadata)
+            known = (*self._task.options, *STREAM_OPTIONS)
+            options, stream = split_options(parse_options(known, self._call_options, metadata))
+            self._stages.open(options, stream)
+            if stream.idle_seconds:
+                set_idle_seconds(stream.idle_seconds)
             self._place = self._runtime.streams.take(caller(), self._leave)
             self._metrics.open_streams.inc()
             self._first_metadata = dict(metadata)
@@ -145,11 +150,15 @@ class Session:
         response.frame_number = frame.source.number
         response.frames_dropped = self._dropped
         in_service = time.perf_counter() - frame.source.received_at
-        busy = frame.decode_seconds + answer.inference_seconds
-        response.timing.decode_ms = frame.decode_seconds * 1000
+        decode_seconds = 0.0 if isinstance(frame, SkippedFrame) else frame.decode_seconds
+        busy = decode_seconds + answer.inference_seconds
+        response.timing.decode_ms = decode_seconds * 1000
         response.timing.inference_ms = answer.inference_seconds * 1000
         response.timing.waiting_ms = max(0.0, in_service - busy) * 1000
-        self._metrics.answered.inc()
+        if isinstance(frame, SkippedFrame):
+            self._metrics.skipped[frame.reason.name].inc()
+        else:
+            self._metrics.answered.inc()
         return response
 
     def _leave(self, error: ServiceError) -> bool:

@@ -11,13 +11,13 @@ from shared.errors import ServiceError
 from vision_svc import metrics
 from vision_svc.detector import Answer, StreamTask
 from vision_svc.frames.decoder import FrameDecoder
-from vision_svc.frames.types import DecodedFrame, EncodedFrame
+from vision_svc.frames.types import DecodedFrame, EncodedFrame, SkippedFrame
 from vision_svc.streams.serial_executor import SerialExecutor
 from vision_svc.streams.tracker import Tracker
 
 if TYPE_CHECKING:
     from vision_svc.detector import Follower, VisionTask
-    from vision_svc.options import Options
+    from vision_svc.options import Options, StreamOptions
     from vision_svc.runtime import VisionRuntime
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class End:
 
 
 # What passes through the stages: a frame before or after decoding, and at last the end.
-StreamItem: TypeAlias = EncodedFrame | DecodedFrame | End
+StreamItem: TypeAlias = EncodedFrame | DecodedFrame | SkippedFrame | End
 
 
 class Stages:
@@ -45,8 +45,7 @@ class Stages:
         on_answers: called in the event loop for each item that has passed the second stage, with
             the answers that it has completed.
 
-    Attributes:
-        options: the task's options; to be set before the first frame.
+    `open` must be called before the first frame.
     """
 
     def __init__(
@@ -55,7 +54,8 @@ class Stages:
         task: VisionTask | StreamTask,
         on_answers: Callable[[Sequence[Answer | End]], None],
     ) -> None:
-        self.options: Options = {}
+        self._options: Options = {}
+        self._limits = runtime.limits
         self._on_answers = on_answers
         self._metrics = metrics.of_task(task.name)
         self._decoder = FrameDecoder(runtime.limits)
@@ -69,13 +69,20 @@ class Stages:
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
+    def open(self, options: Options, stream: StreamOptions) -> None:
+        """Sets the options of the task and of the stream."""
+        self._options = options
+        self._decoder = FrameDecoder(
+            self._limits, skips_bad=stream.skips_bad, extradata=stream.extradata
+        )
+
     def decode(self, item: EncodedFrame | End, pass_on: Callable[[list[StreamItem]], None]) -> None:
         """Queues an item for the first stage.
 
         Args:
             item: a frame, or the end, which flushes a video decoder.
-            pass_on: called in the decoding thread with the result: pictures, and an `End` after
-                them if decoding has failed or the item was one.
+            pass_on: called in the decoding thread with the result: pictures and skipped frames, and
+                an `End` after them if decoding has failed or the item was one.
         """
         self._decoding.put((item, pass_on))
 
@@ -135,18 +142,23 @@ class Stages:
             item = take()
             if isinstance(item, EncodedFrame):
                 item = self._decoder.decode_still(item)
-            answers = self._last_answers(item) if isinstance(item, End) else self._answers(item)
+            if isinstance(item, End):
+                answers = self._last_answers(item)
+            elif isinstance(item, SkippedFrame):
+                answers = self._follower.skip(item)
+            else:
+                answers = self._answers(item)
         except Exception as error:  # noqa: BLE001
             answers = self._last_answers(End(error))
         self.call_in_loop(self._on_answers, answers)
 
     def _answers(self, frame: DecodedFrame) -> Sequence[Answer]:
         self._metrics.decode_seconds.observe(frame.decode_seconds)
-        return self._follower.follow(frame, self.options)
+        return self._follower.follow(frame, self._options)
 
     def _last_answers(self, end: End) -> Sequence[Answer | End]:
         """The answers that are due before the end, and the end."""
         try:
-            return [*self._follower.finish(self.options), end]
+            return [*self._follower.finish(self._options), end]
         except Exception as error:  # noqa: BLE001
             return [End(end.error or error)]

@@ -7,14 +7,14 @@ import time
 from typing import TYPE_CHECKING
 
 from shared.errors import CallCancelledError
-from vision_svc.detector import Answer, Mode, Response
+from vision_svc.detector import Answer, Mode, Response, skipped
 from vision_svc.instances import DEFAULT_STEP_MS, Instance, Instances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vision_svc.detector import VisionTask
-    from vision_svc.frames.types import DecodedFrame
+    from vision_svc.frames.types import DecodedFrame, SkippedFrame
     from vision_svc.options import Options
 
 
@@ -37,6 +37,9 @@ class Tracker:
     def follow(self, frame: DecodedFrame, options: Options) -> Sequence[Answer]:
         response, seconds = self.detect(frame, options)
         return [Answer(response, frame, seconds)]
+
+    def skip(self, frame: SkippedFrame) -> Sequence[Answer]:
+        return [skipped(self._task.response(), frame)]
 
     def finish(self, options: Options) -> Sequence[Answer]:
         del options

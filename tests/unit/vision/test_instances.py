@@ -52,9 +52,16 @@ class World:
         self.graphs: list[Graph] = []
         self.failures = 0
         self.fails = False
-        self.tracker = VisionTask("tracker", self._open, {"": Asset("model", 40)}, ())
+        self.tracker = VisionTask(
+            "tracker", self._open, {"": Asset("model", 40)}, (), pb.FaceDetectionResponse
+        )
         self.stateless = VisionTask(
-            "stateless", self._open, {"": Asset("model", 40)}, (), keeps_state=False
+            "stateless",
+            self._open,
+            {"": Asset("model", 40)},
+            (),
+            pb.FaceDetectionResponse,
+            keeps_state=False,
         )
         self.instances = Instances(Assets(folder), memory_mb, max_idle, self._failed)
 
@@ -132,7 +139,7 @@ def test_a_file_of_the_set_that_cannot_be_opened_is_no_fault_of_the_caller(world
     def refuse(path: Path, options: Options, mode: Mode) -> Graph:
         raise RuntimeError("no model")
 
-    task = VisionTask("broken", refuse, {"": Asset("model", 40)}, ())
+    task = VisionTask("broken", refuse, {"": Asset("model", 40)}, (), pb.FaceDetectionResponse)
     for _ in range(3):  # a budget of two: what was refused takes nothing
         with pytest.raises(InternalError, match="model cannot be opened as broken"):
             world.instances.acquire(task, {}, Mode.IMAGE)

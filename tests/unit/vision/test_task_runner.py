@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ml import mediapipe_pb2 as pb
 from shared.errors import InternalError, QueueFullError
 from vision_svc import tasks
 from vision_svc.detector import Asset, Mode, VisionTask
@@ -37,7 +38,7 @@ async def test_too_many_failures_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model").write_bytes(b"1")
-    task = VisionTask("failing", fail, {"": Asset("model", 1)}, ())
+    task = VisionTask("failing", fail, {"": Asset("model", 1)}, (), pb.FaceDetectionResponse)
     monkeypatch.setitem(tasks.TASKS, "failing", task)  # type: ignore[arg-type]
     asked: list[bool] = []
     settings = VisionSettings(assets_dir=tmp_path, max_failed_graphs=3)

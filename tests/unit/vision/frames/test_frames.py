@@ -178,7 +178,7 @@ def test_errors_contain_the_limit() -> None:
     [
         (EncodedFrame(b"1", ""), MissingFieldError, "format"),
         (EncodedFrame(b"", "jpeg", data_field="image_data"), MissingFieldError, "image_data"),
-        (EncodedFrame(b"1", "mjpeg"), UnknownFormatError, "format"),
+        (EncodedFrame(b"1", "tiff"), UnknownFormatError, "format"),
         (EncodedFrame(b"1", "h264"), UnknownFormatError, "format"),
         (EncodedFrame(b"1", "rgb"), FrameSizeError, "width"),
         (EncodedFrame(b"1", "rgb", 1, 1), FrameSizeError, "frame_data"),

@@ -23,8 +23,8 @@ from shared.errors import (
 from shared.places import Places
 from tests.support.vision_frames import encode_video
 from vision_svc import tasks
-from vision_svc.detector import Answer, Asset, Mode, StreamTask, VisionTask
-from vision_svc.frames.types import DecodedFrame, EncodedFrame
+from vision_svc.detector import Answer, Asset, Mode, StreamTask, VisionTask, skipped
+from vision_svc.frames.types import DecodedFrame, EncodedFrame, SkippedFrame
 from vision_svc.options import Options
 from vision_svc.runtime import VisionRuntime
 from vision_svc.settings import VisionSettings
@@ -93,7 +93,7 @@ def runner(
     def open_gated(path: Path, options: Options, mode: Mode) -> GatedTask:
         return gated
 
-    task = VisionTask("gated", open_gated, {"": Asset("model", 1)}, ())
+    task = VisionTask("gated", open_gated, {"": Asset("model", 1)}, (), pb.FaceDetectionResponse)
     monkeypatch.setitem(tasks.TASKS, "gated", task)  # type: ignore[arg-type]
     yield TaskRunner(runtime, 64)
     gated.permits.release(1000)
@@ -269,6 +269,10 @@ class HoldingTask:
         due = self.held[: -self._ahead]
         del self.held[: -self._ahead]
         return due
+
+    def skip(self, frame: SkippedFrame) -> list[Answer]:
+        self.held.append(skipped(pb.FaceDetectionResponse(), frame))
+        return []
 
     def finish(self, options: Options) -> list[Answer]:
         due, self.held = self.held, []

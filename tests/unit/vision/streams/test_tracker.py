@@ -49,7 +49,12 @@ class World:
 
     def tracker(self, *, keeps_state: bool = True) -> Tracker:
         task = VisionTask(
-            "tracker", self._open, {"": Asset("model", 40)}, (), keeps_state=keeps_state
+            "tracker",
+            self._open,
+            {"": Asset("model", 40)},
+            (),
+            pb.FaceDetectionResponse,
+            keeps_state=keeps_state,
         )
         return Tracker(self.instances, task)
 
@@ -111,7 +116,7 @@ def test_one_that_is_closed_while_its_model_is_read_frees_it(world: World) -> No
         world.graphs.append(Graph())
         return world.graphs[-1]
 
-    task = VisionTask("slow", open_slowly, {"": Asset("model", 40)}, ())
+    task = VisionTask("slow", open_slowly, {"": Asset("model", 40)}, (), pb.FaceDetectionResponse)
     tracker = Tracker(world.instances, task)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(tracker.detect, frame(4, 4), {})
