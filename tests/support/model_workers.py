@@ -63,7 +63,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         yield pb.LoadResponse(state=pb.MODEL_STATE_READY, model=model)
 
     async def Check(self, request, context):
-        if unknown := set(request.options) - set(DEFAULTS):
+        if unknown := set(request.options) - {*DEFAULTS, "file", "revision"}:
             raise UnknownOptionError(f"unknown option {min(unknown)!r}", field="options")
         return pb.CheckResponse(options=DEFAULTS | dict(request.options))
 

@@ -15,16 +15,25 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.docs import figures, tables
-from tools.docs.places import API, ARCHITECTURES, BENCHMARKS, OPERATIONS, README, ROOT, place
+from tools.docs.places import (
+    API,
+    ARCHITECTURES,
+    BENCHMARKS,
+    OPERATIONS,
+    PIPELINES,
+    README,
+    ROOT,
+    place,
+)
 
 # The tables made from the code, by document and name.
 TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
     API: {
         "rpcs": tables.rpcs_table,
         "errors": tables.errors_table,
-        "pipelines": tables.pipelines_table,
         "load options": tables.load_options_table,
     },
+    PIPELINES: {"pipelines": tables.pipelines_table, "kinds": tables.kinds_table},
     OPERATIONS: {
         "models": tables.models_table,
         "settings": tables.settings_table,

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 API = ROOT / "docs" / "api.md"
 OPERATIONS = ROOT / "docs" / "operations.md"
+PIPELINES = ROOT / "docs" / "pipelines.md"
 ARCHITECTURES = ROOT / "docs" / "architectures.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from model_mgmt_svc.settings import ModelMgmtSettings
 from shared import errors
-from shared.pipelines import PIPELINES
+from shared.pipelines import ANY, PIPELINES, TEXT_PIPELINES
 from shared.settings import ServerSettings, variable_name
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
@@ -74,13 +74,38 @@ def settings_table() -> str:
 
 
 def pipelines_table() -> str:
-    """The pipeline types, their aliases, the service and its RPCs."""
-    lines = [row("pipeline type", "also accepted", "service", "RPCs"), row(*["---"] * 4)]
+    """The pipeline types, their aliases, the service, its RPCs and what Infer makes of what."""
+    head = ("pipeline type", "also accepted", "service", "RPCs", "Infer")
+    lines = [row(*head), row(*["---"] * len(head))]
     for pipeline in PIPELINES:
-        aliases = ", ".join(f"`{alias}`" for alias in pipeline.aliases)
-        calls = ", ".join(f"`{call}`" for call in pipeline.calls)
-        lines.append(row(f"`{pipeline.name}`", aliases, pipeline.service, calls))
+        infers = ", ".join(each.replace(" to ", " → ") for each in pipeline.infers)
+        lines.append(
+            row(
+                f"`{pipeline.name}`",
+                _code(pipeline.aliases),
+                pipeline.service,
+                _code(pipeline.calls),
+                infers,
+            )
+        )
     return "\n".join(lines)
+
+
+def kinds_table() -> str:
+    """What says that a model is of a type, and the models that it loads besides its own."""
+    head = ("pipeline type", "hints and model_type", "architectures", "words in ids", "loads too")
+    lines = [row(*head), row(*["---"] * len(head))]
+    for pipeline in TEXT_PIPELINES:
+        architectures = _code(f"…{suffix}" for suffix in pipeline.architecture_suffixes)
+        loads = "all" if ANY in pipeline.loads else _code(pipeline.loads)
+        kinds, ids = _code(pipeline.kinds), _code(pipeline.ids)
+        lines.append(row(f"`{pipeline.name}`", kinds, architectures, ids, loads))
+    return "\n".join(lines)
+
+
+def _code(names: Iterable[str]) -> str:
+    """Names in a table's cell."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def models_table() -> str:
