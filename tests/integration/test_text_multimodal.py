@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from PIL import Image
 
 from ml import model_management_pb2 as mm
 from ml import model_management_pb2_grpc as mm_grpc
@@ -24,6 +26,7 @@ from tests.support.tiny_multimodal import NEW, part, reference
 
 WHISPER = "openai/whisper-tiny.en"
 LLAVA = "tiny/llava"
+SAM, DETR = "tiny/sam", "tiny/detr"
 SENTENCES = "The dog is in the house. She is on the sea shore."
 
 
@@ -82,9 +85,10 @@ def test_a_language_model_refuses_pictures(stack: Stack) -> None:
 
 @pytest.fixture(scope="module")
 def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose only text model is tiny and sees."""
+    """A stack whose text models are tiny and see."""
     folder = tmp_path_factory.mktemp("small")
-    tiny_models.build("llava-chat", folder / "models" / "text" / LLAVA)
+    for name, model_id in (("llava-chat", LLAVA), ("sam", SAM), ("detr", DETR)):
+        tiny_models.build(name, folder / "models" / "text" / model_id)
     (folder / "models" / "vision").symlink_to(models / "vision")
     with stack_in(folder / "run", "--models", str(folder / "models")) as running:
         running.wait_serving()
@@ -129,3 +133,27 @@ def test_a_picture_in_json(small: Stack) -> None:
     assert json.loads(lines.splitlines()[-1])["done"] is True
     _, text = ask(broken)
     assert "messages[0].images[0].data" in text
+
+
+def test_objects_and_masks(small: Stack) -> None:
+    """Their architectures tell what they are."""
+    image = png(picture(0))
+    point, box = pb.PromptPoint(x=0.5, y=0.5), [0.1, 0.2, 0.7, 0.9]
+    prompts = [pb.RegionPrompt(points=[point]), pb.RegionPrompt(box=box)]
+    with small.channel() as channel:
+        stub = pb_grpc.TransformersServiceStub(channel)
+        load(channel, DETR)
+        asked = pb.InferRequest(model=DETR, image=image, options={"threshold": "0.1", "top_k": "3"})
+        objects = stub.Infer(asked).regions
+        unload(channel, DETR)
+        load(channel, SAM)
+        masks = stub.Infer(pb.InferRequest(model=SAM, image=image, region_prompts=prompts)).regions
+        with pytest.raises(grpc.RpcError, match="region_prompts is empty") as caught:
+            stub.Infer(pb.InferRequest(model=SAM, image=image))
+        unload(channel, SAM)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(objects) == 3
+    assert all(each.label in ("cat", "dog", "sofa") and len(each.points) == 4 for each in objects)
+    assert [each.prompt for each in masks] == [0, 0, 0, 1, 1, 1]
+    assert {(each.mask.width, each.mask.height) for each in masks} == {(70, 60)}
+    assert all(Image.open(io.BytesIO(each.mask.png)).size == (70, 60) for each in masks)

@@ -191,6 +191,13 @@ def _(folder: Path) -> None:
     save_settings(folder, image_processor_type="SegformerImageProcessor", size=SQUARE)
 
 
+@builder("segformer-classifier")
+def _(folder: Path) -> None:
+    config = t.SegformerConfig(**_FOUR, num_attention_heads=[1, 2, 2, 4], id2label=LABELS)
+    save(folder, t.SegformerForImageClassification(config).eval())
+    save_settings(folder, image_processor_type="SegformerImageProcessor", size=SQUARE)
+
+
 @builder("mask2former")
 def _(folder: Path) -> None:
     config = t.Mask2FormerConfig(

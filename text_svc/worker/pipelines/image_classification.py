@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from transformers import AutoModelForImageClassification
 
-# transformers' public name for it requires torchvision, which processors on Pillow do without.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
-
 from ml import transformers_pb2 as pb
 from text_svc.processes.specs import WorkerSpec
+from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import InferPipeline
 from text_svc.worker.infer.labels import LabelOptions, classified, label_names
+from text_svc.worker.media.image_processors import read_image_processor
 
 
 class ImageClassifier(InferPipeline[LabelOptions]):
     """An image to scores of labels.
 
     Raises:
-        InvalidModelError: the model's config does not name its labels.
+        InvalidModelError: the model's config does not name its labels, or transformers has its
+            image processor only on torchvision.
     """
 
     takes = ("image",)
     options = LabelOptions
     auto_class = AutoModelForImageClassification
-    processor_class = AutoImageProcessor
 
     def __init__(self, spec: WorkerSpec) -> None:
         super().__init__(spec)
         self._names = label_names(self.model.config)
+
+    def read_processor(self, source: Pretrained) -> Any:
+        return read_image_processor(source)
 
     def infer(
         self, request: pb.InferRequest, options: LabelOptions, cancelled: threading.Event

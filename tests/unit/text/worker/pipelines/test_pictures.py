@@ -59,6 +59,21 @@ async def test_image_classification(tiny: Tiny, image: Image.Image) -> None:
     assert scores(response) == pytest.approx(wanted, abs=1e-5)
 
 
+async def test_a_classifier_whose_processor_names_torchvision(
+    tiny: Tiny, image: Image.Image
+) -> None:
+    folder = tiny("segformer-classifier")
+    model = transformers.SegformerForImageClassification.from_pretrained(folder).eval()
+    side = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = (side - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+    inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+    with torch.inference_mode():
+        logits = model(pixel_values=inputs).logits[0].softmax(-1)
+    wanted = dict(zip(("cat", "dog", "sofa"), logits.tolist(), strict=True))
+    response = await infer(folder, "image-classification", image=png(image))
+    assert scores(response) == pytest.approx(wanted, abs=1e-5)
+
+
 async def test_image_to_text(tiny: Tiny, image: Image.Image) -> None:
     folder = tiny("blip")
     model = transformers.BlipForConditionalGeneration.from_pretrained(folder).eval()
