@@ -83,8 +83,8 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         frames = _frames_with_templates(requests)
         return self._ready().stream(scenes.TEMPLATE_MATCHING, frames, _metadata(context))
 
-    def StreamAutoFlip(self, requests: Frames, context: Context) -> NoReturn:
-        _not_built("StreamAutoFlip", "its camera is not there yet")
+    def StreamAutoFlip(self, requests: Frames, context: Context) -> Responses:
+        return self._ready().stream(scenes.AUTO_FLIP, _frames(requests), _metadata(context))
 
     async def ProcessMediaSequence(self, requests: Frames, context: Context) -> NoReturn:
         _not_built("ProcessMediaSequence", "its shots are not there yet")

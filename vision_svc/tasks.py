@@ -11,8 +11,10 @@ from ml import mediapipe_pb2 as pb
 from shared import pipelines
 from vision_svc.backends import mediapipe_tasks, objectron, objects, segmentation
 from vision_svc.detector import Asset, StreamTask, VisionTask
-from vision_svc.options import Choice, Count, Labels, Number, Numbers, Score
-from vision_svc.scenes import TEMPLATE_MATCHING
+from vision_svc.options import Choice, Count, Labels, Number, Numbers, Ratio, Score
+from vision_svc.scenes import AUTO_FLIP, TEMPLATE_MATCHING
+from vision_svc.scenes.auto_flip import MAX_LOOK_AHEAD, AutoFlip
+from vision_svc.scenes.subjects import SubjectTasks
 from vision_svc.scenes.templates import TemplateMatcher
 
 
@@ -144,6 +146,24 @@ _TEMPLATE_MATCHING = StreamTask(
     ),
     lambda _, limits: TemplateMatcher(limits),
 )
+_SUBJECTS = SubjectTasks(FACE_DETECTION, OBJECT_DETECTION)
+_SUBJECT_OPTIONS = (
+    Choice("subjects", ("all", "faces", "objects")),
+    _DETECTION,
+    _variants("face_range", _FACE_RANGES),
+)
+_AUTO_FLIP = StreamTask(
+    AUTO_FLIP,
+    (
+        Ratio("aspect", "9:16"),
+        Choice("camera", ("smooth", "still")),
+        Count("look_ahead", 0, MAX_LOOK_AHEAD, 0),
+        Choice("output_format", ("same", "jpeg")),
+        Count("jpeg_quality", 90, 100),
+        *_SUBJECT_OPTIONS,
+    ),
+    lambda instances, _: AutoFlip(instances, _SUBJECTS),
+)
 
 # Tasks on a model of their own, which LoadModel may replace.
 TASKS: Mapping[str, VisionTask] = {
@@ -155,4 +175,6 @@ TASKS: Mapping[str, VisionTask] = {
     )
 }
 # Tasks on streams alone.
-STREAM_TASKS: Mapping[str, StreamTask] = {task.name: task for task in (_TEMPLATE_MATCHING,)}
+STREAM_TASKS: Mapping[str, StreamTask] = {
+    task.name: task for task in (_TEMPLATE_MATCHING, _AUTO_FLIP)
+}

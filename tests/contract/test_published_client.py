@@ -20,13 +20,7 @@ MODELS_USED = {
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     "sentence-transformers/all-MiniLM-L6-v2",
 }
-UNBUILT = {
-    f"/ml.MediapipeService/{name}"
-    for name in (
-        "StreamAutoFlip",
-        "ProcessMediaSequence",
-    )
-}
+UNBUILT = {f"/ml.MediapipeService/{name}" for name in ("ProcessMediaSequence",)}
 
 
 @pytest.fixture(scope="session")

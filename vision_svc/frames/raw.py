@@ -43,7 +43,7 @@ _LAYOUTS = {
     "yuv420": _Layout(3, 1, cv2.COLOR_YUV2RGB_I420),
     "nv12": _Layout(3, 1, cv2.COLOR_YUV2RGB_NV12),
 }
-_SUBSAMPLED = frozenset({"yuv420", "nv12"})  # chroma has half the size
+SUBSAMPLED_FORMATS = frozenset({"yuv420", "nv12"})  # chroma has half the size
 RAW_FORMATS = frozenset(_LAYOUTS)
 
 
@@ -58,7 +58,7 @@ def crop_raw(frame: EncodedFrame, format_name: str, box: Box) -> bytes:
     layout = _LAYOUTS[format_name]
     data = np.frombuffer(frame.data, np.uint8)
     rows, columns = box.slices(1)
-    if format_name not in _SUBSAMPLED:
+    if format_name not in SUBSAMPLED_FORMATS:
         return data.reshape(layout.shape(frame.width, frame.height))[rows, columns].tobytes()
     area = frame.width * frame.height
     luma, chroma = data[:area].reshape(frame.height, frame.width), data[area:]
@@ -83,7 +83,7 @@ def decode_raw(frame: EncodedFrame, format_name: str, limits: Limits) -> Rgb:
     """
     width, height = frame.width, frame.height
     limits.check(width, height)
-    if format_name in _SUBSAMPLED and (width % 2 or height % 2):
+    if format_name in SUBSAMPLED_FORMATS and (width % 2 or height % 2):
         raise FrameSizeError(
             f"{format_name} needs an even width and height, not {width} x {height}", field="width"
         )

@@ -4,3 +4,6 @@
 TEMPLATE_MATCHING = "template-matching"
 AUTO_FLIP = "auto-flip"
 MEDIA_SEQUENCE = "media-sequence"
+
+# What detected faces are called among the labels of objects.
+FACE_LABEL = "face"

@@ -14,6 +14,9 @@ from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import Vision
 from tests.integration.vision.helpers import error_of, person
 from tests.support.vision_frames import encode_clip
+from tools import vision_clips
+from vision_svc.frames.decoder import decode_picture
+from vision_svc.frames.types import EncodedFrame, Limits
 
 WHERE = (300, 90, 84, 100)  # the astronaut's face in the first frame of `person`
 
@@ -126,3 +129,81 @@ def test_templates_that_are_refused(vision: Vision, changes: dict[str, Any], wor
     error = error_of(vision.stub.StreamTemplateMatching(iter([request])))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, error.details()
     assert words in error.details()
+
+
+def walking(frames: int = 40) -> tuple[list[np.ndarray], np.ndarray]:
+    """The astronaut walks from left to right before a wall; the middles of the face."""
+    portrait = vision_clips.astronaut()[:300, 80:380]
+    images, middles = [], np.linspace(170, 470, frames)
+    wall = np.tile(np.linspace(90, 150, 640).astype(np.uint8)[None, :, None], (360, 1, 3))
+    for middle in middles:
+        image, left = wall.copy(), round(middle) - 143  # the face is 143 from the portrait's edge
+        image[60:, max(0, left) : left + 300] = portrait[:, max(0, -left) : 640 - left]
+        images.append(image)
+    return images, middles
+
+
+@pytest.mark.parametrize("name", ["jpeg", "nv12"])
+@pytest.mark.parametrize("look_ahead", ["0", "6"])
+def test_auto_flip_keeps_a_walking_person(vision: Vision, name: str, look_ahead: str) -> None:
+    images, middles = walking()
+    messages, _ = encode_clip(images, name)
+    messages[0].metadata.update({"subjects": "faces", "look_ahead": look_ahead})
+    answers = list(vision.stub.StreamAutoFlip(iter(messages)))
+    assert [answer.frame_number for answer in answers] == list(range(len(images)))
+    for answer, message, middle in zip(answers, messages, middles, strict=True):
+        left = int(answer.metadata["crop_x"])
+        assert left + 30 < middle < left + 202 - 30
+        assert (answer.width, answer.height, answer.format) == (202, 360, name)
+        assert answer.timestamp_ms == message.timestamp_ms
+        assert answer.timing.inference_ms > 0
+        sent = decoded(message)[:, left : left + 202].astype(int)
+        assert np.abs(decoded(answer).astype(int) - sent).mean() < (3 if name == "jpeg" else 0.01)
+    assert {answer.metadata["shot"] for answer in answers} == {"0"}
+
+
+def decoded(frame: pb.VideoFrame) -> np.ndarray:
+    encoded = EncodedFrame(frame.frame_data, frame.format, frame.width, frame.height)
+    return decode_picture(encoded, Limits()).image
+
+
+def test_auto_flip_of_h264_answers_in_jpeg(vision: Vision) -> None:
+    messages, _ = encode_clip(walking(12)[0], "h264")
+    messages[0].metadata.update({"subjects": "faces", "look_ahead": "3", "aspect": "1:1"})
+    answers = list(vision.stub.StreamAutoFlip(iter(messages)))
+    assert sorted(answer.frame_number for answer in answers) == list(range(12))
+    assert {answer.format for answer in answers} == {"jpeg"}
+    assert all(decoded(answer).shape == (360, 360, 3) for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"aspect": "9x16"}, "option aspect must be two whole numbers"),
+        ({"look_ahead": "31"}, "from 0 to 30"),
+        ({"camera": "handheld"}, "smooth, still"),
+        ({"threshold": "1"}, "aspect, camera, look_ahead"),
+        ({"jpeg_quality": "0"}, "from 1 to 100"),
+    ],
+)
+def test_auto_flip_options_that_are_refused(
+    vision: Vision, changes: dict[str, str], words: str
+) -> None:
+    (message,), _ = encode_clip(person(1), "jpeg")
+    message.metadata.update(changes)
+    error = error_of(vision.stub.StreamAutoFlip(iter([message])))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in error.details()
+
+
+def test_auto_flip_answers_the_frames_before_a_bad_one(vision: Vision) -> None:
+    messages, _ = encode_clip(walking(8)[0], "jpeg")
+    messages[0].metadata.update({"subjects": "faces", "look_ahead": "5"})
+    messages[7].frame_data = b"\xff\xd8\xff nothing"
+    answered = []
+    with pytest.raises(grpc.RpcError) as raised:
+        for answer in vision.stub.StreamAutoFlip(iter(messages)):
+            answered.append(answer.frame_number)  # noqa: PERF401
+    assert answered == list(range(7))
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "frame_number 7" in raised.value.details()

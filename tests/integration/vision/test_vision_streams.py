@@ -263,9 +263,7 @@ def test_a_stream_without_frames_is_no_error(vision: Vision) -> None:
 
 
 def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
-    frames = [pb.VideoFrame(format="rgb")]
     calls = {
-        "StreamAutoFlip": frames,
         "ProcessMediaSequence": [pb.MediaSequenceFrame()],
     }
     for rpc, messages in calls.items():

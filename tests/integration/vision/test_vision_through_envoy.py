@@ -58,7 +58,7 @@ def test_what_is_refused_keeps_its_status(stack: Stack) -> None:
         stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
         for call, code in (
             (stub.StreamFaceMesh(iter([pb.VideoFrame(format="rgb")])), "INVALID_ARGUMENT"),
-            (stub.StreamAutoFlip(iter([pb.VideoFrame()])), "UNIMPLEMENTED"),
+            (stub.StreamAutoFlip(iter([pb.VideoFrame()])), "INVALID_ARGUMENT"),
         ):
             with pytest.raises(grpc.RpcError) as raised:
                 list(call)

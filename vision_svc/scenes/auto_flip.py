@@ -1,0 +1,208 @@
+"""Auto flip: crops the frames of a stream to another aspect ratio, around what is in them."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ml import mediapipe_pb2 as pb
+from shared.errors import FrameSizeError, InputTooLargeError
+from vision_svc import metrics
+from vision_svc.detector import Answer
+from vision_svc.frames.decoder import canonical_format
+from vision_svc.frames.pictures import PICTURE_FORMATS, encode_picture
+from vision_svc.frames.raw import RAW_FORMATS, SUBSAMPLED_FORMATS, crop_raw
+from vision_svc.frames.types import Box, frame_context
+from vision_svc.instances import DEFAULT_STEP_MS, MAX_STEP_MS
+from vision_svc.scenes import AUTO_FLIP
+from vision_svc.scenes.camera import Camera, Span, SubjectTrack
+from vision_svc.scenes.shots import ShotDetector
+from vision_svc.scenes.subjects import SubjectDetector, SubjectTasks
+
+if TYPE_CHECKING:
+    from vision_svc.frames.types import DecodedFrame
+    from vision_svc.instances import Instances
+    from vision_svc.options import Options
+    from vision_svc.scenes.subjects import Seen
+
+MAX_LOOK_AHEAD = 30
+# Pixels of the frames that wait for later ones, about 100 MB: 15 frames of 1920 x 1080.
+MAX_WAITING_PIXELS = 33_177_600
+# Objects take ten times as long to find as faces, and move little in so many frames.
+_OBJECTS_EVERY = 4
+
+
+class StreamClock:
+    """The time from frame to frame, in seconds, by the caller's clock where that makes sense."""
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+
+    def step(self, timestamp_ms: int) -> float:
+        """The time since the frame before."""
+        last, self._last = self._last, timestamp_ms
+        step = DEFAULT_STEP_MS if last is None else timestamp_ms - last
+        return (step if 0 < step <= MAX_STEP_MS else DEFAULT_STEP_MS) / 1000
+
+
+def crop_size(width: int, height: int, aspect: str) -> tuple[int, int]:
+    """The largest size of an aspect ratio that fits into a frame, with even sides.
+
+    Args:
+        width, height: the frame's.
+        aspect: such as "9:16".
+
+    Raises:
+        FrameSizeError: the frame is too small.
+    """
+    if min(width, height) < 2:
+        raise FrameSizeError(
+            f"a frame must be at least 2 x 2 to be cropped, not {width} x {height}", field="width"
+        )
+    across, down = (int(part) for part in aspect.split(":"))
+    if width * down > height * across:
+        width = max(2, height * across // down)
+    else:
+        height = max(2, width * down // across)
+    return width - width % 2, height - height % 2
+
+
+@dataclass
+class _Held:
+    """A frame whose answer waits for later ones."""
+
+    frame: DecodedFrame
+    subject: Span | None
+    cuts: bool
+    seconds: float
+    busy: float
+
+
+class AutoFlip:
+    """Crops the frames of one stream.
+
+    Args:
+        instances: where detectors come from.
+        tasks: what looks for subjects.
+    """
+
+    def __init__(self, instances: Instances, tasks: SubjectTasks) -> None:
+        self._subjects = SubjectDetector(instances, tasks)
+        self._metrics = metrics.of_task(AUTO_FLIP)
+        self._clock = StreamClock()
+        self._shots = ShotDetector()
+        self._held: deque[_Held] = deque()
+        self._size = (0, 0)
+        self._crop = (0, 0)
+        self._objects: Sequence[Seen] = ()
+        self._objects_due = 0
+        self._shot = -1
+
+    def follow(self, frame: DecodedFrame, options: Options) -> Sequence[Answer]:
+        start = time.perf_counter()
+        height, width = frame.image.shape[:2]
+        answers: list[Answer] = []
+        with frame_context(frame.source):
+            new_size = (width, height) != self._size
+            if new_size:
+                answers += self.finish(options)
+                self._begin_size(width, height, options)
+            seconds = self._clock.step(frame.source.timestamp_ms)
+            cuts = self._shots.cut(frame.image, seconds) > 0 or new_size
+            if cuts:
+                self._track.begin_shot()
+                self._objects_due = 0
+            subject = self._track.update(self._look(frame, options), seconds)
+        busy = time.perf_counter() - start
+        self._held.append(_Held(frame, subject, cuts, seconds, busy))
+        while len(self._held) > int(options["look_ahead"]):
+            answers.append(self._answer(options))
+        return answers
+
+    def finish(self, options: Options) -> Sequence[Answer]:
+        return [self._answer(options) for _ in range(len(self._held))]
+
+    def close(self) -> None:
+        self._subjects.close()
+
+    def _begin_size(self, width: int, height: int, options: Options) -> None:
+        """A new crop, camera and subject for frames of this size."""
+        crop = crop_size(width, height, str(options["aspect"]))
+        waiting = width * height * int(options["look_ahead"])
+        if waiting > MAX_WAITING_PIXELS:
+            raise InputTooLargeError(
+                f"look_ahead {options['look_ahead']} of frames of {width} x {height} is {waiting} "
+                f"pixels, which exceeds the limit of {MAX_WAITING_PIXELS}",
+                metadata={"max_waiting_pixels": str(MAX_WAITING_PIXELS)},
+            )
+        self._size, self._crop = (width, height), crop
+        self._axis = 0 if width - crop[0] > height - crop[1] else 1
+        side, part = self._size[self._axis], crop[self._axis]
+        self._track = SubjectTrack(side, part, self._axis)
+        self._camera = Camera(side, part, still=options["camera"] == "still")
+        self._shots = ShotDetector()
+
+    def _look(self, frame: DecodedFrame, options: Options) -> Sequence[Seen]:
+        if self._objects_due == 0:
+            self._objects = self._subjects.objects(frame, options)
+            self._objects_due = _OBJECTS_EVERY
+        self._objects_due -= 1
+        return [*self._subjects.faces(frame, options), *self._objects]
+
+    def _answer(self, options: Options) -> Answer:
+        """The answer to the frame that waits longest."""
+        start = time.perf_counter()
+        held = self._held.popleft()
+        self._aim(held)
+        box = self._box(canonical_format(held.frame.source.format))
+        data, name = _cropped(held.frame, box, options)
+        response = pb.VideoFrame(
+            frame_data=data,
+            format=name,
+            width=box.width,
+            height=box.height,
+            metadata={
+                "crop_x": str(box.x),
+                "crop_y": str(box.y),
+                "crop_width": str(box.width),
+                "crop_height": str(box.height),
+                "shot": str(self._shot),
+            },
+        )
+        busy = held.busy + time.perf_counter() - start
+        self._metrics.inference_seconds.observe(busy)
+        return Answer(response, held.frame, busy)
+
+    def _aim(self, held: _Held) -> None:
+        """Moves the camera on to a frame, with regard to the frames that wait behind it."""
+        ahead = list(itertools.takewhile(lambda later: not later.cuts, self._held))
+        middles = [each.subject.middle for each in (held, *ahead) if each.subject]
+        goal = sum(middles) / len(middles) if middles else None
+        if held.cuts:
+            self._shot += 1
+            self._camera.cut(goal)
+        ahead_seconds = sum(later.seconds for later in ahead) / 2
+        self._camera.move(goal, held.subject, held.seconds, ahead_seconds)
+
+    def _box(self, format_name: str) -> Box:
+        """The crop in whole pixels; chroma of half the size has a place at even ones alone."""
+        step = 2 if format_name in SUBSAMPLED_FORMATS else 1
+        last = self._size[self._axis] - self._crop[self._axis]
+        begin = min(round(self._camera.position / step) * step, last - last % step)
+        x, y = (begin, 0) if self._axis == 0 else (0, begin)
+        return Box(x, y, *self._crop)
+
+
+def _cropped(frame: DecodedFrame, box: Box, options: Options) -> tuple[bytes, str]:
+    """The bytes of a part of a frame, and their format."""
+    name = canonical_format(frame.source.format)
+    if options["output_format"] == "same" and name in RAW_FORMATS:
+        return crop_raw(frame.source, name, box), name
+    if options["output_format"] != "same" or name not in PICTURE_FORMATS:
+        name = "jpeg"
+    part = frame.image[box.slices(1)]
+    return encode_picture(part, name, int(options["jpeg_quality"])), name
