@@ -146,7 +146,7 @@ _TEMPLATE_MATCHING = StreamTask(
     ),
     lambda _, limits: TemplateMatcher(limits),
 )
-_SUBJECTS = SubjectTasks(FACE_DETECTION, OBJECT_DETECTION)
+_SUBJECTS = SubjectTasks(FACE_DETECTION, OBJECT_DETECTOR)
 _SUBJECT_OPTIONS = (
     Choice("subjects", ("all", "faces", "objects")),
     _DETECTION,

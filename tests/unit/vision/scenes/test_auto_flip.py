@@ -21,7 +21,7 @@ from vision_svc.instances import Instances
 from vision_svc.options import Options, parse_options
 from vision_svc.scenes.auto_flip import AutoFlip, crop_size
 from vision_svc.scenes.subjects import SubjectTasks
-from vision_svc.tasks import FACE_DETECTION, OBJECT_DETECTION, STREAM_TASKS
+from vision_svc.tasks import FACE_DETECTION, OBJECT_DETECTOR, STREAM_TASKS
 
 WIDTH, HEIGHT = 640, 360
 CROP = 202  # of 640 x 360 to 9:16, even
@@ -73,7 +73,7 @@ def flip(tmp_path: Path) -> MakeFlip:
         instances = Instances(Assets(tmp_path), 100, 4, lambda: None)
         tasks = SubjectTasks(
             task("faces", FACE_DETECTION.options, MarkedFaces(noise)),
-            task("objects", OBJECT_DETECTION.options, NoObjects(0)),
+            task("objects", OBJECT_DETECTOR.options, NoObjects(0)),
         )
         return AutoFlip(instances, tasks)
 
