@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from ml import mediapipe_pb2 as pb
 from shared.errors import FrameSizeError, InputTooLargeError
 from vision_svc import metrics
-from vision_svc.detector import Answer
+from vision_svc.detector import Answer, skipped
 from vision_svc.frames.decoder import canonical_format
 from vision_svc.frames.pictures import PICTURE_FORMATS, encode_picture
 from vision_svc.frames.raw import RAW_FORMATS, SUBSAMPLED_FORMATS, crop_raw
-from vision_svc.frames.types import Box, frame_context
+from vision_svc.frames.types import Box, SkippedFrame, frame_context
 from vision_svc.instances import DEFAULT_STEP_MS, MAX_STEP_MS
 from vision_svc.scenes import AUTO_FLIP
 from vision_svc.scenes.camera import Camera, Span, SubjectTrack
@@ -95,7 +95,7 @@ class AutoFlip:
         self._metrics = metrics.of_task(AUTO_FLIP)
         self._clock = StreamClock()
         self._shots = ShotDetector()
-        self._held: deque[_Held] = deque()
+        self._held: deque[_Held | SkippedFrame] = deque()
         self._size = (0, 0)
         self._crop = (0, 0)
         self._objects: Sequence[Seen] = ()
@@ -119,12 +119,16 @@ class AutoFlip:
             subject = self._track.update(self._look(frame, options), seconds)
         busy = time.perf_counter() - start
         self._held.append(_Held(frame, subject, cuts, seconds, busy))
-        while len(self._held) > int(options["look_ahead"]):
-            answers.append(self._answer(options))
-        return answers
+        return [*answers, *self._due(options, int(options["look_ahead"]))]
+
+    def skip(self, frame: SkippedFrame) -> Sequence[Answer]:
+        if not self._held:
+            return [skipped(pb.VideoFrame(), frame)]
+        self._held.append(frame)  # behind the frames that wait
+        return []
 
     def finish(self, options: Options) -> Sequence[Answer]:
-        return [self._answer(options) for _ in range(len(self._held))]
+        return self._due(options, 0)
 
     def close(self) -> None:
         self._subjects.close()
@@ -132,10 +136,11 @@ class AutoFlip:
     def _begin_size(self, width: int, height: int, options: Options) -> None:
         """A new crop, camera and subject for frames of this size."""
         crop = crop_size(width, height, str(options["aspect"]))
-        waiting = width * height * int(options["look_ahead"])
+        look_ahead = int(options["look_ahead"])
+        waiting = width * height * look_ahead
         if waiting > MAX_WAITING_PIXELS:
             raise InputTooLargeError(
-                f"look_ahead {options['look_ahead']} of frames of {width} x {height} is {waiting} "
+                f"look_ahead {look_ahead} of frames of {width} x {height} is {waiting} "
                 f"pixels, which exceeds the limit of {MAX_WAITING_PIXELS}",
                 metadata={"max_waiting_pixels": str(MAX_WAITING_PIXELS)},
             )
@@ -153,10 +158,20 @@ class AutoFlip:
         self._objects_due -= 1
         return [*self._subjects.faces(frame, options), *self._objects]
 
-    def _answer(self, options: Options) -> Answer:
-        """The answer to the frame that waits longest."""
+    def _due(self, options: Options, waiting: int) -> list[Answer]:
+        """The answers to all frames but so many, which wait on."""
+        answers = []
+        while self._held and (len(self._held) > waiting or isinstance(self._held[0], SkippedFrame)):
+            held = self._held.popleft()
+            answers.append(
+                skipped(pb.VideoFrame(), held)
+                if isinstance(held, SkippedFrame)
+                else self._answer(held, options)
+            )
+        return answers
+
+    def _answer(self, held: _Held, options: Options) -> Answer:
         start = time.perf_counter()
-        held = self._held.popleft()
         self._aim(held)
         box = self._box(canonical_format(held.frame.source.format))
         data, name = _cropped(held.frame, box, options)
@@ -179,13 +194,14 @@ class AutoFlip:
 
     def _aim(self, held: _Held) -> None:
         """Moves the camera on to a frame, with regard to the frames that wait behind it."""
-        ahead = list(itertools.takewhile(lambda later: not later.cuts, self._held))
+        later = (each for each in self._held if isinstance(each, _Held))
+        ahead = list(itertools.takewhile(lambda each: not each.cuts, later))
         middles = [each.subject.middle for each in (held, *ahead) if each.subject]
         goal = sum(middles) / len(middles) if middles else None
         if held.cuts:
             self._shot += 1
             self._camera.cut(goal)
-        ahead_seconds = sum(later.seconds for later in ahead) / 2
+        ahead_seconds = sum(each.seconds for each in ahead) / 2
         self._camera.move(goal, held.subject, held.seconds, ahead_seconds)
 
     def _box(self, format_name: str) -> Box:

@@ -16,7 +16,7 @@ from vision_svc.assets import Assets
 from vision_svc.detector import Answer, Asset, Mode, VisionTask
 from vision_svc.frames.decoder import decode_picture
 from vision_svc.frames.raw import RAW_FORMATS
-from vision_svc.frames.types import DecodedFrame, EncodedFrame, Limits
+from vision_svc.frames.types import DecodedFrame, EncodedFrame, Limits, SkippedFrame, SkipReason
 from vision_svc.instances import Instances
 from vision_svc.options import Options, parse_options
 from vision_svc.scenes.auto_flip import AutoFlip, crop_size
@@ -67,7 +67,9 @@ def flip(tmp_path: Path) -> MakeFlip:
         def open_detector(path: Path, options: Options, mode: Mode) -> MarkedFaces:
             return detector
 
-        return VisionTask(name, open_detector, {"": Asset("model", 1)}, options, None, False)
+        assets = {"": Asset("model", 1)}
+        response = pb.FaceDetectionResponse  # of skipped frames, which do not get there
+        return VisionTask(name, open_detector, assets, options, response, keeps_state=False)
 
     def make(noise: float = 0.0) -> AutoFlip:
         instances = Instances(Assets(tmp_path), 100, 4, lambda: None)
@@ -303,3 +305,22 @@ def test_frames_that_wait_are_limited(flip: MakeFlip) -> None:
     image = np.zeros((2160, 3840, 3), np.uint8)
     with pytest.raises(InputTooLargeError, match="look_ahead 5 of frames of 3840 x 2160"):
         run(flip(), [image], look_ahead="5")
+
+
+def test_skipped_frames_are_answered_in_their_place(flip: MakeFlip) -> None:
+    """They wait behind the frames before them, and hold up none of those."""
+    work = flip()
+    options = parse_options(STREAM_TASKS["auto-flip"].options, {"look_ahead": "2"})
+    image = frame_with(300)
+    answers: list[Answer] = []
+    for number in range(8):
+        source = EncodedFrame(image.tobytes(), "rgb", WIDTH, HEIGHT, number=number)
+        if number in (0, 3, 4, 7):
+            answers += work.skip(SkippedFrame(source, SkipReason.LOST))
+        else:
+            answers += work.follow(DecodedFrame(image, source, 0.0), options)
+    answers += work.finish(options)
+    assert [answer.frame.source.number for answer in answers if answer.frame] == [*range(8)]
+    skips = [answer.response.skipped for answer in answers]  # type: ignore[union-attr]
+    assert [number for number, skip in enumerate(skips) if skip] == [0, 3, 4, 7]
+    assert all(bool(a.response.frame_data) == (not a.response.skipped) for a in answers)  # type: ignore[union-attr]
