@@ -154,7 +154,8 @@ class LiteRtModel:
             interpreter = self._load()  # one that has failed may be laid out by halves
             if isinstance(error, RuntimeError | ValueError):
                 raise InvalidArgumentError(
-                    f"LiteRT cannot compute with these inputs: {reason(error)}", field="tensors"
+                    f"LiteRT cannot compute with these inputs: {reason(error, self._path)}",
+                    field="tensors",
                 ) from None
             raise
         finally:
@@ -166,7 +167,7 @@ class LiteRtModel:
             interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise InvalidModelError(
-                f"LiteRT cannot load {self._path.name}: {reason(error)}"
+                f"LiteRT cannot load {self._path.name}: {reason(error, self._path)}"
             ) from None
         return interpreter
 
@@ -193,10 +194,17 @@ def _signatures(interpreter: Interpreter) -> dict[str, Signature]:
     return {"": Signature(specs(inputs), specs(outputs))}
 
 
-def reason(error: Exception) -> str:
-    """What LiteRT says, without the advice that follows it; it says nothing if memory is short."""
+def reason(error: Exception, path: Path) -> str:
+    """What LiteRT says, without the advice that follows it; it says nothing if memory is short.
+
+    Args:
+        error: its own.
+        path: of the file, whose folder is left out.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else "it cannot allocate their tensors"
+    if not lines:
+        return "its tensors cannot be allocated"
+    return lines[0].replace(f"{path.parent}/", "")[:300]
 
 
 def elements(shape: tuple[int, ...]) -> int:

@@ -39,7 +39,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
-from text_svc.worker.engines.litert import resident_bytes
+from text_svc.worker.engines.litert import reason, resident_bytes
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.steps import Steps
@@ -92,7 +92,8 @@ def load(
             enable_benchmark=True,  # it counts the tokens
         )
     except RuntimeError as error:
-        raise InvalidModelError(f"LiteRT-LM cannot load {path.name}: {_reason(error)}") from None
+        why = reason(error, path)
+        raise InvalidModelError(f"LiteRT-LM cannot load {path.name}: {why}") from None
     tokenizer = LiteRtLmTokenizer(model, unpacked)
     _write_one_token(model)
     limits = Limits(context, running=1, waiting=spec.max_waiting, repetition_penalty=False)
@@ -106,10 +107,6 @@ def _write_one_token(model: litert_lm.Engine) -> None:
         session.run_prefill(["a"])
         for _ in session.run_decode_async():
             pass
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else "it does not say why"
 
 
 class LiteRtLmTokenizer:
