@@ -17,10 +17,12 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Replicas
 from model_mgmt_svc.service import ModelManagementServicer
 from model_mgmt_svc.settings import ModelMgmtSettings
+from model_mgmt_svc.status import ModelStates
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
@@ -74,7 +76,13 @@ async def run(settings: ModelMgmtSettings) -> None:
 
         def register(server: grpc.aio.Server, health: Health) -> None:
             servicer = ModelManagementServicer(
-                files, lifecycle, reconciler, settings.chunk_bytes, settings.max_file_streams
+                files,
+                lifecycle,
+                reconciler,
+                ModelWatch(ModelStates(desired, lifecycle, reconciler)),
+                health.watches,
+                chunk_bytes=settings.chunk_bytes,
+                max_file_streams=settings.max_file_streams,
             )
             model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
 

@@ -7,7 +7,15 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -40,8 +48,9 @@ T = TypeVar("T")
 
 # Longest wait for a replica to free a model; it may hang.
 FREE_SECONDS = 30.0
-# How long the next caller is told how a load has failed that went on without callers.
-UNSEEN_SECONDS = 60.0
+# How long a failed load is remembered: it is among the states of models, and if it went on without
+# callers, the next one is told.
+FAILED_SECONDS = 60.0
 
 
 class _Load(SharedWork[LoadedModel]):
@@ -69,12 +78,16 @@ class _Load(SharedWork[LoadedModel]):
 
 
 @dataclass(frozen=True)
-class _UnseenFailure:
-    """How a load has failed that no caller waited for any more; `at` is on the loop's clock."""
+class FailedLoad:
+    """How a load has failed that callers had asked for; `at` is on the loop's clock.
+
+    `unseen` is true until a caller is told: nobody waited for it any more.
+    """
 
     model: DesiredModel
     error: ServiceError
     at: float
+    unseen: bool
 
 
 @dataclass(frozen=True)
@@ -119,7 +132,7 @@ class Lifecycle:
         self._refresh = refresh
         self._max_loads = max_loads
         self._start_seconds = start_seconds
-        self._unseen: dict[ModelId, _UnseenFailure] = {}
+        self._failed: dict[ModelId, FailedLoad] = {}
         self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
@@ -149,11 +162,7 @@ class Lifecycle:
             ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
         self._tell_unseen(model)
-        if self._loads.get(model.model_id) is None and len(self._loads) >= self._max_loads:
-            raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
-        with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
-            _check_type(load.model.pipeline_type, model)
-            load.requested = True
+        with self._requested(model) as load:
             load.callers += 1
             try:
                 loaded = await load.finished()
@@ -177,6 +186,20 @@ class Lifecycle:
         models_of = await self._list(self._replicas.all())
         held = (_ready(models, model_id) for models in models_of.values())
         return next((model.pipeline_type for model in held if model), "")
+
+    async def begin(self, model: DesiredModel) -> None:
+        """As `load`, but it does not wait: the load goes on.
+
+        Raises:
+            PipelineMismatchError, QueueFullError: as `load`.
+            ServiceError: how the load failed that was begun so before.
+        """
+        self._tell_unseen(model)
+        for models in (await self.models()).values():
+            if loaded := _ready(models, model.model_id):
+                _check_type(loaded.pipeline_type, model)
+        with self._requested(model):
+            pass
 
     async def check(self, model: DesiredModel) -> Mapping[str, str]:
         """All options that a load would have, with the values of those that are not given.
@@ -234,10 +257,25 @@ class Lifecycle:
         task.add_done_callback(self._unloads.discard)
         return await asyncio.shield(task)
 
+    def loading(self) -> list[DesiredModel]:
+        """The models whose loads are in flight."""
+        return [load.model for load in self._loads]
+
+    def failed(self) -> list[FailedLoad]:
+        """The loads that callers had asked for and that have failed within `FAILED_SECONDS`."""
+        now = asyncio.get_running_loop().time()
+        kept = self._failed.items()
+        self._failed = {key: each for key, each in kept if now < each.at + FAILED_SECONDS}
+        return list(self._failed.values())
+
+    async def models(self) -> dict[Replica, list[ReplicaModel]]:
+        """The models of each replica that answers, whatever their state."""
+        return await self._list(self._replicas.all())
+
     async def loaded(self) -> list[LoadedModel]:
         """The models in memory, ordered by id, as reported by the replicas that are up."""
         by_id: dict[ModelId, list[ReplicaModel]] = defaultdict(list)
-        for models in (await self._list(self._replicas.all())).values():
+        for models in (await self.models()).values():
             for model in models:
                 if model.ready:
                     by_id[model.model_id].append(model)
@@ -281,7 +319,23 @@ class Lifecycle:
             for replica, models in (await self._list(self._replicas.all())).items()
         }
 
+    @contextlib.contextmanager
+    def _requested(self, model: DesiredModel) -> Iterator[_Load]:
+        """The load of a model that a caller has asked for, begun unless it is in flight.
+
+        Raises:
+            PipelineMismatchError: it is being loaded with another type.
+            QueueFullError: too many other models are being loaded.
+        """
+        if self._loads.get(model.model_id) is None and len(self._loads) >= self._max_loads:
+            raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
+        with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
+            _check_type(load.model.pipeline_type, model)
+            load.requested = True
+            yield load
+
     def _start(self, model: DesiredModel) -> _Load:
+        self._failed.pop(model.model_id, None)
         load = _Load(model)
         load.task = asyncio.create_task(self._load(load))
         return load
@@ -290,27 +344,27 @@ class Lifecycle:
         try:
             return await self._load_once(load)
         except ServiceError as error:
-            if load.requested and not load.callers:
-                self._keep_unseen(load.model, error)
+            if load.requested:
+                self._keep_failed(load, error)
             raise
 
-    def _keep_unseen(self, model: DesiredModel, error: ServiceError) -> None:
-        log.warning(
-            "a load failed after its callers had left",
-            extra={"model_id": model.model_id, "error": error.message},
-        )
+    def _keep_failed(self, load: _Load, error: ServiceError) -> None:
+        unseen = not load.callers
+        if unseen:
+            log.warning(
+                "a load failed that no caller waited for",
+                extra={"model_id": load.model.model_id, "error": error.message},
+            )
         now = asyncio.get_running_loop().time()
-        kept = self._unseen.items()
-        self._unseen = {key: each for key, each in kept if now < each.at + UNSEEN_SECONDS}
-        self._unseen[model.model_id] = _UnseenFailure(model, error, now)
+        self._failed[load.model.model_id] = FailedLoad(load.model, error, now, unseen)
 
     def _tell_unseen(self, model: DesiredModel) -> None:
-        """Raises, once, the error of a load that failed after its callers had left."""
-        failure = self._unseen.pop(model.model_id, None)
-        now = asyncio.get_running_loop().time()
-        same = failure and replace(failure.model, asked_type=model.asked_type) == model
-        if failure and same and now < failure.at + UNSEEN_SECONDS:
-            raise failure.error
+        """Raises, once, the error of a load that failed while no caller waited for it."""
+        for failed in self.failed():
+            same = replace(failed.model, asked_type=model.asked_type) == model
+            if same and failed.unseen:
+                self._failed[model.model_id] = replace(failed, unseen=False)
+                raise failed.error
 
     async def _load_once(self, load: _Load) -> LoadedModel:
         async with self._lock(load.model.model_id):
@@ -423,7 +477,7 @@ class Lifecycle:
         )
 
     async def _unload(self, model_id: ModelId) -> int:
-        self._unseen.pop(model_id, None)
+        self._failed.pop(model_id, None)
         load = self._loads.get(model_id)
         if load:
             self._loads.stop(model_id, load)

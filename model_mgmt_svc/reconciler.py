@@ -131,6 +131,13 @@ class Reconciler:
             if failures.faults >= self._max_failures
         }
 
+    def retry(self, model_id: ModelId) -> Restore | None:
+        """When a model that failed or died is tried again, and why; None if it is healthy."""
+        failures = self._failures.get(model_id)
+        if failures is None or failures.restored_at is not None:
+            return None
+        return self._planned(model_id)
+
     def forgive(self, model_id: ModelId) -> None:
         """Forgets the failures of a model that was requested again."""
         self._failures.pop(model_id, None)
@@ -240,8 +247,10 @@ class Reconciler:
 
     def _planned(self, model_id: ModelId) -> Restore:
         failures = self._failures.get(model_id)
-        if failures is None or model_id in self._running:
+        if failures is None:
             return Restore(model_id)
+        if model_id in self._running:
+            return Restore(model_id, reason=failures.reason)
         given_up = failures.faults >= self._max_failures
         wait = max(failures.next_attempt - self._clock(), 0.0)
         return Restore(model_id, 0.0 if given_up else wait, given_up, failures.reason)

@@ -15,7 +15,7 @@ import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
-from shared.model_host import Restore
+from shared.model_host import ModelState, Restore
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
@@ -38,17 +38,25 @@ _DOWN = (
 )
 
 
+_STATES = {
+    value: ModelState[name.removeprefix("MODEL_STATE_")]
+    for name, value in worker_pb2.ModelState.items()
+    if value != worker_pb2.MODEL_STATE_UNSPECIFIED
+}
+
+
 @dataclass(frozen=True)
 class ReplicaModel:
-    """A model on one replica. Memory in bytes, `loaded_at` in Unix seconds.
+    """A model on one replica. Memory in bytes, `loaded_at` and `last_used_at` in Unix seconds.
 
     `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
-    those that it was loaded with; `reason` says why it has failed.
+    those that it was loaded with; `reason` says why it has failed; of its `bytes_total` of files,
+    `bytes_fetched` are there; `calls` is what it answers now.
     """
 
     model_id: ModelId
     pipeline_type: str
-    ready: bool
+    state: ModelState
     ram_bytes: int = 0
     vram_bytes: int = 0
     loaded_at: int = 0
@@ -56,6 +64,15 @@ class ReplicaModel:
     note: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     reason: str = ""
+    bytes_fetched: int = 0
+    bytes_total: int = 0
+    calls: int = 0
+    last_used_at: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers calls."""
+        return self.state is ModelState.READY
 
     @property
     def died(self) -> bool:
@@ -266,7 +283,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
     return ReplicaModel(
         model_id=ModelId(model.model_id),
         pipeline_type=model.pipeline_type,
-        ready=model.state == worker_pb2.MODEL_STATE_READY,
+        state=_STATES.get(model.state, ModelState.FAILED),
         ram_bytes=model.ram_bytes,
         vram_bytes=model.vram_bytes,
         loaded_at=model.loaded_at,
@@ -274,6 +291,10 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         note=model.note,
         options=dict(model.options),
         reason=model.reason,
+        bytes_fetched=model.bytes_fetched,
+        bytes_total=model.bytes_total,
+        calls=model.calls_in_flight,
+        last_used_at=model.last_used_at,
     )
 
 

@@ -9,10 +9,13 @@ from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.options import usual_options
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.resolve import Asked, of_loaded, resolve
+from model_mgmt_svc.status import ModelStatus
+from shared.errors import OutOfRangeError
 from shared.file_options import FILE, FileOptions
 from shared.files.client import ModelFiles
 from shared.model_ids import (
@@ -25,6 +28,7 @@ from shared.model_ids import (
 from shared.pipelines import find_pipeline
 from shared.rpc.call_limit import Slots, came_through_envoy
 from shared.rpc.interceptors import Context
+from shared.rpc.watches import Watches
 
 
 class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceServicer):
@@ -34,6 +38,8 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         files: the application's model cache, read through this service's own.
         lifecycle: loads and unloads models.
         reconciler: forgets the failures of a model that a caller requests.
+        watch: the states of all models.
+        watches: the places of WatchModels, health and reflection streams.
         chunk_bytes: data bytes in one message of GetModelFile.
         max_file_streams: most concurrent GetModelFile calls through Envoy, and of other services.
     """
@@ -43,12 +49,17 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         files: ModelFiles,
         lifecycle: Lifecycle,
         reconciler: Reconciler,
+        watch: ModelWatch,
+        watches: Watches,
+        *,
         chunk_bytes: int,
         max_file_streams: int,
     ) -> None:
         self._files = files
         self._lifecycle = lifecycle
         self._reconciler = reconciler
+        self._watch = watch
+        self._watches = watches
         self._chunk_bytes = chunk_bytes
         # Apart, so that callers never keep the services from the files that a load needs.
         self._callers = Slots(max_file_streams, "GetModelFile calls")
@@ -71,6 +82,13 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         desired = DesiredModel(model_id, pipeline.name, options, asked.alias_of(pipeline))
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
+        if request.HasField("wait") and not request.wait:
+            await self._lifecycle.begin(desired)
+            return model_management_pb2.LoadModelResponse(
+                success=True,
+                message=f"the load of {model_id} goes on; WatchModels tells how",
+                status=await self._status(model_id),
+            )
         model = await self._lifecycle.load(desired)
         why = "" if asked.is_just(pipeline) else found.why
         notes = [why, await self._unconfirmed(source), model.note]
@@ -81,6 +99,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
             vram_allocated_mb=_mib(model.vram_bytes),
             ram_allocated_mb=_mib(model.ram_bytes),
             pipeline_type=model.pipeline_type,
+            status=await self._status(model_id),
         )
 
     async def UnloadModel(
@@ -109,6 +128,28 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                 for model in await self._lifecycle.loaded()
             ]
         )
+
+    async def ListModels(
+        self, request: model_management_pb2.ListModelsRequest, context: Context
+    ) -> model_management_pb2.ListModelsResponse:
+        now = await self._watch.now()
+        return model_management_pb2.ListModelsResponse(
+            models=map(_model_status, now.models), sequence=now.sequence
+        )
+
+    async def WatchModels(
+        self, request: model_management_pb2.WatchModelsRequest, context: Context
+    ) -> AsyncIterator[model_management_pb2.WatchModelsResponse]:
+        if request.after < 0:
+            raise OutOfRangeError("after is below 0", field="after")
+        async with self._watches.watch(), aclosing(self._watch.changes(request.after)) as changes:
+            async for each in changes:
+                yield model_management_pb2.WatchModelsResponse(
+                    sequence=each.sequence,
+                    models=map(_model_status, each.models),
+                    removed=each.removed,
+                    complete=each.complete,
+                )
 
     async def GetModelFile(
         self, request: model_management_pb2.ModelFileRequest, context: Context
@@ -141,11 +182,21 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
             "not know revisions sends its default"
         )
 
+    async def _status(self, model_id: ModelId) -> model_management_pb2.ModelStatus | None:
+        models = (await self._watch.now()).models
+        return next((_model_status(each) for each in models if each.model_id == model_id), None)
+
     def _unsaved(self, consequence: str) -> str:
         """What a caller should know while the record of the desired models cannot be written."""
         if not (why := self._lifecycle.unsaved):
             return ""
         return f". This cannot be saved ({why}): after a restart of model_mgmt_svc it {consequence}"
+
+
+def _model_status(status: ModelStatus) -> model_management_pb2.ModelStatus:
+    fields = dict(vars(status))
+    state = getattr(model_management_pb2, f"MODEL_STATE_{fields.pop('state').name}")
+    return model_management_pb2.ModelStatus(state=state, **fields)
 
 
 def _mib(size: int) -> int:

@@ -63,8 +63,8 @@ class ModelMgmtSettings(FileSettings):
     watch_seconds: float = Field(
         3600.0,
         ge=0,
-        description="Life of a stream of the health or reflection service, which then is "
-        "UNAVAILABLE; 0 is unlimited.",
+        description="Life of a stream of WatchModels, of the health or of the reflection service, "
+        "which then is UNAVAILABLE; 0 is unlimited.",
     )
     max_loads: int = Field(
         64,

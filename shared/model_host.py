@@ -6,6 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -48,6 +49,8 @@ class HostedModel:
         reason: why it is FAILED.
         engine: what runs it, where the service has several engines.
         note: a sentence for the caller who loads it, often empty.
+        calls: calls and streams that it answers now.
+        last_used_at: when its last call began or ended, in Unix seconds; 0 if it has had none.
         use: keeps its files in the cache; None before it is fetched and after it is unloaded.
     """
 
@@ -62,10 +65,23 @@ class HostedModel:
     reason: str = ""
     engine: str | None = None
     note: str = ""
+    calls: int = 0
+    last_used_at: float = 0.0
     use: Closable | None = None
 
     def __post_init__(self) -> None:
         self.states = [ModelState.FETCHING]
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Counts a call or a stream while the body runs."""
+        self.calls += 1
+        self.last_used_at = time.time()
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            self.last_used_at = time.time()
 
     def let_go(self) -> None:
         """Its files may be removed from the cache from now on."""

@@ -73,6 +73,9 @@ class SingleFlight(Generic[K, W]):
     def __len__(self) -> int:
         return len(self._flights)
 
+    def __iter__(self) -> Iterator[W]:
+        return iter(list(self._flights.values()))
+
     @contextmanager
     def join(self, key: K, start: Callable[[], W], *, goes_on: bool = False) -> Iterator[W]:
         """Joins the work for a key, or starts it.

@@ -134,7 +134,7 @@ class Models:
         model.state = ModelState.LOADING
         await self._runtime.try_model(model.task, path)
         model.ram_bytes = path.stat().st_size
-        self._runtime.use_model(model.task, path)
+        self._runtime.use_model(model.task, path, model)
         model.loaded_at = int(time.time())
         model.state = ModelState.READY
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from vision_svc.instances import Instances
 from vision_svc.watched_pool import WatchedPool
 
 if TYPE_CHECKING:
+    from shared.model_host import HostedModel
     from vision_svc.detector import VisionTask
     from vision_svc.settings import VisionSettings
 
@@ -65,6 +67,7 @@ class VisionRuntime:
             settings.max_idle_instances,
             self._count_failure,
         )
+        self._models: dict[str, HostedModel | None] = {}
         self._hang_seconds = settings.hang_seconds
         self._max_failures = settings.max_failed_graphs
         self._on_failures = on_failures
@@ -88,10 +91,22 @@ class VisionRuntime:
         """
         await asyncio.wrap_future(self.picture_pool.submit(self.instances.try_model, task, path))
 
-    def use_model(self, task: VisionTask, path: Path | None) -> None:
-        """Makes new streams and pictures run on this file; None restores the task's own file."""
+    def use_model(
+        self, task: VisionTask, path: Path | None, model: HostedModel | None = None
+    ) -> None:
+        """Makes new streams and pictures run on this file; None restores the task's own file.
+
+        Args:
+            model: counts them.
+        """
         self._assets.replace(task, path)
         self.instances.drop_idle(task)
+        self._models[task.name] = model
+
+    def model_in_use(self, task: VisionTask) -> contextlib.AbstractContextManager[None]:
+        """Counts a stream or a picture of the model that somebody has loaded for a task."""
+        model = self._models.get(task.name)
+        return model.in_use() if model else contextlib.nullcontext()
 
     async def until_hung(self) -> None:
         """Returns once a thread has not come to the end of its work for `hang_seconds`.

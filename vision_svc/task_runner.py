@@ -95,8 +95,9 @@ class TaskRunner:
         place = self._places.take(caller(), leave)
         figures.received.inc()
         try:
-            future = self._runtime.picture_pool.submit(run)
-            response = await asyncio.wrap_future(future)
+            with self._runtime.model_in_use(task):
+                future = self._runtime.picture_pool.submit(run)
+                response = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if left:
                 raise left[0] from None

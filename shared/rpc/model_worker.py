@@ -118,6 +118,10 @@ def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
         options=model.raw_options,
         engine=model.engine or "",
         note=model.note,
+        bytes_fetched=model.bytes_fetched,
+        bytes_total=model.bytes_total,
+        calls_in_flight=model.calls,
+        last_used_at=model.last_used_at,
     )
 
 

@@ -40,11 +40,16 @@ _MAX_HANDLER_SECONDS = 5.0
 
 
 class Health:
-    """State of the standard health service, by service name; "" is the whole process."""
+    """State of the standard health service, by service name; "" is the whole process.
+
+    Attributes:
+        watches: its open watches, which have places in common with all others of the process.
+    """
 
     def __init__(self, names: Sequence[str], watches: Watches | None = None) -> None:
         self.names = ("", *names)
-        self.servicer = HealthServicer(watches or Watches())
+        self.watches = watches or Watches()
+        self.servicer = HealthServicer(self.watches)
         self._stopping = False
 
     async def set(self, name: str, serving: bool) -> None:

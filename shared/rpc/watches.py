@@ -1,6 +1,6 @@
-"""Watches: Health.Watch and reflection streams, which stay open and do nothing most of the time.
+"""Watches: Health.Watch, WatchModels and reflection streams, which are open long and mostly quiet.
 
-They take no slot of other calls, so they have a limit and a life of their own.
+Most take no slot of other calls, so they have a limit and a life of their own.
 """
 
 from __future__ import annotations

@@ -23,8 +23,7 @@ class ManagedModel(HostedModel):
         ending: its unload.
         waiters: callers that wait for the load.
         abandoning: ends the load, unless a caller comes back for it in time.
-        calls: calls that it answers now.
-        idle: set when there are none.
+        idle: set when it answers no calls.
     """
 
     options: LoadOptions
@@ -36,7 +35,6 @@ class ManagedModel(HostedModel):
     ending: asyncio.Task[None] | None = None
     waiters: int = 0
     abandoning: asyncio.Task[None] | None = None
-    calls: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -155,12 +155,11 @@ class Registry:
             )
         if model.state is not ModelState.READY or model.process is None:
             raise self._absence(model_id, model)
-        model.calls += 1
         model.idle.clear()
         try:
-            yield model.process
+            with model.in_use():
+                yield model.process
         finally:
-            model.calls -= 1
             if not model.calls:
                 model.idle.set()
 

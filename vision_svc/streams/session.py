@@ -21,6 +21,7 @@ the rest in the event loop:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -74,6 +75,7 @@ class Session:
         self._answers: deque[Answer | End] = deque()
         self._answered = asyncio.Event()
         self._place: Place | None = None
+        self._in_use = contextlib.ExitStack()
         self._reader: asyncio.Task[None] | None = None
 
     async def answers(self, incoming: Incoming) -> AsyncIterator[Response]:
@@ -116,6 +118,7 @@ class Session:
                 set_idle_seconds(stream.idle_seconds)
             self._place = self._runtime.streams.take(caller(), self._leave)
             self._metrics.open_streams.inc()
+            self._in_use.enter_context(self._runtime.model_in_use(self._task))
             self._first_metadata = dict(metadata)
         elif metadata and metadata != self._first_metadata:
             raise InvalidArgumentError(
@@ -173,6 +176,7 @@ class Session:
 
     def _close(self) -> None:
         self._stages.close()
+        self._in_use.close()
         if self._place is not None:
             self._runtime.streams.free(self._place)
             self._place = None

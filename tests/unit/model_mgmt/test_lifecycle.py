@@ -159,7 +159,7 @@ async def test_a_caller_with_other_options_or_much_later_is_not_told(
     plane: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for seconds, model in (60.0, dataclasses.replace(DESIRED, options={})), (0.0, DESIRED):
-        monkeypatch.setattr("model_mgmt_svc.lifecycle.UNSEEN_SECONDS", seconds)
+        monkeypatch.setattr("model_mgmt_svc.lifecycle.FAILED_SECONDS", seconds)
         plane.first.go_on.clear()
         plane.first.failures = [OutOfMemoryError("it needs 9 GiB")]
         await leave(plane)

@@ -1,0 +1,193 @@
+"""What is known of every model: what the replicas hold, what is desired, and what has failed."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.reconciler import Reconciler
+from model_mgmt_svc.replicas import Replica, ReplicaModel
+from shared.errors import UnknownPipelineError
+from shared.model_host import ModelState, Restore
+from shared.model_ids import ModelId
+from shared.pipelines import find_pipeline
+
+
+class StatusState(enum.Enum):
+    """Where a model is in its life; the names are those of `ml.ModelState`."""
+
+    PENDING = "pending"
+    FETCHING = "fetching"
+    CONVERTING = "converting"
+    LOADING = "loading"
+    READY = "ready"
+    UNLOADING = "unloading"
+    FAILED = "failed"
+
+
+# A model is in the first of these states that one of its replicas has it in.
+_BY_PROGRESS = (
+    *(ModelState.READY, ModelState.LOADING, ModelState.CONVERTING, ModelState.FETCHING),
+    *(ModelState.UNLOADING, ModelState.FAILED),
+)
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """One model over all replicas. Memory in bytes, times in Unix seconds.
+
+    Attributes:
+        pipeline_type: the canonical name.
+        desired: whether it is loaded again when it is lost.
+        bytes_fetched: of its files, on the replica that has come farthest.
+        bytes_total: of the files known so far; 0 while unknown.
+        reason: why it is FAILED, or failed last.
+        next_try_seconds: until it is tried again; None if no try is planned.
+        loaded_at: since when the first replica holds it; 0 until READY.
+        last_used_at: when its last call began or ended; 0 if it has had none.
+        calls_in_flight: calls and streams that it answers now.
+        replicas_ready: replicas on which it is READY.
+        replicas: replicas of its service that answer.
+        engine: what runs it; empty until READY.
+    """
+
+    model_id: ModelId
+    pipeline_type: str
+    state: StatusState
+    desired: bool = False
+    bytes_fetched: int = 0
+    bytes_total: int = 0
+    reason: str = ""
+    next_try_seconds: float | None = None
+    ram_bytes: int = 0
+    vram_bytes: int = 0
+    loaded_at: int = 0
+    last_used_at: float = 0.0
+    calls_in_flight: int = 0
+    replicas_ready: int = 0
+    replicas: int = 0
+    engine: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def differs(self, other: ModelStatus) -> bool:
+        """Whether there is news beside the time that passes until the next try."""
+        timeless = replace(self, next_try_seconds=None), replace(other, next_try_seconds=None)
+        retries = self.next_try_seconds is None, other.next_try_seconds is None
+        return timeless[0] != timeless[1] or retries[0] != retries[1]
+
+
+class ModelStates:
+    """Puts together what the parts of the control plane know of each model.
+
+    Args:
+        desired: the desired models.
+        lifecycle: the loads in flight, those that failed, and the replicas' models.
+        reconciler: when a failed model is tried again.
+    """
+
+    def __init__(
+        self, desired: DesiredModels, lifecycle: Lifecycle, reconciler: Reconciler
+    ) -> None:
+        self._desired = desired
+        self._lifecycle = lifecycle
+        self._reconciler = reconciler
+
+    async def all(self) -> dict[ModelId, ModelStatus]:
+        """The status of every model, ordered by id."""
+        models_of = await self._lifecycle.models()
+        desired = {model.model_id: model for model in self._desired.all()}
+        loading = {model.model_id: model for model in self._lifecycle.loading()}
+        failed = {each.model.model_id: each for each in self._lifecycle.failed()}
+        held = _by_id(models_of)
+        known = {each.model_id: each for each in _first_held(held)}
+        known |= {model_id: each.model for model_id, each in failed.items()} | desired | loading
+        statuses = {}
+        for model_id, model in sorted(known.items()):
+            status = ModelStatus(
+                model_id,
+                model.pipeline_type,
+                StatusState.PENDING,
+                desired=model_id in desired,
+                replicas=_replicas_for(model, models_of),
+                options=dict(model.options),
+            )
+            if model_id in failed:
+                reason = failed[model_id].error.message
+                status = replace(status, state=StatusState.FAILED, reason=reason)
+            if retry := self._reconciler.retry(model_id):
+                status = _retried(status, retry)
+            if model_id in loading:
+                status = replace(status, state=StatusState.FETCHING, next_try_seconds=None)
+            if model_id in held:
+                status = _over(status, held[model_id])
+            statuses[model_id] = status
+        return statuses
+
+
+def _by_id(
+    models_of: Mapping[Replica, Iterable[ReplicaModel]],
+) -> dict[ModelId, list[ReplicaModel]]:
+    held: dict[ModelId, list[ReplicaModel]] = {}
+    for models in models_of.values():
+        for model in models:
+            held.setdefault(model.model_id, []).append(model)
+    return held
+
+
+def _first_held(held: Mapping[ModelId, Sequence[ReplicaModel]]) -> Iterator[DesiredModel]:
+    """The models of replicas as if they were desired; those that only failed there are left out."""
+    for model_id, models in held.items():
+        for model in models:
+            if model.state is not ModelState.FAILED:
+                yield DesiredModel(model_id, model.pipeline_type, model.options)
+                break
+
+
+def _replicas_for(model: DesiredModel, models_of: Iterable[Replica]) -> int:
+    try:
+        service = find_pipeline(model.pipeline_type).service
+    except UnknownPipelineError:  # noted by another version
+        return 0
+    return sum(replica.service == service for replica in models_of)
+
+
+def _retried(status: ModelStatus, retry: Restore) -> ModelStatus:
+    return replace(
+        status,
+        state=StatusState.PENDING
+        if not (retry.wait_seconds or retry.given_up)
+        else StatusState.FAILED,
+        reason=retry.reason,
+        next_try_seconds=None if retry.given_up else retry.wait_seconds,
+    )
+
+
+def _over(status: ModelStatus, models: Sequence[ReplicaModel]) -> ModelStatus:
+    """The status with what the replicas say of the model."""
+    states = {model.state for model in models}
+    state = next(each for each in _BY_PROGRESS if each in states)
+    ready = [model for model in models if model.ready]
+    if state is not ModelState.FAILED:
+        status = replace(status, state=StatusState[state.name])
+    elif status.state is StatusState.PENDING and status.next_try_seconds is None:
+        reason = next(model.reason for model in models)
+        status = replace(status, state=StatusState.FAILED, reason=reason)
+    ahead = max(models, key=lambda model: model.bytes_fetched)
+    return replace(
+        status,
+        reason="" if ready else status.reason,
+        next_try_seconds=None if ready else status.next_try_seconds,
+        bytes_fetched=ahead.bytes_fetched,
+        bytes_total=ahead.bytes_total,
+        ram_bytes=sum(model.ram_bytes for model in ready),
+        vram_bytes=sum(model.vram_bytes for model in ready),
+        loaded_at=min((model.loaded_at for model in ready), default=0),
+        last_used_at=max(model.last_used_at for model in models),
+        calls_in_flight=sum(model.calls for model in models),
+        replicas_ready=len(ready),
+        engine=ready[0].engine if ready else "",
+        options=dict(ready[0].options) if ready else status.options,
+    )
