@@ -21,6 +21,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
 from ml import (
@@ -109,6 +110,26 @@ def _serving(stub: Any, name: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+@contextmanager
+def load_progress(model: str) -> Iterator[Callable[[model_management_pb2.ModelStatus], None]]:
+    """A line that says how far a load has come, with a bar while its files are fetched."""
+    columns = (SpinnerColumn(), "{task.description}", BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"{model}: pending", total=None)
+
+        def show(status: model_management_pb2.ModelStatus) -> None:
+            state = model_management_pb2.ModelState.Name(status.state)
+            word = state.removeprefix("MODEL_STATE_").lower()
+            progress.update(
+                task,
+                description=f"{model}: {word}",
+                completed=status.bytes_fetched,
+                total=status.bytes_total or None,
+            )
+
+        yield show
+
+
 class Demo:
     """The steps; each prints its results and returns a sentence for the summary."""
 
@@ -118,13 +139,20 @@ class Demo:
         self._vision = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
 
     def load(self, model: str, pipeline: str) -> str:
-        with console.status(f"loading {model}"):
-            answer = self._manage.LoadModel(
-                model_management_pb2.LoadModelRequest(model_id=model, pipeline_type=pipeline)
-            )
-        if not answer.success:
-            sys.exit(f"{model} was not loaded: {answer.message}")
-        return f"{answer.ram_allocated_mb} MiB"
+        """Begins a load and follows it until the model is ready."""
+        request = model_management_pb2.LoadModelRequest(
+            model_id=model, pipeline_type=pipeline, wait=False
+        )
+        self._manage.LoadModel(request)
+        with load_progress(model) as show:
+            for change in self._manage.WatchModels(model_management_pb2.WatchModelsRequest()):
+                for status in (each for each in change.models if each.model_id == model):
+                    show(status)
+                    if status.state == model_management_pb2.MODEL_STATE_READY:
+                        return f"{status.ram_bytes / (1 << 20):.0f} MiB"
+                    if status.state == model_management_pb2.MODEL_STATE_FAILED:
+                        sys.exit(f"{model} was not loaded: {status.reason}")
+        sys.exit(f"{model} was not loaded: the watch has ended")
 
     def embed(self) -> str:
         """Embeds three sentences and prints their cosine similarities."""

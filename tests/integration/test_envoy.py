@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +211,29 @@ def test_metadata_ask_for_a_greedy_answer(channel: grpc.Channel) -> None:
     greedy = answer(temperature=0)
     assert answer(("greedy", "true")) == answer(("greedy", "true"), temperature=2) == greedy
     assert answer(temperature=2) != greedy
+
+
+def test_models_are_watched_while_they_answer(channel: grpc.Channel) -> None:
+    models = models_grpc.ModelManagementServiceStub(channel)
+    models.LoadModel(model_management_pb2.LoadModelRequest(model_id=CHAT))
+    watch = models.WatchModels(model_management_pb2.WatchModelsRequest(), timeout=120)
+
+    def chat_model() -> model_management_pb2.ModelStatus:
+        """The model, as the watch says next."""
+        return next(each for news in watch for each in news.models if each.model_id == CHAT)
+
+    assert chat_model().state == model_management_pb2.MODEL_STATE_READY
+    call = text_grpc.TransformersServiceStub(channel).GenerateText(
+        text_pb.TextRequest(model=CHAT, prompt="One, two,", max_length=4000)
+    )
+    next(iter(call))
+    while not (busy := chat_model()).calls_in_flight:
+        pass
+    call.cancel()
+    while (idle := chat_model()).calls_in_flight:
+        pass
+    assert idle.last_used_at > busy.last_used_at > time.time() - 3600
+    watch.cancel()
 
 
 def test_a_stream_dropped_after_its_last_message_is_no_failure(

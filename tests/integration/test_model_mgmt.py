@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from ml import model_management_pb2 as pb
 from shared.errors import OutOfMemoryError
 from tests.support.model_mgmt import Failure, ModelMgmt, failure_of, model_mgmt
 from tests.support.model_workers import ModelWorker
@@ -314,3 +315,43 @@ async def test_a_signal_ends_it_in_order(service: ModelMgmt, worker: ModelWorker
     with contextlib.suppress(grpc.aio.AioRpcError):
         await load
     await until(lambda: worker.cancelled == 1)
+
+
+async def test_a_load_that_nobody_waits_for_is_watched(
+    service: ModelMgmt, worker: ModelWorker
+) -> None:
+    worker.go_on.clear()
+    watch = service.stub.WatchModels(pb.WatchModelsRequest())
+    first = await watch.read()
+    assert first.complete
+    assert not first.models
+    begun = await service.load(MODEL, wait=False)
+    assert begun.success
+    assert (begun.status.model_id, begun.status.state) == (MODEL, pb.MODEL_STATE_FETCHING)
+    (listed,) = (await service.stub.ListModels(pb.ListModelsRequest())).models
+    assert (listed.model_id, listed.replicas, listed.replicas_ready) == (MODEL, 1, 0)
+    worker.go_on.set()
+    states = [pb.MODEL_STATE_FETCHING]
+    async with asyncio.timeout(30):
+        while states[-1] != pb.MODEL_STATE_READY:
+            states += [each.state for each in (await watch.read()).models]
+    waited = await service.load(MODEL)
+    assert waited.status.state == pb.MODEL_STATE_READY
+    assert waited.status.ram_bytes == 90 * (1 << 20) + 1
+    assert await service.unload(MODEL)
+    removed: list[str] = []
+    async with asyncio.timeout(30):
+        while not removed:
+            removed += (await watch.read()).removed
+    assert removed == [MODEL]
+    watch.cancel()
+    failure = await failed(service.stub.WatchModels(pb.WatchModelsRequest(after=-1)).read())
+    assert (failure.code, failure.field) == (Code.INVALID_ARGUMENT, "after")
+
+
+async def test_a_stop_ends_a_watch_of_models(service: ModelMgmt) -> None:
+    watch = service.stub.WatchModels(pb.WatchModelsRequest())
+    await watch.read()
+    service.process.send_signal(signal.SIGTERM)
+    failure = await failed(watch.read())
+    assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")

@@ -33,6 +33,7 @@
 
 mod client;
 mod error;
+mod models;
 mod text;
 mod video;
 mod window;
