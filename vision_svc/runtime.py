@@ -24,7 +24,7 @@ from vision_svc.watched_pool import WatchedPool
 
 if TYPE_CHECKING:
     from shared.model_host import HostedModel
-    from vision_svc.detector import VisionTask
+    from vision_svc.detector import StreamTask, VisionTask
     from vision_svc.settings import VisionSettings
 
 # Share of the container's memory for instances; the rest is for the frames in flight.
@@ -103,7 +103,9 @@ class VisionRuntime:
         self.instances.drop_idle(task)
         self._models[task.name] = model
 
-    def model_in_use(self, task: VisionTask) -> contextlib.AbstractContextManager[None]:
+    def model_in_use(
+        self, task: VisionTask | StreamTask
+    ) -> contextlib.AbstractContextManager[None]:
         """Counts a stream or a picture of the model that somebody has loaded for a task."""
         model = self._models.get(task.name)
         return model.in_use() if model else contextlib.nullcontext()
