@@ -20,6 +20,7 @@ from stack.envoy import Admin
 from stack.envoy_config import native_config
 from stack.ports import Ports
 from tests.integration.test_envoy import access_lines
+from tests.support.http2 import PING, RawConnection
 from tests.support.http_calls import post
 from tests.support.own_envoy import Start, manager_of, nobody_connected, wait_for_upstream
 from tests.support.stack import MODEL_MGMT, TEXT, VISION, Stack, list_models, open_channel, wait_for
@@ -151,6 +152,20 @@ def test_a_caller_over_its_rate_is_refused_and_others_are_served(
     with contextlib.closing(other):
         other.request("POST", f"/{rpc}", b"{}", {"content-type": "application/json"})
         assert other.getresponse().status == 200
+
+
+def test_quiet_connections_are_pinged(
+    stack: Stack, start: Start, envoy_ports: Ports, tmp_path: Path
+) -> None:
+    """So that no proxy or NAT between here and a camera forgets them, which many do in a minute."""
+    config = native_config(envoy_ports, generated=tmp_path)
+    keepalive = manager_of(config)["http2_protocol_options"]["connection_keepalive"]
+    assert float(keepalive["interval"].removesuffix("s")) <= 30
+    keepalive["interval"] = "0.5s"
+    start(config)
+    with RawConnection(f"127.0.0.1:{envoy_ports.envoy}") as connection:
+        connection.open_call(1, "/ml.MediapipeService/StreamFaceDetection")
+        assert any(frame.kind == PING for frame in connection.frames())
 
 
 def test_connections_over_the_limit_are_closed(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_STREAM, END_HEADERS = 0x1, 0x4
 # Ways in which a caller ends its side before the message is whole: what the last frame holds.
 CUT_CALLS = {"no message": b"", "half a prefix": b"\0\0", "half a message": b"\0\0\0\0\x09abc"}

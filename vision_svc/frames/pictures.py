@@ -17,6 +17,7 @@ from vision_svc.frames.headers import (
     UPRIGHT,
     HeaderError,
     jpeg_orientation,
+    jpeg_scans,
     png_size,
     webp_size,
 )
@@ -30,6 +31,8 @@ from vision_svc.frames.types import (
 # A progressive JPEG of a few kilobytes can require thousands of passes over the whole picture.
 MAX_JPEG_SCANS = 100
 _JPEG_SCAN = b"\xff\xda"
+# In libjpeg's warnings of a file, or a part of one, that ends too early.
+_PREMATURE = "remature end"
 
 # The steps that turn a picture of each Exif orientation upright: transpose, then flip (OpenCV's
 # flip codes).
@@ -56,14 +59,27 @@ def _decode_jpeg(data: bytes, limits: Limits) -> Rgb:
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     limits.check(width, height)
     scans = data.count(_JPEG_SCAN)
-    if scans > MAX_JPEG_SCANS:
+    # Behind the picture there may be a film, as in motion photos, or further pictures.
+    if scans > MAX_JPEG_SCANS and (scans := jpeg_scans(data, MAX_JPEG_SCANS + 1)) > MAX_JPEG_SCANS:
         raise InputTooLargeError(
-            f"a jpeg of {scans} scans exceeds the limit of {MAX_JPEG_SCANS}",
+            f"a jpeg of {scans} scans or more exceeds the limit of {MAX_JPEG_SCANS}",
             metadata={"max_jpeg_scans": str(MAX_JPEG_SCANS)},
         )
     if colours not in ("YCbCr", "RGB", "Gray"):
         return _decode_by_opencv(data)  # CMYK, which libjpeg-turbo does not convert to RGB
-    return _upright(simplejpeg.decode_jpeg(data, "RGB"), jpeg_orientation(data))
+    return _upright(_decode_leniently(data), jpeg_orientation(data))
+
+
+def _decode_leniently(data: bytes) -> Rgb:
+    """The pixels, if nothing is missing. Other oddities do no harm: many cameras write padding
+    before restart markers, of which libjpeg warns as of "extraneous bytes".
+    """
+    try:
+        return as_rgb(simplejpeg.decode_jpeg(data, "RGB"))
+    except ValueError as error:
+        if _PREMATURE in str(error):
+            raise
+    return as_rgb(simplejpeg.decode_jpeg(data, "RGB", strict=False))
 
 
 def _decode_by_opencv(data: bytes) -> Rgb:

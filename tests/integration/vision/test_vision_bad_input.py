@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 
@@ -101,7 +102,8 @@ FRAMES = {
     "webp bomb": (pb.VideoFrame(frame_data=webp_that_claims(2**24, 2**24), format="webp"), LARGE),
     "jpeg of many scans": (
         pb.VideoFrame(
-            frame_data=encode_still(IMAGE, "jpeg")[0] + b"\xff\xda" * 5000, format="jpeg"
+            frame_data=encode_still(IMAGE, "jpeg")[0][:-2] + b"\xff\xda" * 5000 + b"\xff\xd9",
+            format="jpeg",
         ),
         LARGE,
     ),
@@ -193,11 +195,60 @@ def test_a_damaged_frame_in_a_video(vision: Vision, name: str) -> None:
     assert serves(vision)
 
 
-def test_a_video_that_begins_in_the_middle(vision: Vision) -> None:
-    messages, _ = encode_clip(list(vision_clips.moving(vision_clips.astronaut(), 12)), "h264")
-    with pytest.raises(grpc.RpcError) as raised:
-        list(vision.stub.StreamFaceDetection(iter(messages[4:])))
-    assert raised.value.code() is BAD
+@pytest.mark.parametrize("policy", ["every", "latest"])
+def test_a_video_that_begins_between_key_frames(vision: Vision, policy: str) -> None:
+    """Each frame is answered as skipped, one after the other, until a key frame comes."""
+    clip = list(vision_clips.moving(vision_clips.astronaut(), 12))
+    packets, _ = encode_video(clip, "h264", **{"x264-params": "keyint=8:bframes=0:scenecut=0"})
+    messages = [
+        pb.VideoFrame(frame_data=data, format="h264", frame_number=number, timestamp_ms=number * 40)
+        for number, (_, data) in enumerate(packets)
+    ][4:]
+    skipped_before = vision.metric(
+        "vision_frames_skipped_total", task="face-detection", reason="waiting_for_key_frame"
+    )
+    answered = threading.Semaphore(1)
+
+    def lock_step() -> Iterator[pb.VideoFrame]:
+        for message in messages:
+            assert answered.acquire(timeout=60)
+            yield message
+
+    answers = []
+    metadata = [("frame-policy", policy)]
+    for answer in vision.stub.StreamFaceDetection(lock_step(), metadata=metadata):
+        answers.append(answer)
+        answered.release()
+    assert [answer.frame_number for answer in answers] == list(range(4, 12))
+    assert [answer.timestamp_ms for answer in answers] == [number * 40 for number in range(4, 12)]
+    waiting = pb.SKIP_REASON_WAITING_FOR_KEY_FRAME
+    assert [answer.skipped for answer in answers] == [waiting] * 4 + [0] * 4
+    assert [len(answer.faces) for answer in answers] == [0] * 4 + [1] * 4
+    assert answers[0].skip_message == "no key frame has arrived yet"
+    skipped = vision.metric(
+        "vision_frames_skipped_total", task="face-detection", reason="waiting_for_key_frame"
+    )
+    assert skipped - skipped_before == 4
+
+
+def test_bad_frames_are_skipped_if_the_caller_asks(vision: Vision) -> None:
+    good = list(rgb_frames(vision_clips.moving(vision_clips.astronaut(), 6)))
+    bad = []
+    for name in ("half a jpeg", "one byte short", "unknown format", "png bomb"):
+        bad.append(pb.VideoFrame())
+        bad[-1].CopyFrom(FRAMES[name][0])
+    frames = [good[0], bad[0], good[1], *bad[1:], *good[2:]]
+    for number, frame in enumerate(frames):
+        frame.frame_number = number
+    answers = list(
+        vision.stub.StreamFaceMesh(iter(frames), metadata=[("vision-on-bad-frame", "skip")])
+    )
+    assert [answer.frame_number for answer in answers] == list(range(10))
+    skipped = [answer.frame_number for answer in answers if answer.skipped]
+    assert skipped == [1, 3, 4, 5]
+    assert {answer.skipped for answer in answers} == {0, pb.SKIP_REASON_BAD_FRAME}
+    assert "frame 2 of the stream (frame_number 1)" in answers[1].skip_message
+    assert all(bool(answer.faces) != bool(answer.skipped) for answer in answers)
 
 
 def test_endless_parameter_sets(vision: Vision) -> None:

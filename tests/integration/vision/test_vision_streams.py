@@ -214,6 +214,21 @@ def test_without_reordering_h264_is_answered_at_once(vision: Vision) -> None:
         answered.release()
 
 
+def test_a_caller_chooses_how_long_its_stream_may_idle(vision: Vision) -> None:
+    closed = threading.Event()
+
+    def quiet() -> Iterator[pb.VideoFrame]:
+        yield from rgb_frames(person(1))
+        closed.wait(60)
+
+    call = vision.stub.StreamFaceMesh(quiet(), metadata=[("vision-idle-seconds", "1")])
+    assert next(call).faces
+    error = error_of(call)
+    closed.set()
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.details() == "no message for 1 s, the longest that a stream may idle"
+
+
 def test_options_come_in_two_ways(vision: Vision) -> None:
     face = vision_clips.astronaut()[:300, 80:380]
     two = np.hstack([face, face[:, ::-1]])

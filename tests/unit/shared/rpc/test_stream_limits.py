@@ -12,6 +12,7 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc as rpc
+from shared.idle import set_idle_seconds
 from shared.rpc.server import create_server
 from shared.settings import ServerSettings
 from tests.support.waiting import until
@@ -32,11 +33,17 @@ class _Vision(rpc.MediapipeServiceServicer):
         self.begun += 1
         try:
             async for frame in requests:
+                if frame.width:  # as in a service, in a task of the stream's
+                    await asyncio.create_task(_choose_idle(frame.width / 1000))
                 if frame.frame_number:
                     mask = bytes(LARGE if frame.frame_number == 1 else 1)
                     yield pb.SegmentationResponse(mask=mask, frame_number=frame.frame_number)
         finally:
             self.ended += 1
+
+
+async def _choose_idle(seconds: float) -> None:
+    set_idle_seconds(seconds)
 
 
 @asynccontextmanager
@@ -130,3 +137,20 @@ async def test_a_cancelled_stream_stays_cancelled() -> None:
         await call.read()
         call.cancel()
         await until(lambda: vision.ended == 1)
+
+
+async def test_a_caller_chooses_how_long_its_stream_may_idle() -> None:
+    async with _serving(stream_idle_seconds=0.6) as (_, stub):
+        patient, usual, hasty = [stub.StreamSelfieSegmentation() for _ in range(3)]
+        await patient.write(pb.VideoFrame(frame_number=2, width=60_000))
+        await usual.write(pb.VideoFrame(frame_number=2))
+        await hasty.write(pb.VideoFrame(frame_number=2, width=200))
+        for call in (patient, usual, hasty):
+            assert (await call.read()).frame_number == 2
+        for call, seconds in ((hasty, "0.2"), (usual, "0.6")):
+            assert await _failure(call) == (
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no message for {seconds} s, the longest that a stream may idle",
+            )
+        await patient.write(pb.VideoFrame(frame_number=3))
+        assert (await patient.read()).frame_number == 3
