@@ -17,7 +17,8 @@ from shared.errors import (
 )
 
 # "org/name" or "name". Only `parse_model_id` makes these, once, where a request comes in. What
-# fetches and keeps files also takes "org/name@revision", from `at_revision`.
+# fetches and keeps files also takes "org/name@revision", from `at_revision`, and "#file" after it,
+# from `with_file`.
 ModelId = NewType("ModelId", str)
 
 # huggingface_hub.utils.validate_repo_id limits the name; here this also limits the organisation.
@@ -32,8 +33,10 @@ _PART = re.compile(rf"(?=.{{1,{MAX_ID_PART_CHARS}}}\Z)[A-Za-z0-9_]([A-Za-z0-9_.-
 _DRIVE = re.compile(r"[A-Za-z]:")
 # A part of a revision such as "refs/pr/12", within git's own rules for names.
 _REVISION_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*\Z")
-# The longest revision that stands in the name of a folder; with the longest id it has 255 bytes.
-_MAX_FOLDER_REVISION = 48
+# The longest revision that stands in the name of a folder, and letters of a file's hash there:
+# with the longest id it has less than 255 bytes.
+_MAX_FOLDER_REVISION = 40
+_FOLDER_FILE = 16
 # Paths of models often begin with this folder; no organisation of the hub has this name.
 _MODELS_FOLDER = "models"
 _FILE_SUFFIXES = (
@@ -136,26 +139,43 @@ def at_revision(model_id: ModelId, revision: str) -> ModelId:
     return ModelId(f"{model_id}@{revision}") if revision else model_id
 
 
+def with_file(model_id: ModelId, file: str) -> ModelId:
+    """The id under which a model is kept whose weights are not in the usual file.
+
+    It has a folder of its own, so that no file of another choice lies there.
+
+    Args:
+        model_id: of the model, or a revision of it.
+        file: from `check_file_path`; empty is the usual file, without "#".
+    """
+    return ModelId(f"{model_id}#{file}") if file else model_id
+
+
 def split_revision(model_id: ModelId) -> tuple[ModelId, str]:
     """The id of the model and the revision of its files: `at_revision`, read backwards."""
-    plain, _, revision = model_id.partition("@")
+    plain, _, revision = model_id.partition("#")[0].partition("@")
     return ModelId(plain), revision
 
 
 def folder_name(model_id: ModelId) -> str:
-    """The folder of a model in a cache: "org--name", or "org--name@revision".
+    """The folder of a model in a cache: "org--name", "org--name@revision", "org--name#hash".
 
-    No id contains "--" or "@", so none collide. A "/" in a revision is "%2F", and of a long one its
-    hash stands there.
+    No id contains "--", "@" or "#", so none collide. A "/" in a revision is "%2F", and of a long
+    one its hash stands there. Of a file, see `with_file`, there is its hash.
     """
     plain, revision = split_revision(model_id)
+    file = model_id.partition("#")[2]
     folder = plain.replace("/", "--")
-    if not revision:
-        return folder
-    written = revision.replace("/", "%2F")
-    if len(written) > _MAX_FOLDER_REVISION:
-        written = "=" + hashlib.sha256(revision.encode()).hexdigest()[: _MAX_FOLDER_REVISION - 1]
-    return f"{folder}@{written}"
+    if revision:
+        written = revision.replace("/", "%2F")
+        if len(written) > _MAX_FOLDER_REVISION:
+            written = f"={_digest(revision)[: _MAX_FOLDER_REVISION - 1]}"
+        folder += f"@{written}"
+    return f"{folder}#{_digest(file)[:_FOLDER_FILE]}" if file else folder
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_file_path(text: str, field: str = "file_path") -> PurePosixPath:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import UnknownOptionError
 from shared.file_options import FileOptions
+from shared.files.snapshot import WEIGHTS_INDEX_SUFFIX, WEIGHTS_SUFFIX
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -68,6 +69,12 @@ class LoadOptions(BaseModel):
     accelerator: Literal["cpu", "gpu"] | None = Field(
         None, description="Where LiteRT computes; cpu by default."
     )
+
+    @property
+    def weights(self) -> str:
+        """The option `file` of a model in safetensors; empty for the usual name."""
+        file = self.file or ""
+        return file if file.endswith((WEIGHTS_SUFFIX, WEIGHTS_INDEX_SUFFIX)) else ""
 
 
 def parse_options(options: Mapping[str, str]) -> LoadOptions:

@@ -28,7 +28,9 @@ from shared.model_ids import ModelId, check_file_path
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-WEIGHTS_INDEX = "model.safetensors.index.json"
+WEIGHTS_SUFFIX = ".safetensors"
+WEIGHTS_INDEX_SUFFIX = ".safetensors.index.json"
+WEIGHTS_INDEX = f"model{WEIGHTS_INDEX_SUFFIX}"
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 # What the configuration of a Transformer module may be called; the first that is there counts.
 SENTENCE_CONFIGS = tuple(
@@ -69,6 +71,7 @@ async def snapshot(
     on_progress: Progress | None = None,
     *,
     limits: FileLimits = DEFAULT_LIMITS,
+    weights: str = "",
 ) -> Path:
     """Fetches the files of a model and returns their folder, ready for `from_pretrained`.
 
@@ -79,14 +82,16 @@ async def snapshot(
         model_id: the model.
         on_progress: called with the bytes fetched and the total bytes of the files begun so far.
         limits: sizes of the files that are parsed.
+        weights: the file of the weights, or their index; empty for the usual names.
 
     Raises:
         ModelNotFoundError: there is neither config.json nor modules.json.
+        ModelFileNotFoundError: there is no file `weights`.
         InvalidModelError: no safetensors weights, a file that lists others is not valid, a file is
             too large, or modules.json begins with neither a transformer nor a table of vectors.
         As `ModelFiles.fetch` for the rest.
     """
-    return await _Snapshot(files, model_id, on_progress, limits).make()
+    return await _Snapshot(files, model_id, on_progress, limits, weights).make()
 
 
 async def single_file(
@@ -118,8 +123,10 @@ class _Snapshot:
         model_id: ModelId,
         on_progress: Progress | None,
         limits: FileLimits,
+        weights: str,
     ) -> None:
         self._limits = limits
+        self._weights_file = weights
         self._files = files
         self._model_id = model_id
         self._on_progress = on_progress
@@ -139,7 +146,8 @@ class _Snapshot:
         if modules:
             await self._check_first(modules[0], config)
         async with _first_error(), asyncio.TaskGroup() as group:
-            group.create_task(self._weights(main))
+            named = self._weights_file
+            group.create_task(self._named_weights(named) if named else self._weights(main))
             for name in OPTIONAL_FILES:
                 group.create_task(self._fetch(_inside(main, name)))
             for folder in others:
@@ -186,6 +194,21 @@ class _Snapshot:
                 f"{_inside(folder, WEIGHTS_INDEX)}: only safetensors weights are loaded",
                 field="model_id",
             )
+        await self._all_shards(index, folder)
+
+    async def _named_weights(self, name: str) -> None:
+        is_index = name.endswith(WEIGHTS_INDEX_SUFFIX)
+        path = await self._fetch(name, large=not is_index)
+        if path is None:
+            raise ModelFileNotFoundError(
+                f"the file provider has no file {name[:80]!r} of model {self._model_id!r}",
+                field="options[file]",
+            )
+        if is_index:
+            await self._all_shards(path, name.rpartition("/")[0])
+
+    async def _all_shards(self, index: Path, folder: str) -> None:
+        """Fetches what an index lists; the names are those in its folder."""
         shards = self._shards(await read_json(index))
         async with asyncio.TaskGroup() as group:
             for shard in shards:

@@ -71,7 +71,7 @@ def _make(spec: ConversionSpec, part: Path) -> Manifest:
     warnings.simplefilter("ignore")  # from tracing, to the authors of the model's code
     module = import_module(f"text_svc.convert.{CONVERTERS[spec.pipeline]}")
     try:
-        with cleaned_folder(spec.source, spec.scratch) as source:
+        with cleaned_folder(spec.source, spec.scratch, spec.weights_file) as source:
             if spec.pipeline != FEATURE_EXTRACTION.name:  # it reads the modules' files itself
                 source = model_folder(source)
             manifest: Manifest = module.convert(source, part, spec.weights)

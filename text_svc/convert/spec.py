@@ -18,6 +18,7 @@ class ConversionSpec(ChildSpec):
         pipeline: its canonical name, a key of `CONVERTERS`.
         source: a folder of config, tokenizer and safetensors.
         target: the folder to make.
+        weights_file: of the source, where it is not the usual one.
         weights: "float" keeps the precision of the files.
     """
 
@@ -25,9 +26,10 @@ class ConversionSpec(ChildSpec):
     source: Path
     target: Path
     weights: Weights
+    weights_file: str = ""
 
     def prepare(self) -> None:
-        link_files(self.source, links_in(self.scratch))
+        link_files(self.source, links_in(self.scratch), self.weights_file)
 
     def reads(self) -> list[Path]:
         return [self.source]

@@ -14,10 +14,17 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.errors import InvalidModelError, InvalidPathError
+from shared.files.snapshot import (
+    CONFIG,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    WEIGHTS_INDEX_SUFFIX,
+    WEIGHTS_SUFFIX,
+)
 from shared.model_ids import check_file_path, resolve_inside
 from text_svc.formats.json_files import read_json_object
 
@@ -57,29 +64,61 @@ _TEXTS = re.compile(
 )
 
 
-def link_files(folder: Path, links: Path) -> None:
+def link_files(folder: Path, links: Path, weights: str = "") -> None:
     """Makes a folder with links to the files of a model that libraries read as they are.
 
     It reads names only, so it comes before a process gives up the right to make links.
+
+    Args:
+        folder: of the model.
+        links: the folder to make.
+        weights: the file with the weights, or their index, that gets the usual name there; empty
+            if it has it.
 
     Raises:
         InvalidModelError: there are over MAX_FILES, or a file is a link that leads out of `folder`.
     """
     links.mkdir(parents=True)
-    for name, path in data_files(folder).items():
+    files = data_files(folder)
+    if weights:
+        files = _with_usual_names(files, weights)
+    for name, path in files.items():
         target = links / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.name not in CLEANED:
             target.symlink_to(path)
 
 
+def _with_usual_names(files: dict[str, Path], weights: str) -> dict[str, Path]:
+    """The files of a folder with `weights`, and the shards beside an index, under usual names.
+
+    These are in the folder of config.json, or of the first module that has one.
+    """
+    configs = sorted(
+        (name.count("/"), name) for name in files if PurePosixPath(name).name == CONFIG
+    )
+    main = PurePosixPath(configs[0][1]).parent if configs else PurePosixPath()
+    is_index = weights.endswith(WEIGHTS_INDEX_SUFFIX)
+    beside = PurePosixPath(weights).parent
+    renamed = {}
+    for name, path in files.items():
+        place = PurePosixPath(name)
+        if name == weights:
+            place = main / (WEIGHTS_INDEX if is_index else WEIGHTS)
+        elif is_index and place.suffix == WEIGHTS_SUFFIX and place.is_relative_to(beside):
+            place = main / place.relative_to(beside)
+        renamed[str(place)] = path
+    return renamed
+
+
 @contextmanager
-def cleaned_folder(folder: Path, scratch: Path) -> Iterator[Path]:
+def cleaned_folder(folder: Path, scratch: Path, weights: str = "") -> Iterator[Path]:
     """The folder for the libraries. It is removed at the end, when everything has been read.
 
     Args:
         folder: of the model.
         scratch: a folder in which it is made, unless `link_files` has made `links_in(scratch)`.
+        weights: as in `link_files`.
 
     Raises:
         InvalidModelError: a JSON file is broken, or as `link_files`.
@@ -87,7 +126,7 @@ def cleaned_folder(folder: Path, scratch: Path) -> Iterator[Path]:
     links = links_in(scratch)
     try:
         if not links.exists():
-            link_files(folder, links)
+            link_files(folder, links, weights)
         for name, path in data_files(folder).items():
             if path.name in CLEANED:
                 (links / name).write_text(json.dumps(cleaned(read_json_object(path))))

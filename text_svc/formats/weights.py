@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.errors import InvalidModelError
-from shared.files.snapshot import WEIGHTS_INDEX
+from shared.files.snapshot import WEIGHTS_INDEX, WEIGHTS_INDEX_SUFFIX
 from text_svc.formats.json_files import read_json
 
 # Largest header that is parsed: about 80,000 tensors. safetensors' own limit is 100 MB.
@@ -109,7 +109,7 @@ def model_tensors(folder: Path) -> list[Tensor]:
         count += len(found[name])
         if count > MAX_TENSORS:
             raise InvalidModelError(f"the model has over {MAX_TENSORS} tensors, which is the limit")
-    for index in sorted(folder.rglob(WEIGHTS_INDEX)):
+    for index in sorted(folder.rglob(f"*{WEIGHTS_INDEX_SUFFIX}")):
         _check_index(index, folder, found)
     return [tensor for tensors in found.values() for tensor in tensors.values()]
 

@@ -45,6 +45,7 @@ class Conversion:
     source: Path
     target: Path
     weights: Weights
+    weights_file: str = ""
 
     def manifest(self) -> Manifest | None:
         """The manifest of the result; None while there is none."""
@@ -73,7 +74,7 @@ def plan(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     name = f"{pipeline.name}-{weights}-{key}"
     target = converted_dir(settings).resolve() / folder_name(model_id) / name
-    return Conversion(model_id, pipeline, folder.resolve(), target, weights)
+    return Conversion(model_id, pipeline, folder.resolve(), target, weights, options.weights)
 
 
 async def convert(
@@ -104,6 +105,7 @@ async def convert(
         source=conversion.source,
         target=conversion.target,
         weights=conversion.weights,
+        weights_file=conversion.weights_file,
         log_level=settings.log_level,
         log_style=settings.log_style,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shared import pipelines
 from shared.errors import InvalidArgumentError
+from shared.files.snapshot import WEIGHTS_INDEX_SUFFIX, WEIGHTS_SUFFIX
 from shared.pipelines import TEXT_GENERATION, Pipeline
 from text_svc.convert import CONVERTERS
 from text_svc.options import LoadOptions
@@ -82,6 +83,12 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
             f"option accelerator needs engine litert, and {pipeline.name} models run on another; "
             "use option device",
             field="options[accelerator]",
+        )
+    if options.file and not options.weights:
+        raise InvalidArgumentError(
+            f"option file is {options.file[:80]!r}; {pipeline.name} models are read from "
+            f"{WEIGHTS_SUFFIX} files, or from their index ({WEIGHTS_INDEX_SUFFIX})",
+            field="options[file]",
         )
     obstacle = _openvino_obstacle(pipeline, options)
     if options.engine == "openvino" and obstacle:

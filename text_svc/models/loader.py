@@ -154,7 +154,11 @@ class Loader:
         settings = self._settings
         limits = FileLimits(settings.max_model_json_bytes, settings.max_vocabulary_bytes)
         return await snapshot(
-            self._files, model.files_id, partial(_note_progress, model), limits=limits
+            self._files,
+            model.files_id,
+            partial(_note_progress, model),
+            limits=limits,
+            weights=model.options.weights,
         )
 
     async def _converted(self, model: ManagedModel, folder: Path, weights: int) -> EnginePlan:

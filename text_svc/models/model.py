@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from shared.model_host import HostedModel, ModelState
-from shared.model_ids import ModelId, at_revision
+from shared.model_ids import ModelId, at_revision, with_file
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.specs import EngineName
@@ -40,7 +40,8 @@ class ManagedModel(HostedModel):
     @property
     def files_id(self) -> ModelId:
         """The id of its files, see `shared.model_ids.at_revision`."""
-        return at_revision(self.model_id, self.options.revision or "")
+        source = at_revision(self.model_id, self.options.revision or "")
+        return with_file(source, self.options.weights)
 
     @property
     def has_died(self) -> bool:

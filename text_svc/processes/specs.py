@@ -114,7 +114,7 @@ class WorkerSpec(ChildSpec):
         return self.scratch / "link.sock"
 
     def prepare(self) -> None:
-        link_files(self.folder, links_in(self.scratch))
+        link_files(self.folder, links_in(self.scratch), self.options.weights)
 
     def reads(self) -> list[Path]:
         return [folder for folder in (self.folder, self.converted) if folder]

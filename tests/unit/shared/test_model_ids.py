@@ -25,6 +25,7 @@ from shared.model_ids import (
     parse_model_id,
     resolve_inside,
     split_revision,
+    with_file,
 )
 
 ID_PART = st.from_regex(r"\A[A-Za-z0-9_]([A-Za-z0-9_.-]{0,20}[A-Za-z0-9_])?\Z").filter(
@@ -216,8 +217,11 @@ def test_a_hostile_revision_is_refused(text: str) -> None:
 
 def test_each_revision_has_a_folder_of_its_own() -> None:
     longest = ModelId("/".join(["a" * MAX_ID_PART_CHARS] * 2))
-    revisions = ["", "main", "a/b", "a--b", *("a" * size for size in (47, 48, 49, 100))]
+    revisions = ["", "main", "a/b", "a--b", *("a" * size for size in (39, 40, 41, 100))]
     folders = [folder_name(at_revision(longest, revision)) for revision in revisions]
-    assert len(set(folders)) == len(revisions)
+    files = [with_file(at_revision(longest, "a" * 100), file) for file in ("x", "y/x", "y")]
+    folders += [folder_name(each) for each in files]
+    assert {split_revision(each) for each in files} == {(longest, "a" * 100)}
+    assert len(set(folders)) == len(revisions) + len(files)
     assert all(len(folder.encode()) <= 255 and "/" not in folder for folder in folders)
     assert folder_name(at_revision(ModelId("org/name"), "refs/pr/1")) == "org--name@refs%2Fpr%2F1"

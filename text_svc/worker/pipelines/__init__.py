@@ -75,7 +75,7 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
     tokenizing.set_limit(spec.tokenize_seconds)
     with (
         loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)),
-        cleaned_folder(spec.folder, spec.scratch) as folder,
+        cleaned_folder(spec.folder, spec.scratch, spec.options.weights) as folder,
     ):
         if spec.pipeline not in _READ_MODULES:
             folder = model_folder(folder)

@@ -13,6 +13,7 @@ import pytest
 from shared.errors import (
     InvalidModelError,
     InvalidModelIdError,
+    ModelFileNotFoundError,
     ModelNotFoundError,
     ProviderUnavailableError,
 )
@@ -26,7 +27,7 @@ from shared.files.snapshot import (
     read_json,
     snapshot,
 )
-from shared.model_ids import parse_model_id
+from shared.model_ids import ModelId, parse_model_id, with_file
 from tests.support.providers import Provider
 
 MODEL = "org/name"
@@ -302,3 +303,27 @@ async def test_a_file_that_is_too_large_is_not_fetched(
     with pytest.raises(InvalidModelError, match=f"{name} has 900000 bytes; the limit is {limit}"):
         await snapshot(files, MODEL, limits=FileLimits(1000, 5000))
     assert not (files.folder(MODEL) / name).exists()
+
+
+async def test_weights_in_another_file_are_fetched_alone(
+    files: ModelFiles, source: Provider
+) -> None:
+    publish(
+        source,
+        **{"config.json": {}, "model.safetensors": WEIGHTS, "fp16/small.safetensors": WEIGHTS[:9]},
+    )
+    small = with_file(ModelId(MODEL), "fp16/small.safetensors")
+    folder = await snapshot(files, small, weights="fp16/small.safetensors")
+    assert set(read_folder(folder)) == {"config.json", "fp16/small.safetensors"}
+    assert folder != files.folder(MODEL)
+    assert {request.model_id for request in source.requests} == {MODEL}
+    with pytest.raises(ModelFileNotFoundError, match=r"none\.safetensors"):
+        await snapshot(files, ModelId(MODEL), weights="none.safetensors")
+
+
+async def test_an_index_with_another_name_is_followed(files: ModelFiles, source: Provider) -> None:
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    shards = {"fp16/1.safetensors": WEIGHTS[:1], "fp16/2.safetensors": WEIGHTS[:2]}
+    name = "fp16/small.safetensors.index.json"
+    published = publish(source, **{"config.json": {}, name: index}, **shards)
+    assert read_folder(await snapshot(files, ModelId(MODEL), weights=name)) == published

@@ -152,3 +152,30 @@ def test_links_within_the_folder_are_files(tmp_path: Path) -> None:
     (source / "vocab.txt").symlink_to("real.txt")
     with cleaned_folder(source, tmp_path / "scratch") as folder:
         assert (folder / "vocab.txt").read_text() == "own"
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "seen"),
+    [
+        (["a/small.safetensors"], "a/small.safetensors", ["model.safetensors"]),
+        (
+            ["a/1.safetensors", "a/x.safetensors.index.json"],
+            "a/x.safetensors.index.json",
+            ["1.safetensors", "model.safetensors.index.json"],
+        ),
+        (
+            ["2_Dense/model.safetensors", "small.safetensors"],
+            "small.safetensors",
+            ["2_Dense/model.safetensors", "model.safetensors"],
+        ),
+    ],
+)
+def test_weights_in_another_file_have_the_usual_name(
+    tmp_path: Path, names: list[str], weights: str, seen: list[str]
+) -> None:
+    for name in ("config.json", *names):
+        (tmp_path / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "model" / name).write_text("{}")
+    with cleaned_folder(tmp_path / "model", tmp_path / "scratch", weights) as folder:
+        files = [each.relative_to(folder).as_posix() for each in folder.rglob("*.*")]
+        assert sorted(files) == sorted(["config.json", *seen])
