@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,16 @@ def hand_clip() -> list[Rgb]:
     return list(vision_clips.moving_hand(FRAMES))
 
 
+def crossing_clip() -> list[Rgb]:
+    """A cat and a cup that pass each other."""
+    return list(itertools.islice(vision_clips.crossing(120), 0, 2 * FRAMES, 2))
+
+
+def cup_clip() -> list[Rgb]:
+    """A camera that moves over a cup."""
+    return list(vision_clips.moving(vision_clips.coffee(), FRAMES))
+
+
 # Task to its RPC and its clip.
 TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
     "faces": ("StreamFaceDetection", portrait_clip),
@@ -85,8 +96,18 @@ TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
     "hands": ("StreamHandTracking", hand_clip),
     "pose": ("StreamPoseTracking", person_clip),
     "holistic": ("StreamHolisticTracking", person_clip),
+    "objects": ("StreamObjectDetection", crossing_clip),
+    "tracks": ("StreamObjectTracking", crossing_clip),
+    "boxes3d": ("StreamObjectDetection3D", cup_clip),
     "selfie": ("StreamSelfieSegmentation", person_clip),
     "hair": ("StreamHairSegmentation", portrait_clip),
+}
+# Options of the tasks that are not their defaults.
+OPTIONS: dict[str, dict[str, str]] = {
+    "selfie": {"mask_format": "alpha"},
+    "hair": {"mask_format": "alpha"},
+    "tracks": {"min_detection_confidence": "0.4"},
+    "boxes3d": {"object_class": "cup", "min_detection_confidence": "0.3"},
 }
 
 
@@ -138,10 +159,9 @@ def run_task(stub: Any, task: str, out: Path) -> Result:
     """
     rpc, clip = TASKS[task]
     images = clip()
-    options = {"mask_format": "alpha"} if task in ("selfie", "hair") else {}
     draw = DRAWINGS[task]
     drawn, found, seconds = [], 0, 0.0
-    for answer in getattr(stub, rpc)(messages(images, options)):
+    for answer in getattr(stub, rpc)(messages(images, OPTIONS.get(task, {}))):
         canvas = images[answer.frame_number].copy()
         found += draw(canvas, answer)
         seconds += answer.timing.inference_ms / 1000

@@ -37,6 +37,14 @@ _BODY = (
     *((23, 25, 27, 29, 31, 27), (24, 26, 28, 30, 32, 28)),
 )
 POSE_LINES = [step for chain in _BODY for step in itertools.pairwise(chain)]
+# Edges of a box in 3D, and its right, top and front faces, by the numbers of its points.
+BOX_LINES = (
+    *((1, 2), (3, 4), (5, 6), (7, 8)),
+    *((1, 3), (2, 4), (5, 7), (6, 8)),
+    *((1, 5), (2, 6), (3, 7), (4, 8)),
+)
+BOX_FACES = ((5, 6, 7, 8), (3, 4, 7, 8), (2, 4, 6, 8))
+TRACK_COLOURS = (GREEN, RED, BLUE, YELLOW)
 # Points that the model considers hidden are not drawn.
 _SEEN = 0.5
 
@@ -148,6 +156,49 @@ def holistic(image: Rgb, answer: Any) -> bool:
     return bool(answer.HasField("pose"))
 
 
+def _boxed(image: Rgb, box: Any, colour: Colour, text: str) -> None:
+    height, width = image.shape[:2]
+    corner = round(box.x * width), round(box.y * height)
+    far = round((box.x + box.width) * width), round((box.y + box.height) * height)
+    cv2.rectangle(image, corner, far, colour, 2, cv2.LINE_AA)
+    _label(image, text, (corner[0], corner[1] - 6))
+
+
+def objects(image: Rgb, answer: Any) -> bool:
+    """Boxes with their labels."""
+    for each in answer.objects:
+        _boxed(image, each.bbox, GREEN, f"{each.label} {each.confidence:.2f}")
+    return bool(answer.objects)
+
+
+def tracks(image: Rgb, answer: Any) -> bool:
+    """Boxes with their ids, and the way that their centres took."""
+    height, width = image.shape[:2]
+    for each in answer.objects:
+        colour = TRACK_COLOURS[each.track_id % len(TRACK_COLOURS)]
+        _boxed(image, each.bbox, colour, f"{each.track_id} {each.label} {each.confidence:.2f}")
+        way = [
+            (round((b.x + b.width / 2) * width), round((b.y + b.height / 2) * height))
+            for b in each.trajectory
+        ]
+        cv2.polylines(image, [np.array(way)], False, colour, 2, cv2.LINE_AA)
+    return bool(answer.objects)
+
+
+def boxes_3d(image: Rgb, answer: Any) -> bool:
+    """The edges of each box, its axes (x red, y green, z blue), and its class."""
+    for each in answer.objects:
+        points = each.keypoints_2d
+        _lines(image, points, BOX_LINES, YELLOW)
+        for faces, colour in zip(BOX_FACES, (RED, GREEN, BLUE), strict=True):
+            middle = np.mean([_at(image, points[corner]) for corner in faces], axis=0)
+            end = (round(float(middle[0])), round(float(middle[1])))
+            cv2.arrowedLine(image, _at(image, points[0]), end, colour, 2, cv2.LINE_AA)
+        top = min(points, key=lambda point: point.y)
+        _label(image, f"{each.label} {each.confidence:.2f}", _at(image, top))
+    return bool(answer.objects)
+
+
 def _tinted(colour: Colour) -> Callable[[Rgb, Any], bool]:
     def draw(image: Rgb, answer: Any) -> bool:
         mask = np.frombuffer(answer.mask, np.uint8).reshape(answer.height, answer.width, 1)
@@ -166,6 +217,9 @@ DRAWINGS: dict[str, Callable[[Rgb, Any], bool]] = {
     "hands": hands,
     "pose": poses,
     "holistic": holistic,
+    "objects": objects,
+    "tracks": tracks,
+    "boxes3d": boxes_3d,
     "selfie": _tinted(GREEN),
     "hair": _tinted(RED),
 }

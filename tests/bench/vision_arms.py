@@ -14,8 +14,7 @@ import numpy as np
 import simplejpeg
 
 from ml import mediapipe_pb2 as pb
-from tests.integration.vision.reference import REFERENCES
-from tools import vision_clips
+from tests.integration.vision.reference import REFERENCES, clip_for
 
 WARM_UP_FRAMES = 5
 FORMATS = ("jpeg", "rgb")
@@ -58,16 +57,18 @@ class Clip:
 
     @classmethod
     def of(cls, task: str, frames: int = 60) -> Clip:
-        if task == "hands":
-            images = list(vision_clips.moving_hand(frames))
-        else:
-            images = list(vision_clips.moving(vision_clips.astronaut(), frames))
+        images = clip_for(task, frames)
         jpegs = [simplejpeg.encode_jpeg(np.ascontiguousarray(i), quality=85) for i in images]
         payloads = {"jpeg": jpegs, "rgb": [image.tobytes() for image in images]}
         messages = {
             name: [
                 pb.VideoFrame(
-                    frame_data=data, format=name, width=640, height=480, frame_number=number
+                    frame_data=data,
+                    format=name,
+                    width=640,
+                    height=480,
+                    frame_number=number,
+                    metadata=REFERENCES[task].options_sent,
                 ).SerializeToString()
                 for number, data in enumerate(data_of)
             ]

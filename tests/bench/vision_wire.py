@@ -230,6 +230,9 @@ _RESPONSES = {
     "hands": pb.HandDetectionResponse,
     "pose": pb.PoseDetectionResponse,
     "holistic": pb.HolisticTrackingResponse,
+    "objects": pb.ObjectDetectionResponse,
+    "tracks": pb.ObjectTrackingResponse,
+    "boxes3d": pb.ObjectDetection3DResponse,
     "selfie": pb.SegmentationResponse,
     "hair": pb.SegmentationResponse,
 }

@@ -12,7 +12,12 @@ import numpy as np
 from mediapipe.tasks.python import BaseOptions, vision
 
 from tests.support.vision_frames import STEP_MS
+from tools import vision_clips
 from vision_svc.backends.mediapipe_tasks import close_task
+from vision_svc.backends.objectron import Objectron
+from vision_svc.detector import Mode
+from vision_svc.options import parse_options
+from vision_svc.tasks import OBJECT_DETECTION_3D
 
 # What the service promises.
 LANDMARK_TOLERANCE = 0.03
@@ -22,7 +27,10 @@ MASK_IOU = 0.95
 
 @dataclass(frozen=True)
 class Reference:
-    """One task of MediaPipe, with the options that the service has by default."""
+    """One task of MediaPipe, with the options that the service has by default.
+
+    Where a stream needs other options to find anything, `options_sent` has them for its frames.
+    """
 
     rpc: str
     asset: str
@@ -31,6 +39,7 @@ class Reference:
     method: str
     compare: Callable[[Any, Any, tuple[int, int]], None]
     settings: dict[str, Any] = field(default_factory=dict)
+    options_sent: dict[str, str] = field(default_factory=dict)
 
     def run(self, folder: Path, images: Sequence[np.ndarray], **settings: Any) -> Iterator[Any]:
         """MediaPipe's result for each picture of a video."""
@@ -46,6 +55,31 @@ class Reference:
                 yield getattr(task, self.method)(picture, STEP_MS * number)
         finally:
             close_task(task)
+
+
+class Direct(Reference):
+    """A task that MediaPipe does not have: the service's own detector in this process."""
+
+    def run(self, folder: Path, images: Sequence[np.ndarray], **_: Any) -> Iterator[Any]:
+        options = parse_options(OBJECT_DETECTION_3D.options, self.options_sent)
+        detector = OBJECT_DETECTION_3D.open(folder / self.asset, options, Mode.VIDEO)
+        try:
+            for number, image in enumerate(images, 1):
+                yield detector.detect(np.ascontiguousarray(image), STEP_MS * number)
+        finally:
+            detector.close()
+
+
+def clip_for(task: str, frames: int) -> list[np.ndarray]:
+    """A clip made of the pictures of `make models`: a person, a hand, a cat, or a cup."""
+    if task == "hands":
+        return list(vision_clips.moving_hand(frames))
+    pictures = {
+        "objects": vision_clips.cat,
+        "tracks": vision_clips.cat,
+        "boxes3d": vision_clips.coffee,
+    }
+    return list(vision_clips.moving(pictures.get(task, vision_clips.astronaut)(), frames))
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -166,6 +200,29 @@ def _objects(answer: Any, result: Any, size: tuple[int, int]) -> None:
         assert ours.track_id == 0
 
 
+def _tracks(answer: Any, result: Any, size: tuple[int, int]) -> None:
+    """Each track has a box of this frame; ids are compared elsewhere."""
+    width, height = size
+    left = [
+        (d.bounding_box.origin_x, d.bounding_box.origin_y, d.categories[0].score)
+        for d in result.detections
+    ]
+    for each in answer.objects:
+        seen = min(
+            left, key=lambda b: abs(b[0] - each.bbox.x * width) + abs(b[2] - each.confidence)
+        )
+        assert abs(seen[1] - each.bbox.y * height) < 1 + height / 50
+        assert abs(seen[2] - each.confidence) < 0.05
+        left.remove(seen)
+
+
+def _boxes_3d(answer: Any, result: Any, _: tuple[int, int]) -> None:
+    assert len(answer.objects) == len(result.objects)
+    for ours, theirs in zip(answer.objects, result.objects, strict=True):
+        _same_points(ours.keypoints_2d, theirs.keypoints_2d, 0.005)
+        assert ours.label == theirs.label
+
+
 def _mask(answer: Any, result: Any, size: tuple[int, int]) -> None:
     width, height = size
     assert (answer.width, answer.height, answer.format) == (width, height, "binary")
@@ -214,5 +271,15 @@ REFERENCES = {
         *("StreamObjectDetection", "object_detector.tflite"),
         *(vision.ObjectDetector, vision.ObjectDetectorOptions, "detect_for_video", _objects),
         {"score_threshold": 0.5, "category_denylist": ["???"]},
+    ),
+    "tracks": Reference(
+        *("StreamObjectTracking", "object_detector.tflite"),
+        *(vision.ObjectDetector, vision.ObjectDetectorOptions, "detect_for_video", _tracks),
+        {"score_threshold": 0.1, "category_denylist": ["???"]},
+    ),
+    "boxes3d": Direct(
+        *("StreamObjectDetection3D", "objectron.task"),
+        *(Objectron, dict, "detect", _boxes_3d),
+        options_sent={"object_class": "cup", "min_detection_confidence": "0.3"},
     ),
 }

@@ -12,21 +12,12 @@ import pytest
 
 from ml import mediapipe_pb2 as pb
 from tests.integration.vision.conftest import StartVision, Vision
-from tests.integration.vision.reference import REFERENCES, Reference, mask_iou
+from tests.integration.vision.reference import REFERENCES, Reference, clip_for, mask_iou
 from tests.support.optional_models import require_model
 from tests.support.vision_frames import FORMATS, encode_clip, encode_still
 from tools import vision_clips
 
 FRAMES = 5
-
-
-def clip_for(task: str, frames: int = FRAMES) -> list[np.ndarray]:
-    """A clip made of the pictures of `make models`: a person, a hand, or a cat."""
-    if task == "hands":
-        return list(vision_clips.moving_hand(frames))
-    if task == "objects":
-        return list(vision_clips.moving(vision_clips.cat(), frames))
-    return list(vision_clips.moving(vision_clips.astronaut(), frames))
 
 
 def found(answer: Any) -> bool:
@@ -46,6 +37,7 @@ def check_against_mediapipe(
     vision: Vision, models: Path, reference: Reference, images: list[np.ndarray], name: str
 ) -> list[Any]:
     messages, pixels = encode_clip(images, name)
+    messages[0].metadata.update(reference.options_sent)
     answers = list(getattr(vision.stub, reference.rpc)(iter(messages)))
     results = list(reference.run(models, pixels))
     assert len(answers) == len(results) == len(images)
@@ -66,7 +58,9 @@ def check_against_mediapipe(
 def test_a_stream_equals_mediapipe(
     vision: Vision, vision_models: Path, task: str, name: str
 ) -> None:
-    answers = check_against_mediapipe(vision, vision_models, REFERENCES[task], clip_for(task), name)
+    answers = check_against_mediapipe(
+        vision, vision_models, REFERENCES[task], clip_for(task, FRAMES), name
+    )
     # MediaPipe itself finds no hand in the drawing without its colours.
     assert all(found(answer) for answer in answers) or (task, name) == ("hands", "gray")
 

@@ -136,6 +136,12 @@ video_tasks! {
     Poses, StreamPoseTracking, stream_pose_tracking, PoseDetectionResponse;
     /// One person's face, pose and hands together.
     Holistic, StreamHolisticTracking, stream_holistic_tracking, HolisticTrackingResponse;
+    /// Objects with their labels.
+    Objects, StreamObjectDetection, stream_object_detection, ObjectDetectionResponse;
+    /// Objects with ids that outlast occlusions.
+    ObjectTracks, StreamObjectTracking, stream_object_tracking, ObjectTrackingResponse;
+    /// The boxes in 3D of sneakers, chairs, cups or cameras.
+    Objects3D, StreamObjectDetection3D, stream_object_detection3_d, ObjectDetection3DResponse;
     /// People against background, as a mask for each frame.
     Selfie, StreamSelfieSegmentation, stream_selfie_segmentation, SegmentationResponse;
     /// Hair, as a mask for each frame.

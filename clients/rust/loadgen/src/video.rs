@@ -70,7 +70,10 @@ pub struct PacedOutcome {
 /// Calls a function with the task of the plan's RPC.
 macro_rules! for_task {
     ($function:ident, $plan:expr) => {
-        for_task!($function, $plan, Faces FaceMesh Irises Hands Poses Holistic Selfie Hair)
+        for_task!(
+            $function, $plan,
+            Faces FaceMesh Irises Hands Poses Holistic Objects ObjectTracks Objects3D Selfie Hair
+        )
     };
     ($function:ident, $plan:expr, $($task:ident)+) => {
         match $plan.source.rpc.as_str() {
