@@ -27,12 +27,15 @@ from tests.support.tiny_multimodal import NEW, part, reference
 WHISPER = "openai/whisper-tiny.en"
 LLAVA = "tiny/llava"
 SAM, DETR = "tiny/sam", "tiny/detr"
+FLORENCE = "tiny/florence-2"
 SENTENCES = "The dog is in the house. She is on the sea shore."
 
 
-def load(channel: grpc.Channel, model_id: str, pipeline_type: str = "") -> None:
-    mm_grpc.ModelManagementServiceStub(channel).LoadModel(
-        mm.LoadModelRequest(model_id=model_id, pipeline_type=pipeline_type)
+def load(
+    channel: grpc.Channel, model_id: str, pipeline_type: str = "", hint: str = ""
+) -> mm.LoadModelResponse:
+    return mm_grpc.ModelManagementServiceStub(channel).LoadModel(
+        mm.LoadModelRequest(model_id=model_id, pipeline_type=pipeline_type, architecture=hint)
     )
 
 
@@ -87,7 +90,12 @@ def test_a_language_model_refuses_pictures(stack: Stack) -> None:
 def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack whose text models are tiny and see."""
     folder = tmp_path_factory.mktemp("small")
-    for name, model_id in (("llava-chat", LLAVA), ("sam", SAM), ("detr", DETR)):
+    for name, model_id in (
+        ("llava-chat", LLAVA),
+        ("sam", SAM),
+        ("detr", DETR),
+        ("florence2", FLORENCE),
+    ):
         tiny_models.build(name, folder / "models" / "text" / model_id)
     (folder / "models" / "vision").symlink_to(models / "vision")
     with stack_in(folder / "run", "--models", str(folder / "models")) as running:
@@ -157,3 +165,43 @@ def test_objects_and_masks(small: Stack) -> None:
     assert [each.prompt for each in masks] == [0, 0, 0, 1, 1, 1]
     assert {(each.mask.width, each.mask.height) for each in masks} == {(70, 60)}
     assert all(Image.open(io.BytesIO(each.mask.png)).size == (70, 60) for each in masks)
+
+
+def test_types_and_hints_as_the_application_sends_them(small: Stack) -> None:
+    """A LLaVA as text-generation chats with and without a picture, and generates text."""
+    image = png(picture(0))
+    with small.channel() as channel:
+        stub = pb_grpc.TransformersServiceStub(channel)
+        florence = load(channel, FLORENCE, "image-to-text", "florence2")
+        asked = pb.InferRequest(model=FLORENCE, image=image, prompt="<CAPTION>")
+        asked.options["max_new_tokens"] = "3"
+        caption = stub.Infer(asked)
+        unload(channel, FLORENCE)
+        unload(channel, LLAVA)
+        llava = load(channel, LLAVA, "text-generation", "llava")
+        chats = [
+            list(
+                stub.ChatCompletion(
+                    pb.ChatRequest(
+                        model=LLAVA,
+                        messages=[pb.ChatMessage(role="user", content="what ?", images=images)],
+                        max_tokens=NEW,
+                    )
+                )
+            )
+            for images in ([], [image])
+        ]
+        prompt = pb.TextRequest(model=LLAVA, prompt="what ?", max_length=NEW, top_p=0.9)
+        texts = list(stub.GenerateText(prompt))
+        with pytest.raises(grpc.RpcError, match="DetrForObjectDetection") as caught:
+            load(channel, DETR, "text-generation", "llava")
+    assert florence.pipeline_type == "florence2"
+    assert "hint 'florence2'" in florence.message
+    assert caption.text
+    assert llava.pipeline_type == "visual-language"
+    assert "hint 'llava'" in llava.message
+    plain, with_picture = (chat[-1].usage.prompt_tokens for chat in chats)
+    assert plain < with_picture
+    assert all(chat[-1].done for chat in chats)
+    assert texts[-1].done
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
