@@ -344,7 +344,7 @@ AUDIO_CLASSIFICATION = _infer(
 )
 AUDIO_TO_AUDIO = _infer(
     *("audio-to-audio", "speech-to-speech", "voice-conversion"),
-    architectures=("ForSpeechToSpeech",),
+    architectures=("ForSpeechToSpeech", "EncodecModel", "DacModel", "MimiModel"),
     infers=("audio to audio",),
 )
 SPEECH_RECOGNITION = _infer(

@@ -117,11 +117,11 @@ class TextSettings(ModelHostSettings):
         gt=0,
         description="Seconds of all sounds of a call together; of one piece in TranscribeStream.",
     )
-    max_classified_seconds: float = Field(
+    max_whole_sound_seconds: float = Field(
         30,
         gt=0,
-        description="Seconds of a sound that is classified, which a model reads at once: it takes "
-        "some 40 MB for each.",
+        description="Seconds of a sound that a model reads at once, to label it or to code it: a "
+        "second takes some 40 MB.",
     )
     max_video_frames: int = Field(
         3000, ge=1, description="Frames of a video that are decoded in a call."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import transformers as t
 
@@ -193,3 +194,64 @@ def _(folder: Path) -> None:
     )
     widen(model)
     save(folder, model, images)
+
+
+def _fill_codebooks(model: Any) -> None:
+    """These are buffers of zeros until a model is trained."""
+    for name, buffer in model.named_buffers():
+        if name.endswith(("embed", "embed_sum")):
+            buffer.normal_()
+
+
+@builder("encodec")
+def _(folder: Path) -> None:
+    config = t.EncodecConfig(
+        target_bandwidths=[15.0, 30.0],
+        sampling_rate=24_000,
+        num_filters=4,
+        hidden_size=8,
+        codebook_size=32,
+        codebook_dim=8,
+        num_lstm_layers=1,
+        upsampling_ratios=[4, 2],
+    )
+    model = t.EncodecModel(config)
+    widen(model)
+    _fill_codebooks(model)
+    save(folder, model, t.EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000))
+
+
+@builder("dac")
+def _(folder: Path) -> None:
+    config = t.DacConfig(
+        encoder_hidden_size=8,
+        downsampling_ratios=[2, 4],
+        decoder_hidden_size=32,
+        n_codebooks=2,
+        codebook_size=32,
+        codebook_dim=4,
+        sampling_rate=16_000,
+    )
+    extractor = t.DacFeatureExtractor(feature_size=1, sampling_rate=16_000, hop_length=8)
+    save(folder, t.DacModel(config), extractor)
+
+
+@builder("mimi")
+def _(folder: Path) -> None:
+    config = t.MimiConfig(
+        **SMALL,
+        num_key_value_heads=4,
+        head_dim=8,
+        num_filters=4,
+        codebook_size=32,
+        codebook_dim=8,
+        vector_quantization_hidden_dimension=8,
+        num_quantizers=4,
+        upsampling_ratios=[4, 2],
+        upsample_groups=4,
+        frame_rate=None,
+    )
+    model = t.MimiModel(config)
+    widen(model)
+    _fill_codebooks(model)
+    save(folder, model, t.EncodecFeatureExtractor(feature_size=1, sampling_rate=24_000))

@@ -15,7 +15,7 @@ from tests.support.tiny_parts import BUILDERS
 # Modules that register builders.
 _THEMES = (
     *("tiny_answers", "tiny_encoders", "tiny_multimodal", "tiny_pictures", "tiny_sounds"),
-    "tiny_vision",
+    *("tiny_vision", "tiny_visual"),
 )
 
 

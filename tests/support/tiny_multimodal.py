@@ -34,8 +34,8 @@ MEDIA_TOKENS = {
 }
 # Tokens of the answers that are compared.
 NEW = 8
-_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-_TEXT = {**SMALL, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+TEXT = {**SMALL, "num_key_value_heads": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
 
 
 def _template(media_token: str) -> str:
@@ -47,7 +47,7 @@ def _template(media_token: str) -> str:
     )
 
 
-def _save(name: str, folder: Path, model: Any, *parts: Any, **processor: Any) -> None:
+def save_multimodal(name: str, folder: Path, model: Any, *parts: Any, **processor: Any) -> None:
     widen(model)
     model.generation_config = t.GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2)
     save(folder, model, model.generation_config, *parts)
@@ -65,9 +65,9 @@ def _(folder: Path) -> None:
 
 @builder("llava-chat")
 def _llava(folder: Path) -> None:
-    tokenizer = fast_tokenizer(_TOKENS, around=None, extra={"image_token": "<image>"})
+    tokenizer = fast_tokenizer(TOKENS, around=None, extra={"image_token": "<image>"})
     config = t.LlavaConfig(
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config={**CLIP_VISION, "model_type": "clip_vision_model", "projection_dim": 32},
         image_token_index=tokenizer.image_token_id,
         vision_feature_layer=-1,
@@ -79,7 +79,7 @@ def _llava(folder: Path) -> None:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
-    _save("llava-chat", folder, t.LlavaForConditionalGeneration(config), processor)
+    save_multimodal("llava-chat", folder, t.LlavaForConditionalGeneration(config), processor)
 
 
 def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
@@ -90,10 +90,10 @@ def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
         "global_image_token": "<global-img>",
         "end_of_utterance_token": "<end_of_utterance>",
     }
-    tokenizer = fast_tokenizer(_TOKENS, extra=extra)
+    tokenizer = fast_tokenizer(TOKENS, extra=extra)
     tokenizer.add_tokens([f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)])
     config = getattr(t, f"{kind}Config")(
-        text_config={**_TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "llama", "vocab_size": len(tokenizer)},
         vision_config=CLIP_VISION,
         scale_factor=2,
         image_token_id=tokenizer.image_token_id,
@@ -102,7 +102,7 @@ def _smol(name: str, folder: Path, kind: str, images: Any) -> None:
     processor = images(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     settings = {"processor_class": f"{kind}Processor", "image_seq_len": 4}
     model = getattr(t, f"{kind}ForConditionalGeneration")(config)
-    _save(name, folder, model, tokenizer, processor, **settings)
+    save_multimodal(name, folder, model, tokenizer, processor, **settings)
 
 
 @builder("smolvlm")
@@ -123,10 +123,10 @@ def _(folder: Path) -> None:
         "vision_bos_token": "<|vision_start|>",
         "vision_eos_token": "<|vision_end|>",
     }
-    tokenizer = fast_tokenizer(_TOKENS, extra=extra)
+    tokenizer = fast_tokenizer(TOKENS, extra=extra)
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10_000.0}
     config = t.Qwen2VLConfig(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope},
+        text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": rope},
         vision_config={
             "depth": 2,
             "embed_dim": 32,
@@ -142,7 +142,9 @@ def _(folder: Path) -> None:
     )
     size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
     images = t.Qwen2VLImageProcessorPil(patch_size=8, size=size)
-    _save("qwen2-vl", folder, t.Qwen2VLForConditionalGeneration(config), tokenizer, images)
+    save_multimodal(
+        "qwen2-vl", folder, t.Qwen2VLForConditionalGeneration(config), tokenizer, images
+    )
 
 
 @builder("gemma3")
@@ -152,9 +154,9 @@ def _(folder: Path) -> None:
         "boi_token": "<start_of_image>",
         "eoi_token": "<end_of_image>",
     }
-    tokenizer = fast_tokenizer(_TOKENS, extra=extra)
+    tokenizer = fast_tokenizer(TOKENS, extra=extra)
     config = t.Gemma3Config(
-        text_config={**_TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 64},
+        text_config={**TEXT, "vocab_size": len(tokenizer), "head_dim": 8, "sliding_window": 64},
         vision_config=CLIP_VISION,
         mm_tokens_per_image=4,
         image_token_index=tokenizer.image_token_id,
@@ -166,7 +168,7 @@ def _(folder: Path) -> None:
         tokenizer=tokenizer,
         image_seq_length=4,
     )
-    _save("gemma3", folder, t.Gemma3ForConditionalGeneration(config), processor)
+    save_multimodal("gemma3", folder, t.Gemma3ForConditionalGeneration(config), processor)
 
 
 @builder("qwen2-audio")
@@ -176,7 +178,7 @@ def _(folder: Path) -> None:
         "audio_bos_token": "<|audio_bos|>",
         "audio_eos_token": "<|audio_eos|>",
     }
-    tokenizer = fast_tokenizer(_TOKENS, extra=extra)
+    tokenizer = fast_tokenizer(TOKENS, extra=extra)
     config = t.Qwen2AudioConfig(
         audio_config={
             "d_model": 32,
@@ -185,12 +187,12 @@ def _(folder: Path) -> None:
             "encoder_ffn_dim": 64,
             "num_mel_bins": 16,
         },
-        text_config={**_TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
+        text_config={**TEXT, "model_type": "qwen2", "vocab_size": len(tokenizer)},
         audio_token_index=tokenizer.audio_token_id,
     )
     extractor = t.WhisperFeatureExtractor(feature_size=16)
     model = t.Qwen2AudioForConditionalGeneration(config)
-    _save("qwen2-audio", folder, model, t.Qwen2AudioProcessor(extractor, tokenizer))
+    save_multimodal("qwen2-audio", folder, model, t.Qwen2AudioProcessor(extractor, tokenizer))
 
 
 def part(kind: str, text: str = "") -> dict[str, str]:

@@ -101,7 +101,7 @@ class WorkerSpec(ChildSpec):
     max_image_pixels: int
     max_map_pixels: int
     max_audio_seconds: float
-    max_classified_seconds: float
+    max_whole_sound_seconds: float
     max_video_frames: int
     max_media: int
     max_prompt_bytes: int

@@ -93,7 +93,7 @@ def calls(pipeline_type: str, pipeline: Any) -> list[Call]:
             return [_infer(image=image, prompt=TEXT, options=one_token)]
         case pipelines.VIDEO_CLASSIFICATION.name:
             return [_infer(video=_video(pipeline))]
-        case pipelines.AUDIO_CLASSIFICATION.name:
+        case pipelines.AUDIO_CLASSIFICATION.name | pipelines.AUDIO_TO_AUDIO.name:
             return [_infer(audio=sound)]
         case pipelines.CLIP.name:
             return [_infer(image=image, labels=[TEXT]), _infer(text=TEXT)]

@@ -15,6 +15,7 @@ from shared import pipelines
 from shared.errors import InvalidArgumentError
 from text_svc.formats.cleaned import cleaned_folder, links_in
 from text_svc.formats.load_errors import loading_errors
+from text_svc.formats.own_code import code_named
 from text_svc.formats.recipe import model_folder
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker import tokenizing
@@ -52,6 +53,7 @@ CLASSES = {
     pipelines.IMAGE_TO_IMAGE.name: "image_to_image:ImageToImage",
     pipelines.VIDEO_CLASSIFICATION.name: "video_classification:VideoClassifier",
     pipelines.AUDIO_CLASSIFICATION.name: "audio_classification:SoundClassifier",
+    pipelines.AUDIO_TO_AUDIO.name: "audio_to_audio:SoundCodec",
     pipelines.SPEECH_RECOGNITION.name: "speech_recognition:SpeechRecognizer",
     pipelines.TEXT_TO_SPEECH.name: "text_to_speech:Synthesizer",
     pipelines.LITERT.name: "litert:TensorModel",
@@ -75,6 +77,7 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
     tokenizing.set_limit(spec.tokenize_seconds)
     with (
         loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)),
+        code_named(spec.folder),
         cleaned_folder(spec.folder, spec.scratch, spec.options.weights) as folder,
     ):
         if spec.pipeline not in _READ_MODULES:

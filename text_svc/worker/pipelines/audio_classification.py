@@ -40,7 +40,7 @@ class SoundClassifier(InferPipeline[LabelOptions]):
         self, request: pb.InferRequest, options: LabelOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         rate: int = self.processor.sampling_rate
-        limit = min(self.spec.max_audio_seconds, self.spec.max_classified_seconds)
+        limit = min(self.spec.max_audio_seconds, self.spec.max_whole_sound_seconds)
         samples = decode_audio(request.audio, rate, limit)
         if len(samples) < MIN_SECONDS * rate:
             raise InvalidArgumentError(

@@ -30,6 +30,7 @@ GOOD = [
     *(("nllb", "text2text-generation"), ("clip", "clip"), ("vit", "image-classification")),
     *(("vilt", "visual-question-answering"), ("blip-vqa", "visual-question-answering")),
     *[(name, "document-question-answering") for name in ("layoutlm", "layoutlmv3", "donut")],
+    *[(name, "audio-to-audio") for name in ("encodec", "dac", "mimi")],
     *[(name, "audio-classification") for name in ("wav2vec2-sounds", "ast")],
     *[(name, "video-classification") for name in ("videomae", "timesformer", "vivit")],
     *(("bert-qa", "question-answering"), ("bert-mask", "fill-mask")),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import transformers as t
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidArgumentError
+from shared.errors import InvalidArgumentError, InvalidModelError
+from tests.support.strange_models import change_json
 from tests.support.text_pipeline import Tiny, infer, scores, spec_of
 from tests.support.video_files import decoded, pictures, video
+from text_svc.worker.pipelines.audio_to_audio import SoundCodec
 from text_svc.worker.pipelines.video_classification import VideoClassifier
 
 RATE = 16_000
@@ -86,3 +90,41 @@ async def test_a_clip_of_less_frames_than_the_model_sees(tiny: Tiny) -> None:
     model = VideoClassifier(spec_of(tiny("videomae"), "video-classification"))
     with pytest.raises(InvalidArgumentError, match=r"2 frames; 4 frames .* need 4"):
         model._indices(2, model.options(frame_sampling_rate=1))
+
+
+@pytest.mark.parametrize("name", ["encodec", "dac", "mimi"])
+async def test_codecs_give_a_sound_back(tiny: Tiny, name: str) -> None:
+    kind = {"encodec": t.EncodecModel, "dac": t.DacModel, "mimi": t.MimiModel}[name]
+    model = kind.from_pretrained(tiny(name)).eval()
+    extractor = t.AutoFeatureExtractor.from_pretrained(tiny(name))
+    rate = extractor.sampling_rate
+    samples = np.random.default_rng(0).normal(0, 0.2, rate // 2 + 7).astype(np.float32)
+    inputs = extractor(samples, sampling_rate=rate, return_tensors="pt")
+    inputs.pop("padding_mask", None)  # there is no padding
+    with torch.inference_mode():
+        wanted = model(**inputs).audio_values.reshape(-1)[: len(samples)].numpy()
+    audio = pb.AudioData(data=samples.tobytes(), format="pcm_f32le", rate=rate)
+    response = await infer(tiny(name), "audio-to-audio", audio=audio)
+    found = np.frombuffer(response.audio.data, "<f4")
+    assert (response.audio.rate, response.audio.channels) == (rate, 1)
+    assert len(found) == len(samples)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(found).max() > 0
+
+
+async def test_the_quality_of_a_codec(tiny: Tiny) -> None:
+    audio = pb.AudioData(data=sound(0.3).tobytes(), format="pcm_f32le", rate=RATE)
+    low, high = [
+        await infer(tiny("encodec"), "audio-to-audio", audio=audio, options={"bandwidth": value})
+        for value in (15.0, 30.0)
+    ]
+    assert low.audio.data != high.audio.data
+    for name, words in (("encodec", r"must be one of 15\.0, 30\.0"), ("dac", "must be left out")):
+        with pytest.raises(Exception, match=words):
+            await infer(tiny(name), "audio-to-audio", audio=audio, options={"bandwidth": 7})
+
+
+def test_a_voice_without_its_vocoder_is_refused(tmp_path: Path) -> None:
+    change_json(tmp_path / "config.json", model_type="speecht5")
+    with pytest.raises(InvalidModelError, match=r"speecht5; it must be one of .* a vocoder"):
+        SoundCodec(spec_of(tmp_path, "audio-to-audio"))
