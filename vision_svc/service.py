@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from shared import pipelines
-from shared.errors import NotImplementedRpcError, UnavailableError
+from shared.errors import UnavailableError
 from shared.rpc.interceptors import Context
 from vision_svc import scenes
 from vision_svc.frames.headers import told_format
 from vision_svc.frames.types import EncodedFrame, frame_context
 from vision_svc.frames.wire import ReceivedFrame, frame_reader
-from vision_svc.scenes.inputs import TemplateSource, TemplateWish
+from vision_svc.scenes.inputs import FrameFeatures, TemplateSource, TemplateWish
 
 if TYPE_CHECKING:
     from shared.pipelines import Pipeline
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vision_svc.task_runner import TaskRunner
 
 Frames: TypeAlias = AsyncIterator[ReceivedFrame]
+Incoming: TypeAlias = AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]
 Responses: TypeAlias = "AsyncIterator[Response]"
 
 NAME = "ml.MediapipeService"
@@ -86,8 +87,12 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
     def StreamAutoFlip(self, requests: Frames, context: Context) -> Responses:
         return self._ready().stream(scenes.AUTO_FLIP, _frames(requests), _metadata(context))
 
-    async def ProcessMediaSequence(self, requests: Frames, context: Context) -> NoReturn:
-        _not_built("ProcessMediaSequence", "its shots are not there yet")
+    async def ProcessMediaSequence(self, requests: Frames, context: Context) -> Response:
+        frames = _frames_with_features(requests)
+        response: Response = pb.MediaSequenceResponse()  # of a stream without frames
+        async for answer in self._ready().stream(scenes.MEDIA_SEQUENCE, frames, _metadata(context)):
+            response = answer
+        return response
 
     async def _detect(
         self, pipeline: Pipeline, request: pb.ImageRequest, context: Context
@@ -138,44 +143,22 @@ def add_servicer(servicer: MediapipeServicer, server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
 
 
-async def _frames(
-    requests: Frames,
-) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
+async def _frames(requests: Frames) -> Incoming:
     position = 0
     async for fields, data in requests:
         position += 1
-        frame = EncodedFrame(
-            data,
-            fields.format,
-            fields.width,
-            fields.height,
-            fields.timestamp_ms,
-            fields.frame_number,
-            position,
-            received_at=time.perf_counter(),
-        )
-        yield frame, dict(fields.metadata)
+        size = fields.width, fields.height
+        yield _encoded(fields, data, position, fields.format, size), dict(fields.metadata)
 
 
-async def _frames_with_templates(
-    requests: Frames,
-) -> AsyncIterator[tuple[EncodedFrame, Mapping[str, str]]]:
+async def _frames_with_templates(requests: Frames) -> Incoming:
     position, wish = 0, TemplateWish()
     async for fields, data in requests:
         position += 1
         # Here, where each frame comes by: a frame that is dropped takes no template along.
         wish = _next_wish(wish, fields)
-        frame = EncodedFrame(
-            data,
-            fields.frame_format,
-            fields.frame_width,
-            fields.frame_height,
-            fields.timestamp_ms,
-            fields.frame_number,
-            position,
-            received_at=time.perf_counter(),
-            extra=wish,
-        )
+        size = fields.frame_width, fields.frame_height
+        frame = _encoded(fields, data, position, fields.frame_format, size, wish)
         yield _told(frame), dict(fields.metadata)
 
 
@@ -191,6 +174,36 @@ def _next_wish(wish: TemplateWish, fields: pb.TemplateMatchingRequest) -> Templa
     return wish
 
 
+async def _frames_with_features(requests: Frames) -> Incoming:
+    position = 0
+    async for fields, data in requests:
+        position += 1
+        size = fields.width, fields.height
+        features = FrameFeatures(dict(fields.features))
+        frame = _encoded(fields, data, position, fields.format, size, features)
+        yield _told(frame), dict(fields.metadata)
+
+
+def _encoded(
+    fields: Any,
+    data: bytes | memoryview,
+    position: int,
+    name: str,
+    size: tuple[int, int],
+    extra: object = None,
+) -> EncodedFrame:
+    return EncodedFrame(
+        data,
+        name,
+        *size,
+        fields.timestamp_ms,
+        fields.frame_number,
+        position,
+        received_at=time.perf_counter(),
+        extra=extra,
+    )
+
+
 def _told(frame: EncodedFrame) -> EncodedFrame:
     """The frame with a format, which its bytes say if the caller does not."""
     if frame.format:
@@ -203,7 +216,3 @@ def _metadata(context: Context) -> dict[str, str]:
     """The call's metadata, without binary values."""
     pairs = context.invocation_metadata() or ()
     return {key: value for key, value in pairs if isinstance(value, str)}
-
-
-def _not_built(rpc: str, why: str) -> NoReturn:
-    raise NotImplementedRpcError(f"{rpc} is not built: {why}")

@@ -12,8 +12,9 @@ from shared import pipelines
 from vision_svc.backends import mediapipe_tasks, objectron, objects, segmentation
 from vision_svc.detector import Asset, StreamTask, VisionTask
 from vision_svc.options import Choice, Count, Labels, Number, Numbers, Ratio, Score
-from vision_svc.scenes import AUTO_FLIP, TEMPLATE_MATCHING
+from vision_svc.scenes import AUTO_FLIP, MEDIA_SEQUENCE, TEMPLATE_MATCHING
 from vision_svc.scenes.auto_flip import MAX_LOOK_AHEAD, AutoFlip
+from vision_svc.scenes.sequence import MediaSequence
 from vision_svc.scenes.subjects import SubjectTasks
 from vision_svc.scenes.templates import TemplateMatcher
 
@@ -164,6 +165,12 @@ _AUTO_FLIP = StreamTask(
     ),
     lambda instances, _: AutoFlip(instances, _SUBJECTS),
 )
+_MEDIA_SEQUENCE = StreamTask(
+    MEDIA_SEQUENCE,
+    (Count("sample_every", 10, 1000), *_SUBJECT_OPTIONS),
+    lambda instances, _: MediaSequence(instances, _SUBJECTS),
+    every_frame=True,
+)
 
 # Tasks on a model of their own, which LoadModel may replace.
 TASKS: Mapping[str, VisionTask] = {
@@ -176,5 +183,5 @@ TASKS: Mapping[str, VisionTask] = {
 }
 # Tasks on streams alone.
 STREAM_TASKS: Mapping[str, StreamTask] = {
-    task.name: task for task in (_TEMPLATE_MATCHING, _AUTO_FLIP)
+    task.name: task for task in (_TEMPLATE_MATCHING, _AUTO_FLIP, _MEDIA_SEQUENCE)
 }

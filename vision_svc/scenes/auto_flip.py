@@ -17,9 +17,9 @@ from vision_svc.frames.decoder import canonical_format
 from vision_svc.frames.pictures import PICTURE_FORMATS, encode_picture
 from vision_svc.frames.raw import RAW_FORMATS, SUBSAMPLED_FORMATS, crop_raw
 from vision_svc.frames.types import Box, SkippedFrame, frame_context
-from vision_svc.instances import DEFAULT_STEP_MS, MAX_STEP_MS
 from vision_svc.scenes import AUTO_FLIP
 from vision_svc.scenes.camera import Camera, Span, SubjectTrack
+from vision_svc.scenes.clock import StreamClock
 from vision_svc.scenes.shots import ShotDetector
 from vision_svc.scenes.subjects import SubjectDetector, SubjectTasks
 
@@ -34,19 +34,6 @@ MAX_LOOK_AHEAD = 30
 MAX_WAITING_PIXELS = 33_177_600
 # Objects take ten times as long to find as faces, and move little in so many frames.
 _OBJECTS_EVERY = 4
-
-
-class StreamClock:
-    """The time from frame to frame, in seconds, by the caller's clock where that makes sense."""
-
-    def __init__(self) -> None:
-        self._last: int | None = None
-
-    def step(self, timestamp_ms: int) -> float:
-        """The time since the frame before."""
-        last, self._last = self._last, timestamp_ms
-        step = DEFAULT_STEP_MS if last is None else timestamp_ms - last
-        return (step if 0 < step <= MAX_STEP_MS else DEFAULT_STEP_MS) / 1000
 
 
 def crop_size(width: int, height: int, aspect: str) -> tuple[int, int]:

@@ -207,3 +207,76 @@ def test_auto_flip_answers_the_frames_before_a_bad_one(vision: Vision) -> None:
     assert answered == list(range(7))
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "frame_number 7" in raised.value.details()
+
+
+def film() -> tuple[list[pb.MediaSequenceFrame], list[int]]:
+    """Three shots: the astronaut, a cat and the astronaut again; where the shots begin."""
+    shots = [
+        list(vision_clips.moving(vision_clips.astronaut(), 24)),
+        list(vision_clips.moving(vision_clips.cat(), 20)),
+        list(vision_clips.moving(vision_clips.astronaut(), 18)),
+    ]
+    frames = []
+    for number, image in enumerate(image for shot in shots for image in shot):
+        data = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+        frames.append(
+            pb.MediaSequenceFrame(
+                frame_data=data,
+                timestamp_ms=number * 40,
+                frame_number=number + 100,
+                features={"loudness": number / 10},
+            )
+        )
+    frames[0].metadata.update({"subjects": "faces", "sample_every": "4"})
+    return frames, [100, 124, 144, 162]
+
+
+def test_a_media_sequence(vision: Vision) -> None:
+    frames, starts = film()
+    response = vision.stub.ProcessMediaSequence(iter(frames))
+    shots = [label for label in response.labels if label.label == "shot"]
+    assert [shot.start_frame for shot in shots] == starts[:-1]
+    assert [shot.end_frame + 1 for shot in shots] == starts[1:]
+    faces = [label for label in response.labels if label.label == "face"]
+    assert [(face.start_frame, face.end_frame) for face in faces] == [(100, 120), (144, 160)]
+    assert all(0.5 < face.confidence <= 1.0 for face in faces)
+    assert response.features["loudness_mean"] == pytest.approx(3.05)
+    assert (response.features["loudness_min"], response.total_frames) == (0.0, 62)
+    assert response.features["loudness_max"] == pytest.approx(6.1)
+
+
+def test_a_media_sequence_of_raw_frames(vision: Vision) -> None:
+    images = person(3)
+    frames = [
+        pb.MediaSequenceFrame(frame_data=image.tobytes(), width=640, height=480, format=name)
+        for image, name in zip(images, ("rgb", "", "bgr"), strict=True)
+    ]
+    call = [("vision-subjects", "faces"), ("vision-sample-every", "1")]
+    response = vision.stub.ProcessMediaSequence(iter(frames), metadata=call)
+    found = [(label.label, label.start_frame, label.end_frame) for label in response.labels]
+    assert found == [("shot", 0, 2), ("face", 0, 2)]
+
+
+def test_a_media_sequence_without_frames(vision: Vision) -> None:
+    assert vision.stub.ProcessMediaSequence(iter([])) == pb.MediaSequenceResponse()
+
+
+@pytest.mark.parametrize(
+    ("change", "policy", "words"),
+    [
+        ({"frame_data": b""}, "every", "frame 2 of the stream (frame_number 101): frame_data is"),
+        ({"frame_data": b"GIF89a"}, "every", "must be a jpeg, png or webp picture"),
+        ({"frame_data": b"\xff\xd8\xff123"}, "every", "not a complete jpeg picture"),
+        ({}, "latest", "frame-policy must be every for media-sequence"),
+    ],
+)
+def test_media_sequences_that_are_refused(
+    vision: Vision, change: dict[str, Any], policy: str, words: str
+) -> None:
+    frames = film()[0][:3]
+    for name, value in change.items():
+        setattr(frames[1], name, value)
+    with pytest.raises(grpc.RpcError) as raised:
+        vision.stub.ProcessMediaSequence(iter(frames), metadata=[("frame-policy", policy)])
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert words in raised.value.details()

@@ -12,16 +12,14 @@ import pytest
 from ml import mediapipe_pb2 as pb
 from shared.errors import FrameSizeError, InputTooLargeError
 from tests.support.vision_frames import encode_still
-from vision_svc.assets import Assets
-from vision_svc.detector import Answer, Asset, Mode, VisionTask
+from tests.unit.vision.scenes.fakes import marked_subjects
+from vision_svc.detector import Answer
 from vision_svc.frames.decoder import decode_picture
 from vision_svc.frames.raw import RAW_FORMATS
 from vision_svc.frames.types import DecodedFrame, EncodedFrame, Limits, SkippedFrame, SkipReason
-from vision_svc.instances import Instances
-from vision_svc.options import Options, parse_options
+from vision_svc.options import parse_options
 from vision_svc.scenes.auto_flip import AutoFlip, crop_size
-from vision_svc.scenes.subjects import SubjectTasks
-from vision_svc.tasks import FACE_DETECTION, OBJECT_DETECTOR, STREAM_TASKS
+from vision_svc.tasks import STREAM_TASKS
 
 WIDTH, HEIGHT = 640, 360
 CROP = 202  # of 640 x 360 to 9:16, even
@@ -29,55 +27,13 @@ FACE = 40
 Box = tuple[float, float, float, float]  # left, top, width, height
 
 
-class MarkedFaces:
-    """Detects what the test has drawn: in a frame's first row, a pixel over each subject's ends."""
-
-    def __init__(self, noise: float) -> None:
-        self._random = np.random.default_rng(5)
-        self._noise = noise
-
-    def detect(self, image: np.ndarray, time_ms: int) -> pb.FaceDetectionResponse:
-        width = image.shape[1]
-        response = pb.FaceDetectionResponse()
-        marks = np.flatnonzero(image[0, :, 0] > 240)  # jpeg and webp change them a little
-        for left, right in marks[: len(marks) // 2 * 2].reshape(-1, 2):
-            begin, end = (np.array((left, right)) + self._random.normal(0, self._noise, 2)) / width
-            response.faces.add(x=begin, width=end - begin, y=0.3, height=0.2, confidence=0.9)
-        return response
-
-    def close(self) -> None:
-        pass
-
-
-class NoObjects(MarkedFaces):
-    """Finds nothing."""
-
-    def detect(self, image: np.ndarray, time_ms: int) -> pb.ObjectDetectionResponse:  # type: ignore[override]
-        return pb.ObjectDetectionResponse()
-
-
 MakeFlip = Callable[..., AutoFlip]
 
 
 @pytest.fixture
 def flip(tmp_path: Path) -> MakeFlip:
-    (tmp_path / "model").write_bytes(b"1")
-
-    def task(name: str, options: tuple, detector: MarkedFaces) -> VisionTask:
-        def open_detector(path: Path, options: Options, mode: Mode) -> MarkedFaces:
-            return detector
-
-        assets = {"": Asset("model", 1)}
-        response = pb.FaceDetectionResponse  # of skipped frames, which do not get there
-        return VisionTask(name, open_detector, assets, options, response, keeps_state=False)
-
     def make(noise: float = 0.0) -> AutoFlip:
-        instances = Instances(Assets(tmp_path), 100, 4, lambda: None)
-        tasks = SubjectTasks(
-            task("faces", FACE_DETECTION.options, MarkedFaces(noise)),
-            task("objects", OBJECT_DETECTOR.options, NoObjects(0)),
-        )
-        return AutoFlip(instances, tasks)
+        return AutoFlip(*marked_subjects(tmp_path, noise))
 
     return make
 
