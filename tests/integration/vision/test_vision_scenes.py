@@ -210,10 +210,10 @@ def test_auto_flip_answers_the_frames_before_a_bad_one(vision: Vision) -> None:
 
 
 def film() -> tuple[list[pb.MediaSequenceFrame], list[int]]:
-    """Three shots: the astronaut, a cat and the astronaut again; where the shots begin."""
+    """Three shots: the astronaut, coffee and the astronaut again; where the shots begin."""
     shots = [
         list(vision_clips.moving(vision_clips.astronaut(), 24)),
-        list(vision_clips.moving(vision_clips.cat(), 20)),
+        list(vision_clips.moving(vision_clips.coffee(), 20)),
         list(vision_clips.moving(vision_clips.astronaut(), 18)),
     ]
     frames = []
@@ -258,7 +258,8 @@ def test_a_media_sequence_of_raw_frames(vision: Vision) -> None:
 
 
 def test_a_media_sequence_without_frames(vision: Vision) -> None:
-    assert vision.stub.ProcessMediaSequence(iter([])) == pb.MediaSequenceResponse()
+    response = vision.stub.ProcessMediaSequence(iter([]))
+    assert (response.total_frames, list(response.labels)) == (0, [])
 
 
 @pytest.mark.parametrize(

@@ -275,15 +275,3 @@ def test_options_cannot_change_in_a_stream(vision: Vision) -> None:
 
 def test_a_stream_without_frames_is_no_error(vision: Vision) -> None:
     assert list(vision.stub.StreamHolisticTracking(iter([]))) == []
-
-
-def test_rpcs_that_are_not_built_say_why(vision: Vision) -> None:
-    calls = {
-        "ProcessMediaSequence": [pb.MediaSequenceFrame()],
-    }
-    for rpc, messages in calls.items():
-        with pytest.raises(grpc.RpcError) as raised:
-            answer = getattr(vision.stub, rpc)(iter(messages))
-            list(answer)
-        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert f"{rpc} is not built: " in raised.value.details()

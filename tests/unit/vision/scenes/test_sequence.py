@@ -103,9 +103,15 @@ def test_features_are_summed_up(film: Film) -> None:
     features = [{"loud": 1.0, "a_mean": 4.0}, {"loud": -3.0}, {"loud": 8.0, "late": 0.5}]
     response = film([picture(40)] * 3, features)
     assert dict(response.features) == {
-        "loud_mean": 2.0, "loud_min": -3.0, "loud_max": 8.0,
-        "a_mean_mean": 4.0, "a_mean_min": 4.0, "a_mean_max": 4.0,
-        "late_mean": 0.5, "late_min": 0.5, "late_max": 0.5,
+        "loud_mean": 2.0,
+        "loud_min": -3.0,
+        "loud_max": 8.0,
+        "a_mean_mean": 4.0,
+        "a_mean_min": 4.0,
+        "a_mean_max": 4.0,
+        "late_mean": 0.5,
+        "late_min": 0.5,
+        "late_max": 0.5,
     }
 
 
