@@ -226,7 +226,7 @@ class VideoDecoder:
                 continue
             if picture.is_corrupt:
                 self._check_step(picture.width, picture.height)
-                yield self._marked(held.frame)
+                yield self._marked(held)
                 continue
             begins = held.is_key or not self._in_step
             if self._held:
@@ -248,11 +248,11 @@ class VideoDecoder:
             return self._bad(frame)
         return DecodedFrame(image, frame, time.perf_counter() - start)
 
-    def _marked(self, frame: EncodedFrame) -> SkippedFrame:
+    def _marked(self, held: _Held) -> SkippedFrame:
         """A picture that the decoder itself calls incomplete."""
-        if self._in_step and not self._format.notices_losses:
-            return self._bad(frame, ": parts of the picture are missing")
-        return SkippedFrame(frame, self._reason(SkipReason.LOST))
+        if (self._in_step or held.is_key) and not self._format.notices_losses:
+            return self._bad(held.frame, ": parts of the picture are missing")
+        return SkippedFrame(held.frame, self._reason(SkipReason.LOST))
 
     def _overtaken(self, before: int) -> Iterator[SkippedFrame]:
         """Skips held frames that arrived before this one: their pictures cannot come any more."""

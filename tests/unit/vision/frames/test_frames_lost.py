@@ -230,6 +230,13 @@ def test_slices_that_are_lost() -> None:
     assert reasons(outcomes) == {30: BAD}
 
 
+def test_a_first_frame_of_which_a_part_is_missing() -> None:
+    sent = [*packets("no b-frames")]
+    sent[0] = sent[0][: -len(sent[0]) // 4]
+    with pytest.raises(InvalidArgumentError, match="frame 1 of the stream"):
+        run(sent, "h264")
+
+
 def test_another_size_without_its_key_frame() -> None:
     small = [data for _, data in encode_video(_moving(30, 32, 48), "h264", tune="zerolatency")[0]]
     start = small[0].index(b"\0\0\1\x65")

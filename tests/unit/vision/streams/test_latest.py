@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.vision.streams.fakes import FakeStages, frame
+from vision_svc.frames.types import SkippedFrame, SkipReason
 from vision_svc.streams.latest import MAX_UNDECODED, MAX_UNTAKEN, LatestFrame, LatestSlot
 from vision_svc.streams.stages import End
 
@@ -52,6 +53,24 @@ async def test_answers_that_nobody_takes_hold_up_the_task(world: World) -> None:
     assert not world.stages.turns
     world.policy.answer_taken()
     assert world.stages.next_turn() is last
+
+
+async def test_a_skipped_frame_replaces_no_picture(world: World) -> None:
+    world.policy.put(frame(0, "h264"))
+    world.stages.decoded(frame(0))
+    assert world.stages.next_turn() == frame(0)  # it runs
+    lost = SkippedFrame(frame(1), SkipReason.LOST)
+    world.policy.put(frame(1, "h264"))
+    world.stages.decoded(lost)
+    assert world.dropped == 0
+    world.policy.put(frame(2, "h264"))
+    world.stages.decoded(frame(2))  # a picture replaces it
+    assert world.dropped == 1
+    world.policy.put(frame(3, "h264"))
+    world.stages.decoded(SkippedFrame(frame(3), SkipReason.LOST))
+    assert world.dropped == 2
+    world.policy.answer_ready()
+    assert world.stages.next_turn() == frame(2)
 
 
 async def test_all_video_is_decoded_and_pictures_are_replaced(world: World) -> None:
