@@ -13,8 +13,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
-use crate::proto::VideoFrame;
 use crate::proto::mediapipe_service_client::MediapipeServiceClient;
+use crate::proto::{
+    MediaSequenceFrame, MediaSequenceResponse, TemplateMatchingRequest, TemplateMatchingResponse,
+    VideoFrame,
+};
 use crate::window::{Frames, Window, bounded};
 
 type Call<A> = BoxFuture<'static, Result<Response<Streaming<A>>, Status>>;
@@ -146,6 +149,9 @@ video_tasks! {
     Selfie, StreamSelfieSegmentation, stream_selfie_segmentation, SegmentationResponse;
     /// Hair, as a mask for each frame.
     Hair, StreamHairSegmentation, stream_hair_segmentation, SegmentationResponse;
+    /// The video cropped to another aspect ratio. With the option `look_ahead`, more frames than that
+    /// must be in flight ([`VideoOptions::in_flight`]).
+    AutoFlip, StreamAutoFlip, stream_auto_flip, VideoFrame;
 }
 
 impl Client {
@@ -195,6 +201,60 @@ impl Client {
             })
             .map_err(Error::from);
         Answers(answers.boxed())
+    }
+
+    /// Finds a template in each frame of a video and returns a stream of its places.
+    ///
+    /// The template and the threshold come with the first request; later ones may leave them out, or
+    /// change them. `requests` is read as fast as the service takes it.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// use futures_util::{TryStreamExt, stream};
+    /// use ml_client::{Client, Error, proto::TemplateMatchingRequest};
+    ///
+    /// # async fn run(client: Client, frame: Vec<u8>, template: Vec<u8>) -> Result<(), Error> {
+    /// let request = TemplateMatchingRequest {
+    ///     frame_data: frame.into(), // a JPEG, PNG or WebP
+    ///     template_data: template.into(),
+    ///     threshold: Some(0.9),
+    ///     ..Default::default()
+    /// };
+    /// let mut results = client.match_templates(stream::iter([request]));
+    /// while let Some(result) = results.try_next().await? {
+    ///     for place in result.matches {
+    ///         println!("at {} {}: {}", place.x, place.y, place.confidence);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn match_templates(
+        &self,
+        requests: impl Stream<Item = TemplateMatchingRequest> + Send + 'static,
+    ) -> Answers<TemplateMatchingResponse> {
+        let mut stub = self.vision();
+        let call = async move { stub.stream_template_matching(requests).await };
+        let answers = stream::once(call)
+            .map_ok(Response::into_inner)
+            .try_flatten()
+            .map_err(Error::from);
+        Answers(answers.boxed())
+    }
+
+    /// Sends a whole film and returns its shots, what is seen in them, and statistics of its features.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] with the status of the service: a frame or an option was refused, or a limit was
+    /// reached.
+    pub async fn media_sequence(
+        &self,
+        frames: impl Stream<Item = MediaSequenceFrame> + Send + 'static,
+    ) -> Result<MediaSequenceResponse> {
+        let answer = self.vision().process_media_sequence(frames).await?;
+        Ok(answer.into_inner())
     }
 }
 
