@@ -88,6 +88,13 @@ def cup_clip() -> list[Rgb]:
     return list(vision_clips.moving(vision_clips.coffee(), FRAMES))
 
 
+def two_shots() -> list[Rgb]:
+    """A person, and then a cup of coffee."""
+    half = FRAMES // 2
+    coffee = list(vision_clips.moving(vision_clips.coffee(), FRAMES - half))
+    return [*portrait_clip()[:half], *coffee]
+
+
 # Task to its RPC and its clip.
 TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
     "faces": ("StreamFaceDetection", portrait_clip),
@@ -101,6 +108,8 @@ TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
     "boxes3d": ("StreamObjectDetection3D", cup_clip),
     "selfie": ("StreamSelfieSegmentation", person_clip),
     "hair": ("StreamHairSegmentation", portrait_clip),
+    "templates": ("StreamTemplateMatching", portrait_clip),
+    "auto-flip": ("StreamAutoFlip", two_shots),
 }
 # Options of the tasks that are not their defaults.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -120,6 +129,24 @@ def messages(images: Sequence[Rgb], options: dict[str, str]) -> Iterator[pb.Vide
             format="jpeg",
             timestamp_ms=number * 1000 // FPS,
             frame_number=number,
+            metadata=options,
+        )
+
+
+def template_requests(
+    images: Sequence[Rgb], options: dict[str, str]
+) -> Iterator[pb.TemplateMatchingRequest]:
+    """The clip, and as the template the middle of its first frame."""
+    rows, columns = images[0].shape[:2]
+    template = images[0][rows // 4 : rows // 2, columns * 2 // 5 : columns * 3 // 5]
+    _, data = cv2.imencode(".png", template[..., ::-1])
+    for frame in messages(images, options):
+        yield pb.TemplateMatchingRequest(
+            frame_data=frame.frame_data,
+            template_data=b"" if frame.frame_number else data.tobytes(),
+            threshold=0.5,
+            timestamp_ms=frame.timestamp_ms,
+            frame_number=frame.frame_number,
             metadata=options,
         )
 
@@ -161,7 +188,8 @@ def run_task(stub: Any, task: str, out: Path) -> Result:
     images = clip()
     draw = DRAWINGS[task]
     drawn, found, seconds = [], 0, 0.0
-    for answer in getattr(stub, rpc)(messages(images, OPTIONS.get(task, {}))):
+    requests = template_requests if task == "templates" else messages
+    for answer in getattr(stub, rpc)(requests(images, OPTIONS.get(task, {}))):
         canvas = images[answer.frame_number].copy()
         found += draw(canvas, answer)
         seconds += answer.timing.inference_ms / 1000

@@ -210,6 +210,30 @@ def _tinted(colour: Colour) -> Callable[[Rgb, Any], bool]:
     return draw
 
 
+def templates(image: Rgb, answer: Any) -> bool:
+    """The box of each match."""
+    height, width = image.shape[:2]
+    for match in answer.matches:
+        corner = round(match.x * width), round(match.y * height)
+        far = corner[0] + round(match.width * width), corner[1] + round(match.height * height)
+        cv2.rectangle(image, corner, far, YELLOW, 2, cv2.LINE_AA)
+        _label(image, f"template {match.confidence:.2f}", (corner[0], corner[1] - 6))
+    return bool(answer.matches)
+
+
+def crops(image: Rgb, answer: Any) -> bool:
+    """The part that auto flip keeps; the rest is darker."""
+    x, y, width, height = (
+        int(answer.metadata[f"crop_{name}"]) for name in ("x", "y", "width", "height")
+    )
+    kept = image[y : y + height, x : x + width].copy()
+    image //= 3
+    image[y : y + height, x : x + width] = kept
+    cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), WHITE, 2)
+    _label(image, f"shot {answer.metadata['shot']}", (x + 8, y + 24))
+    return bool(answer.frame_data)
+
+
 DRAWINGS: dict[str, Callable[[Rgb, Any], bool]] = {
     "faces": faces,
     "mesh": meshes,
@@ -222,4 +246,6 @@ DRAWINGS: dict[str, Callable[[Rgb, Any], bool]] = {
     "boxes3d": boxes_3d,
     "selfie": _tinted(GREEN),
     "hair": _tinted(RED),
+    "templates": templates,
+    "auto-flip": crops,
 }
