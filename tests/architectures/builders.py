@@ -13,6 +13,7 @@ from shared import pipelines
 from tests.architectures import media, parts
 from tests.architectures.configs import BOS, EOS, LABELS, PAD, tiny_config
 from tests.architectures.mappings import Case
+from tests.support import tiny_models
 
 # Parameters of a tiny model; one that is larger is not tiny.
 MAX_PARAMETERS = 20_000_000
@@ -29,6 +30,9 @@ def build(case: Case, folder: Path) -> None:
     Raises:
         NotBuiltError: the test cannot, which says nothing of the services.
     """
+    if name := _OWN.get(case.model_type) if case.pipeline == pipelines.VISUAL_LANGUAGE.name else "":
+        tiny_models.build(name, folder)
+        return
     try:
         model = _model(case)
     except NotBuiltError:
@@ -88,6 +92,27 @@ _PARTS = {
     pipelines.SPEECH_RECOGNITION.name: _sounds,
     pipelines.IMAGE_TO_TEXT.name: _captions,
     pipelines.VISUAL_LANGUAGE.name: _captions,
+}
+
+
+# Models with the tokens of images that their processors want, by model type.
+_OWN = {
+    "gemma3": "gemma3",
+    "idefics2": "idefics2",
+    "idefics3": "idefics3",
+    "internvl": "internvl",
+    "llava": "llava-chat",
+    "llava_next": "llava-next",
+    "llava_onevision": "llava-onevision",
+    "mistral3": "mistral3",
+    "mllama": "mllama",
+    "paligemma": "paligemma",
+    "pixtral": "pixtral",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen2_vl": "qwen2-vl",
+    "qwen3_vl": "qwen3-vl",
+    "smolvlm": "smolvlm",
+    "vipllava": "vipllava",
 }
 
 

@@ -455,8 +455,17 @@ def _compare_seen(case: Case, folder: Path, answers: Any) -> None:
     """The picture comes first, as where the prompt does not say where it belongs."""
     model = t.AutoModelForMultimodalLM.from_pretrained(folder, dtype=torch.float32).eval()
     processor = read_processor(Pretrained(folder, LoadOptions()))
-    prompt = f"{processor.image_token}{text(9, 1)}"
-    inputs = processor(text=[prompt], images=[media.picture()], return_tensors="pt")
+    more = {}
+    if processor.chat_template:
+        parts = [{"type": "image"}, {"type": "text", "text": text(9, 1)}]
+        # SmolVLM's own looks at videos first, which want torchvision.
+        prompt = t.ProcessorMixin.apply_chat_template(
+            processor, [{"role": "user", "content": parts}], add_generation_prompt=True
+        )
+        more = {"add_special_tokens": False}  # the template has written them
+    else:
+        prompt = f"{processor.image_token}{text(9, 1)}"
+    inputs = processor(text=[prompt], images=[media.picture()], return_tensors="pt", **more)
     size = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
     ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)[0, size:]
     expected = processor.decode(ids, skip_special_tokens=True).strip()
