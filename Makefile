@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: bench-vision bench-text bench-embeddings bench-perplexity bench-link ## r
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
+
+bench-memory: models ## see what vision_svc holds after 3,000 streams of each task (hours)
+	@$(PY) -m tests.bench.vision_memory $(BENCH)
 
 profile-vision: models ## show where the time of each vision task goes
 	@$(PY) -m tests.bench.profile_vision $(BENCH)

@@ -25,7 +25,7 @@ from shared.rpc.server import (
     main,
     serve,
 )
-from vision_svc.process_setup import keep_large_blocks, mediapipe_fault, refuse_reports
+from vision_svc.process_setup import mediapipe_fault, refuse_reports, tune_allocator
 from vision_svc.service import NAME, MediapipeServicer, add_servicer
 from vision_svc.settings import VisionSettings
 
@@ -109,6 +109,6 @@ async def run(settings: VisionSettings) -> None:
 if __name__ == "__main__":
     if _fault := mediapipe_fault():
         sys.exit(_fault)
-    keep_large_blocks()
+    tune_allocator()
     refuse_reports()
     main("vision_svc", VisionSettings, run)

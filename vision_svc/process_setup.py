@@ -1,4 +1,4 @@
-"""What the process needs before it serves: the right MediaPipe, no reports home, fast large blocks.
+"""What the process needs before it serves: the right MediaPipe, no reports home, a tuned allocator.
 
 Importing this module is cheap. Its functions must be called before the first thread or task is
 started.
@@ -22,6 +22,10 @@ NOWHERE = "http://127.0.0.1:1"
 # for one copy of a 640 x 480 picture.
 _M_TRIM_THRESHOLD, _TRIM_THRESHOLD = -1, 64 << 20
 _M_MMAP_THRESHOLD, _MMAP_THRESHOLD = -3, 32 << 20
+# By default there are eight arenas a core. Every stream has threads of its own, which MediaPipe
+# starts, and what they leave free in one arena serves no other: 1.1 to 1.8 GB after some hundred
+# streams.
+_M_ARENA_MAX, _ARENAS = -8, 2
 
 
 def mediapipe_fault() -> str:
@@ -52,8 +56,10 @@ def refuse_reports(proxy: str = NOWHERE) -> None:
         os.environ[name] = proxy
 
 
-def keep_large_blocks() -> None:
-    """Lets the allocator reuse blocks of up to 32 MiB; free memory above 64 MiB is returned.
+def tune_allocator() -> None:
+    """Lets the allocator reuse blocks of up to 32 MiB, and all threads share two arenas.
+
+    Free memory above 64 MiB at the end of an arena is returned; the rest by `return_free_memory`.
 
     Call it before any thread is started. Without glibc it does nothing.
     """
@@ -62,3 +68,10 @@ def keep_large_blocks() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
     mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)
+    mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def return_free_memory() -> None:
+    """Gives the allocator's free pages back to the system (glibc)."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)

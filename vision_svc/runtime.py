@@ -20,6 +20,7 @@ from vision_svc import metrics
 from vision_svc.assets import Assets
 from vision_svc.frames.types import Limits
 from vision_svc.instances import Instances
+from vision_svc.process_setup import return_free_memory
 from vision_svc.watched_pool import WatchedPool
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 # Share of the container's memory for instances; the rest is for the frames in flight.
 _MEMORY_SHARE = 0.6
 
+
+# Free memory is returned at most once in this time: the allocator serves nobody meanwhile.
+_RETURN_SECONDS = 2.0
 
 # How often the threads are looked at within `hang_seconds`.
 _LOOKS = 6
@@ -77,6 +81,7 @@ class VisionRuntime:
             f"{settings.max_streams} streams are open, which is the limit",
             name="max_streams",
         )
+        self._returning: asyncio.TimerHandle | None = None
         self.threads = settings.workers or usable_cores()
         self.decode_pool = _pool(self.threads, "decode")
         self.frame_pool = _pool(self.threads, "frame")
@@ -110,6 +115,17 @@ class VisionRuntime:
         model = self._models.get(task.name)
         return model.in_use() if model else contextlib.nullcontext()
 
+    def stream_ended(self) -> None:
+        """Has the memory that streams left free returned, a little later. For the event loop."""
+        if self._returning is None:
+            loop = asyncio.get_running_loop()
+            self._returning = loop.call_later(_RETURN_SECONDS, self._return_memory)
+
+    def _return_memory(self) -> None:
+        self._returning = None
+        # In the thread that closes detectors, after those that wait there.
+        self.instances.closer.submit(return_free_memory)
+
     async def until_hung(self) -> None:
         """Returns once a thread has not come to the end of its work for `hang_seconds`.
 
@@ -131,6 +147,8 @@ class VisionRuntime:
 
     def close(self) -> None:
         """Ends the threads and frees the models. Blocks until the frames that run are done."""
+        if self._returning is not None:
+            self._returning.cancel()
         for pool in (self.decode_pool, self.frame_pool, self.picture_pool):
             pool.shutdown(wait=True, cancel_futures=True)
         self.instances.shut_down()

@@ -27,7 +27,7 @@ from tests.bench.vision_wire import IN_FLIGHT, Wire, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
 from tools.models import REPOSITORY, model_dir
-from vision_svc.process_setup import keep_large_blocks
+from vision_svc.process_setup import tune_allocator
 
 OUT = REPOSITORY / "out" / "bench"
 STREAMS = (1, 2, 4)
@@ -88,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     rust = RustClient.chosen(options.client)
-    keep_large_blocks()  # as the service does: the arms differ in nothing but the way
+    tune_allocator()  # as the service does: the arms differ in nothing but the way
     cv2.setNumThreads(1)
     folder = model_dir() / "vision"
     report: dict[str, Any] = {

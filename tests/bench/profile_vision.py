@@ -31,7 +31,7 @@ from vision_svc.frames.types import (
     Limits,
 )
 from vision_svc.frames.wire import read_frame
-from vision_svc.process_setup import keep_large_blocks
+from vision_svc.process_setup import tune_allocator
 
 OUT = REPOSITORY / "out" / "bench"
 # Columns and the threads that they add up, by process and name; the rest is "other".
@@ -138,7 +138,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     rust = RustClient.chosen(options.client)
-    keep_large_blocks()
+    tune_allocator()
     cv2.setNumThreads(1)
     folder = model_dir() / "vision"
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]

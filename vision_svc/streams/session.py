@@ -179,5 +179,6 @@ class Session:
         self._in_use.close()
         if self._place is not None:
             self._runtime.streams.free(self._place)
+            self._runtime.stream_ended()
             self._place = None
             self._metrics.open_streams.dec()

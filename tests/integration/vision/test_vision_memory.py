@@ -1,0 +1,14 @@
+"""What vision_svc holds when its streams have ended."""
+
+from __future__ import annotations
+
+from tests.bench.vision_memory import MAX_GROWTH_BYTES, measure
+from tests.integration.vision.conftest import StartVision
+
+
+def test_streams_leave_no_memory_behind(start_vision: StartVision) -> None:
+    """A small figure of `tests.bench.vision_memory`, from the first stream on."""
+    vision = start_vision(admission_seconds="0")
+    tasks = ["StreamFaceMesh", "StreamFaceDetection"]
+    before, after = measure(vision.channel, vision.process.pid, tasks, 30, first=1)
+    assert after - before < MAX_GROWTH_BYTES, (before, after)
