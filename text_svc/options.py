@@ -66,9 +66,6 @@ class LoadOptions(BaseModel):
         le=256,
         description="Threads that compute, at most one per core; of a .tflite those of one call.",
     )
-    accelerator: Literal["cpu", "gpu"] | None = Field(
-        None, description="Where LiteRT computes; cpu by default."
-    )
 
     @property
     def weights(self) -> str:

@@ -33,7 +33,7 @@ from ml import (
     transformers_pb2,
     transformers_pb2_grpc,
 )
-from tools import demo_vision
+from tools import demo_vision, litert_files
 from tools.models import model_dir
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -138,10 +138,10 @@ class Demo:
         self._text = transformers_pb2_grpc.TransformersServiceStub(channel)
         self._vision = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
 
-    def load(self, model: str, pipeline: str) -> str:
+    def load(self, model: str, pipeline: str, **options: str) -> str:
         """Begins a load and follows it until the model is ready."""
         request = model_management_pb2.LoadModelRequest(
-            model_id=model, pipeline_type=pipeline, wait=False
+            model_id=model, pipeline_type=pipeline, options=options, wait=False
         )
         self._manage.LoadModel(request)
         with load_progress(model) as show:
@@ -166,13 +166,47 @@ class Demo:
         console.print(table)
         return f"{len(vectors)} vectors of {len(vectors[0])}"
 
-    def chat(self) -> str:
+    def tensors(self) -> str:
+        """Runs a .tflite of MediaPipe's on a picture of nothing; its tensors in and out."""
+        file = litert_files.segmenter()
+        if file is None:
+            return "off: `make models` could not fetch MediaPipe's selfie segmenter"
+        model = litert_files.SEGMENTER
+        self.load(model, "litert", file=file)
+        described = transformers_pb2.InferRequest(
+            model=model, tensors=transformers_pb2.Tensors(), options={"describe": "true"}
+        )
+        signature = self._text.Infer(described).tensors.signatures[0]
+        given = signature.inputs[0]
+        given.data = bytes(4 * math.prod(given.shape))
+        request = transformers_pb2.InferRequest(
+            model=model, tensors=transformers_pb2.Tensors(tensors=[given])
+        )
+        start = time.perf_counter()
+        output = self._text.Infer(request).tensors.tensors[0]
+        milliseconds = 1000 * (time.perf_counter() - start)
+        self._manage.UnloadModel(model_management_pb2.UnloadModelRequest(model_id=model))
+        shapes = f"{given.dtype} {list(given.shape)} to {output.dtype} {list(output.shape)}"
+        return f"{shapes} in {milliseconds:.0f} ms"
+
+    def chat_with_litert(self) -> str:
+        """Chats with a .litertlm, if there is one."""
+        file = litert_files.language_model()
+        if file is None:
+            return f"off: the variable {litert_files.VARIABLE} names no .litertlm file"
+        memory = self.load(litert_files.LANGUAGE_MODEL, "text-generation", file=file)
+        answer = self.chat(litert_files.LANGUAGE_MODEL)
+        unload = model_management_pb2.UnloadModelRequest(model_id=litert_files.LANGUAGE_MODEL)
+        self._manage.UnloadModel(unload)
+        return f"{answer}, {memory}"
+
+    def chat(self, model: str = CHAT_MODEL) -> str:
         """Streams an answer, printing it as it comes."""
         console.print(f"[bold]user[/]       {QUESTION}\n[bold]assistant[/]  ", end="")
         words, reason = [], ""
         for message in self._text.ChatCompletion(
             transformers_pb2.ChatRequest(
-                model=CHAT_MODEL,
+                model=model,
                 messages=[transformers_pb2.ChatMessage(role="user", content=QUESTION)],
                 temperature=0,
             )
@@ -267,6 +301,8 @@ def run(address: str) -> Summary:
         step("load the embedding model", lambda: demo.load(EMBEDDING_MODEL, "feature-extraction"))
         step("embed", demo.embed)
         step("chat", demo.chat)
+        step("a .tflite", demo.tensors)
+        step("chat with a .litertlm", demo.chat_with_litert)
         step("detect faces", demo.detect)
         step("every vision task", lambda: vision_tasks(address))
         step("list", demo.loaded)

@@ -19,7 +19,7 @@ from typing import Any
 
 from tests.bench.cores import effective_cores
 from tests.bench.rust_client import RustClient, add_option
-from tests.bench.text_peers import ByPython, Child, Ours
+from tests.bench.text_peers import ByPython, Child, Ours, OursLiteRt
 from tests.bench.text_report import plot, table
 from tests.bench.text_servers import LlamaCpp, TransformersServe
 from tests.bench.text_types import Peer, Stretch, label, questions, ratio, summary
@@ -36,6 +36,7 @@ PEERS: dict[str, Callable[[RustClient | None], Peer]] = {
     "openvino-int8": lambda _: Child("openvino", "int8"),
     "ours-bfloat16": lambda rust: Ours("bfloat16", rust=rust),
     "openvino-bfloat16": lambda _: Child("openvino", "bfloat16"),
+    "ours-litert": lambda rust: OursLiteRt(rust),
     "ours-transformers": lambda rust: Ours("float32", "transformers", rust),
     "generate": lambda _: Child("generate", "float32"),
     "serve": lambda _: TransformersServe(),
@@ -50,6 +51,8 @@ RATIOS = (
     ("ours", "serve"),
     ("ours", "llama.cpp"),
     ("ours-int8", "llama.cpp"),
+    ("ours-litert", "llama.cpp"),
+    ("ours-litert", "ours-int8"),
 )
 SERVERS = ("serve", "llama.cpp")
 

@@ -23,6 +23,7 @@ from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
 from text_svc.processes.spawn import library_environment
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.tokenizers.fast import FastTokenizer
+from tools import litert_files
 
 MODEL_FOLDER = MODELS / "text" / MODEL
 # Of one line of a child.
@@ -37,6 +38,8 @@ class Ours:
         engine: of the model.
         rust: the tonic client, with a connection a caller; without it Python calls, over one.
     """
+
+    model = MODEL
 
     def __init__(self, dtype: str, engine: str = "auto", rust: RustClient | None = None) -> None:
         self.name = f"ours, {dtype}" + ("" if engine == "auto" else f", {engine}")
@@ -54,7 +57,7 @@ class Ours:
         stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
         await stub.LoadModel(
             model_management_pb2.LoadModelRequest(
-                model_id=MODEL, pipeline_type="text-generation", options=self._options
+                model_id=self.model, pipeline_type="text-generation", options=self._options
             )
         )
         # Bytes: the client shares the machine, and must not cost more than a client has to.
@@ -69,7 +72,7 @@ class Ours:
             "text",
             endpoint=f"http://{self._stack.addresses['envoy']}",
             rpc="chat",
-            model=MODEL,
+            model=self.model,
             questions=list(questions),
             max_tokens=tokens,
             temperature=0.0,
@@ -81,7 +84,7 @@ class Ours:
         requests = [
             pb.ChatRequest(
                 messages=[pb.ChatMessage(**message) for message in as_chat(question)],
-                model=MODEL,
+                model=self.model,
                 temperature=0,
                 max_tokens=tokens,
             ).SerializeToString()
@@ -102,6 +105,26 @@ class Ours:
             await self._channel.close()
             await asyncio.to_thread(self._stack.stop)
         self._folder.cleanup()
+
+
+class OursLiteRt(Ours):
+    """The same with a .litertlm of this model, which LiteRT-LM runs.
+
+    Args:
+        rust: as for `Ours`.
+    """
+
+    model = litert_files.LANGUAGE_MODEL
+
+    def __init__(self, rust: RustClient | None = None) -> None:
+        super().__init__("its own weights", "litert", rust)
+
+    async def start(self) -> None:
+        file = await asyncio.to_thread(litert_files.language_model)
+        if file is None:
+            raise FileNotFoundError(f"{litert_files.VARIABLE} names no .litertlm file")
+        self._options = {"file": file}
+        await super().start()
 
 
 class ByPython:

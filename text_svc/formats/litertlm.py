@@ -48,7 +48,6 @@ class Section:
     kind: int
     begin: int
     end: int
-    model_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,6 @@ class LiteRtLmFile:
     path: Path
     version: str
     sections: tuple[Section, ...]
-
-    def has_part(self, name: str) -> bool:
-        """Whether one of its .tflite has a name with this in it, such as "vision_encoder"."""
-        return any(name in each.model_type for each in self.sections if each.kind == TFLITE)
 
     def metadata(self, max_bytes: int = JSON_BYTES) -> litertlm_pb2.LlmMetadata:
         """The metadata of the language model.
@@ -167,7 +162,7 @@ def _read_header(path: Path, file: BinaryIO) -> LiteRtLmFile:
     if not 0 < len(objects) <= MAX_SECTIONS:
         raise BrokenBufferError(f"it has {len(objects)} sections; it must be 1 to {MAX_SECTIONS}")
     sections = tuple(
-        Section(each.number(3, "<B"), each.number(1, "<Q"), each.number(2, "<Q"), _model_type(each))
+        Section(each.number(3, "<B"), each.number(1, "<Q"), each.number(2, "<Q"))
         for each in objects
     )
     for index, section in enumerate(sections):
@@ -179,14 +174,6 @@ def _read_header(path: Path, file: BinaryIO) -> LiteRtLmFile:
     if not any(each.kind in (TFLITE, TFLITE_WEIGHTS) for each in sections):
         raise BrokenBufferError("it has no weights")
     return LiteRtLmFile(path, version, sections)
-
-
-def _model_type(section: Table) -> str:
-    """What a section of weights is for, such as "tf_lite_prefill_decode"; empty if it has none."""
-    for item in section.tables(0):
-        if item.text(0) == "model_type" and (value := item.table(2)):
-            return value.text(0).lower()
-    return ""
 
 
 def chat_template_of(metadata: litertlm_pb2.LlmMetadata) -> str:

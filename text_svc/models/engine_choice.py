@@ -78,12 +78,6 @@ def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:
     if is_litert(pipeline, options):
         _check_litert(pipeline, options)
         return "litert"
-    if options.accelerator:
-        raise InvalidArgumentError(
-            f"option accelerator needs engine litert, and {pipeline.name} models run on another; "
-            "use option device",
-            field="options[accelerator]",
-        )
     if options.file and not options.weights:
         raise InvalidArgumentError(
             f"option file is {options.file[:80]!r}; {pipeline.name} models are read from "
@@ -134,7 +128,7 @@ def _check_litert(pipeline: Pipeline, options: LoadOptions) -> None:
         if value not in (None, "auto") and (name, value) != ("device", "cpu"):
             raise InvalidArgumentError(
                 f"option {name} has no effect on {suffix} files"
-                + ("; use option accelerator" if name == "device" else ""),
+                + (", which run on the CPU" if name == "device" else ""),
                 field=f"options[{name}]",
             )
     if pipeline is TEXT_GENERATION and (options.max_sequences or 1) > 1:
@@ -155,7 +149,6 @@ def effective_options(pipeline: Pipeline, options: LoadOptions) -> dict[str, str
     values = options.model_dump(exclude_none=True) | {"engine": engine}
     if engine == "litert":
         values = {name: value for name, value in values.items() if name not in _NOT_FOR_LITERT}
-        values["accelerator"] = options.accelerator or "cpu"
         return {name: str(value) for name, value in values.items()}
     cuda = on_cuda(options)
     if options.device == "auto":

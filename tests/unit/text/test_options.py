@@ -95,3 +95,46 @@ def test_an_option_without_effect_is_refused(pipeline: str, options: LoadOptions
 @pytest.mark.parametrize("pipeline", ["chat", "embeddings", "reranking", "clip", "translation"])
 def test_models_that_read_take_a_length(pipeline: str) -> None:
     assert wanted_engine(find_pipeline(pipeline), LoadOptions(max_length=10, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options"),
+    [
+        ("tflite", {}),
+        ("litert", {"file": "a/b.tflite", "threads": "2", "max_sequences": "4"}),
+        ("chat", {"file": "model.litertlm", "temperature": "0", "max_length": "100"}),
+        ("chat", {"engine": "litert", "device": "cpu"}),
+    ],
+)
+def test_litert_runs_its_own_files(pipeline: str, options: dict[str, str], cuda: bool) -> None:
+    del cuda  # the same on both
+    kind, parsed = find_pipeline(pipeline), parse_options(options)
+    assert wanted_engine(kind, parsed) == "litert"
+    told = engine_choice.effective_options(kind, parsed)
+    assert told["engine"] == "litert"
+    assert not told.keys() & {"dtype", "device"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "options", "message"),
+    [
+        ("litert", {"engine": "openvino"}, "openvino does not read .tflite files"),
+        ("litert", {"file": "model.onnx"}, "option file is 'model.onnx'; for litert models"),
+        ("litert", {"dtype": "int8"}, "option dtype has no effect on .tflite files"),
+        ("litert", {"device": "cuda"}, "option device has no effect on .tflite files, which run"),
+        ("litert", {"max_length": "5"}, "option max_length has no effect on litert models"),
+        ("chat", {"file": "x.litertlm", "max_sequences": "2"}, "generates one text at a time"),
+        (
+            "chat",
+            {"file": "x.litertlm", "cache_size_mb": "9"},
+            "cache_size_mb has no effect",
+        ),
+        ("chat", {"file": "x.litertlm", "engine": "transformers"}, "does not read .litertlm files"),
+        ("reranking", {"engine": "litert"}, "litert does not support reranking models"),
+    ],
+)
+def test_what_litert_cannot_do_is_refused(
+    pipeline: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        wanted_engine(find_pipeline(pipeline), parse_options(options))
