@@ -18,6 +18,7 @@ from tools import vision_clips
 
 MODEL = "someone/their-face-model"
 ASSET = "blaze_face_short_range.tflite"
+OBJECTS, OBJECT_ASSET = "someone/their-objects", "object_detector.tflite"
 
 
 @pytest.fixture
@@ -28,6 +29,7 @@ async def provider(vision_models: Path) -> AsyncIterator[Provider]:
             vision_models / "blaze_face_full_range_sparse.tflite"
         ).read_bytes(),
         "someone/broken/" + ASSET: b"no model at all" * 1000,
+        f"{OBJECTS}/{OBJECT_ASSET}": (vision_models / OBJECT_ASSET).read_bytes(),
     }
     async with Provider(files).running() as running:
         yield running
@@ -53,10 +55,13 @@ async def worker(bare: Vision) -> AsyncIterator[worker_pb2_grpc.ModelWorkerStub]
 
 
 async def load(
-    worker: worker_pb2_grpc.ModelWorkerStub, model_id: str = MODEL, **options: str
+    worker: worker_pb2_grpc.ModelWorkerStub,
+    model_id: str = MODEL,
+    pipeline_type: str = "face-detection",
+    **options: str,
 ) -> list[worker_pb2.LoadResponse]:
     request = worker_pb2.LoadRequest(
-        model_id=model_id, pipeline_type="face-detection", options=options
+        model_id=model_id, pipeline_type=pipeline_type, options=options
     )
     return [response async for response in worker.Load(request)]
 
@@ -122,6 +127,33 @@ async def test_a_file_by_its_path(bare: Vision, worker: worker_pb2_grpc.ModelWor
     responses = await load(worker, file="other/full.tflite")
     assert responses[-1].state == worker_pb2.MODEL_STATE_READY
     assert len((await detect(bare)).faces) == 1
+
+
+@pytest.mark.parametrize(
+    ("pipeline_type", "rpc"),
+    [
+        ("object-detector", "StreamObjectDetection"),
+        ("object-tracking", "StreamObjectTracking"),
+    ],
+)
+async def test_an_object_detector_of_the_application(
+    bare: Vision, worker: worker_pb2_grpc.ModelWorkerStub, pipeline_type: str, rpc: str
+) -> None:
+    frames = list(rgb_frames(vision_clips.moving(vision_clips.cat(), 3)))
+
+    def found() -> list[list[str]]:
+        answers = getattr(bare.stub, rpc)(iter(frames))
+        return [[each.label.lower() for each in answer.objects] for answer in answers]
+
+    with pytest.raises(grpc.RpcError) as raised:
+        await asyncio.to_thread(found)
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    with pytest.raises(grpc.RpcError) as raised:  # a model of faces has no scores of labels
+        await load(worker, MODEL, pipeline_type, file=ASSET)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    responses = await load(worker, OBJECTS, pipeline_type)
+    assert responses[-1].state == worker_pb2.MODEL_STATE_READY
+    assert await asyncio.to_thread(found) == [["cat"]] * 3
 
 
 @pytest.mark.parametrize(
