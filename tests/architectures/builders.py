@@ -19,6 +19,12 @@ from tests.support import tiny_models
 MAX_PARAMETERS = 20_000_000
 ENTAILMENT = ("contradiction", "neutral", "entailment")
 
+_LABELLED_IMAGES = (
+    pipelines.IMAGE_CLASSIFICATION.name,
+    pipelines.OBJECT_DETECTION.name,
+    pipelines.IMAGE_SEGMENTATION.name,
+)
+
 
 class NotBuiltError(Exception):
     """This test makes no such model; the message says why."""
@@ -88,6 +94,11 @@ def _sounds(case: Case, folder: Path) -> None:
 
 _PARTS = {
     pipelines.IMAGE_CLASSIFICATION.name: _images,
+    pipelines.OBJECT_DETECTION.name: _images,
+    pipelines.IMAGE_SEGMENTATION.name: _images,
+    pipelines.DEPTH_ESTIMATION.name: _images,
+    pipelines.IMAGE_FEATURE_EXTRACTION.name: _images,
+    pipelines.IMAGE_TO_IMAGE.name: _images,
     pipelines.CLIP.name: _texts_and_images,
     pipelines.SPEECH_RECOGNITION.name: _sounds,
     pipelines.IMAGE_TO_TEXT.name: _captions,
@@ -123,7 +134,7 @@ def _model(case: Case) -> Any:
         labels = {"num_labels": LABELS}
     if case.pipeline == pipelines.RERANKING.name:
         labels = {"num_labels": 1}
-    if case.pipeline == pipelines.IMAGE_CLASSIFICATION.name:
+    if case.pipeline in _LABELLED_IMAGES:
         labels = {"num_labels": LABELS}
     if case.model_type in auto.MODEL_FOR_CTC_MAPPING_NAMES:
         labels = {"vocab_size": media.letters()}

@@ -7,16 +7,18 @@ at a time, without padding.
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import torch
 import transformers as t
+from PIL import Image
 from transformers.models.auto import modeling_auto as auto
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from ml import transformers_pb2 as pb
 from shared import pipelines
@@ -372,7 +374,7 @@ def _compare_names(case: Case, folder: Path, answers: Any) -> None:
 
 def _compare_image(case: Case, folder: Path, answers: Any) -> None:
     model = t.AutoModelForImageClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    images = AutoImageProcessor.from_pretrained(folder)
+    images = type(media.image_processor(case.model_type)).from_pretrained(folder)
     logits = model(**images(images=media.picture(), return_tensors="pt")).logits[0].float()
     if answers is not None:
         got = torch.tensor([answers[model.config.id2label[index]] for index in range(len(logits))])
@@ -487,6 +489,96 @@ def _close(what: str, got: torch.Tensor, expected: torch.Tensor) -> None:
         raise DifferentError(f"{what} differ by {difference:.1e}")
 
 
+async def _look(stub: Any, **options: str) -> pb.InferResponse:
+    image = pb.ImageData(data=media.png())
+    answer: pb.InferResponse = await stub.Infer(pb.InferRequest(image=image, options=options))
+    return answer
+
+
+async def _detect(stub: Any) -> pb.InferResponse:
+    return await _look(stub, threshold="0")
+
+
+async def _segment(stub: Any) -> pb.InferResponse:
+    return await _look(stub, subtask="semantic", mask_format="rle")
+
+
+async def _measure(stub: Any) -> pb.InferResponse:
+    return await _look(stub, depth_format="float32")
+
+
+async def _describe(stub: Any) -> pb.InferResponse:
+    return await _look(stub, pooling="none")
+
+
+def _looked(case: Case, folder: Path, auto_class: Any) -> tuple[Any, Any, Any]:
+    """A model of images, its processor, and what it makes of the picture."""
+    model = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
+    images = type(media.image_processor(case.model_type)).from_pretrained(folder)
+    return model, images, model(**images(images=media.picture(), return_tensors="pt"))
+
+
+def _compare_detected(case: Case, folder: Path, answers: Any) -> None:
+    _, images, outputs = _looked(case, folder, t.AutoModelForObjectDetection)
+    (found,) = images.post_process_object_detection(outputs, threshold=0, target_sizes=[(1, 1)])
+    order = found["scores"].argsort(descending=True, stable=True)[:100]
+    if answers is not None:
+        scores = torch.tensor([each.score for each in answers.regions])
+        _close("scores", scores, found["scores"][order])
+        boxes = torch.tensor([list(each.points) for each in answers.regions])
+        _close("boxes", boxes, found["boxes"][order].clamp(0, 1))
+
+
+def _compare_segmented(case: Case, folder: Path, answers: Any) -> None:
+    picture = media.picture()
+    model, images, outputs = _looked(case, folder, t.AutoModelForSemanticSegmentation)
+    (labels,) = images.post_process_semantic_segmentation(
+        outputs, target_sizes=[(picture.height, picture.width)]
+    )
+    if answers is not None:
+        got = np.full((picture.height, picture.width), -1)
+        for region in answers.regions:
+            inside = np.repeat(np.arange(len(region.mask.runs)) % 2 == 1, region.mask.runs)
+            got[inside.reshape(got.shape, order="F")] = model.config.label2id[region.label]
+        if (got != labels.numpy()).mean() > TIE:
+            raise DifferentError("labels of pixels differ")
+
+
+def _compare_measured(case: Case, folder: Path, answers: Any) -> None:
+    picture = media.picture()
+    _, images, outputs = _looked(case, folder, t.AutoModelForDepthEstimation)
+    (found,) = images.post_process_depth_estimation(outputs, [(picture.height, picture.width)])
+    if answers is not None:
+        got = np.frombuffer(answers.depth.values, "<f4").copy()
+        _close("depths", torch.from_numpy(got), found["predicted_depth"].flatten())
+
+
+def _compare_described(case: Case, folder: Path, answers: Any) -> None:
+    if case.model_type == "vit_mae":  # it hides most of a picture, unless it is told not to
+        model = t.AutoModel.from_pretrained(folder, mask_ratio=0.0).eval()
+        images = type(media.image_processor(case.model_type)).from_pretrained(folder)
+        order = torch.arange(model.embeddings.patch_embeddings.num_patches)[None].float()
+        outputs = model(**images(images=media.picture(), return_tensors="pt"), noise=order)
+    else:
+        _, _, outputs = _looked(case, folder, t.AutoModel)
+    states = outputs.last_hidden_state[0]
+    if states.dim() == 3:
+        states = states.flatten(1).T
+    if answers is not None:
+        _close("vectors", torch.tensor([list(each.values) for each in answers.vectors]), states)
+
+
+def _compare_made(case: Case, folder: Path, answers: Any) -> None:
+    picture = media.picture()
+    model, _, outputs = _looked(case, folder, t.AutoModelForImageToImage)
+    height, width = (side * model.config.upscale for side in (picture.height, picture.width))
+    made = outputs.reconstruction[0, :, :height, :width].clamp(0, 1) * 255
+    if answers is not None:
+        got = np.asarray(Image.open(io.BytesIO(answers.image.data))).astype(np.float32)
+        if np.abs(got - made.permute(1, 2, 0).numpy()).max() > 1:
+            raise DifferentError("pixels differ by more than 1 of 255")
+
+
 _CALL = {
     pipelines.TEXT_GENERATION.name: _generate,
     pipelines.FEATURE_EXTRACTION.name: _embed,
@@ -495,6 +587,11 @@ _CALL = {
     pipelines.RERANKING.name: _rank,
     pipelines.TOKEN_CLASSIFICATION.name: _name,
     pipelines.IMAGE_CLASSIFICATION.name: _classify_image,
+    pipelines.OBJECT_DETECTION.name: _detect,
+    pipelines.IMAGE_SEGMENTATION.name: _segment,
+    pipelines.DEPTH_ESTIMATION.name: _measure,
+    pipelines.IMAGE_FEATURE_EXTRACTION.name: _describe,
+    pipelines.IMAGE_TO_IMAGE.name: _look,
     pipelines.CLIP.name: _match,
     pipelines.SPEECH_RECOGNITION.name: _hear,
     pipelines.TEXT_TO_SPEECH.name: _speak,
@@ -509,6 +606,11 @@ _COMPARE = {
     pipelines.RERANKING.name: _compare_ranking,
     pipelines.TOKEN_CLASSIFICATION.name: _compare_names,
     pipelines.IMAGE_CLASSIFICATION.name: _compare_image,
+    pipelines.OBJECT_DETECTION.name: _compare_detected,
+    pipelines.IMAGE_SEGMENTATION.name: _compare_segmented,
+    pipelines.DEPTH_ESTIMATION.name: _compare_measured,
+    pipelines.IMAGE_FEATURE_EXTRACTION.name: _compare_described,
+    pipelines.IMAGE_TO_IMAGE.name: _compare_made,
     pipelines.CLIP.name: _compare_match,
     pipelines.SPEECH_RECOGNITION.name: _compare_heard,
     pipelines.TEXT_TO_SPEECH.name: _compare_spoken,

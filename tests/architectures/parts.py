@@ -47,7 +47,7 @@ def strengthen(model: Any) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() < 2 or not parameter.is_floating_point():
+            if parameter.dim() < 2 or not parameter.is_floating_point() or not parameter.numel():
                 continue
             size = math.prod(parameter.shape[1:]) if parameter.dim() > 2 else parameter.shape[-1]
             wanted = 1 / math.sqrt(min(size, parameter.shape[-1] if parameter.dim() == 3 else size))
