@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,13 +58,16 @@ audit: setup ## look up known vulnerabilities of all pinned packages
 pin-images: setup ## pin the base images by digest; asks their registries
 	@$(PY) -m tools.containers.pin_images
 
-bench: bench-vision bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
+bench: bench-vision bench-scenes bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
 
 bench-memory: models ## see what vision_svc holds after 3,000 streams of each task (hours)
 	@$(PY) -m tests.bench.vision_memory $(BENCH)
+
+bench-scenes: models ## time holistic against its parts, templates, auto flip and media sequences
+	@$(PY) -m tests.bench.bench_scenes $(BENCH)
 
 profile-vision: models ## show where the time of each vision task goes
 	@$(PY) -m tests.bench.profile_vision $(BENCH)
