@@ -3,7 +3,7 @@
 What the library (litert-lm-api 0.18.1) does, measured with SmolLM2-135M of 4-bit weights:
 
 - A session reads and writes text, not tokens. All sessions of an engine work in one queue, and each
-  takes the memory of a whole KV cache (94 MiB here). So one generation runs at a time.
+  takes the memory of a whole KV cache (90 MiB here). So one generation runs at a time.
 - `cancel_process` ends an answer within a token (23 to 100 ms on a busy machine). While the prompt
   is read it is noticed only at the end, so long prompts are given in pieces of PIECE_TOKENS.
 - It has no repetition penalty for sessions, and reads no images or sounds in them.
