@@ -87,6 +87,7 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
             return model_management_pb2.LoadModelResponse(
                 success=True,
                 message=f"the load of {model_id} goes on; WatchModels tells how",
+                pipeline_type=pipeline.name,
                 status=await self._status(model_id),
             )
         model = await self._lifecycle.load(desired)
