@@ -23,11 +23,13 @@ from tests.support.pictures import picture, png
 from tests.support.speech import speak, wav
 from tests.support.stack import CHAT, TEXT, Stack, stack_in
 from tests.support.tiny_multimodal import NEW, part, reference
+from tests.support.video_files import pictures, video
 
 WHISPER = "openai/whisper-tiny.en"
 LLAVA = "tiny/llava"
 SAM, DETR = "tiny/sam", "tiny/detr"
 FLORENCE = "tiny/florence-2"
+ANSWERS, CLIPS, PAGES = "tiny/answers", "tiny/clips", "tiny/pages"
 SENTENCES = "The dog is in the house. She is on the sea shore."
 
 
@@ -95,6 +97,9 @@ def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
         ("sam", SAM),
         ("detr", DETR),
         ("florence2", FLORENCE),
+        ("bert-qa", ANSWERS),
+        ("videomae", CLIPS),
+        ("layoutlmv3", PAGES),
     ):
         tiny_models.build(name, folder / "models" / "text" / model_id)
     (folder / "models" / "vision").symlink_to(models / "vision")
@@ -165,6 +170,33 @@ def test_objects_and_masks(small: Stack) -> None:
     assert [each.prompt for each in masks] == [0, 0, 0, 1, 1, 1]
     assert {(each.mask.width, each.mask.height) for each in masks} == {(70, 60)}
     assert all(Image.open(io.BytesIO(each.mask.png)).size == (70, 60) for each in masks)
+
+
+def test_questions_and_clips(small: Stack) -> None:
+    """In processes that are restricted; their architectures tell what they are."""
+    text, image = "👩‍👩‍👧 a cat and a dog", png(picture(0))
+    words = [pb.DocumentWord(text=word, box=[0.1, 0.1, 0.5, 0.2]) for word in text.split()]
+    requests = {
+        ANSWERS: {"text": text, "prompt": "who ?"},
+        PAGES: {"document": pb.Document(words=words, image=image), "prompt": "who ?"},
+        CLIPS: {"video": pb.VideoData(data=video(pictures(9)))},
+    }
+    found = {}
+    with small.channel() as channel:
+        stub = pb_grpc.TransformersServiceStub(channel)
+        for model, request in requests.items():
+            load(channel, model)
+            found[model] = stub.Infer(pb.InferRequest(model=model, **request))
+        with pytest.raises(grpc.RpcError, match="is not a MP4") as caught:
+            stub.Infer(pb.InferRequest(model=CLIPS, video=pb.VideoData(data=b"no video" * 99)))
+        for model in requests:
+            unload(channel, model)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (answer,) = found[ANSWERS].answers
+    assert answer.text == text[answer.start : answer.end] != ""
+    (answer,) = found[PAGES].answers
+    assert answer.text == " ".join(text.split()[answer.start : answer.end]) != ""
+    assert sum(label.score for label in found[CLIPS].labels) == pytest.approx(1, abs=1e-4)
 
 
 def test_types_and_hints_as_the_application_sends_them(small: Stack) -> None:

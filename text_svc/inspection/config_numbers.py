@@ -19,6 +19,7 @@ LIMITS = {
     re.compile(r"position|(^|_)(n_ctx|seq_len|max_seq_length|max_sequence_length)$"): 1 << 24,
     re.compile(r"^(num_beams|num_beam_groups|num_return_sequences)$"): 64,
     re.compile(r"^(height|width)$"): 1 << 14,
+    re.compile(r"^num_frames$"): 1 << 10,
     re.compile(r"^(n_fft|fft_window_size|feature_size|num_mel_bins|n_mels)$"): 1 << 14,
 }
 FILES = (
