@@ -29,7 +29,7 @@ up: models ## run the services, Envoy and a file provider until Ctrl-C
 down: setup ## stop what `make up` started
 	@$(PY) -m stack down
 
-demo: models ## load models, embed, chat and detect a face through Envoy
+demo: models ## load models, embed, chat and run every vision task through Envoy
 	@$(PY) -m tools.demo --port $(PORT) $(DEMO)
 
 test: models ## run all tests that need no container engine

@@ -253,7 +253,7 @@ class CallCancelledError(ServiceError):
 
 
 class NotImplementedRpcError(ServiceError):
-    """An RPC that is declared but not implemented; the message says why."""
+    """An RPC that the model's process does not have."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
     reason = "NOT_BUILT"

@@ -37,6 +37,7 @@ NO_PATHS = {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "tekken.json", "sentence_bert_config.json"),
     "config_sentence_transformers.json",
+    "facebook/detr-resnet-50",
 }
 # The models that are fetched: their ids have the form of paths too.
 ASSETS = (ROOT / "tools/models/assets.toml").read_text()
