@@ -129,22 +129,26 @@ def jpeg_scans(data: bytes, most: int) -> int:
     begins = [end for marker, _, end in _jpeg_segments(data) if marker == _START_OF_SCAN]
     if not begins:
         return most
-    scans, position = 0, begins[0]
-    while scans < most:
-        scans += 1
-        # Tables may stand between scans.
-        while match := _JPEG_MARKER.search(data, position):
-            position = match.end()
-            if match[0][-1] in (_START_OF_SCAN, _END_OF_IMAGE):
-                break
-        if not match or match[0][-1] == _END_OF_IMAGE:
+    scans, position = 1, begins[0]
+    while scans < most and (match := _JPEG_MARKER.search(data, position)):
+        marker, position = match[0][-1], match.end()
+        if marker == _END_OF_IMAGE:
             break
+        scans += marker == _START_OF_SCAN
+        # libjpeg skips these, whatever their bytes look like; of others it reads on from there.
+        length = int.from_bytes(data[position : position + 2])
+        if marker in _BETWEEN_SCANS or (marker == _START_OF_SCAN and length <= _LONGEST_SCAN):
+            position += length
     return scans
 
 
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-# Within scans: anything but an escaped FF and restart markers.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+# Within scans: anything but an escaped FF, restart markers and TEM.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]", re.DOTALL)
+# Tables, comments and data of applications.
+_BETWEEN_SCANS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *range(0xE0, 0xF0), 0xFE})
+# Bytes of a scan's header, for four components; libjpeg refuses longer ones.
+_LONGEST_SCAN = 14
 _FILL = re.compile(rb"\xff+")
 # Before the first scan; cameras write about ten, profiles of colours up to 255 more.
 _MAX_SEGMENTS = 1000

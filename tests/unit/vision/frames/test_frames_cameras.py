@@ -71,6 +71,28 @@ def test_scans_within_the_picture_are_limited() -> None:
             decode(photo[:-2] + scans + b"\xff\xd9")
 
 
+@pytest.mark.parametrize(
+    "hiding",
+    [
+        b"\xff\xfe\0\x06ab\xff\xd9",  # a comment
+        b"\xff\xda\0\x08\x01\xff\xd9\0\0\x10",  # a scan of a component 255
+    ],
+)
+def test_bytes_like_the_end_within_a_segment_hide_no_scans(hiding: bytes) -> None:
+    photo = jpeg(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    scan = photo[photo.rfind(b"\xff\xda") : -2]
+    with pytest.raises(InputTooLargeError, match="exceeds the limit of 100"):
+        decode(photo[:-2] + hiding + scan * 200 + b"\xff\xd9")
+
+
+def test_an_unknown_marker_hides_no_scans() -> None:
+    photo = jpeg(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    scan = photo[photo.rfind(b"\xff\xda") : -2]
+    # Within a scan libjpeg reads on right behind it.
+    with pytest.raises(InputTooLargeError, match="exceeds the limit of 100"):
+        decode(photo[:-2] + b"\xff\x02\xff\xff" + scan * 200 + b"\xff\xd9")
+
+
 def test_a_progressive_picture() -> None:
     photo = jpeg(cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     assert photo.count(b"\xff\xda") > 5
