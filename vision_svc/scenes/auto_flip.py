@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ml import mediapipe_pb2 as pb
@@ -83,6 +83,9 @@ class AutoFlip:
         self._clock = StreamClock()
         self._shots = ShotDetector()
         self._held: deque[_Held | SkippedFrame] = deque()
+        self._ready: list[Answer] = []
+        self._options: Options = {}
+        self._look_ahead = 0
         self._size = (0, 0)
         self._crop = (0, 0)
         self._objects: Sequence[Seen] = ()
@@ -91,12 +94,12 @@ class AutoFlip:
 
     def follow(self, frame: DecodedFrame, options: Options) -> Sequence[Answer]:
         start = time.perf_counter()
+        self._options = options
         height, width = frame.image.shape[:2]
-        answers: list[Answer] = []
         with frame_context(frame.source):
             new_size = (width, height) != self._size
             if new_size:
-                answers += self.finish(options)
+                self._settle(0)
                 self._begin_size(width, height, options)
             seconds = self._clock.step(frame.source.timestamp_ms)
             cuts = self._shots.cut(frame.image, seconds) > 0 or new_size
@@ -105,17 +108,23 @@ class AutoFlip:
                 self._objects_due = 0
             subject = self._track.update(self._look(frame, options), seconds)
         busy = time.perf_counter() - start
+        if canonical_format(frame.source.format) not in RAW_FORMATS:
+            # Of what waits, only raw bytes are needed again, and they are as large as the picture.
+            frame = replace(frame, source=replace(frame.source, data=b""))
         self._held.append(_Held(frame, subject, cuts, seconds, busy))
-        return [*answers, *self._due(options, int(options["look_ahead"]))]
+        self._settle(self._look_ahead)
+        return self._take()
 
     def skip(self, frame: SkippedFrame) -> Sequence[Answer]:
-        if not self._held:
-            return [skipped(pb.VideoFrame(), frame)]
-        self._held.append(frame)  # behind the frames that wait
-        return []
+        # Behind the frames that wait. It counts as one of those that they wait for.
+        self._held.append(replace(frame, source=replace(frame.source, data=b"")))
+        self._settle(self._look_ahead)
+        return self._take()
 
     def finish(self, options: Options) -> Sequence[Answer]:
-        return self._due(options, 0)
+        del options
+        self._settle(0)
+        return self._take()
 
     def close(self) -> None:
         self._subjects.close()
@@ -131,7 +140,7 @@ class AutoFlip:
                 f"pixels, which exceeds the limit of {MAX_WAITING_PIXELS}",
                 metadata={"max_waiting_pixels": str(MAX_WAITING_PIXELS)},
             )
-        self._size, self._crop = (width, height), crop
+        self._size, self._crop, self._look_ahead = (width, height), crop, look_ahead
         self._axis = 0 if width - crop[0] > height - crop[1] else 1
         side, part = self._size[self._axis], crop[self._axis]
         self._track = SubjectTrack(side, part, self._axis)
@@ -145,17 +154,20 @@ class AutoFlip:
         self._objects_due -= 1
         return [*self._subjects.faces(frame, options), *self._objects]
 
-    def _due(self, options: Options, waiting: int) -> list[Answer]:
-        """The answers to all frames but so many, which wait on."""
-        answers = []
+    def _settle(self, waiting: int) -> None:
+        """Makes the answers to all frames but so many, which wait on."""
         while self._held and (len(self._held) > waiting or isinstance(self._held[0], SkippedFrame)):
             held = self._held.popleft()
-            answers.append(
+            self._ready.append(
                 skipped(pb.VideoFrame(), held)
                 if isinstance(held, SkippedFrame)
-                else self._answer(held, options)
+                else self._answer(held, self._options)
             )
-        return answers
+
+    def _take(self) -> list[Answer]:
+        """The answers that are ready. After an error, `finish` takes those before it."""
+        ready, self._ready = self._ready, []
+        return ready
 
     def _answer(self, held: _Held, options: Options) -> Answer:
         start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -280,3 +281,40 @@ def test_skipped_frames_are_answered_in_their_place(flip: MakeFlip) -> None:
     skips = [answer.response.skipped for answer in answers]  # type: ignore[union-attr]
     assert [number for number, skip in enumerate(skips) if skip] == [0, 3, 4, 7]
     assert all(bool(a.response.frame_data) == (not a.response.skipped) for a in answers)  # type: ignore[union-attr]
+
+
+def test_skipped_frames_without_end_do_not_pile_up(flip: MakeFlip) -> None:
+    work = flip()
+    options = parse_options(STREAM_TASKS["auto-flip"].options, {"look_ahead": "2"})
+    image = frame_with(300)
+    source = EncodedFrame(image.tobytes(), "rgb", WIDTH, HEIGHT)
+    assert not work.follow(DecodedFrame(image, source, 0.0), options)
+    source = EncodedFrame(b"1" * 1000, "h264")
+    counts = [len(work.skip(SkippedFrame(source, SkipReason.LOST))) for _ in range(5)]
+    assert counts == [0, 3, 1, 1, 1]
+
+
+def test_bytes_of_frames_that_wait_are_kept_only_where_they_are_cut_out(flip: MakeFlip) -> None:
+    work = flip()
+    options = parse_options(STREAM_TASKS["auto-flip"].options, {"look_ahead": "2"})
+    image = frame_with(300)
+    padded = encode_still(image, "jpeg")[0] + bytes(1 << 20)
+    kept = weakref.ref(frame := EncodedFrame(memoryview(padded), "jpeg"))
+    assert not work.follow(DecodedFrame(image, frame, 0.0), options)
+    del frame
+    assert kept() is None
+    (answer,) = work.finish(options)
+    assert answer.response.format == "jpeg"  # type: ignore[union-attr]
+
+
+def test_a_frame_that_is_refused_takes_no_answers_with_it(flip: MakeFlip) -> None:
+    work = flip()
+    options = parse_options(STREAM_TASKS["auto-flip"].options, {"look_ahead": "5"})
+    image = frame_with(300)
+    for number in range(3):
+        source = EncodedFrame(image.tobytes(), "rgb", WIDTH, HEIGHT, number=number)
+        assert not work.follow(DecodedFrame(image, source, 0.0), options)
+    with pytest.raises(FrameSizeError, match="at least 2 x 2"):
+        work.follow(DecodedFrame(image[:1], EncodedFrame(b"", "rgb"), 0.0), options)
+    answers = work.finish(options)
+    assert [answer.frame.source.number for answer in answers if answer.frame] == [0, 1, 2]
