@@ -92,6 +92,8 @@ class TemplateMatcher:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._source: TemplateSource | None = None
+        self._template: Rgb | None = None
+        self._frame_shape: tuple[int, ...] = ()
         self._sizes: Sequence[_Scaled] = ()
         self._metrics = metrics.of_task(TEMPLATE_MATCHING)
 
@@ -142,11 +144,14 @@ class TemplateMatcher:
             )
         gray = options["match_on"] == "gray"
         scales = numbers(str(options["scales"]))
-        if wish.template is not self._source:
-            self._sizes = scaled_templates(
-                decode_template(wish.template, self._limits), scales, gray=gray
-            )
+        if wish.template is not self._source or self._template is None:
+            self._template, self._frame_shape = decode_template(wish.template, self._limits), ()
             self._source = wish.template
+        if image.shape != self._frame_shape:
+            self._sizes = ()  # free before the new ones are made
+            fitting = fitting_scales(self._template, scales, image)
+            self._sizes = scaled_templates(self._template, fitting, gray=gray)
+            self._frame_shape = image.shape
         return find_matches(
             _channels(image, gray=gray),
             self._sizes,
@@ -171,6 +176,37 @@ def decode_template(source: TemplateSource, limits: Limits) -> Rgb:
     return decode_picture(encoded, limits).image
 
 
+def fitting_scales(template: Rgb, scales: Sequence[float], image: Rgb) -> Sequence[float]:
+    """The scales at which a template is no larger than a picture.
+
+    Raises:
+        FrameSizeError: there is none.
+        InputTooLargeError: picture and sizes exceed `MAX_SEARCHED_PIXELS`.
+    """
+    height, width = image.shape[:2]
+    sizes = {scale: _scaled_size(template, scale) for scale in scales}
+    fitting = [scale for scale, (w, h) in sizes.items() if w <= width and h <= height]
+    if not fitting:
+        least = sizes[min(scales)]
+        raise FrameSizeError(
+            f"a template of {least[0]} x {least[1]} is larger than the frame of {width} x {height}",
+            field="template_data",
+        )
+    if (searched := width * height * len(fitting)) > MAX_SEARCHED_PIXELS:
+        raise InputTooLargeError(
+            f"{len(fitting)} scales on a frame of {width} x {height} are {searched} pixels, which "
+            f"exceeds the limit of {MAX_SEARCHED_PIXELS}",
+            metadata={"max_searched_pixels": str(MAX_SEARCHED_PIXELS)},
+        )
+    return fitting
+
+
+def _scaled_size(template: Rgb, scale: float) -> tuple[int, int]:
+    """Width and height."""
+    height, width = (max(1, round(side * scale)) for side in template.shape[:2])
+    return width, height
+
+
 def scaled_templates(
     template: Rgb, scales: Sequence[float], *, gray: bool = False
 ) -> Sequence[_Scaled]:
@@ -181,10 +217,11 @@ def scaled_templates(
     """
     found = []
     for scale in scales:
-        height, width = (max(1, round(side * scale)) for side in template.shape[:2])
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
         resized = (
-            template if scale == 1 else cv2.resize(template, (width, height), interpolation=way)
+            template
+            if scale == 1
+            else cv2.resize(template, _scaled_size(template, scale), interpolation=way)
         )
         image = _channels(as_rgb(resized), gray=gray)
         centred = _centred(image)
@@ -212,34 +249,15 @@ def find_matches(
 
     Args:
         image: with as many channels as the templates.
-        templates: one template in several sizes.
+        templates: one template in several sizes, none larger than the picture.
         threshold: the lowest score.
         max_matches: the number of matches, at most.
         max_overlap: the largest part, intersection over union, that two matches may share.
-
-    Raises:
-        FrameSizeError: the template is larger than the picture in all its sizes.
-        InputTooLargeError: picture and sizes exceed `MAX_SEARCHED_PIXELS`.
     """
-    height, width = image.shape[:2]
-    fitting = [t for t in templates if t.image.shape[0] <= height and t.image.shape[1] <= width]
-    if not fitting:
-        smallest = min(templates, key=lambda t: t.scale).image
-        raise FrameSizeError(
-            f"a template of {smallest.shape[1]} x {smallest.shape[0]} is larger than the frame of "
-            f"{width} x {height}",
-            field="template_data",
-        )
-    if (searched := width * height * len(fitting)) > MAX_SEARCHED_PIXELS:
-        raise InputTooLargeError(
-            f"{len(fitting)} scales on a frame of {width} x {height} are {searched} pixels, which "
-            f"exceeds the limit of {MAX_SEARCHED_PIXELS}",
-            metadata={"max_searched_pixels": str(MAX_SEARCHED_PIXELS)},
-        )
     accepted: list[Match] = []
     boxes = np.empty((max_matches, 4))
     doubtful = 0
-    for candidate, template in _peaks(image, fitting, threshold - _SLACK):
+    for candidate, template in _peaks(image, templates, threshold - _SLACK):
         doubtful += candidate.score < threshold
         if len(accepted) == max_matches or doubtful > _MAX_DOUBTFUL:
             break

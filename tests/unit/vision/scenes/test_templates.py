@@ -25,6 +25,7 @@ from vision_svc.scenes.templates import (
     Match,
     TemplateMatcher,
     find_matches,
+    fitting_scales,
     scaled_templates,
 )
 from vision_svc.tasks import STREAM_TASKS
@@ -57,7 +58,7 @@ def found(
     max_matches: int = 100,
     max_overlap: float = 0.3,
 ) -> list[Match]:
-    sizes = scaled_templates(template, scales)
+    sizes = scaled_templates(template, fitting_scales(template, scales, frame))
     return list(
         find_matches(frame, sizes, threshold, max_matches=max_matches, max_overlap=max_overlap)
     )
@@ -183,6 +184,25 @@ def test_the_work_of_a_frame_is_limited() -> None:
     frame, template = np.zeros((4320, 7680, 3), np.uint8), texture(8, 8, 1)
     with pytest.raises(InputTooLargeError, match=str(MAX_SEARCHED_PIXELS)):
         found(frame, template, 0.8, (1.0, 2.0))
+
+
+def test_sizes_that_fit_into_no_frame_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A template of a few kilobytes may have 33 million pixels, and 16 times as many at scale 4."""
+    frame, template = planted((40, 50))
+    made: list[float] = []
+    real = scaled_templates
+
+    def noted(template: np.ndarray, scales: list[float], *, gray: bool) -> object:
+        made[:] = scales
+        return real(template, scales, gray=gray)
+
+    monkeypatch.setattr("vision_svc.scenes.templates.scaled_templates", noted)
+    stream, wish = Stream(scales="0.5,1,4"), TemplateWish(raw(template))
+    for image, scales in ((frame, [0.5, 1, 4]), (frame[:80], [0.5, 1]), (frame[:15], [0.5])):
+        stream.send(image, wish)
+        assert made == scales
+    with pytest.raises(FrameSizeError, match="is larger than the frame"):
+        stream.send(frame[:2, :2], wish)
 
 
 class Stream:
