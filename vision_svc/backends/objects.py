@@ -147,12 +147,14 @@ def labels_of_model(model: bytes) -> tuple[str, ...]:
     with zipfile.ZipFile(io.BytesIO(model)) as files:
         if names[0] not in files.namelist():
             raise ValueError(f"the model names a file of labels, {names[0]!r}, and has none")
-        size = files.getinfo(names[0]).file_size
-        if size > _MAX_LABEL_FILE_BYTES:
+        with files.open(names[0]) as file:
+            # What it says of its size may be a lie; MediaPipe takes no compressed ones.
+            data = file.read(_MAX_LABEL_FILE_BYTES + 1)
+        if len(data) > _MAX_LABEL_FILE_BYTES:
             raise ValueError(
-                f"the model's labels are {size} bytes; at most {_MAX_LABEL_FILE_BYTES} are read"
+                f"the model's labels are larger; at most {_MAX_LABEL_FILE_BYTES} bytes are read"
             )
-        return tuple(line.strip() for line in files.read(names[0]).decode().splitlines())
+        return tuple(line.strip() for line in data.decode().splitlines())
 
 
 def _label_files(model: bytes) -> list[str]:

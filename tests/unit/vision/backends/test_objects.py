@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -143,6 +145,24 @@ def test_labels_that_are_missing_or_too_large_are_refused(folder: Path) -> None:
                 archive.writestr(member, data)
         with pytest.raises(ValueError, match=says):
             labels_of_model(changed.getvalue())
+
+
+def test_labels_that_lie_about_their_size_take_no_memory(folder: Path) -> None:
+    model = (folder / MODEL).read_bytes()
+    with zipfile.ZipFile(io.BytesIO(model)) as archive:
+        (name,) = archive.namelist()
+        start = archive.getinfo(name).header_offset
+    changed = io.BytesIO(model[:start])
+    with zipfile.ZipFile(changed, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(100 << 20))
+    lying = changed.getvalue().replace(struct.pack("<I", 100 << 20), struct.pack("<I", 700))
+    tracemalloc.start()
+    try:
+        with pytest.raises(zipfile.BadZipFile):
+            labels_of_model(lying)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_no_object_detector_is_refused_at_load(instances: Instances, folder: Path) -> None:
