@@ -12,11 +12,11 @@ import grpc
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from shared import pipelines
-from shared.errors import UnavailableError
+from shared.errors import ServiceError, UnavailableError
 from shared.rpc.interceptors import Context
 from vision_svc import scenes
 from vision_svc.frames.headers import told_format
-from vision_svc.frames.types import EncodedFrame, frame_context
+from vision_svc.frames.types import EncodedFrame
 from vision_svc.frames.wire import ReceivedFrame, frame_reader
 from vision_svc.scenes.inputs import FrameFeatures, TemplateSource, TemplateWish
 
@@ -205,11 +205,16 @@ def _encoded(
 
 
 def _told(frame: EncodedFrame) -> EncodedFrame:
-    """The frame with a format, which its bytes say if the caller does not."""
+    """The frame with a format, which its bytes say if the caller does not.
+
+    One whose bytes do not say it is a bad frame: the stream's options say what comes of it.
+    """
     if frame.format:
         return frame
-    with frame_context(frame):
+    try:
         return replace(frame, format=told_format(frame.data, frame.width, frame.height))
+    except ServiceError as refusal:
+        return replace(frame, refusal=refusal)
 
 
 def _metadata(context: Context) -> dict[str, str]:

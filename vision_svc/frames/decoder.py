@@ -65,6 +65,8 @@ def canonical_format(given: str) -> str:
 
 def _format_name(frame: EncodedFrame, accepted: frozenset[str]) -> str:
     """The canonical name of the frame's format, after a check that the frame has data."""
+    if frame.refusal:
+        raise frame.refusal
     if not frame.format:
         raise MissingFieldError("format is empty", field="format")
     name = canonical_format(frame.format)

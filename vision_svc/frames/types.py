@@ -92,6 +92,7 @@ class EncodedFrame:
         received_at: its time of arrival, in seconds of `time.perf_counter`.
         data_field: the request's field that holds `data`, for error messages.
         extra: what the task needs to know beside the picture.
+        refusal: why it cannot be decoded, if that is known already.
     """
 
     data: bytes | memoryview
@@ -104,6 +105,7 @@ class EncodedFrame:
     received_at: float = 0.0
     data_field: str = "frame_data"
     extra: object = None
+    refusal: ServiceError | None = None
 
 
 @dataclass(frozen=True)
