@@ -82,16 +82,17 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         desired = DesiredModel(model_id, pipeline.name, options, asked.alias_of(pipeline))
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
+        why = "" if asked.is_just(pipeline) else found.why
         if request.HasField("wait") and not request.wait:
             await self._lifecycle.begin(desired)
+            begun = f"the load of {model_id} goes on; WatchModels tells how"
             return model_management_pb2.LoadModelResponse(
                 success=True,
-                message=f"the load of {model_id} goes on; WatchModels tells how",
+                message=". ".join(filter(None, [begun, why])),
                 pipeline_type=pipeline.name,
                 status=await self._status(model_id),
             )
         model = await self._lifecycle.load(desired)
-        why = "" if asked.is_just(pipeline) else found.why
         notes = [why, await self._unconfirmed(source), model.note]
         message = ". ".join([_describe(model), *filter(None, notes)])
         return model_management_pb2.LoadModelResponse(

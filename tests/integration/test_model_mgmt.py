@@ -325,8 +325,10 @@ async def test_a_load_that_nobody_waits_for_is_watched(
     first = await watch.read()
     assert first.complete
     assert not first.models
-    begun = await service.load(MODEL, wait=False)
+    begun = await service.load(MODEL, "code", wait=False)
     assert begun.success
+    assert begun.message.startswith(f"the load of {MODEL} goes on; WatchModels tells how. ")
+    assert "code" in begun.message  # what was taken, and why
     assert (begun.status.model_id, begun.status.state) == (MODEL, pb.MODEL_STATE_FETCHING)
     (listed,) = (await service.stub.ListModels(pb.ListModelsRequest())).models
     assert (listed.model_id, listed.replicas, listed.replicas_ready) == (MODEL, 1, 0)
