@@ -20,6 +20,7 @@ from tests.support.tiny_parts import (
     save,
     widen,
 )
+from tests.support.tiny_pictures import blip_config
 
 
 @builder("vilt")
@@ -42,19 +43,7 @@ def _(folder: Path) -> None:
 @builder("blip-vqa")
 def _(folder: Path) -> None:
     tokenizer = bert_tokenizer()
-    config = t.BlipConfig(
-        text_config={
-            **SMALL,
-            "vocab_size": len(tokenizer),
-            "encoder_hidden_size": 32,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-            "sep_token_id": 3,
-            "pad_token_id": 0,
-        },
-        vision_config=CLIP_VISION,
-        projection_dim=16,
-    )
+    config = blip_config(tokenizer)
     images = t.BlipImageProcessorPil(size={"height": 32, "width": 32})
     model = t.BlipForQuestionAnswering(config)
     widen(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import transformers as t
 
@@ -100,10 +101,9 @@ def _(folder: Path) -> None:
     save(folder, model, processor)
 
 
-@builder("blip")
-def _(folder: Path) -> None:
-    tokenizer = bert_tokenizer()
-    config = t.BlipConfig(
+def blip_config(tokenizer: Any) -> t.BlipConfig:
+    """Of a BLIP that writes in the tokens of `bert_tokenizer`."""
+    return t.BlipConfig(
         text_config={
             **SMALL,
             "vocab_size": len(tokenizer),
@@ -116,6 +116,12 @@ def _(folder: Path) -> None:
         vision_config=CLIP_VISION,
         projection_dim=16,
     )
+
+
+@builder("blip")
+def _(folder: Path) -> None:
+    tokenizer = bert_tokenizer()
+    config = blip_config(tokenizer)
     images = t.BlipImageProcessorPil(size={"height": 32, "width": 32})
     processor = t.BlipProcessor(image_processor=images, tokenizer=tokenizer)
     save(folder, t.BlipForConditionalGeneration(config), processor)

@@ -92,16 +92,20 @@ def _mean(scores: npt.NDArray[np.float32]) -> float:
     return float(scores.mean()) if len(scores) else 0.0
 
 
-def face_detections(result: Any, image: Rgb, max_faces: int) -> pb.FaceDetectionResponse:
-    """The best `max_faces` faces of an MpDetectionResult, whose boxes are in pixels."""
-    height, width = image.shape[:2]
-    found = sorted(
+def _best_first(result: Any) -> list[Any]:
+    """The detections of an MpDetectionResult."""
+    return sorted(
         (result.detections[i] for i in range(result.detections_count)),
         key=lambda detection: float(detection.categories[0].score),
         reverse=True,
     )
+
+
+def face_detections(result: Any, image: Rgb, max_faces: int) -> pb.FaceDetectionResponse:
+    """The best `max_faces` faces of an MpDetectionResult, whose boxes are in pixels."""
+    height, width = image.shape[:2]
     response = pb.FaceDetectionResponse()
-    for detection in found[:max_faces]:
+    for detection in _best_first(result)[:max_faces]:
         box = detection.bounding_box
         face = response.faces.add(
             x=box.left / width,
@@ -119,13 +123,8 @@ def face_detections(result: Any, image: Rgb, max_faces: int) -> pb.FaceDetection
 def object_detections(result: Any, image: Rgb) -> pb.ObjectDetectionResponse:
     """The objects of an MpDetectionResult, the best first; its boxes are in pixels."""
     height, width = image.shape[:2]
-    found = sorted(
-        (result.detections[i] for i in range(result.detections_count)),
-        key=lambda detection: float(detection.categories[0].score),
-        reverse=True,
-    )
     response = pb.ObjectDetectionResponse()
-    for detection in found:
+    for detection in _best_first(result):
         box, category = detection.bounding_box, detection.categories[0]
         response.objects.add(
             label=(category.category_name or b"").decode(errors="replace") or str(category.index),

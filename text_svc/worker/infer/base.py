@@ -144,6 +144,11 @@ class InferPipeline(abc.ABC, Generic[Options]):
         """The request's sound at `rate` samples a second."""
         return decode_audio(request.audio, rate, self.spec.max_audio_seconds)
 
+    def whole_sound(self, request: pb.InferRequest, rate: int) -> Samples:
+        """The request's sound, for a model that reads all of it at once."""
+        limit = min(self.spec.max_audio_seconds, self.spec.max_whole_sound_seconds)
+        return decode_audio(request.audio, rate, limit)
+
     def forward(self, inputs: Any) -> torch.Tensor:
         """The logits of a batch."""
         with torch.inference_mode():

@@ -11,7 +11,6 @@ from shared.errors import InvalidArgumentError
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker.infer.base import InferPipeline
 from text_svc.worker.infer.labels import LabelOptions, classified, label_names
-from text_svc.worker.media.decode import decode_audio
 
 # Shorter sounds are less than one step of some models.
 MIN_SECONDS = 0.1
@@ -40,8 +39,7 @@ class SoundClassifier(InferPipeline[LabelOptions]):
         self, request: pb.InferRequest, options: LabelOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         rate: int = self.processor.sampling_rate
-        limit = min(self.spec.max_audio_seconds, self.spec.max_whole_sound_seconds)
-        samples = decode_audio(request.audio, rate, limit)
+        samples = self.whole_sound(request, rate)
         if len(samples) < MIN_SECONDS * rate:
             raise InvalidArgumentError(
                 f"audio has {len(samples) / rate:.3f} s; it must have {MIN_SECONDS:g} s or more",

@@ -24,7 +24,6 @@ from shared.errors import InternalError, InvalidModelError, UnknownOptionError
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker.infer.base import InferPipeline
 from text_svc.worker.infer.options import NoOptions
-from text_svc.worker.media.decode import decode_audio
 
 # By the model type.
 CODECS: dict[str, Any] = {"encodec": EncodecModel, "dac": DacModel, "mimi": MimiModel}
@@ -66,8 +65,7 @@ class SoundCodec(InferPipeline[CodecOptions]):
         self, request: pb.InferRequest, options: CodecOptions, cancelled: threading.Event
     ) -> pb.InferResponse:
         rate: int = self.processor.sampling_rate
-        limit = min(self.spec.max_audio_seconds, self.spec.max_whole_sound_seconds)
-        samples = decode_audio(request.audio, rate, limit)
+        samples = self.whole_sound(request, rate)
         channels: int = self.processor.feature_size
         read = samples if channels == 1 else samples[:, None].repeat(channels, 1)
         inputs = self.processor(read, sampling_rate=rate, return_tensors="pt")
