@@ -149,7 +149,7 @@ class Demo:
                 for status in (each for each in change.models if each.model_id == model):
                     show(status)
                     if status.state == model_management_pb2.MODEL_STATE_READY:
-                        return f"{status.ram_bytes / (1 << 20):.0f} MiB"
+                        return f"{math.ceil(status.ram_bytes / (1 << 20))} MiB"
                     if status.state == model_management_pb2.MODEL_STATE_FAILED:
                         sys.exit(f"{model} was not loaded: {status.reason}")
         sys.exit(f"{model} was not loaded: the watch has ended")
