@@ -45,7 +45,7 @@ def label_names(config: Any) -> list[str]:
     """The names of a model's outputs.
 
     Raises:
-        InvalidModelError: its config does not name them from 0 on.
+        InvalidModelError: its config does not name them from 0 on, or a name is no text.
     """
     named = sorted(config.id2label)
     if named != list(range(len(named))):
@@ -53,7 +53,15 @@ def label_names(config: Any) -> list[str]:
             f"id2label in config.json has {len(named)} labels, numbered "
             f"{', '.join(map(str, named))[:100]}; they must be numbered from 0 on"
         )
-    return [str(config.id2label[index]) for index in named]
+    names = [str(config.id2label[index]) for index in named]
+    # Half of a pair of surrogates, which JSON may write and no message can have.
+    broken = next((each for each in names if each != each.encode(errors="replace").decode()), None)
+    if broken is not None:
+        raise InvalidModelError(
+            f"label {names.index(broken)} of id2label in config.json is {ascii(broken)[:80]}, "
+            "which is no valid Unicode"
+        )
+    return names
 
 
 def best_first(logits: torch.Tensor, scores: torch.Tensor, top_k: int = 0) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from tests.support.tiny_vision import LABELS
 from text_svc.options import LoadOptions
 from text_svc.torch_models.pretrained import Pretrained
 from text_svc.worker import pipelines
+from text_svc.worker.infer.labels import label_names
 from text_svc.worker.media.processors import read_processor
 
 DETECTORS = ["detr", "conditional-detr", "yolos", "rt-detr", "d-fine"]
@@ -220,3 +222,9 @@ async def test_labels_that_the_model_does_not_take(
     too_many = len(labels) > 256
     code = grpc.StatusCode.RESOURCE_EXHAUSTED if too_many else grpc.StatusCode.INVALID_ARGUMENT
     assert caught.value.code() is code
+
+
+def test_labels_that_no_answer_can_have() -> None:
+    config = SimpleNamespace(id2label={0: "cat", 1: "\ud800"})
+    with pytest.raises(InvalidModelError, match=r"label 1 of id2label .* '\\ud800'"):
+        label_names(config)
