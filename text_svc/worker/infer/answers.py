@@ -12,12 +12,20 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from shared.errors import InternalError, InvalidArgumentError, MissingFieldError
+from shared.errors import (
+    InputTooLargeError,
+    InternalError,
+    InvalidArgumentError,
+    MissingFieldError,
+)
 from text_svc.worker.infer.options import NoOptions
 from text_svc.worker.tokenizing import tokenizing
 
 # Percent of a window that the next one may share: with more, a long text has too many of them.
 MAX_SHARED = 75
+# Tokens of all windows of a text together, each of which takes some 250 bytes: several times those
+# of the longest text, unless the question leaves little room for it in each window.
+MAX_WINDOW_TOKENS = 1 << 21
 
 
 class AnswerOptions(NoOptions):
@@ -74,6 +82,7 @@ def in_windows(
 
     Raises:
         InvalidArgumentError: the question leaves no room for the text.
+        InputTooLargeError: the windows have more tokens than MAX_WINDOW_TOKENS.
     """
     room = limit - asked - tokenizer.num_special_tokens_to_add(pair=True)
     if room < 2:
@@ -83,13 +92,24 @@ def in_windows(
             field="prompt",
             metadata={"limit": str(limit)},
         )
+    shared = min(shared, room * MAX_SHARED // 100)
     first = tokenizer.padding_side == "right"
+    split = {name: value for name, value in more.items() if name == "is_split_into_words"}
     with tokenizing():
+        tokens = len(tokenizer(text, add_special_tokens=False, **split)["input_ids"])
+        windows = max(1, -(-(tokens - shared) // (room - shared)))
+        if windows * limit > MAX_WINDOW_TOKENS:
+            raise InputTooLargeError(
+                f"the text has {tokens} tokens, of which {room} fit beside those of prompt; its "
+                f"{windows} windows of {limit} tokens are over the limit of {MAX_WINDOW_TOKENS} "
+                "tokens: shorten prompt or the text",
+                metadata={"limit": str(MAX_WINDOW_TOKENS)},
+            )
         return tokenizer(
             *((question, text) if first else (text, question)),
             truncation="only_second" if first else "only_first",
             max_length=limit,
-            stride=min(shared, room * MAX_SHARED // 100),
+            stride=shared,
             return_overflowing_tokens=True,
             **more,
         )

@@ -13,7 +13,12 @@ import transformers as t
 from transformers.pipelines.document_question_answering import select_starts_ends
 
 from ml import transformers_pb2 as pb
-from shared.errors import InternalError, InvalidArgumentError, MissingFieldError
+from shared.errors import (
+    InputTooLargeError,
+    InternalError,
+    InvalidArgumentError,
+    MissingFieldError,
+)
 from tests.support.text_pipeline import Tiny, infer, spec_of
 from text_svc.worker.pipelines.question_answering import QuestionAnswerer, TextAnswerOptions
 
@@ -177,3 +182,12 @@ async def test_through_infer(tiny: Tiny) -> None:
     assert len(response.answers) == 2
     for answer in response.answers:
         assert answer.text == TEXT[answer.start : answer.end]
+
+
+def test_a_long_question_does_not_make_endless_windows(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("text_svc.worker.infer.answers.MAX_WINDOW_TOKENS", 2000)
+    assert answers(tiny("bert-qa"), LONG, max_seq_len=40)
+    with pytest.raises(InputTooLargeError, match="windows of 40 tokens are over the limit of 2000"):
+        answers(tiny("bert-qa"), LONG, "cat " * 30, max_seq_len=40)
