@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import av
 import numpy as np
@@ -40,6 +41,9 @@ CODECS = frozenset(
 )
 # Pixels of a frame: the largest are those of DCI 4K. A decoder keeps some 16 of them.
 MAX_FRAME_PIXELS = 4096 * 2304
+# Frames that are counted: more than a model can ask for, its most frames at the highest sampling
+# rate. A table of a few kilobytes can list billions of packets, each of the same bytes.
+MAX_COUNTED = 1 << 17
 # Packets in a row without a picture, of a file that is damaged or no video at all.
 _MAX_EMPTY_PACKETS = 64
 
@@ -53,6 +57,9 @@ _OPTIONS = {
 
 class VideoFile:
     """The first video of a file; sounds and other videos in it are not decoded.
+
+    Attributes:
+        count: of its frames, up to MAX_COUNTED or one more than `max_frames`.
 
     Args:
         data: the file.
@@ -73,7 +80,9 @@ class VideoFile:
         self._field = field
         with self._open() as file:
             packets = _packets(file, self._stream(file))
-            self.count = sum(1 for packet in packets if packet and packet.size)
+            most = max(MAX_COUNTED, max_frames + 1)
+            frames = (packet for packet in packets if packet and packet.size)
+            self.count = sum(1 for _ in islice(frames, most))
         if not self.count:
             raise self._undecodable()
 

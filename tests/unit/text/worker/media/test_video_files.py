@@ -83,3 +83,11 @@ def test_a_caller_who_has_gone() -> None:
     gone.set()
     with pytest.raises(CallCancelledError):
         list(VideoFile(video(pictures(5)), 10).frames([4], gone))
+
+
+def test_a_table_of_endless_packets_is_counted_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("text_svc.worker.media.video_files.MAX_COUNTED", 4)
+    data = video(pictures(9))
+    assert VideoFile(data, 3).count == 4
+    assert VideoFile(data, 6).count == 7, "so that the last frame is over the limit"
+    assert VideoFile(data, 100).count == 9
