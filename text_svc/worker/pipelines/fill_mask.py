@@ -94,9 +94,9 @@ class MaskFiller(TextPipeline[MaskOptions]):
         Raises:
             InvalidArgumentError: a label is not one token. transformers would take its first one.
         """
-        vocabulary = self.processor.get_vocab()
         if not request.labels:
             return torch.arange(self.model.config.get_text_config().vocab_size)
+        vocabulary = self.processor.get_vocab()
         targets = []
         for index, label in enumerate(request.labels):
             ids = [vocabulary[label]] if label in vocabulary else self._tokens(label)
