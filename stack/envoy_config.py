@@ -251,10 +251,10 @@ def _set_wait(listeners: list[dict[str, Any]], seconds: int) -> None:
         if "request_timeout" in manager:
             manager["request_timeout"] = f"{after}s"
             for mapper in manager["local_reply_config"]["mappers"]:
-                text = mapper["body_format_override"]["text_format_source"]
-                text["inline_string"] = text["inline_string"].replace(
-                    f"not complete within {before} s", f"not complete within {after} s"
-                )
+                if text := mapper["body_format_override"].get("text_format_source"):
+                    text["inline_string"] = text["inline_string"].replace(
+                        f"not complete within {before} s", f"not complete within {after} s"
+                    )
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             if "metadata" in route:
                 route["metadata"]["filter_metadata"][_LUA]["wait_seconds"] = seconds

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 
@@ -57,6 +59,19 @@ def encode_still(image: np.ndarray, name: str) -> tuple[bytes, np.ndarray]:
     return file.getvalue(), np.asarray(Image.open(file).convert("RGB"))
 
 
+@contextlib.contextmanager
+def usual_scheduling() -> Iterator[None]:
+    """Undoes what SVT-AV1 does where it may, as root: it gives the thread that calls it, and thus
+    whatever that starts later, the priority of real time.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
+@usual_scheduling()
 def encode_video(
     images: Sequence[np.ndarray], name: str, **options: str
 ) -> tuple[list[tuple[int, bytes]], list[np.ndarray]]:

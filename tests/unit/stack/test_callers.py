@@ -12,6 +12,7 @@ import pytest
 from stack import callers, envoy_config
 from stack.callers import CallerFiles, CallersError
 from stack.envoy import find_binary
+from stack.ports import Ports
 from tests.support.own_envoy import ENTRY_POINT
 from tools.dev_certs import make_certificates
 
@@ -111,6 +112,13 @@ def test_a_file_that_is_not_valid_or_gone_changes_nothing(tmp_path: Path, source
     (said,) = files.refresh()
     assert "cannot read" in said
     assert target.read_text() == before
+
+
+def test_checks_and_the_wait_for_a_service_go_together(sources: Path) -> None:
+    options = envoy_config.EnvoyOptions(callers=sources, wait_seconds=2)
+    config = json.dumps(envoy_config.native_config(Ports(), options))
+    assert "the call has no API key" in config
+    assert "the request was not complete within 17 s" in config
 
 
 def test_without_a_file_there_is_no_check(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, UndecodableImageError
-from tests.support.vision_frames import encode_video
+from tests.support.vision_frames import encode_video, usual_scheduling
 from vision_svc.frames.bitstreams import MAX_UNITS
 from vision_svc.frames.decoder import FrameDecoder, decode_picture
 from vision_svc.frames.types import DecodedFrame, EncodedFrame, Limits
@@ -186,6 +186,7 @@ def pictures(datas: list[bytes], name: str, extradata: bytes = b"") -> list[np.n
     return [each.image for each in cast("list[DecodedFrame]", outcomes)]
 
 
+@usual_scheduling()
 def in_mp4(name: str) -> tuple[list[bytes], bytes, list[np.ndarray]]:
     """The packets, the extradata and the pictures of a clip that FFmpeg has put into an MP4."""
     file = io.BytesIO()
