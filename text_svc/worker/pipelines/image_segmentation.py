@@ -38,6 +38,9 @@ _CLASSES = (
 )
 # It reads its task as a text, and needs a file of another repository to know things from stuff.
 _ONEFORMER = "oneformer"
+# Models that find segments and not labels of pixels, and the side of the square that transformers
+# resizes their masks to before it adds them up to labels; 0 is as they are.
+_OF_QUERIES = {"mask2former": 384, "maskformer": 0, _ONEFORMER: 0}
 _THRESHOLDS = ("threshold", "mask_threshold", "overlap_mask_area_threshold")
 # Numbers that are resized to the image's size at once: 128 MiB.
 MAX_RESIZED = 32 << 20
@@ -162,11 +165,33 @@ class Segmenter(ImagePipeline[SegmentationOptions]):
         """The label of each pixel, and each label that there is."""
         if "logits" in outputs and outputs.logits.dim() == 4:
             labels = likeliest(outputs.logits[0], (image.height, image.width), cancelled)
+        elif self.model.config.model_type in _OF_QUERIES:
+            side = _OF_QUERIES[self.model.config.model_type]
+            labels = likeliest(of_queries(outputs, side), (image.height, image.width), cancelled)
         else:
             (labels,) = self.processor.post_process_semantic_segmentation(
                 outputs, target_sizes=[(image.height, image.width)]
             )
         return labels, [(label, label, 0.0) for label in labels.unique().tolist()]
+
+
+def of_queries(outputs: Any, side: int) -> torch.Tensor:
+    """The labels of pixels of a model that finds segments, as transformers' processors have them.
+
+    Args:
+        outputs: of the model, for one image.
+        side: of the square that the masks are resized to; 0 leaves them as they are.
+
+    Returns:
+        Scores, shape (labels, height, width) of the masks.
+    """
+    masks = outputs.masks_queries_logits
+    if side:
+        masks = torch.nn.functional.interpolate(
+            masks, (side, side), mode="bilinear", align_corners=False
+        )
+    labels = outputs.class_queries_logits[0].softmax(-1)[:, :-1]  # the last one is "none of them"
+    return torch.einsum("qc,qhw->chw", labels, masks[0].sigmoid())
 
 
 def likeliest(
