@@ -56,6 +56,9 @@ def test_the_main_job_from_the_first_second(
     containers = ContainerSet(tmp_path)
     try:
         containers.up("envoy", "model_mgmt", "text", "vision", "provider")
+        with grpc.insecure_channel(containers.address) as channel:
+            # Docker accepts connections before Envoy listens, and breaks them off.
+            grpc.channel_ready_future(channel).result(timeout=30)
         check_main_job(run_client(stubs, containers.address, models))
     finally:
         containers.down()
