@@ -16,6 +16,7 @@ from shared.errors import (
     ModelFileNotFoundError,
     ModelNotFoundError,
     PipelineMismatchError,
+    ProviderUnavailableError,
     UnknownPipelineError,
 )
 from shared.files.client import ModelFiles
@@ -108,6 +109,7 @@ async def resolve(files: ModelFiles, model_id: ModelId, asked: Asked) -> Resolut
         ModelNotFoundError: the provider has none of the files that could give the type.
         ModelFileNotFoundError: it has none of the names that the model's one file may have.
         InvalidModelError: a file is too large, or no JSON.
+        ProviderUnavailableError: and the caller names no type.
         As `ModelFiles.fetch`.
     """
     wanted = asked.types()
@@ -115,6 +117,17 @@ async def resolve(files: ModelFiles, model_id: ModelId, asked: Asked) -> Resolut
         return _taken(wanted[0])
     if suffix := next((each for each in (LITERTLM, TFLITE) if asked.file.endswith(each)), ""):
         return _decide(model_id, wanted, [_of_file(suffix, asked.file, wanted)], one_file=True)
+    try:
+        return await _by_files(files, model_id, wanted)
+    except ProviderUnavailableError:
+        if not wanted:
+            raise
+        # The service that loads it may have its files, and finds out if it has not.
+        return _taken(wanted[0], "; the file provider, which has the model's own, is not reachable")
+
+
+async def _by_files(files: ModelFiles, model_id: ModelId, wanted: Sequence[Said]) -> Resolution:
+    """The type by what the model's own files say, too; see `resolve`."""
     says = ModelSays(files, model_id)
     if found := await _find(files, model_id, wanted, says):
         return found

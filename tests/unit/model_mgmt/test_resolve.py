@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from model_mgmt_svc.resolve import Asked, resolve
-from shared.errors import InvalidModelError, ModelNotFoundError, UnknownPipelineError
+from shared.errors import (
+    InvalidModelError,
+    ModelNotFoundError,
+    ProviderUnavailableError,
+    UnknownPipelineError,
+)
 from shared.files.client import ModelFiles
+from shared.files.fetch import FetchLimits
 from shared.pipelines import accepted_names, find_pipeline
 from tests.support.providers import Provider
 
@@ -109,3 +115,14 @@ async def test_a_model_of_sentence_transformers(
     if config:
         source.files[f"{MODEL}/config.json"] = config
     assert (await resolve(files, MODEL, Asked())).pipeline.name == find_pipeline(expected).name
+
+
+async def test_a_named_type_counts_while_the_provider_is_away(tmp_path: Path) -> None:
+    """The service that loads the model may have its files."""
+    limits = FetchLimits(patience_seconds=0.1)
+    async with ModelFiles("127.0.0.1:1", tmp_path, limits=limits) as files:
+        found = await resolve(files, MODEL, Asked("text-generation", "llava"))
+        assert found.pipeline.name == "visual-language"
+        assert "the file provider, which has the model's own, is not reachable" in found.why
+        with pytest.raises(ProviderUnavailableError):
+            await resolve(files, MODEL, Asked())
