@@ -191,6 +191,8 @@ def test_make_demo(models: Path, port: int) -> None:
         "load the embedding model",
         "embed",
         "chat",
+        "a .tflite",
+        "chat with a .litertlm",
         "detect faces",
         "every vision task",
         "list",
