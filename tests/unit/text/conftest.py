@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,19 @@ from text_svc.convert.spec import (
     ConversionSpec,
     Weights,
 )
+
+_ROOT = logging.getLogger()
+_LEVEL = _ROOT.level
+
+
+@pytest.fixture(autouse=True)
+def _log_level() -> Iterator[None]:
+    """OpenVINO limits logging to errors, and a conversion that fails does not take that back."""
+    filters = _ROOT.filters[:]
+    _ROOT.setLevel(_LEVEL)
+    yield
+    _ROOT.setLevel(_LEVEL)
+    _ROOT.filters[:] = filters
 
 
 def convert(source: Path, target: Path, weights: Weights = "float") -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +11,6 @@ import pytest
 from text_svc.convert import __main__ as converter
 from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.manifest import MANIFEST, MODEL, Manifest
-
-
-@pytest.fixture(autouse=True)
-def _logs(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Libraries that other tests import silence loggers, also of others."""
-    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
-    name = "text_svc.formats.manifest"
-    while name:
-        monkeypatch.setattr(logging.getLogger(name), "disabled", False)
-        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
-        name = name.rpartition(".")[0]
-    caplog.set_level(logging.WARNING, logger="text_svc.formats.manifest")
-
 
 WRITTEN = Manifest(context=512, cache_width=64, end_tokens=[2], weight_bytes=7)
 
