@@ -85,12 +85,15 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
         why = "" if asked.is_just(pipeline) else found.why
         if request.HasField("wait") and not request.wait:
             await self._lifecycle.begin(desired)
-            begun = f"the load of {model_id} goes on; WatchModels tells how"
+            status = await self._status(model_id)
+            is_ready = status and status.state == model_management_pb2.MODEL_STATE_READY
+            now = "is loaded" if is_ready else "is being loaded; WatchModels tells how that goes on"
+            message = ". ".join(filter(None, [f"{model_id} {now}", why]))
             return model_management_pb2.LoadModelResponse(
                 success=True,
-                message=". ".join(filter(None, [begun, why])),
+                message=message + self._unsaved("may not be loaded again"),
                 pipeline_type=pipeline.name,
-                status=await self._status(model_id),
+                status=status,
             )
         model = await self._lifecycle.load(desired)
         notes = [why, await self._unconfirmed(source), model.note]

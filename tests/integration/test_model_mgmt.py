@@ -327,7 +327,8 @@ async def test_a_load_that_nobody_waits_for_is_watched(
     assert not first.models
     begun = await service.load(MODEL, "code", wait=False)
     assert begun.success
-    assert begun.message.startswith(f"the load of {MODEL} goes on; WatchModels tells how. ")
+    told = f"{MODEL} is being loaded; WatchModels tells how that goes on. "
+    assert begun.message.startswith(told)
     assert "code" in begun.message  # what was taken, and why
     assert (begun.status.model_id, begun.status.state) == (MODEL, pb.MODEL_STATE_FETCHING)
     (listed,) = (await service.stub.ListModels(pb.ListModelsRequest())).models
@@ -339,6 +340,8 @@ async def test_a_load_that_nobody_waits_for_is_watched(
             states += [each.state for each in (await watch.read()).models]
     waited = await service.load(MODEL)
     assert waited.status.state == pb.MODEL_STATE_READY
+    again = await service.load(MODEL, wait=False)
+    assert again.message.startswith(f"{MODEL} is loaded")
     assert waited.status.ram_bytes == 90 * (1 << 20) + 1
     assert await service.unload(MODEL)
     removed: list[str] = []

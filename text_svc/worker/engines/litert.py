@@ -179,6 +179,9 @@ def _signatures(interpreter: Interpreter) -> dict[str, Signature]:
     named = {
         name: interpreter.get_signature_runner(name) for name in interpreter.get_signature_list()
     }
+    if any("self" in one.get_input_details() for one in named.values()):
+        # LiteRT takes inputs as keyword arguments of a method.
+        raise InvalidModelError("an input of the model is called 'self', which LiteRT cannot take")
     if named:
         return {
             name: Signature(specs(one.get_input_details()), specs(one.get_output_details()))

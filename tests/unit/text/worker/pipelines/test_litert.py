@@ -87,6 +87,23 @@ async def test_a_model_without_signatures_is_called_and_described(tmp_path: Path
         assert not described.inputs[0].HasField("quantization")
 
 
+def test_an_input_that_cannot_be_named_in_a_call_is_refused(tmp_path: Path) -> None:
+    graph = Graph(
+        tensors=[
+            Tensor("self", [1, 3]),
+            Tensor("y", [1, 3]),
+            Tensor("shape", data=np.array([1, 3], np.int32)),
+        ],
+        ops=[Op("RESHAPE", ["self", "shape"], ["y"])],
+        inputs=["self"],
+        outputs=["y"],
+        signature="one",
+    )
+    (tmp_path / "model.tflite").write_bytes(tflite(graph))
+    with pytest.raises(InvalidModelError, match="an input of the model is called 'self'"):
+        LiteRtModel(tmp_path / "model.tflite", threads=1, running=1)
+
+
 async def test_quantised_tensors_are_passed_as_they_are(tmp_path: Path) -> None:
     async with serve(spec(tmp_path, tflite(QUANTISED))) as text:
         integers = np.array([[-128, 0, 127]], np.int8)
