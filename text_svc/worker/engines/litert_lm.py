@@ -22,14 +22,13 @@ import random
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 
 import litert_lm
 
 from shared.errors import InternalError, InvalidModelError
 from shared.process import exit_if_out_of_memory
-from shared.turns import TurnThreads
 from text_svc.formats.litertlm import TEMPLATE, UNPACKED, read_litertlm
 from text_svc.processes.specs import WorkerReport, WorkerSpec
 from text_svc.worker.engines.base import (
@@ -39,10 +38,10 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.litert import reason, resident_bytes
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import Sampling
-from text_svc.worker.steps import Steps
 from text_svc.worker.tokenizing import tokenizing
 
 log = logging.getLogger(__name__)
@@ -218,43 +217,18 @@ class LiteRtLmEngine:
         self._model = model
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._steps = Steps()
-        self._threads = TurnThreads(1, "litert-lm")
-        self._active: dict[Generation, tuple[_Run, Future[None]]] = {}
-        self._unfinished = 0
+        self._threads = GenerationThreads(limits, "litert-lm", metrics)
 
     def submit(self, generation: Generation) -> None:
-        loop = asyncio.get_running_loop()
-        run = _Run(generation, loop)
-        self._unfinished += 1
-        future = self._threads.submit(generation.caller, lambda: self._run(generation, run))
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done, generation))
-        self._active[generation] = run, future
-        self._count()
+        run = _Run(generation, asyncio.get_running_loop())
+        self._threads.submit(generation, partial(self._run, generation, run), run.cancel)
 
     def cancel(self, generation: Generation) -> None:
-        if active := self._active.pop(generation, None):
-            run, future = active
-            run.cancel()
-            future.cancel()  # removes it from the queue if it has not started
-            self._count()
+        self._threads.cancel(generation)
 
     async def close(self) -> None:
-        for generation in list(self._active):
-            self.cancel(generation)
-        await asyncio.to_thread(self._threads.shutdown)
+        await self._threads.close()
         self._model.close()
-
-    def _count(self) -> None:
-        running = min(len(self._active), self.limits.running)
-        self._metrics.generations(running, len(self._active) - running)
-        # A step that hangs is to be noticed even if its callers have all gone.
-        self._steps.expect(self._unfinished)
-
-    def _on_done(self, generation: Generation) -> None:
-        self._unfinished -= 1
-        self._active.pop(generation, None)
-        self._count()
 
     # What follows runs in the thread.
 
@@ -282,12 +256,12 @@ class LiteRtLmEngine:
             if run.cancelled.is_set():
                 return
             session.run_prefill([piece])
-            self._steps.done()
+            self._threads.steps.done()
         if run.cancelled.is_set():
             return
         counted = 0
         for response in session.run_decode_async():
-            self._steps.done()
+            self._threads.steps.done()
             if run.cancelled.is_set():  # to the end: the library still calls back
                 session.cancel_process()
             counted += 1

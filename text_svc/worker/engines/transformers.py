@@ -10,7 +10,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +22,6 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from shared.errors import OutOfMemoryError
-from shared.turns import TurnThreads
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
@@ -48,6 +46,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
@@ -212,45 +211,22 @@ class TransformersEngine:
         self.model = model
         self.limits = limits
         self.end_tokens = tuple(end_tokens)
-        self._metrics = metrics
         # They are among `SamplingDefaults`, and `generate` wants a tokenizer for them.
         model.generation_config.stop_strings = None
         self._warpers = own_warpers(model.generation_config, model.device)
-        self._steps = Steps()
-        self._threads = TurnThreads(limits.running, "generate")
-        self._active: dict[Generation, tuple[_Sink, Future[None]]] = {}
-        self._unfinished = 0
+        self._threads = GenerationThreads(limits, "generate", metrics)
 
     def submit(self, generation: Generation) -> None:
         loop = asyncio.get_running_loop()
-        sink = _Sink(generation, self.end_tokens, loop, self._steps)
-        self._unfinished += 1
-        future = self._threads.submit(generation.caller, partial(self._run, generation, sink))
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done))
-        self._active[generation] = sink, future
-        self._count()
+        sink = _Sink(generation, self.end_tokens, loop, self._threads.steps)
+        run = partial(self._run, generation, sink)
+        self._threads.submit(generation, run, sink.cancelled.set)
 
     def cancel(self, generation: Generation) -> None:
-        if active := self._active.pop(generation, None):
-            sink, future = active
-            sink.cancelled.set()
-            future.cancel()  # removes it from the queue if it has not started
-            self._count()
+        self._threads.cancel(generation)
 
     async def close(self) -> None:
-        for generation in list(self._active):
-            self.cancel(generation)
-        await asyncio.to_thread(self._threads.shutdown)
-
-    def _count(self) -> None:
-        running = min(len(self._active), self.limits.running)
-        self._metrics.generations(running, len(self._active) - running)
-        # A step that hangs is to be noticed even if its callers have all gone.
-        self._steps.expect(self._unfinished)
-
-    def _on_done(self) -> None:
-        self._unfinished -= 1
-        self._count()
+        await self._threads.close()
 
     def _run(self, generation: Generation, sink: _Sink) -> None:
         """Runs in a thread: one call of `generate`."""

@@ -27,6 +27,7 @@ from text_svc.worker.engines.base import (
     Generation,
     Limits,
 )
+from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.openvino import (
     BLOCK_TOKENS,
@@ -111,8 +112,16 @@ async def make(
 
 async def rests(generator: TextGenerator) -> None:
     """Waits until its engine expects no more steps; else an idle process would count as hung."""
+    work = work_of(generator)
+    steps: Any = work.steps if isinstance(work, GenerationThreads) else work._steps
+    await until(lambda: not steps._pieces)
+
+
+def work_of(generator: TextGenerator) -> Any:
+    """What keeps the generations of its engine: its threads, or the engine itself."""
     engine: Any = generator._engine
-    await until(lambda: not engine._steps._pieces)
+    threads = getattr(engine, "_threads", None)
+    return threads if isinstance(threads, GenerationThreads) else engine
 
 
 def greedy(tokens: int = 20, **changes: Any) -> Sampling:
@@ -353,12 +362,12 @@ async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> 
         await asyncio.gather(*(begin_and_leave(start + index) for index in range(100)))
     texts = await asyncio.gather(*(answer(generator, p, greedy(9)) for p in PROMPTS))
     assert [last.tokens_generated for _, last in texts] == [9] * 16
-    engine: Any = generator._engine
+    kept = work_of(generator)
     await rests(generator)
     await generator.close()
     for work in ("_running", "_waiting", "_active"):
-        assert not getattr(engine, work, None)
-    assert getattr(engine, "_free_blocks", 8) == 8
+        assert not getattr(kept, work, None)
+    assert getattr(kept, "_free_blocks", 8) == 8
 
 
 async def test_callers_take_turns_and_none_keeps_the_others_out(make: Make) -> None:
