@@ -42,12 +42,20 @@ class DesiredModel:
     """A model that should be loaded, with the canonical name of its pipeline type.
 
     `asked_type` is the name that a caller gave it last, if that is another name of its type.
+    `evicted_why` is empty, or why it was taken out of memory until somebody asks for it again, as
+    in "to make room for org/name".
     """
 
     model_id: ModelId
     pipeline_type: str
     options: Mapping[str, str] = field(default_factory=dict)
     asked_type: str = ""
+    evicted_why: str = ""
+
+    @property
+    def evicted(self) -> bool:
+        """Whether it was taken out of memory: it is not loaded again unasked."""
+        return bool(self.evicted_why)
 
     @property
     def files_id(self) -> ModelId:
@@ -314,10 +322,11 @@ class DesiredModels:
 
 
 def _entry(model: DesiredModel) -> dict[str, Any]:
-    """A model in the record; without an asked type it is as earlier versions have written it."""
+    """A model in the record; without what is newer it is as earlier versions have written it."""
     entry = asdict(model)
-    if not model.asked_type:
-        del entry["asked_type"]
+    for newer in ("asked_type", "evicted_why"):
+        if not entry[newer]:
+            del entry[newer]
     return entry
 
 

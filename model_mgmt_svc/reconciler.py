@@ -111,7 +111,7 @@ class Reconciler:
         """
         await self._replicas.refresh()
         await self._lifecycle.adopt()
-        desired = self._desired.all()
+        desired = [model for model in self._desired.all() if not model.evicted]
         missing = await self._lifecycle.missing(desired)
         missing_ids = {model.model_id for models in missing.values() for model in models}
         self._forget_others(desired)

@@ -15,7 +15,7 @@ import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
-from shared.model_host import ModelState, Restore
+from shared.model_host import MemoryPool, ModelState, Restore
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
@@ -51,7 +51,7 @@ class ReplicaModel:
 
     `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
     those that it was loaded with; `reason` says why it has failed; of its `bytes_total` of files,
-    `bytes_fetched` are there; `calls` is what it answers now.
+    `bytes_fetched` are there; `calls` is what it answers now; `reserved` are its bytes by device.
     """
 
     model_id: ModelId
@@ -68,6 +68,7 @@ class ReplicaModel:
     bytes_total: int = 0
     calls: int = 0
     last_used_at: float = 0.0
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -122,6 +123,7 @@ class Replica:
     Attributes:
         admitted: whether it takes calls, as of the last `list`.
         died: the models whose processes have ended by themselves, as of the last `list`.
+        memory: its memory by device, as of the last `list`; empty if it does not count it.
     """
 
     def __init__(self, service: ServiceName, address: str) -> None:
@@ -129,6 +131,7 @@ class Replica:
         self.address = address
         self.admitted = True
         self.died: list[ReplicaModel] = []
+        self.memory: Mapping[str, MemoryPool] = {}
         self._seen_at = time.monotonic()
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
@@ -191,16 +194,18 @@ class Replica:
                 raise
         return dict(answer.options)
 
-    async def unload(self, model_id: ModelId) -> None:
-        """Frees a model after its running calls.
+    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+        """Frees a model after its running calls; with `if_idle` only if it is READY and has none.
+
+        Returns whether it was freed.
 
         Raises:
             As `load`.
         """
+        request = worker_pb2.UnloadRequest(model_id=model_id, if_idle=if_idle)
         with self._errors():
-            await self._stub.Unload(
-                worker_pb2.UnloadRequest(model_id=model_id), metadata=outgoing_metadata()
-            )
+            answer = await self._stub.Unload(request, metadata=outgoing_metadata())
+        return not answer.busy
 
     async def list(self, wait_seconds: float = 0) -> list[ReplicaModel]:
         """The models that it holds.
@@ -226,6 +231,10 @@ class Replica:
         self.admitted = answer.admitted
         models = [_replica_model(model) for model in answer.models]
         self.died = [model for model in models if model.died]
+        self.memory = {
+            pool.device: MemoryPool(pool.device, pool.budget_bytes, pool.reserved_bytes)
+            for pool in answer.memory
+        }
         return models
 
     async def admit(self) -> None:
@@ -295,6 +304,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         bytes_total=model.bytes_total,
         calls=model.calls_in_flight,
         last_used_at=model.last_used_at,
+        reserved=dict(model.reserved),
     )
 
 

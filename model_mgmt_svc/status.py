@@ -26,6 +26,7 @@ class StatusState(enum.Enum):
     READY = "ready"
     UNLOADING = "unloading"
     FAILED = "failed"
+    EVICTED = "evicted"
 
 
 # A model is in the first of these states that one of its replicas has it in.
@@ -44,7 +45,7 @@ class ModelStatus:
         desired: whether it is loaded again when it is lost.
         bytes_fetched: of its files, on the replica that has come farthest.
         bytes_total: of the files known so far; 0 while unknown.
-        reason: why it is FAILED, or failed last.
+        reason: why it is FAILED, failed last, or is EVICTED.
         next_try_seconds: until it is tried again; None if no try is planned.
         loaded_at: since when the first replica holds it; 0 until READY.
         last_used_at: when its last call began or ended; 0 if it has had none.
@@ -114,6 +115,9 @@ class ModelStates:
                 replicas=_replicas_for(model, models_of),
                 options=dict(model.options),
             )
+            if model_id in desired and desired[model_id].evicted:
+                reason = f"it was evicted {desired[model_id].evicted_why}"
+                status = replace(status, state=StatusState.EVICTED, reason=reason)
             if model_id in failed:
                 reason = failed[model_id].error.message
                 status = replace(status, state=StatusState.FAILED, reason=reason)

@@ -29,6 +29,44 @@ class ModelState(enum.Enum):
     FAILED = "failed"
 
 
+# The device of memory that is not an accelerator's, which are named as torch does: "cuda:0".
+HOST = "host"
+
+
+@dataclass(frozen=True)
+class MemoryPool:
+    """Memory of a device, in bytes, of which models reserve their shares.
+
+    Attributes:
+        device: `HOST`, or an accelerator such as "cuda:0".
+    """
+
+    device: str
+    budget_bytes: int
+    reserved_bytes: int
+
+    @property
+    def free_bytes(self) -> int:
+        """What no model has reserved; negative when they hold more than the budget."""
+        return self.budget_bytes - self.reserved_bytes
+
+
+def format_needs(needs: Mapping[str, int]) -> str:
+    """Bytes by device as one word, such as "host=1024,cuda:0=2048", for an error's metadata."""
+    return ",".join(f"{device}={size}" for device, size in needs.items())
+
+
+def parse_needs(text: str) -> dict[str, int]:
+    """What `format_needs` has written; empty for a text that is something else."""
+    needs = {}
+    for part in text.split(","):
+        device, _, size = part.partition("=")
+        if not (device and size.isascii() and size.isdigit()):
+            return {}
+        needs[device] = int(size)
+    return needs
+
+
 class Closable(Protocol):
     """What is held until it is closed."""
 
@@ -45,6 +83,7 @@ class HostedModel:
         bytes_total: of the files known so far; 0 while unknown.
         ram_bytes: host memory that it holds, measured; 0 until READY.
         vram_bytes: the same of the accelerator's memory.
+        reserved: bytes that it has reserved of each `MemoryPool`, by device.
         loaded_at: Unix seconds, 0 until READY.
         reason: why it is FAILED.
         engine: what runs it, where the service has several engines.
@@ -61,6 +100,7 @@ class HostedModel:
     bytes_total: int = 0
     ram_bytes: int = 0
     vram_bytes: int = 0
+    reserved: Mapping[str, int] = field(default_factory=dict)
     loaded_at: int = 0
     reason: str = ""
     engine: str | None = None
@@ -106,13 +146,15 @@ class Restore:
     Attributes:
         wait_seconds: until the next try; 0 while one is under way or about to begin.
         given_up: there is no next try until somebody asks for the model.
-        reason: why the last try failed or the model ended, if it did.
+        reason: why the last try failed or the model ended, if it did, or why it was evicted.
+        evicted: it was taken out of memory, and does not come back unasked.
     """
 
     model_id: ModelId
     wait_seconds: float = 0.0
     given_up: bool = False
     reason: str = ""
+    evicted: bool = False
 
 
 class Restores:
@@ -168,12 +210,21 @@ class ModelHost(Protocol):
             InvalidArgumentError: the pipeline type or an option is not valid.
         """
 
-    async def unload(self, model_id: ModelId) -> None:
+    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
         """Frees a model, after its running calls; a load of it is cancelled.
+
+        Args:
+            if_idle: only if it is READY and answers no calls, with no time in between for one.
+
+        Returns:
+            Whether it was freed; always true without `if_idle`.
 
         Raises:
             ModelNotLoadedError: there is no such model here.
         """
+
+    def memory(self) -> Iterable[MemoryPool]:
+        """The memory that the models share; nothing if it is not counted."""
 
     def models(self) -> Iterable[HostedModel]:
         """All models that are known here, whatever their state."""

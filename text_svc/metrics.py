@@ -80,13 +80,18 @@ class ModelCollector(Collector):
         for state in ModelState:
             states.add_metric([state.value], counts[state])
         yield states
-        reserved = sum(model.reserved_bytes for model in models)
-        yield GaugeMetricFamily(
-            "text_memory_budget_bytes", "Memory that models may use.", self._registry.budget_bytes
+        budget = GaugeMetricFamily(
+            "text_memory_budget_bytes", "Memory that models may use.", labels=["device"]
         )
-        yield GaugeMetricFamily(
-            "text_memory_reserved_bytes", "Part of the budget that models have reserved.", reserved
+        reserved = GaugeMetricFamily(
+            "text_memory_reserved_bytes",
+            "Part of the budget that models have reserved.",
+            labels=["device"],
         )
+        for pool in self._registry.memory():
+            budget.add_metric([pool.device], pool.budget_bytes)
+            reserved.add_metric([pool.device], pool.reserved_bytes)
+        yield from (budget, reserved)
         ends = CounterMetricFamily(
             "text_model_ends",
             "Processes of models that hung or died when they were ready.",

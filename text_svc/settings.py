@@ -36,6 +36,12 @@ class TextSettings(ModelHostSettings):
         description="MiB that models may use together; 0 means 80 % of the memory of the "
         "container or machine.",
     )
+    cuda_memory_budget_mb: int = Field(
+        0,
+        ge=0,
+        description="MiB of each CUDA device that models may use together; 0 means 90 % of its "
+        "memory.",
+    )
     memory_margin_mb: int = Field(
         1024,
         ge=0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from shared.errors import (
 )
 from shared.file_options import FILE, REVISION, FileOptions
 from shared.files.client import ModelFiles
-from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
+from shared.model_host import HostedModel, LoadProgress, MemoryPool, ModelState, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
 from vision_svc.detector import VisionTask
@@ -94,22 +94,36 @@ class Models:
         revision = {REVISION: chosen.revision} if chosen.revision else {}
         return {FILE: _file(task, chosen), **revision}
 
-    async def unload(self, model_id: ModelId) -> None:
+    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
         """Makes the task use its own file again, from the next stream or picture on.
 
         A load that is running ends with CANCELLED.
 
+        Args:
+            if_idle: only if it is READY and answers no calls and streams.
+
+        Returns:
+            Whether it was unloaded.
+
         Raises:
             ModelNotLoadedError: there is no such model.
         """
-        model = self._models.pop(model_id, None)
+        model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
+        if if_idle and (model.calls or model.state is not ModelState.READY):
+            return False
+        del self._models[model_id]
         if model.state is ModelState.READY:
             self._runtime.use_model(model.task, None)
             model.let_go()
         elif model.load:
             model.load.cancel()
+        return True
+
+    def memory(self) -> Iterable[MemoryPool]:
+        """None is counted: models are small files, and instances map them."""
+        return ()
 
     def _loaded(self, model_id: ModelId, task: VisionTask) -> TaskModel | None:
         model = self._models.get(model_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import MissingFieldError, UnavailableError
@@ -59,15 +60,19 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     async def Unload(  # noqa: N802
         self, request: worker_pb2.UnloadRequest, context: Context
     ) -> worker_pb2.UnloadResponse:
-        await self._ready().unload(parse_model_id(request.model_id))
-        return worker_pb2.UnloadResponse()
+        model_id = parse_model_id(request.model_id)
+        freed = await self._ready().unload(model_id, if_idle=request.if_idle)
+        return worker_pb2.UnloadResponse(busy=not freed)
 
     async def List(  # noqa: N802
         self, request: worker_pb2.ListRequest, context: Context
     ) -> worker_pb2.ListResponse:
         self._admission.heartbeat()
+        host = self._ready()
         return worker_pb2.ListResponse(
-            models=map(_model_info, self._ready().models()), admitted=self._admission.admitted
+            models=map(_model_info, host.models()),
+            admitted=self._admission.admitted,
+            memory=[worker_pb2.MemoryPool(**asdict(pool)) for pool in host.memory()],
         )
 
     async def Admit(  # noqa: N802
@@ -85,6 +90,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
                 restore.wait_seconds,
                 restore.given_up,
                 restore.reason,
+                restore.evicted,
             )
             for restore in request.restores
         )
@@ -122,6 +128,7 @@ def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
         bytes_total=model.bytes_total,
         calls_in_flight=model.calls,
         last_used_at=model.last_used_at,
+        reserved=model.reserved,
     )
 
 

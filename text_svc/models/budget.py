@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from shared.errors import OutOfMemoryError
+from shared.model_host import HOST, MemoryPool, format_needs
 from shared.process import memory_limit_bytes
+from text_svc.models.cuda import cuda_memory
 from text_svc.models.model import ManagedModel
+from text_svc.settings import TextSettings
 
 MIB = 1 << 20
-# Share of the memory limit that models may use when no budget is set.
+# Share of the memory limit that models may use when no budget is set; of a CUDA device's memory.
 BUDGET_SHARE = 0.8
+CUDA_SHARE = 0.9
+CUDA_SETTING = "TEXT_CUDA_MEMORY_BUDGET_MB"
 # Largest share of the free budget for a key-value cache of unspecified size; smallest useful one.
 CACHE_SHARE = 0.5
 MIN_CACHE_BYTES = 32 * MIB
@@ -29,44 +34,78 @@ def process_limit(reserved: int, margin_mb: int, threads: int) -> int:
 
 
 class MemoryBudget:
-    """Memory for all models together, in bytes.
+    """The memory that all models share: of the host, and of each CUDA device.
 
     Args:
-        budget_mb: MiB; 0 is `BUDGET_SHARE` of the container's or machine's memory.
-        models: gives all models that hold a share.
+        settings: the budgets; one of 0 is a share of what there is.
+        models: gives all models that hold shares.
+        devices: bytes of each accelerator, by device.
     """
 
-    def __init__(self, budget_mb: int, models: Callable[[], Iterable[ManagedModel]]) -> None:
-        self.total_bytes = budget_mb * MIB or int(memory_limit_bytes() * BUDGET_SHARE)
+    def __init__(
+        self,
+        settings: TextSettings,
+        models: Callable[[], Iterable[ManagedModel]],
+        devices: Mapping[str, int] | None = None,
+    ) -> None:
+        host = settings.memory_budget_mb * MIB or int(memory_limit_bytes() * BUDGET_SHARE)
+        devices = cuda_memory() if devices is None else devices
+        on_device = settings.cuda_memory_budget_mb * MIB
+        self._budgets = {
+            HOST: host,
+            **{name: on_device or int(size * CUDA_SHARE) for name, size in devices.items()},
+        }
         self._models = models
 
-    @property
-    def free_bytes(self) -> int:
-        """What no model has reserved; negative when the models hold more than the budget."""
-        return self.total_bytes - sum(model.reserved_bytes for model in self._models())
+    def pools(self) -> list[MemoryPool]:
+        """The memory of each device, and how much of it models have reserved."""
+        return [self._pool(device) for device in self._budgets]
 
-    def reserve(self, model: ManagedModel, needed: int, purpose: str = "to be loaded") -> None:
-        """Makes `needed` the model's share, before anything is read into memory.
+    def has(self, device: str) -> bool:
+        """Whether there is a budget of this device."""
+        return device in self._budgets
+
+    def reserve(
+        self, model: ManagedModel, needs: Mapping[str, int], purpose: str = "to be loaded"
+    ) -> None:
+        """Makes `needs`, bytes by device, the model's share, before anything is read into memory.
 
         Raises:
-            OutOfMemoryError: less is free; the message tells both.
+            OutOfMemoryError: less is free on a device; the message tells both. Its metadata tell
+                the control plane all needs, so that it can make room.
         """
-        free = self.free_bytes
-        if needed > free:
-            raise OutOfMemoryError(
-                f"model {model.model_id} needs about {needed // MIB} MiB {purpose}, but only "
-                f"{max(free, 0) // MIB} MiB of the {self.total_bytes // MIB} MiB budget are free; "
-                "unload another model or raise TEXT_MEMORY_BUDGET_MB",
-                metadata={"needed_bytes": str(needed), "free_bytes": str(max(free, 0))},
-            )
-        model.reserved_bytes = needed
+        for device, needed in needs.items():
+            pool = self._pool(device, model)
+            if needed > pool.free_bytes:
+                free = max(pool.free_bytes, 0)
+                of = "" if device == HOST else f" of {device}"
+                setting = "TEXT_MEMORY_BUDGET_MB" if device == HOST else CUDA_SETTING
+                raise OutOfMemoryError(
+                    f"model {model.model_id} needs about {needed // MIB} MiB{of} {purpose}, but "
+                    f"only {free // MIB} MiB of the {pool.budget_bytes // MIB} MiB budget are "
+                    f"free; unload another model or raise {setting}",
+                    metadata={
+                        "device": device,
+                        "needed_bytes": str(needed),
+                        "free_bytes": str(free),
+                        "needs": format_needs(needs),
+                    },
+                )
+        model.reserved = dict(needs)
 
-    def cache_bytes(self, beside: int, limit: int) -> int:
+    def cache_bytes(self, beside: int, limit: int | None = None, device: str = HOST) -> int:
         """Size of a key-value cache whose caller named none.
 
         Args:
             beside: bytes that its model needs besides.
-            limit: largest cache.
+            limit: largest cache; None is any.
+            device: where it is.
         """
-        share = int((self.free_bytes - beside) * CACHE_SHARE)
-        return max(MIN_CACHE_BYTES, min(share, limit))
+        share = max(MIN_CACHE_BYTES, int((self._pool(device).free_bytes - beside) * CACHE_SHARE))
+        return share if limit is None else max(MIN_CACHE_BYTES, min(share, limit))
+
+    def _pool(self, device: str, beside: ManagedModel | None = None) -> MemoryPool:
+        """A device with what all models have reserved of it, but for the one that reserves."""
+        others = (model for model in self._models() if model is not beside)
+        reserved = sum(model.reserved.get(device, 0) for model in others)
+        return MemoryPool(device, self._budgets[device], reserved)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shared import pipelines
 from shared.errors import InvalidArgumentError
 from shared.files.snapshot import WEIGHTS_INDEX_SUFFIX, WEIGHTS_SUFFIX
+from shared.model_host import HOST
 from shared.pipelines import TEXT_GENERATION, Pipeline
 from text_svc.convert import CONVERTERS
+from text_svc.models.cuda import cuda_memory
 from text_svc.options import LoadOptions
 from text_svc.processes.specs import EngineName
 
@@ -49,23 +48,21 @@ class EnginePlan:
     note: str = ""
 
 
-@cache
 def has_cuda() -> bool:
     """Whether this machine has a CUDA device and torch is a CUDA build, without importing torch."""
-    try:
-        if version("torch").endswith("+cpu"):
-            return False
-        driver = ctypes.CDLL("libcuda.so.1")
-    except (OSError, PackageNotFoundError):
-        return False
-    count = ctypes.c_int()
-    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    return not failed and count.value > 0
+    return bool(cuda_memory())
 
 
 def on_cuda(options: LoadOptions) -> bool:
     """Whether a model with these options runs on a CUDA device, unless LiteRT runs it."""
     return options.device.startswith("cuda") or (options.device == "auto" and has_cuda())
+
+
+def memory_device(options: LoadOptions) -> str:
+    """The device whose memory a model with these options takes for its weights and its cache."""
+    if not on_cuda(options):
+        return HOST
+    return f"cuda:{int(options.device.partition(':')[2] or 0)}"
 
 
 def wanted_engine(pipeline: Pipeline, options: LoadOptions) -> EngineName:

@@ -20,7 +20,7 @@ from shared.errors import (
 from shared.files.client import ModelFiles
 from shared.files.limits import FileLimits
 from shared.files.snapshot import single_file, snapshot
-from shared.model_host import ModelState
+from shared.model_host import HOST, ModelState
 from shared.pipelines import LITERT, TEXT_GENERATION, Pipeline
 from text_svc.models.budget import MIB, MemoryBudget, process_limit
 from text_svc.models.conversion import (
@@ -30,6 +30,7 @@ from text_svc.models.conversion import (
 from text_svc.models.engine_choice import (
     LITERT_FILES,
     EnginePlan,
+    memory_device,
     on_cuda,
     wanted_engine,
 )
@@ -42,6 +43,8 @@ from text_svc.settings import TextSettings
 
 # Memory of a worker besides the weights: interpreter, libraries, activations.
 PROCESS_BYTES = 512 * MIB
+# The same on a CUDA device: its context, the libraries' kernels and workspaces, activations.
+CUDA_PROCESS_BYTES = 1024 * MIB
 # A conversion holds the weights three times: for torch, for OpenVINO, and to check the result.
 CONVERSION_COPIES = 3
 
@@ -92,7 +95,7 @@ class Loader:
         self._files = files
         self._inspector = Inspector(settings)
         self.scratch = Path()
-        self.budget = MemoryBudget(settings.memory_budget_mb, models)
+        self.budget = MemoryBudget(settings, models)
 
     async def load(self, model: ManagedModel) -> None:
         """Loads a model: sets its process, engine and note, and its state along the way.
@@ -132,7 +135,7 @@ class Loader:
         )
         sizes = await self._inspector.inspect(model.model_id, folder, 4, file)
         copies = 1 + litert_copies(model.pipeline, self._litert_running(model))
-        self.budget.reserve(model, copies * sizes.total + PROCESS_BYTES)
+        self.budget.reserve(model, {HOST: copies * sizes.total + PROCESS_BYTES})
         model.state, model.engine = ModelState.LOADING, "litert"
         engine = EnginePlan("litert", sizes.total)
         try:
@@ -170,11 +173,11 @@ class Loader:
         if manifest is None:
             model.state = ModelState.CONVERTING
             needed = CONVERSION_COPIES * weights + PROCESS_BYTES
-            self.budget.reserve(model, needed, "to be converted")
+            self.budget.reserve(model, {HOST: needed}, "to be converted")
             with contextlib.suppress(ResourceExhaustedError):  # it may be smaller than this
                 await asyncio.to_thread(self._files.space.make_room, weights)
             manifest = await convert(planned, self._settings, self._limit(model))
-            model.reserved_bytes = 0
+            model.reserved = {}
         if not manifest.refused:
             held = manifest.weight_bytes if planned.weights == "int8" else weights
             return EnginePlan("openvino", held, planned.target)
@@ -187,18 +190,26 @@ class Loader:
         return EnginePlan("transformers", weights, note=note)
 
     def _reserve(self, model: ManagedModel, weights: int) -> int:
-        """Reserves the model's share of the budget before anything is read into memory.
+        """Reserves the model's share of the budgets before anything is read into memory.
 
-        Returns the bytes of its key-value cache on the host; 0 where it has none there.
+        Returns the bytes of its key-value cache on its device; 0 where it has none.
         """
-        needed = weights + PROCESS_BYTES
+        device = memory_device(model.options)
+        needs = {HOST: weights + PROCESS_BYTES}
+        if device != HOST:
+            if not self.budget.has(device):  # the model's process says which there are
+                self.budget.reserve(model, needs)
+                return 0
+            needs[device] = weights + CUDA_PROCESS_BYTES
         cache_bytes = 0
-        if model.pipeline is TEXT_GENERATION and not on_cuda(model.options):
+        if model.pipeline is TEXT_GENERATION:
             if model.options.cache_size_mb:
                 cache_bytes = model.options.cache_size_mb * MIB
             else:
-                cache_bytes = self.budget.cache_bytes(needed, self._settings.kv_cache_mb * MIB)
-        self.budget.reserve(model, needed + cache_bytes)
+                limit = self._settings.kv_cache_mb * MIB if device == HOST else None
+                cache_bytes = self.budget.cache_bytes(needs[device], limit, device)
+            needs[device] += cache_bytes
+        self.budget.reserve(model, needs)
         return cache_bytes
 
     @property

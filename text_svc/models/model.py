@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from shared.model_host import HostedModel, ModelState
+from shared.model_host import HOST, HostedModel, ModelState
 from shared.model_ids import ModelId, at_revision, with_file
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
@@ -17,7 +17,6 @@ class ManagedModel(HostedModel):
     """One model and its process. Only the registry and the loader change it.
 
     Attributes:
-        reserved_bytes: its share of the memory budget.
         again: its process died, and this loads it again.
         task: its load.
         ending: its unload.
@@ -27,7 +26,6 @@ class ManagedModel(HostedModel):
     """
 
     options: LoadOptions
-    reserved_bytes: int = 0
     again: bool = False
     engine: EngineName | None = None
     process: ModelProcess | None = None
@@ -36,6 +34,18 @@ class ManagedModel(HostedModel):
     waiters: int = 0
     abandoning: asyncio.Task[None] | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Its share of the budget of host memory."""
+        return self.reserved.get(HOST, 0)
+
+    @property
+    def in_demand(self) -> bool:
+        """Whether it answers calls, or is being loaded."""
+        if self.state is ModelState.READY:
+            return self.calls > 0
+        return self.state not in (ModelState.UNLOADING, ModelState.FAILED)
 
     @property
     def files_id(self) -> ModelId:

@@ -20,7 +20,7 @@ from shared.errors import (
     ServiceError,
 )
 from shared.files.client import ModelFiles
-from shared.model_host import LoadProgress, ModelState, Restores, follow_load
+from shared.model_host import LoadProgress, MemoryPool, ModelState, Restores, follow_load
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
 from shared.rpc.admission import Admission
@@ -75,10 +75,9 @@ class Registry:
             watcher.cancel()
         shutil.rmtree(self._loader.scratch, ignore_errors=True)
 
-    @property
-    def budget_bytes(self) -> int:
-        """Memory that all models together may use, in bytes."""
-        return self._loader.budget.total_bytes
+    def memory(self) -> list[MemoryPool]:
+        """The memory that all models together may use, and have reserved, by device."""
+        return self._loader.budget.pools()
 
     def models(self) -> list[ManagedModel]:
         """All models, whatever their state."""
@@ -121,11 +120,17 @@ class Registry:
         """
         return effective_options(*_checked(pipeline_type, options))
 
-    async def unload(self, model_id: ModelId) -> None:
+    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
         """Takes a model out of memory. A load in progress is cancelled; running calls get
         `unload_grace_seconds`.
 
         Continues if the caller is cancelled; a second unload of the same model joins the first.
+
+        Args:
+            if_idle: only if it is not `in_demand`.
+
+        Returns:
+            Whether it is out of memory.
 
         Raises:
             ModelNotLoadedError: the model is not loaded.
@@ -133,7 +138,11 @@ class Registry:
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
+        # From here until `_end` has changed the state nothing else runs: no call comes in between.
+        if if_idle and model.in_demand:
+            return False
         await self._end(model, self._settings.unload_grace_seconds)
+        return True
 
     @asynccontextmanager
     async def use(self, model_id: ModelId, call: str) -> AsyncIterator[ModelProcess]:
@@ -196,7 +205,7 @@ class Registry:
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            model.state, model.reserved_bytes = ModelState.FAILED, 0
+            model.state, model.reserved = ModelState.FAILED, {}
             model.let_go()
             model.reason = error.message if isinstance(error, ServiceError) else "internal error"
             raise
@@ -225,7 +234,7 @@ class Registry:
         """Marks the model FAILED when its process ends by itself."""
         ended = await process.wait()
         if self._models.get(model.model_id) is model and model.state is ModelState.READY:
-            model.state, model.reserved_bytes = ModelState.FAILED, 0
+            model.state, model.reserved = ModelState.FAILED, {}
             model.let_go()
             model.reason = f"its process ended: {process.hung or ended}"
             self.ends[model.model_id, "hung" if process.hung else "died"] += 1

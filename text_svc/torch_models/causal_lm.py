@@ -22,9 +22,8 @@ def load_causal_lm(folder: Path, dtype: torch.dtype | None, device: str = "cpu")
 
 def cache_budget(spec: WorkerSpec, device: torch.device) -> int:
     """Bytes that a key-value cache may take beside a loaded model."""
-    if device.type == "cpu":
+    if device.type == "cpu" or spec.options.cache_size_mb:
         return spec.cache_bytes
-    if spec.options.cache_size_mb:
-        return spec.options.cache_size_mb << 20
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * MAX_CUDA_CACHE_SHARE)
+    held = int(free * MAX_CUDA_CACHE_SHARE)
+    return min(spec.cache_bytes, held) if spec.cache_bytes else held

@@ -12,7 +12,14 @@ import pytest
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
 from shared.errors import ModelNotLoadedError
-from shared.model_host import HostedModel, LoadProgress, ModelState, follow_load
+from shared.model_host import (
+    HOST,
+    HostedModel,
+    LoadProgress,
+    MemoryPool,
+    ModelState,
+    follow_load,
+)
 from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
 from shared.rpc.admission import Admission
@@ -35,6 +42,7 @@ class Host:
             model.bytes_fetched = model.bytes_total = 3
             model.state = ModelState.LOADING
             model.ram_bytes, model.loaded_at, model.engine = 5, 7, "openvino"
+            model.reserved = {HOST: 40}
             model.state = ModelState.READY
 
         self.held[model_id] = model
@@ -45,9 +53,16 @@ class Host:
         find_pipeline(pipeline_type)
         return {"dtype": "float32", **options}
 
-    async def unload(self, model_id: ModelId) -> None:
-        if self.held.pop(model_id, None) is None:
+    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+        if model_id not in self.held:
             raise ModelNotLoadedError("not loaded")
+        if if_idle and self.held[model_id].calls:
+            return False
+        del self.held[model_id]
+        return True
+
+    def memory(self) -> Iterable[MemoryPool]:
+        return [MemoryPool(HOST, 100, 40), MemoryPool("cuda:0", 200, 0)]
 
     def models(self) -> Iterable[HostedModel]:
         return self.held.values()
@@ -83,6 +98,31 @@ async def test_a_model_is_loaded_listed_and_unloaded() -> None:
         assert list((await worker.List(pb.ListRequest())).models) == [model]
         await worker.Unload(pb.UnloadRequest(model_id="org/name"))
         assert not (await worker.List(pb.ListRequest())).models
+
+
+async def test_memory_is_listed_by_device() -> None:
+    async with served(ModelWorkerServicer(Admission(60), Host())) as worker:
+        request = pb.LoadRequest(model_id="org/name", pipeline_type="chat")
+        [report async for report in worker.Load(request)]
+        listed = await worker.List(pb.ListRequest())
+    assert [(each.device, each.budget_bytes, each.reserved_bytes) for each in listed.memory] == [
+        ("host", 100, 40),
+        ("cuda:0", 200, 0),
+    ]
+    assert [dict(model.reserved) for model in listed.models] == [{"host": 40}]
+
+
+async def test_a_model_that_answers_calls_stays_if_only_an_idle_one_may_go() -> None:
+    host = Host()
+    async with served(ModelWorkerServicer(Admission(60), host)) as worker:
+        request = pb.LoadRequest(model_id="org/name", pipeline_type="chat")
+        [report async for report in worker.Load(request)]
+        if_idle = pb.UnloadRequest(model_id="org/name", if_idle=True)
+        with host.held[ModelId("org/name")].in_use():
+            assert (await worker.Unload(if_idle)).busy
+        assert host.held
+        assert not (await worker.Unload(if_idle)).busy
+        assert not host.held
 
 
 async def test_a_replica_is_admitted() -> None:
