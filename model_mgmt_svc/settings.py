@@ -72,6 +72,29 @@ class ModelMgmtSettings(FileSettings):
         description="Models that are loaded at once, since a load goes on when its callers leave; "
         "more are RESOURCE_EXHAUSTED.",
     )
+    auto_load: str = Field(
+        "false",
+        validation_alias=AliasChoices("MODEL_MGMT_AUTO_LOAD", "AUTO_LOAD"),
+        description="Whether calls of text_svc load the model that they ask for: true, false, or "
+        "patterns of model ids, separated by commas, such as `org/*`. A model that was evicted "
+        "comes back on call unless this is false. Also AUTO_LOAD.",
+    )
+    auto_load_wait_seconds: float = Field(
+        30.0,
+        ge=0,
+        validation_alias=AliasChoices(
+            "MODEL_MGMT_AUTO_LOAD_WAIT_SECONDS", "AUTO_LOAD_WAIT_SECONDS"
+        ),
+        description="How long calls wait at most for room that models in use take: then one that "
+        "has been in memory for as long takes no more calls until it has been evicted. 0 loads in "
+        "the order of the calls.",
+    )
+    auto_load_idle_seconds: float = Field(
+        1.0,
+        ge=0,
+        description="How long a model has had no calls before it is evicted for calls that wait "
+        "for another one.",
+    )
     chunk_bytes: int = Field(
         102_400, ge=1024, le=4_000_000, description="Data bytes in one message of GetModelFile."
     )

@@ -105,6 +105,12 @@ class TextSettings(ModelHostSettings):
         32, ge=1, le=256, description="Generations that run at once, per model."
     )
     max_waiting: int = Field(64, ge=0, description="Generations that wait, per model.")
+    max_waiting_for_models: int = Field(
+        256,
+        ge=0,
+        description="Calls that wait until their model is loaded for them, of all models together "
+        "(AUTO_LOAD of model_mgmt_svc); more are RESOURCE_EXHAUSTED.",
+    )
     max_texts: int = Field(2048, ge=1, description="Texts in one GenerateEmbeddings call.")
     max_call_tokens: int = Field(
         262_144, ge=1, description="Tokens of the texts of one GenerateEmbeddings call."
