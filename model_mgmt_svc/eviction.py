@@ -1,0 +1,162 @@
+"""Which models go when a load needs memory that others hold: the rule, without doing anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from shared.model_ids import ModelId
+
+MIB = 1 << 20
+# Last uses within the same second count as equally recent: the larger model goes first then, which
+# makes room with fewer loads later.
+RECENCY_STEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, order=True)
+class Rank:
+    """How much a model's wish weighs against others; a pinned one more than any priority."""
+
+    pinned: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class Resident:
+    """A model in the memory of the replica that needs room.
+
+    Attributes:
+        reserved: its bytes, by device.
+        last_used_at: when its last call began or ended on any replica, or it was loaded, in Unix
+            seconds.
+        calls: those that it answers now, on all replicas.
+        rank: its options pin and priority.
+        evictable: false with the option evict=none.
+        stays: why it may not go for another reason, as in "is being loaded"; empty if it may.
+    """
+
+    model_id: ModelId
+    reserved: Mapping[str, int] = field(default_factory=dict)
+    last_used_at: float = 0.0
+    calls: int = 0
+    rank: Rank = Rank()
+    evictable: bool = True
+    stays: str = ""
+
+
+@dataclass(frozen=True)
+class Stay:
+    """A model that holds memory, and why it does not make room, as in "is pinned"."""
+
+    resident: Resident
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a load may do.
+
+    Attributes:
+        victims: the models that make room together; each of them is needed.
+        stays: where there cannot be room: the models that hold what is missing, largest first.
+    """
+
+    victims: Sequence[Resident] = ()
+    stays: Sequence[Stay] = ()
+    enough: bool = True
+
+
+def choose(
+    needs: Mapping[str, int],
+    free: Mapping[str, int],
+    residents: Iterable[Resident],
+    below: Rank | None = None,
+) -> Choice:
+    """Chooses the models that go, so that a load gets what it needs on each device.
+
+    Models of lower priority go first, then those that were used longest ago, of equally recent ones
+    the larger. One that is pinned, has evict=none or answers calls never goes. None goes where all
+    together do not make enough room, and none that turns out not to be needed.
+
+    Args:
+        needs: bytes of the load, by device.
+        free: bytes that nobody has reserved, by device; may be negative.
+        residents: the other models.
+        below: only models of a lower rank may go: the load was not asked for by a caller.
+    """
+    missing = {device: size - free.get(device, 0) for device, size in needs.items() if size}
+    missing = {device: size for device, size in missing.items() if size > 0}
+    holders = [each for each in residents if _size(each, missing) > 0]
+    may_go = [each for each in holders if not _why_it_stays(each, below)]
+    may_go.sort(key=lambda each: _order(each, missing))
+    victims: list[Resident] = []
+    for each in may_go:
+        lacking = _lacking(missing, victims)
+        if _size(each, lacking) > 0:
+            victims.append(each)
+    if _lacking(missing, victims):
+        holders.sort(key=lambda each: (-_size(each, missing), each.model_id))
+        return Choice((), [Stay(each, _why(each, below)) for each in holders], enough=False)
+    for each in reversed(victims):  # those that are worth most first
+        others = [other for other in victims if other is not each]
+        if not _lacking(missing, others):
+            victims = others
+    return Choice(victims)
+
+
+def describe(stays: Sequence[Stay]) -> str:
+    """A sentence on the models that hold memory, and why each of them stays."""
+    if not stays:
+        return "no model holds it that could go"
+    return "it is held by " + "; ".join(
+        f"{stay.resident.model_id}, {_told(stay.resident.reserved)}, which {stay.why}"
+        for stay in stays
+    )
+
+
+def _lacking(missing: Mapping[str, int], victims: Iterable[Resident]) -> dict[str, int]:
+    """What is missing still when the victims are gone."""
+    victims = list(victims)
+    left = {
+        device: size - sum(each.reserved.get(device, 0) for each in victims)
+        for device, size in missing.items()
+    }
+    return {device: size for device, size in left.items() if size > 0}
+
+
+def _size(resident: Resident, devices: Iterable[str]) -> int:
+    return sum(resident.reserved.get(device, 0) for device in devices)
+
+
+def _order(resident: Resident, missing: Mapping[str, int]) -> tuple[int, int, int, ModelId]:
+    """Those that go first are the least."""
+    step = math.floor(resident.last_used_at / RECENCY_STEP_SECONDS)
+    return resident.rank.priority, step, -_size(resident, missing), resident.model_id
+
+
+def _why_it_stays(resident: Resident, below: Rank | None) -> str:
+    if resident.rank.pinned:
+        return "is pinned"
+    if not resident.evictable:
+        return "has the option evict=none"
+    if resident.calls:
+        return f"answers {resident.calls} call{'s' if resident.calls > 1 else ''}"
+    if resident.stays:
+        return resident.stays
+    if below is not None and resident.rank >= below:
+        return "is loaded already"
+    return ""
+
+
+def _why(resident: Resident, below: Rank | None) -> str:
+    return _why_it_stays(resident, below) or "could go, but that is not enough"
+
+
+def _told(reserved: Mapping[str, int]) -> str:
+    parts = [
+        f"{-(-size // MIB)} MiB" + ("" if device == "host" else f" of {device}")
+        for device, size in reserved.items()
+        if size
+    ]
+    return " and ".join(parts)
