@@ -52,6 +52,8 @@ class ReplicaModel:
     `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
     those that it was loaded with; `reason` says why it has failed; of its `bytes_total` of files,
     `bytes_fetched` are there; `calls` is what it answers now; `reserved` are its bytes by device.
+    `weights_bytes` and `cache_bytes`, what its key-value cache has taken of at most
+    `cache_limit_bytes`, are parts of its memory.
     """
 
     model_id: ModelId
@@ -69,6 +71,9 @@ class ReplicaModel:
     calls: int = 0
     last_used_at: float = 0.0
     reserved: Mapping[str, int] = field(default_factory=dict)
+    weights_bytes: int = 0
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
 
     @property
     def ready(self) -> bool:
@@ -100,6 +105,9 @@ class LoadedModel:
     note: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     asked_type: str = ""
+    weights_bytes: int = 0
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
 
     @classmethod
     def over(cls, models: Sequence[ReplicaModel]) -> LoadedModel:
@@ -114,6 +122,9 @@ class LoadedModel:
             engine=models[0].engine,
             note=models[0].note,
             options=models[0].options,
+            weights_bytes=sum(model.weights_bytes for model in models),
+            cache_bytes=sum(model.cache_bytes for model in models),
+            cache_limit_bytes=sum(model.cache_limit_bytes for model in models),
         )
 
 
@@ -305,6 +316,9 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         calls=model.calls_in_flight,
         last_used_at=model.last_used_at,
         reserved=dict(model.reserved),
+        weights_bytes=model.weights_bytes,
+        cache_bytes=model.cache_bytes,
+        cache_limit_bytes=model.cache_limit_bytes,
     )
 
 

@@ -103,6 +103,9 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
             message=message + self._unsaved("may not be loaded again"),
             vram_allocated_mb=_mib(model.vram_bytes),
             ram_allocated_mb=_mib(model.ram_bytes),
+            weights_mb=_mib(model.weights_bytes),
+            cache_mb=_mib(model.cache_bytes),
+            cache_limit_mb=_mib(model.cache_limit_bytes),
             pipeline_type=model.pipeline_type,
             status=await self._status(model_id),
         )
@@ -129,6 +132,9 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                     vram_mb=_mib(model.vram_bytes),
                     ram_mb=_mib(model.ram_bytes),
                     loaded_at=model.loaded_at,
+                    weights_mb=_mib(model.weights_bytes),
+                    cache_mb=_mib(model.cache_bytes),
+                    cache_limit_mb=_mib(model.cache_limit_bytes),
                 )
                 for model in await self._lifecycle.loaded()
             ]

@@ -53,6 +53,8 @@ class ModelStatus:
         replicas_ready: replicas on which it is READY.
         replicas: replicas of its service that answer.
         engine: what runs it; empty until READY.
+        weights_bytes: of its weights; they and `cache_bytes` are parts of its memory.
+        cache_bytes: what its key-value caches have taken so far, of `cache_limit_bytes`.
     """
 
     model_id: ModelId
@@ -72,6 +74,9 @@ class ModelStatus:
     replicas: int = 0
     engine: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    weights_bytes: int = 0
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
 
     def differs(self, other: ModelStatus) -> bool:
         """Whether there is news beside the time that passes until the next try."""
@@ -194,4 +199,7 @@ def _over(status: ModelStatus, models: Sequence[ReplicaModel]) -> ModelStatus:
         replicas_ready=len(ready),
         engine=ready[0].engine if ready else "",
         options=dict(ready[0].options) if ready else status.options,
+        weights_bytes=sum(model.weights_bytes for model in ready),
+        cache_bytes=sum(model.cache_bytes for model in ready),
+        cache_limit_bytes=sum(model.cache_limit_bytes for model in ready),
     )

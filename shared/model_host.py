@@ -81,9 +81,12 @@ class HostedModel:
         raw_options: the options as the caller wrote them.
         bytes_fetched: of its files, so far.
         bytes_total: of the files known so far; 0 while unknown.
-        ram_bytes: host memory that it holds, measured; 0 until READY.
+        ram_bytes: host memory that it holds now, measured; 0 until READY.
         vram_bytes: the same of the accelerator's memory.
         reserved: bytes that it has reserved of each `MemoryPool`, by device.
+        weights_bytes: of its weights, a part of one of these.
+        cache_bytes: what its key-value cache has taken so far, another part.
+        cache_limit_bytes: the most that the cache can take.
         loaded_at: Unix seconds, 0 until READY.
         reason: why it is FAILED.
         engine: what runs it, where the service has several engines.
@@ -101,6 +104,9 @@ class HostedModel:
     ram_bytes: int = 0
     vram_bytes: int = 0
     reserved: Mapping[str, int] = field(default_factory=dict)
+    weights_bytes: int = 0
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
     loaded_at: int = 0
     reason: str = ""
     engine: str | None = None

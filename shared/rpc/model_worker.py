@@ -129,6 +129,9 @@ def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
         calls_in_flight=model.calls,
         last_used_at=model.last_used_at,
         reserved=model.reserved,
+        weights_bytes=model.weights_bytes,
+        cache_bytes=model.cache_bytes,
+        cache_limit_bytes=model.cache_limit_bytes,
     )
 
 
