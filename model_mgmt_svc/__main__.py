@@ -14,6 +14,7 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     model_management_pb2_grpc,
     transformers_pb2,
 )
+from ml.internal import store_pb2_grpc
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lifecycle import Lifecycle
@@ -85,6 +86,7 @@ async def run(settings: ModelMgmtSettings) -> None:
                 max_file_streams=settings.max_file_streams,
             )
             model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
+            store_pb2_grpc.add_ModelStoreServicer_to_server(servicer, server)
 
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:

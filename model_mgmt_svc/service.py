@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
+from ml.internal import store_pb2, store_pb2_grpc
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.lifecycle import Lifecycle
@@ -31,8 +32,10 @@ from shared.rpc.interceptors import Context
 from shared.rpc.watches import Watches
 
 
-class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceServicer):
-    """Manages models and streams their files.
+class ModelManagementServicer(
+    model_management_pb2_grpc.ModelManagementServiceServicer, store_pb2_grpc.ModelStoreServicer
+):
+    """Manages models, streams their files, and brings them into the store.
 
     Args:
         files: the application's model cache, read through this service's own.
@@ -181,6 +184,21 @@ class ModelManagementServicer(model_management_pb2_grpc.ModelManagementServiceSe
                         is_last=piece.is_last,
                         sha256=piece.sha256,
                         revision=piece.revision,
+                    )
+
+    async def Provide(
+        self, request: store_pb2.ProvideRequest, context: Context
+    ) -> AsyncIterator[store_pb2.ProvideResponse]:
+        model_id = parse_model_id(request.model_id)
+        source = at_revision(model_id, check_revision(request.revision))
+        with self._services.slot():
+            async with aclosing(self._files.provide(source, request.file_path)) as steps:
+                async for step in steps:
+                    yield store_pb2.ProvideResponse(
+                        bytes_fetched=step.fetched,
+                        bytes_total=step.total,
+                        sha256=step.sha256,
+                        revision=step.revision,
                     )
 
     async def _unconfirmed(self, source: ModelId) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import AliasChoices, Field, ValidationError
@@ -104,6 +105,24 @@ class FileSettings(ServerSettings):
         description="MiB of chunks that are being received or wait for the disk, of all fetches "
         "together; beyond this they wait for each other.",
     )
+    parallel_fetches: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Files of a model's weights that are fetched at once.",
+    )
+    fetch_bytes_per_second: int = Field(
+        0,
+        ge=0,
+        description="Bytes a second that all fetches together receive, at most; 0 is no limit. A "
+        "file that is linked from the cache of model_mgmt_svc does not count.",
+    )
+    quarantine_mb: int = Field(
+        1024,
+        ge=0,
+        description="MiB of files that do not match their hash and are kept aside, at most 16; a "
+        "larger one is removed. They count as part of the cache, and are removed first.",
+    )
     cache_limit_mb: int = Field(
         0,
         ge=0,
@@ -120,6 +139,12 @@ class ModelHostSettings(FileSettings):
         ge=0,
         description="Seconds that a new replica waits to be admitted by model_mgmt_svc, counted "
         "from their last contact, before it takes calls anyway.",
+    )
+    store_dir: Path | None = Field(
+        None,
+        description="MODEL_MGMT_CACHE_DIR, where that is on the same file system and belongs to "
+        "the same user: files are linked from there instead of copied. What cannot be linked is "
+        "copied.",
     )
 
 

@@ -158,10 +158,12 @@ class Layout:
         }
         text = {
             "CACHE_DIR": str(self.run_dir / "cache" / "text"),
+            "STORE_DIR": model_mgmt["CACHE_DIR"],
             "FILE_PROVIDER_ADDR": own_files,
         }
         vision = {
             "CACHE_DIR": str(self.run_dir / "cache" / "vision"),
+            "STORE_DIR": model_mgmt["CACHE_DIR"],
             "FILE_PROVIDER_ADDR": own_files,
             "MODEL_DIR": str(self.models / "vision"),
         }

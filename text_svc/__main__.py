@@ -35,7 +35,12 @@ async def run(settings: TextSettings) -> None:
         settings.file_provider_addr,
         settings.cache_dir,
         limits=FetchLimits.of(settings),
-        space=CacheSpace.of(settings, settings.cache_dir, converted=converted_dir(settings)),
+        space=CacheSpace.of(
+            settings,
+            settings.cache_dir,
+            converted=converted_dir(settings),
+            store=settings.store_dir,
+        ),
     )
     restores = Restores()
     admission = Admission(settings.admission_seconds)

@@ -83,7 +83,7 @@ async def run(settings: VisionSettings) -> None:
             settings.file_provider_addr,
             settings.cache_dir,
             limits=FetchLimits.of(settings),
-            space=CacheSpace.of(settings, settings.cache_dir),
+            space=CacheSpace.of(settings, settings.cache_dir, store=settings.store_dir),
         ) as files:
             runtime, runner, models = await asyncio.to_thread(_build, settings, files, _end_process)
             vision.runner, worker.host = runner, models

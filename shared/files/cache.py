@@ -2,7 +2,9 @@
 
 Layout under the root: "org--name/<path>" are the files as published, so that a model's folder can
 be loaded directly; ".fetch/<key>.json" records size, hash and time of a whole file;
-".fetch/<key>.part" and ".fetch/<key>.part.json" are a file that is being fetched.
+".fetch/<key>.part" and ".fetch/<key>.part.json" are a file that is being fetched; ".blobs/<hash>"
+are the whole files once more, see `shared.files.blobs`, and ".quarantine" has what did not match
+its hash, see `shared.files.quarantine`.
 
 Everything here blocks on the disk: call it in a thread. Processes that share a root exclude each
 other by a lock on the part; a client must not share a root with its own provider.
@@ -21,6 +23,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from shared.errors import UnavailableError
+from shared.files.blobs import WHOLE_FILE_MODE, Blobs
 from shared.files.disk import (
     DISK_FULL,
     digest,
@@ -95,7 +98,8 @@ class CacheEntry:
         root: the cache's folder.
         model_id: the model.
         file_path: a path from `check_file_path`.
-        space: makes room for it; None if it is not going to be fetched.
+        space: makes room for it, and keeps what does not match; None if it is not going to be
+            fetched: then one that does not match is removed.
     """
 
     def __init__(
@@ -128,7 +132,7 @@ class CacheEntry:
         return self._check(hashed=False)
 
     def verify(self) -> CachedFile | None:
-        """The whole file if its content has the recorded hash; a damaged one is removed."""
+        """The whole file if its content has the recorded hash; a damaged one is kept aside."""
         return self._check(hashed=True)
 
     def _check(self, hashed: bool) -> CachedFile | None:
@@ -139,15 +143,18 @@ class CacheEntry:
                 return None
             stat = place.stat()
             touched = stat.st_mtime_ns != record.get("mtime_ns")
+            sha256, revision = str(record.get("sha256")), str(record.get("revision", ""))
             if stat.st_size == record.get("size"):
-                sha256, revision = str(record.get("sha256")), str(record.get("revision", ""))
                 if not hashed and not touched:
                     return CachedFile(place, stat.st_size, sha256, revision)
-                if hash_file(place) == sha256:
+                found = hash_file(place)
+                if found == sha256:
                     if touched:
                         self.record(place, sha256, revision)
                     return CachedFile(place, stat.st_size, sha256, revision)
-            self.discard()
+            else:
+                found = f"{stat.st_size} bytes instead of {record.get('size')}"
+            self.set_aside(sha256, found)
             return None
 
     def record(self, place: Path, sha256: str, revision: str = "") -> CachedFile:
@@ -162,8 +169,83 @@ class CacheEntry:
     def discard(self) -> None:
         """Removes the whole file and its record, if they exist."""
         with disk_errors():
+            self._forget()
             self._record.unlink(missing_ok=True)
             self.place().unlink(missing_ok=True)
+
+    def set_aside(self, expected: str, found: str, file: Path | None = None) -> None:
+        """Takes a file that does not match its hash out of use, with its record.
+
+        Args:
+            expected: the hash that it should have.
+            found: what it has.
+            file: a part of the cache; by default the whole file.
+        """
+        with disk_errors():
+            if file is None:
+                self._forget(shared=True)
+                self._record.unlink(missing_ok=True)
+            file = file or self.place()
+            with contextlib.suppress(FileNotFoundError):  # another process did it
+                if self.space is None:
+                    file.unlink()
+                else:
+                    self.space.quarantine.take(
+                        file, self.model_id, self.file_path, expected=expected, found=found
+                    )
+
+    def adopt(
+        self, blobs: Blobs, sha256: str, size: int | None = None, revision: str = ""
+    ) -> CachedFile | None:
+        """Makes a content that is on the disk already the whole file, by a link.
+
+        Only the holder of the part may call it.
+
+        Args:
+            blobs: where the content may be.
+            sha256: its hash, which is checked.
+            size: its size in bytes; None is any.
+            revision: see `CachedFile`.
+
+        Returns:
+            None if it is not there, does not match, or cannot be linked.
+        """
+        link = self.part.with_suffix(".link")
+        with disk_errors():
+            self._state.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            if not blobs.link(sha256, link, size):
+                return None
+            try:
+                if hash_file(link) != sha256:
+                    return None
+                place = self.place()
+                place.parent.mkdir(parents=True, exist_ok=True)
+                self._forget()
+                link.replace(place)
+                return self.record(place, sha256, revision)
+            except FileNotFoundError:
+                return None
+            finally:
+                link.unlink(missing_ok=True)  # it stays where both are the same file
+
+    def replace(self, part: Path, place: Path, sha256: str) -> None:
+        """Renames a part to the whole file, and names it by its hash."""
+        self._forget()
+        if self.space:
+            self.space.blobs.keep(part, sha256)
+        part.replace(place)
+
+    def share(self, file: CachedFile) -> None:
+        """Lets others link the whole file, see `Blobs`."""
+        if self.space:
+            self.space.blobs.keep(file.path, file.sha256)
+
+    def _forget(self, *, shared: bool = False) -> None:
+        """Takes the whole file out of the blobs before it is removed or replaced."""
+        record = read_record(self._record) if self.space else None
+        if self.space and record:
+            self.space.blobs.forget(self.place(), str(record.get("sha256")), shared=shared)
 
     def open_part(self) -> PartFile | None:
         """The part with what an earlier attempt left in it; None while another fetch holds it."""
@@ -184,12 +266,14 @@ class CacheEntry:
                 raise
 
 
-def cached_entries(root: Path, model_id: ModelId) -> list[CacheEntry]:
-    """The files in the folder of a model."""
+def cached_entries(
+    root: Path, model_id: ModelId, space: CacheSpace | None = None
+) -> list[CacheEntry]:
+    """The files in the folder of a model; for `space` see `CacheEntry`."""
     with disk_errors():
         folder = root / folder_name(model_id)
         paths = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-        return [CacheEntry(root, model_id, PurePosixPath(path)) for path in paths]
+        return [CacheEntry(root, model_id, PurePosixPath(path), space) for path in paths]
 
 
 class PartFile:
@@ -267,21 +351,37 @@ class PartFile:
     def finish(self) -> CachedFile:
         """Turns the part into the whole file: flushed, renamed, recorded.
 
+        One that another model has already becomes a link to that.
+
         Raises:
-            HashMismatchError: the content does not have the hash that the provider sent.
+            HashMismatchError: the content does not have the hash that the provider sent. If all of
+                it was received now, it is kept aside.
         """
         with self._lock, disk_errors():
             sha256 = self._hash.hexdigest()
             if self.source and self.source.sha256 and sha256 != self.source.sha256:
+                if not self.resumed:
+                    self._entry.set_aside(self.source.sha256, sha256, self._entry.part)
                 raise HashMismatchError
-            os.fsync(self._descriptor)
-            place = self._entry.place()
-            place.parent.mkdir(parents=True, exist_ok=True)
-            self._entry.part.replace(place)
+            revision = self.source.revision if self.source else ""
+            if self._entry.space and (
+                file := self._entry.adopt(self._entry.space.blobs, sha256, self.written, revision)
+            ):
+                self._entry.part.unlink(missing_ok=True)
+            else:
+                file = self._rename(sha256, revision)
             self._entry.part_record.unlink(missing_ok=True)
-            sync_folder(place.parent)
-            self._place = place
-            return self._entry.record(place, sha256, self.source.revision if self.source else "")
+            sync_folder(file.path.parent)
+            self._place = file.path
+            return file
+
+    def _rename(self, sha256: str, revision: str) -> CachedFile:
+        os.fchmod(self._descriptor, WHOLE_FILE_MODE)
+        os.fsync(self._descriptor)
+        place = self._entry.place()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        self._entry.replace(self._entry.part, place, sha256)
+        return self._entry.record(place, sha256, revision)
 
     def open_reader(self) -> FileIO:
         """Opens the part for reading, now and as it grows; stays valid after the rename."""

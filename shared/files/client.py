@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
 from ml import model_management_pb2_grpc
+from ml.internal import store_pb2_grpc
 from shared.errors import ModelFileNotFoundError, ProviderUnavailableError, ServiceError
 from shared.files.cache import CacheEntry, cached_entries
 from shared.files.chunk_memory import ChunkMemory
 from shared.files.download import download
 from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
+from shared.files.rate import RateLimit
 from shared.files.reader import FileReader
 from shared.files.space import CacheSpace, Use
-from shared.files.stub import Stub
+from shared.files.stub import Source, Stub
 from shared.model_ids import ModelId, check_file_path, folder_name, split_revision
 from shared.rpc.channels import connect
 from shared.single_flight import SingleFlight
@@ -44,6 +47,19 @@ SWEEP_SECONDS = 3600.0
 CHUNK_FIELDS_BYTES = 1 << 10
 
 
+@dataclass(frozen=True)
+class Provided:
+    """How far a file is that is brought into the cache, in bytes; its hash once it is there.
+
+    `revision` as in `CachedFile`.
+    """
+
+    fetched: int
+    total: int
+    sha256: str = ""
+    revision: str = ""
+
+
 class ModelFiles:
     """Fetches files into `cache_dir`, each once for all callers, and keeps them.
 
@@ -58,6 +74,7 @@ class ModelFiles:
 
     Attributes:
         space: see above.
+        limits: see above.
         memory: of the chunks that are not on the disk yet.
     """
 
@@ -72,15 +89,19 @@ class ModelFiles:
         self.cache_dir = Path(cache_dir)
         self.space = space or CacheSpace(self.cache_dir)
         self._address = address
-        self._limits = limits or FetchLimits()
-        self.memory = ChunkMemory(self._limits.memory_bytes)
+        self.limits = limits or FetchLimits()
+        self.memory = ChunkMemory(self.limits.memory_bytes)
+        self._rate = RateLimit(self.limits.bytes_per_second)
         self._fetches: SingleFlight[tuple[ModelId, PurePosixPath], Fetch] = SingleFlight()
 
     async def __aenter__(self) -> Self:
-        largest = self._limits.chunk_bytes + CHUNK_FIELDS_BYTES
+        largest = self.limits.chunk_bytes + CHUNK_FIELDS_BYTES
         options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", largest))
         self._channel = connect(self._address, options=options)
         self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
+        self._source = Source(
+            self._stub, store_pb2_grpc.ModelStoreStub(self._channel) if self.space.store else None
+        )
         self._sweeping = asyncio.create_task(self._sweep())
         return self
 
@@ -159,9 +180,10 @@ class ModelFiles:
         Raises:
             As `fetch`.
         """
-        for entry in await asyncio.to_thread(cached_entries, self.cache_dir, model_id):
+        entries = await asyncio.to_thread(cached_entries, self.cache_dir, model_id, self.space)
+        for entry in entries:
             file = await asyncio.to_thread(entry.find)
-            seconds = self._limits.first_chunk_seconds
+            seconds = self.limits.first_chunk_seconds
             try:
                 if not file or await is_unchanged(self._stub, entry, file, seconds):
                     continue
@@ -228,6 +250,32 @@ class ModelFiles:
             async with FileReader(source, entry) as reader:
                 yield reader
 
+    async def provide(self, model_id: ModelId, file_path: str) -> AsyncGenerator[Provided]:
+        """Brings a file into the cache for a service that links it from there.
+
+        Yields how far it is; the last one has the hash. As in `open`, a cached file is not
+        compared with what the provider has.
+
+        Raises:
+            As `fetch`.
+        """
+        entry = self._entry(model_id, file_path)
+        with contextlib.closing(await self.use(model_id)):
+            file = await asyncio.to_thread(entry.find)
+            if not file:
+                with self._join(model_id, file_path) as fetch:
+                    told = None
+                    while not fetch.task.done():
+                        step = Provided(fetch.written, fetch.total_size)
+                        if step == told:
+                            await fetch.changed()
+                        else:  # what changes meanwhile is seen in the next round
+                            told = step
+                            yield step
+                    file = fetch.result()
+            await asyncio.to_thread(entry.share, file)
+            yield Provided(file.size, file.size, file.sha256, file.revision)
+
     def _entry(self, model_id: ModelId, file_path: str) -> CacheEntry:
         return CacheEntry(self.cache_dir, model_id, check_file_path(file_path), self.space)
 
@@ -240,7 +288,7 @@ class ModelFiles:
         def start() -> Fetch:
             fetch = Fetch(entry.model_id, entry.file_path)
             fetch.task = asyncio.create_task(
-                download(self._stub, entry, self._limits, self.memory, fetch)
+                download(self._source, entry, self.limits, self.memory, self._rate, fetch)
             )
             return fetch
 

@@ -12,7 +12,7 @@
     the provider rejects the offset, or its size    restart at offset 0
     or hash is not that of the part
     wrong hash of a file that was resumed           restart at offset 0
-    wrong hash of a file received from offset 0     give up
+    wrong hash of a file received from offset 0     keep it aside, give up
     restarted MAX_STARTS times                      give up
     sizes or offsets contradict each other          give up
     no such file, too large a chunk, any other      give up
@@ -20,6 +20,9 @@
 
 What is written is kept for the next call if the provider was unavailable or the fetch was
 cancelled; in the other cases it is removed.
+
+Nothing is received of a file whose content is on the disk already: another model in the cache has
+it, by the hash in the first chunk, or model_mgmt_svc, which says so with its hash (`_take`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from typing import Self
 
 import grpc
 
+from ml.internal import store_pb2
 from shared.errors import (
     DeadlineExceededError,
     ModelFileNotFoundError,
@@ -54,7 +58,8 @@ from shared.files.cache import (
 from shared.files.chunk_memory import ChunkMemory, ChunkShare
 from shared.files.fetch import Fetch, FetchLimits
 from shared.files.freshness import is_unchanged
-from shared.files.stub import Call, Chunk, Stub, request_of
+from shared.files.rate import RateLimit
+from shared.files.stub import Call, Chunk, Source, Stub, provide_request_of, request_of
 from shared.model_ids import MAX_REVISION_CHARS
 from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
@@ -99,7 +104,12 @@ class _StartOverError(Exception):
 
 
 async def download(
-    stub: Stub, entry: CacheEntry, limits: FetchLimits, memory: ChunkMemory, fetch: Fetch
+    source: Source,
+    entry: CacheEntry,
+    limits: FetchLimits,
+    memory: ChunkMemory,
+    rate: RateLimit,
+    fetch: Fetch,
 ) -> CachedFile:
     """Brings a file into the cache unless the cached one is undamaged and up to date.
 
@@ -107,7 +117,7 @@ async def download(
         As `ModelFiles.fetch`.
     """
     old = await asyncio.to_thread(entry.verify)
-    if old and await _is_current(stub, entry, old, limits):
+    if old and await _is_current(source.files, entry, old, limits):
         return old
     part = await _lock_part(entry)
     keep = False
@@ -116,7 +126,7 @@ async def download(
         file = await asyncio.to_thread(entry.verify)
         if file and (old is None or file.sha256 != old.sha256):
             return file
-        return await _Download(stub, part, limits, memory, fetch).run()
+        return await _Download(source, entry, part, limits, memory, rate, fetch).run()
     except ModelFileNotFoundError:
         if old:
             await asyncio.to_thread(entry.discard)
@@ -164,16 +174,21 @@ class _Download:
 
     def __init__(
         self,
-        stub: Stub,
+        source: Source,
+        entry: CacheEntry,
         part: PartFile,
         limits: FetchLimits,
         memory: ChunkMemory,
+        rate: RateLimit,
         fetch: Fetch,
     ) -> None:
-        self._stub = stub
+        self._stub = source.files
+        self._store = source.store
+        self._entry = entry
         self._part = part
         self._limits = limits
         self._memory = memory
+        self._rate = rate
         self._fetch = fetch
 
     async def run(self) -> CachedFile:
@@ -181,10 +196,11 @@ class _Download:
         failing_since = 0.0
         offset = self._part.written
         while starts < MAX_STARTS:
-            starts += offset == 0
             try:
-                await self._stream(offset)
-                return await self._finish()
+                if file := await self._take():
+                    return file
+                starts += offset == 0
+                return await self._stream(offset) or await self._finish()
             except _StartOverError:
                 offset = 0
             except _InterruptedError as error:
@@ -203,7 +219,9 @@ class _Download:
         except HashMismatchError:
             if self._part.resumed:  # the beginning may be of an earlier version
                 raise _StartOverError from None
-            raise self._fault("its SHA-256 is not the announced one") from None
+            raise self._fault(
+                "its SHA-256 is not the announced one; what came is kept aside"
+            ) from None
 
     def _gives_up(self, error: _InterruptedError, failures: int, seconds: float) -> bool:
         patient = error.down and seconds < self._limits.patience_seconds
@@ -223,8 +241,48 @@ class _Download:
         )
         await asyncio.sleep(wait)
 
-    async def _stream(self, offset: int) -> None:
-        """One call: receives everything from `offset` to the end."""
+    async def _take(self) -> CachedFile | None:
+        """The file from the store on this machine; None if it is to be received."""
+        space = self._entry.space
+        fetch = self._fetch
+        if self._store is None or space is None or space.store is None or fetch.part:
+            return None
+        call = self._store.Provide(
+            provide_request_of(fetch.model_id, fetch.file_path), metadata=outgoing_metadata()
+        )
+        seconds = self._limits.first_chunk_seconds
+        try:
+            while True:
+                async with self._deadline(seconds):
+                    answer = await call.read()
+                if not isinstance(answer, store_pb2.ProvideResponse):
+                    raise self._fault("it ended without a hash")
+                seconds = self._limits.stall_seconds
+                fetch.written, fetch.total_size = answer.bytes_fetched, answer.bytes_total
+                fetch.announce()
+                if answer.sha256:
+                    break
+            revision = answer.revision[:MAX_REVISION_CHARS]
+            file = await asyncio.to_thread(
+                self._entry.adopt, space.store, answer.sha256, answer.bytes_total, revision
+            )
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise self._failure(error, 0) from error
+            file = None  # an older one
+        finally:
+            call.cancel()
+        if file is None:
+            log.info("a file cannot be linked from the store", extra={"file": str(fetch)})
+            self._store = None
+            fetch.written = 0
+        return file
+
+    async def _stream(self, offset: int) -> CachedFile | None:
+        """One call: receives everything from `offset` to the end.
+
+        Returns the file if it was on the disk already.
+        """
         fetch = self._fetch
         call = self._stub.GetModelFile(
             request_of(fetch.model_id, fetch.file_path, offset), metadata=outgoing_metadata()
@@ -232,6 +290,8 @@ class _Download:
         try:
             with self._memory.share() as share:
                 chunk = await self._read(call, share, offset, self._limits.first_chunk_seconds)
+                if file := await self._adopt(chunk):
+                    return file
                 position = await self._begin(chunk, offset)
                 async with _Writer(self._part, fetch, share) as writer:
                     while True:
@@ -240,11 +300,25 @@ class _Download:
                         del chunk  # it has a copy of the data
                         await writer.put(data)
                         if is_last:
-                            return
+                            return None
+                        await self._rate.take(len(data))
                         del data
                         chunk = await self._read_more(call, share, position)
         finally:
             call.cancel()
+
+    async def _adopt(self, first: Chunk) -> CachedFile | None:
+        """The file, if another model has its content."""
+        space = self._entry.space
+        if not first.sha256 or space is None or self._fetch.part:
+            return None
+        return await asyncio.to_thread(
+            self._entry.adopt,
+            space.blobs,
+            first.sha256,
+            first.total_size,
+            first.revision[:MAX_REVISION_CHARS],
+        )
 
     async def _begin(self, first: Chunk, asked: int) -> int:
         """Prepares the part for what the first chunk announces; returns where writing starts."""

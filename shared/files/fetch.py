@@ -25,6 +25,8 @@ class FetchLimits:
         stall_seconds: timeout for each further chunk.
         chunk_bytes: largest chunk that is received.
         memory_bytes: of the chunks of all fetches that are not on the disk yet.
+        parallel: files of a model's weights that are fetched at once.
+        bytes_per_second: that all fetches together receive; 0 is no limit.
     """
 
     attempts: int = 4
@@ -35,6 +37,8 @@ class FetchLimits:
     stall_seconds: float = 60.0
     chunk_bytes: int = 4 << 20
     memory_bytes: int = 32 << 20
+    parallel: int = 4
+    bytes_per_second: int = 0
 
     @classmethod
     def of(cls, settings: FileSettings) -> FetchLimits:
@@ -43,6 +47,8 @@ class FetchLimits:
             patience_seconds=settings.provider_patience_seconds,
             chunk_bytes=settings.max_chunk_bytes,
             memory_bytes=settings.fetch_memory_mb << 20,
+            parallel=settings.parallel_fetches,
+            bytes_per_second=settings.fetch_bytes_per_second,
         )
 
 

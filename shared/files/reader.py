@@ -92,7 +92,7 @@ class FileReader:
                 raise _changed()
             offset += len(block)
             if digest and offset == self.total_size and digest.hexdigest() != self.sha256:
-                await asyncio.to_thread(self._entry.discard)
+                await asyncio.to_thread(self._entry.set_aside, self.sha256, digest.hexdigest())
                 raise UnavailableError("the cached file was damaged and will be fetched again")
             yield block
 

@@ -60,9 +60,9 @@ OTHER_FORMS = {
 MAX_SHARDS = 1000
 # An index of the most tensors that are loaded, 100,000, has 10 MB.
 MAX_JSON_BYTES = 16 << 20
-# Concurrent fetches: small files wait for round trips, large ones for bandwidth.
+# Concurrent fetches of small files, which wait for round trips; `FetchLimits.parallel` is that of
+# weights, which wait for bandwidth.
 MAX_SMALL_FETCHES = 8
-MAX_LARGE_FETCHES = 2
 
 
 async def snapshot(
@@ -132,7 +132,7 @@ class _Snapshot:
         self._on_progress = on_progress
         self._progress: dict[str, tuple[int, int]] = {}
         self._small = asyncio.Semaphore(MAX_SMALL_FETCHES)
-        self._large = asyncio.Semaphore(MAX_LARGE_FETCHES)
+        self._large = asyncio.Semaphore(files.limits.parallel)
 
     async def make(self) -> Path:
         config = await self._fetch(CONFIG)

@@ -2,7 +2,8 @@
 
 What is removed together is a unit: the files of a model, or one converted model. A unit is in use
 while somebody holds a `Use` of its model, in this process or in another one that shares the folder;
-the least recently used units go first.
+the least recently used units go first. A file that several models have counts once, and one that is
+linked from the cache of model_mgmt_svc counts there. To remove a link never harms who has another.
 
 Everything here blocks on the disk: call it in a thread.
 """
@@ -18,13 +19,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prometheus_client import Counter, Gauge
 
 from shared.errors import ResourceExhaustedError
+from shared.files.blobs import Blobs
 from shared.files.disk import disk_errors, read_record
+from shared.files.inventory import Inventory, Unit, files_in
+from shared.files.quarantine import DEFAULT_LIMIT_MB, Quarantine
 from shared.model_ids import ModelId, folder_name
 from shared.settings import FileSettings, variable_name
 
@@ -39,17 +42,10 @@ STATE_FOLDER = ".fetch"
 
 USED = Gauge("model_cache_bytes", "Bytes of model files and converted models on the disk.")
 LIMIT = Gauge("model_cache_limit_bytes", "Bytes that the cache on the disk may have.")
+FREE = Gauge("model_cache_disk_free_bytes", "Bytes free on the disk of the cache.")
+SAVED = Gauge("model_cache_saved_bytes", "Bytes that the cache would have more without its links.")
+QUARANTINED = Gauge("model_cache_quarantine_bytes", "Bytes of files that did not match their hash.")
 EVICTED = Counter("model_cache_evicted_bytes", "Bytes removed from the cache to make room.")
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A folder that is removed as a whole; `model` is the name of its model's folder."""
-
-    model: str
-    folder: Path
-    size: int
-    used_at: float
 
 
 class Use:
@@ -101,6 +97,13 @@ class CacheSpace:
         setting: the variable that sets the limit, for messages.
         converted: folder of the converted models, which count too; None if there is none.
         kept: models that are not removed although nobody holds a `Use` of them.
+        quarantine_bytes: of the files kept that do not match their hash, which count too.
+        store: cache of model_mgmt_svc, if files are linked from there.
+
+    Attributes:
+        blobs: what is in the cache, by its hash.
+        store: what is in that of model_mgmt_svc; None if it is not on this machine.
+        quarantine: the files that do not match.
     """
 
     def __init__(
@@ -111,7 +114,12 @@ class CacheSpace:
         setting: str = "CACHE_LIMIT_MB",
         converted: Path | None = None,
         kept: Callable[[], Collection[ModelId]] = tuple,
+        quarantine_bytes: int = DEFAULT_LIMIT_MB << 20,
+        store: Path | None = None,
     ) -> None:
+        self.blobs = Blobs(root)
+        self.store = Blobs(store) if store else None
+        self.quarantine = Quarantine(root, quarantine_bytes)
         self._root = root
         self._limit_bytes = limit_bytes
         self._setting = setting
@@ -127,6 +135,7 @@ class CacheSpace:
         *,
         converted: Path | None = None,
         kept: Callable[[], Collection[ModelId]] = tuple,
+        store: Path | None = None,
     ) -> CacheSpace:
         """The room of a service's cache, with the limit of its settings."""
         return cls(
@@ -135,6 +144,8 @@ class CacheSpace:
             setting=variable_name(type(settings), "cache_limit_mb"),
             converted=converted,
             kept=kept,
+            quarantine_bytes=settings.quarantine_mb << 20,
+            store=store,
         )
 
     @property
@@ -148,12 +159,16 @@ class CacheSpace:
             return Use(self._root / folder_name(model_id))
 
     def used_bytes(self, without: Path | None = None) -> int:
-        """Bytes of all units, and of the files that are being fetched as they will be.
+        """Bytes of all units, of the quarantine, and of files being fetched as they will be.
 
         Args:
             without: a part that counts only with what is on the disk.
         """
-        return sum(unit.size for unit in self._units()) + self._part_bytes(without)
+        return self._used_bytes(self._inventory(), without)
+
+    def _used_bytes(self, inventory: Inventory, without: Path | None) -> int:
+        parts, quarantined = self._part_bytes(without), self.quarantine.used_bytes()
+        return inventory.used_bytes + parts + quarantined
 
     def make_room(self, needed: int, *, of: Path | None = None) -> None:
         """Removes units that are not in use until so many bytes fit.
@@ -166,11 +181,18 @@ class CacheSpace:
             ResourceExhaustedError: they do not; the message has the numbers.
         """
         with self._lock, disk_errors():
-            limit, used, free = self.limit_bytes, self.used_bytes(of), self._disk().free
+            inventory = self._inventory()
+            self._drop_blobs(inventory)
+            limit, free = self.limit_bytes, self._disk().free
+            used = self._used_bytes(inventory, of)
             if used + needed > limit or needed > free:
-                used -= self._evict(max(used + needed - limit, needed - free))
+                # What did not match goes first: nobody needs it.
+                removed = self.quarantine.limit(max(used + needed - limit, needed - free))
+                used, free = used - removed, free + removed
+            if used + needed > limit or needed > free:
+                used -= self._evict(inventory, used + needed - limit, needed - free)
                 free = self._disk().free
-            self._tell(used, limit)
+            self._tell(inventory, used, limit, free)
         if needed > free:
             raise ResourceExhaustedError(
                 f"the disk of the model cache is full: {needed} bytes are needed, {free} are free, "
@@ -190,62 +212,87 @@ class CacheSpace:
         with contextlib.suppress(ResourceExhaustedError):
             self.make_room(0)
         with self._lock, disk_errors():
+            self.quarantine.limit()
             oldest = time.time() - LEFTOVER_SECONDS
             for path in _entries(self._root / STATE_FOLDER):
-                if path.suffix in (".part", ".tmp") and _mtime(path) < oldest:
+                if path.suffix in (".part", ".tmp", ".link") and _mtime(path) < oldest:
                     _remove_leftover(path)
             for model in _entries(self._converted):
                 for path in _entries(model):
                     if path.name.startswith(".part-") and _mtime(path) < oldest:
                         _remove_conversion(path)
 
-    def _evict(self, target: int) -> int:
-        """Removes units, the least recently used first, until they had so many bytes.
+    def _evict(self, inventory: Inventory, of_limit: int, of_disk: int) -> int:
+        """Removes units, the least recently used first, until they gave so many bytes back.
 
-        Removes none if that cannot be reached. Returns the bytes removed.
+        Removes none if that cannot be reached, and none that gives nothing back. Returns the bytes
+        of the limit.
         """
         kept = {folder_name(model_id) for model_id in self._kept()}
-        units = [unit for unit in self._units() if unit.model not in kept and self._is_free(unit)]
-        removed = 0
-        if sum(unit.size for unit in units) < target:
-            return removed
-        for unit in sorted(units, key=lambda each: each.used_at):
-            if removed >= target:
+        units = sorted(
+            (each for each in inventory.units if each.model not in kept and self._is_free(each)),
+            key=lambda each: each.used_at,
+        )
+
+        def enough(removed: list[Unit]) -> bool:
+            gain = inventory.gain(removed)
+            return gain.cache >= of_limit and gain.disk >= of_disk
+
+        if not enough(units):
+            return 0
+        everything = inventory.gain(units)
+        gone: list[Unit] = []
+        for unit in units:
+            if enough(gone):
                 break
+            if inventory.gain([each for each in units if each is not unit]) == everything:
+                continue  # others have all its files, too
+            before = inventory.gain(gone).cache
             if self._remove(unit):
-                removed += unit.size
-                EVICTED.inc(unit.size)
+                gone.append(unit)
+                size = inventory.gain(gone).cache - before
+                EVICTED.inc(size)
                 log.info(
                     "removed from the model cache to make room",
-                    extra={"folder": str(unit.folder), "bytes": unit.size},
+                    extra={"folder": str(unit.folder), "bytes": size},
                 )
-        return removed
+        self._drop_blobs(self._inventory())
+        return inventory.gain(gone).cache
 
-    def _is_free(self, unit: _Unit) -> bool:
+    def _drop_blobs(self, inventory: Inventory) -> None:
+        """Removes the names of contents that no model has any more."""
+        for blob, inode in self.blobs.inodes():
+            if inode not in inventory:
+                with contextlib.suppress(OSError):
+                    blob.unlink()
+
+    def _is_free(self, unit: Unit) -> bool:
         with _lock_folder(self._root / unit.model) as free:
             return free
 
-    def _remove(self, unit: _Unit) -> bool:
+    def _remove(self, unit: Unit) -> bool:
         """Removes a unit unless it is in use."""
         with _lock_folder(self._root / unit.model) as free:
             if free:
                 if unit.folder.parent == self._root:
-                    for path in _files(unit.folder):
+                    for path in files_in(unit.folder):
                         inner = PurePosixPath(path.relative_to(self._root))
                         state_file(self._root, inner, ".json").unlink(missing_ok=True)
                 shutil.rmtree(unit.folder, ignore_errors=True)
             return free
 
-    def _units(self) -> list[_Unit]:
-        units = [
-            _Unit(model.name, model, _size(model), _mtime(model)) for model in _folders(self._root)
-        ]
+    def _inventory(self) -> Inventory:
+        folders = [(model.name, model, _mtime(model)) for model in _folders(self._root)]
         for model in _folders(self._converted):
             used_at = _mtime(self._root / model.name)
-            for folder in _folders(model):
-                at = max(used_at, _mtime(folder))
-                units.append(_Unit(model.name, folder, _size(folder), at))
-        return units
+            folders += [
+                (model.name, folder, max(used_at, _mtime(folder))) for folder in _folders(model)
+            ]
+        return Inventory(
+            folders,
+            (inode for _, inode in self.blobs.inodes()),
+            (inode for _, inode in self.store.inodes()) if self.store else (),
+        )
 
     def _part_bytes(self, without: Path | None) -> int:
         """Bytes of the files that are being fetched, once they are whole."""
@@ -264,9 +311,12 @@ class CacheSpace:
             place = place.parent
         return shutil.disk_usage(place)
 
-    def _tell(self, used: int, limit: int) -> None:
+    def _tell(self, inventory: Inventory, used: int, limit: int, free: int) -> None:
         USED.set(used)
         LIMIT.set(limit)
+        FREE.set(free)
+        SAVED.set(inventory.saved_bytes)
+        QUARANTINED.set(self.quarantine.used_bytes())
 
 
 def state_file(root: Path, inner: PurePosixPath, suffix: str) -> Path:
@@ -327,20 +377,6 @@ def _folders(folder: Path | None) -> list[Path]:
         for path in _entries(folder)
         if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
     ]
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
-        for name in names:
-            yield Path(place, name)
-
-
-def _size(folder: Path) -> int:
-    size = 0
-    for path in _files(folder):
-        with contextlib.suppress(FileNotFoundError):
-            size += path.lstat().st_size
-    return size
 
 
 def _mtime(path: Path) -> float:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol, TypeAlias
 
 import grpc
 
 from ml import model_management_pb2
+from ml.internal import store_pb2
 from shared.model_ids import ModelId, split_revision
 
 Request: TypeAlias = model_management_pb2.ModelFileRequest
 Chunk: TypeAlias = model_management_pb2.ModelFileChunk
 # A string: the class takes type arguments in its stub alone.
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[Request, Chunk]"
+StoreCall: TypeAlias = (
+    "grpc.aio.UnaryStreamCall[store_pb2.ProvideRequest, store_pb2.ProvideResponse]"
+)
 
 
 class Stub(Protocol):
@@ -22,6 +27,32 @@ class Stub(Protocol):
 
     @property
     def GetModelFile(self) -> Callable[..., Call]: ...  # noqa: N802
+
+
+class StoreStub(Protocol):
+    """The part of ModelStoreStub that is used here."""
+
+    @property
+    def Provide(self) -> Callable[..., StoreCall]: ...  # noqa: N802
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where files come from.
+
+    Attributes:
+        files: the provider.
+        store: the same one, if it is model_mgmt_svc with its cache on this machine.
+    """
+
+    files: Stub
+    store: StoreStub | None = None
+
+
+def provide_request_of(model_id: ModelId, file_path: PurePosixPath) -> store_pb2.ProvideRequest:
+    """The request for a file in the store, as `request_of`."""
+    plain, revision = split_revision(model_id)
+    return store_pb2.ProvideRequest(model_id=plain, file_path=str(file_path), revision=revision)
 
 
 def request_of(model_id: ModelId, file_path: PurePosixPath, offset: int) -> Request:
