@@ -7,13 +7,14 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from model_mgmt_svc.life_options import DEFAULT_LIFE, LifeOptions
 from model_mgmt_svc.old_record import OLD_RECORD, read_old_record
 from model_mgmt_svc.record import RecordError, RecordFile, keep_aside
 from shared.errors import InvalidArgumentError
@@ -41,21 +42,35 @@ LOST_RECORDS = Counter(
 class DesiredModel:
     """A model that should be loaded, with the canonical name of its pipeline type.
 
-    `asked_type` is the name that a caller gave it last, if that is another name of its type.
-    `evicted_why` is empty, or why it was taken out of memory until somebody asks for it again, as
-    in "to make room for org/name".
+    Attributes:
+        options: those that its replicas get.
+        asked_type: the name that a caller gave its type last, if that is another name of it.
+        life: the options that are the control plane's own.
+        asked: whether a caller of LoadModel asked for it.
+        file_entry: what the file of desired models says of it; None if it is not there.
+        evicted_why: empty, or why it was taken out of memory until somebody asks for it again, as
+            in "to make room for org/name".
     """
 
     model_id: ModelId
     pipeline_type: str
     options: Mapping[str, str] = field(default_factory=dict)
     asked_type: str = ""
+    life: LifeOptions = DEFAULT_LIFE
+    asked: bool = True
+    file_entry: Mapping[str, str] | None = None
     evicted_why: str = ""
 
     @property
     def evicted(self) -> bool:
         """Whether it was taken out of memory: it is not loaded again unasked."""
         return bool(self.evicted_why)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Who asks for it: "api", "file" or both."""
+        api = ("api",) if self.asked else ()
+        return api if self.file_entry is None else (*api, "file")
 
     @property
     def files_id(self) -> ModelId:
@@ -322,12 +337,20 @@ class DesiredModels:
 
 
 def _entry(model: DesiredModel) -> dict[str, Any]:
-    """A model in the record; without what is newer it is as earlier versions have written it."""
+    """A model in the record. Defaults are left out: so earlier versions have written it."""
     entry = asdict(model)
-    for newer in ("asked_type", "evicted_why"):
-        if not entry[newer]:
-            del entry[newer]
-    return entry
+    shown = {each.name: entry[each.name] for each in fields(model) if not _is_default(model, each)}
+    if model.life != DEFAULT_LIFE:
+        shown["life"] = {
+            each.name: entry["life"][each.name]
+            for each in fields(model.life)
+            if not _is_default(model.life, each)
+        }
+    return shown | {"options": entry["options"]}
+
+
+def _is_default(value: object, attribute: Field[Any]) -> bool:
+    return bool(getattr(value, attribute.name) == attribute.default)
 
 
 def _why(error: Exception) -> str:

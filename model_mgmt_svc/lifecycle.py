@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.life_options import DEFAULT_LIFE
 from model_mgmt_svc.replicas import (
     CONNECT_SECONDS,
     LoadedModel,
@@ -38,6 +39,7 @@ from shared.errors import (
     UnknownPipelineError,
     WorkerUnavailableError,
 )
+from shared.model_host import ModelLife
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName, find_pipeline
 from shared.single_flight import SharedWork, SingleFlight
@@ -318,6 +320,14 @@ class Lifecycle:
             ]
             for replica, models in (await self._list(self._replicas.all())).items()
         }
+
+    def lives(self, replica: Replica) -> list[ModelLife]:
+        """The options of life of a replica's models, where they are not the defaults."""
+        return [
+            ModelLife(model.model_id, model.life.aliases, model.life.as_options())
+            for model in self._desired.all()
+            if model.life != DEFAULT_LIFE and _serves(replica, model)
+        ]
 
     @contextlib.contextmanager
     def _requested(self, model: DesiredModel) -> Iterator[_Load]:

@@ -117,7 +117,7 @@ class Reconciler:
         self._forget_others(desired)
         self._forget_healthy()
         self._count_deaths(missing)
-        await self._tell_restores(missing)
+        await self._tell(missing)
         for model in filter(self._is_due, desired):
             if model.model_id in missing_ids:
                 self._running[model.model_id] = asyncio.create_task(self._restore(model))
@@ -225,22 +225,23 @@ class Reconciler:
             },
         )
 
-    async def _tell_restores(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
-        """Tells each replica what its callers may expect of the models that it lacks."""
+    async def _tell(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
+        """Tells each replica the models' names, and what to expect of those that it lacks."""
         self._told &= set(self._replicas.all())
         for replica, models in missing.items():
+            lives = self._lifecycle.lives(replica)
             restores = [
                 self._planned(model.model_id)
                 for model in models
                 if not self._lifecycle.is_requested(model.model_id)
             ]
-            if not restores and replica not in self._told:
+            if not restores and replica not in self._told and replica.lives == lives:
                 continue
             self._told.add(replica)
             try:
-                await replica.tell_restores(restores)
+                await replica.tell_models(restores, lives)
             except ServiceError as error:
-                log.warning("cannot tell a replica of its restores", extra={"error": error.message})
+                log.warning("cannot tell a replica of its models", extra={"error": error.message})
             else:
                 if not restores:
                     self._told.remove(replica)

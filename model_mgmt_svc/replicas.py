@@ -15,7 +15,7 @@ import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import InternalError, ServiceError, WorkerUnavailableError
-from shared.model_host import MemoryPool, ModelState, Restore
+from shared.model_host import MemoryPool, ModelLife, ModelState, Restore
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
@@ -51,7 +51,8 @@ class ReplicaModel:
 
     `engine` runs it; `note` is a sentence for the caller who loads it, often empty; `options` are
     those that it was loaded with; `reason` says why it has failed; of its `bytes_total` of files,
-    `bytes_fetched` are there; `calls` is what it answers now; `reserved` are its bytes by device.
+    `bytes_fetched` are there; `calls` is what it answers now; `idle_seconds` is how long it has had
+    no call in flight since it is READY; `reserved` are its bytes by device.
     `weights_bytes` and `cache_bytes`, what its key-value cache has taken of at most
     `cache_limit_bytes`, are parts of its memory.
     """
@@ -74,6 +75,7 @@ class ReplicaModel:
     weights_bytes: int = 0
     cache_bytes: int = 0
     cache_limit_bytes: int = 0
+    idle_seconds: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -135,6 +137,7 @@ class Replica:
         admitted: whether it takes calls, as of the last `list`.
         died: the models whose processes have ended by themselves, as of the last `list`.
         memory: its memory by device, as of the last `list`; empty if it does not count it.
+        lives: what it was told of options of life, as of the last `list`.
     """
 
     def __init__(self, service: ServiceName, address: str) -> None:
@@ -143,6 +146,7 @@ class Replica:
         self.admitted = True
         self.died: list[ReplicaModel] = []
         self.memory: Mapping[str, MemoryPool] = {}
+        self.lives: list[ModelLife] = []
         self._seen_at = time.monotonic()
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
@@ -246,6 +250,10 @@ class Replica:
             pool.device: MemoryPool(pool.device, pool.budget_bytes, pool.reserved_bytes)
             for pool in answer.memory
         }
+        self.lives = [
+            ModelLife(ModelId(life.model_id), tuple(map(ModelId, life.aliases)), dict(life.options))
+            for life in answer.lives
+        ]
         return models
 
     async def admit(self) -> None:
@@ -259,17 +267,22 @@ class Replica:
         self.admitted = True
         log.info("replica admitted", extra={"upstream": self.service, "address": self.address})
 
-    async def tell_restores(self, restores: Iterable[Restore]) -> None:
-        """Tells it which of the models that it lacks are to come back, for their callers.
+    async def tell_models(self, restores: Iterable[Restore], lives: Iterable[ModelLife]) -> None:
+        """Tells it which models that it lacks are to come back, and the other names of all.
 
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
         """
         with self._errors():
-            request = worker_pb2.TellRestoresRequest(
-                restores=[worker_pb2.Restore(**asdict(restore)) for restore in restores]
+            request = worker_pb2.TellModelsRequest(
+                restores=[worker_pb2.Restore(**asdict(restore)) for restore in restores],
+                lives=[worker_pb2.ModelLife(**asdict(life)) for life in lives],
             )
-            await self._stub.TellRestores(request, timeout=LIST_SECONDS)
+            try:
+                await self._stub.TellModels(request, timeout=LIST_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # of an earlier version
+                    raise
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -319,6 +332,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         weights_bytes=model.weights_bytes,
         cache_bytes=model.cache_bytes,
         cache_limit_bytes=model.cache_limit_bytes,
+        idle_seconds=model.idle_seconds,
     )
 
 

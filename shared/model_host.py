@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -117,6 +117,7 @@ class HostedModel:
 
     def __post_init__(self) -> None:
         self.states = [ModelState.FETCHING]
+        self._idle_since = time.monotonic()
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -128,6 +129,17 @@ class HostedModel:
         finally:
             self.calls -= 1
             self.last_used_at = time.time()
+            self._idle_since = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """For how long it has had no call in flight since it is READY; 0 before.
+
+        Not by `last_used_at`: the clock of the machine may jump.
+        """
+        if self.calls or self.state is not ModelState.READY:
+            return 0.0
+        return time.monotonic() - self._idle_since
 
     def let_go(self) -> None:
         """Its files may be removed from the cache from now on."""
@@ -143,6 +155,7 @@ class HostedModel:
     @state.setter
     def state(self, state: ModelState) -> None:
         self.states.append(state)
+        self._idle_since = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -182,6 +195,41 @@ class Restores:
             return None
         wait = restore.wait_seconds - (time.monotonic() - self._told_at)
         return replace(restore, wait_seconds=max(wait, 0.0))
+
+
+@dataclass(frozen=True)
+class ModelLife:
+    """A model's options of life, which the control plane acts on.
+
+    Attributes:
+        aliases: other names that calls may use.
+        options: all of them as LoadModel takes them.
+    """
+
+    model_id: ModelId
+    aliases: tuple[ModelId, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelNames:
+    """The other names of this service's models, as the control plane told last.
+
+    Attributes:
+        lives: what it told, to be given back to one that has lost its record.
+    """
+
+    def __init__(self) -> None:
+        self.lives: Sequence[ModelLife] = ()
+        self._by_alias: Mapping[ModelId, ModelId] = {}
+
+    def replace(self, lives: Iterable[ModelLife]) -> None:
+        """Takes what the control plane tells, in place of what it told before."""
+        self.lives = list(lives)
+        self._by_alias = {alias: life.model_id for life in self.lives for alias in life.aliases}
+
+    def model_of(self, name: ModelId) -> ModelId:
+        """The model that a call means by this name."""
+        return self._by_alias.get(name, name)
 
 
 @dataclass(frozen=True)

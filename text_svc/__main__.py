@@ -12,7 +12,7 @@ from ml.internal import worker_pb2_grpc
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
-from shared.model_host import Restores
+from shared.model_host import ModelNames, Restores
 from shared.rpc.admission import Admission
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -42,15 +42,15 @@ async def run(settings: TextSettings) -> None:
             store=settings.store_dir,
         ),
     )
-    restores = Restores()
+    restores, names = Restores(), ModelNames()
     admission = Admission(settings.admission_seconds)
     registry = Registry(settings, files, restores, admission)
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
-        TransformersForwarder(registry).register(server)
+        TransformersForwarder(registry, names).register(server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(
-            ModelWorkerServicer(admission, registry, restores), server
+            ModelWorkerServicer(admission, registry, restores, names), server
         )
 
     @asynccontextmanager

@@ -18,6 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
 from shared.errors import UnknownOptionError
+from shared.model_host import ModelNames
 from shared.model_ids import parse_model_id
 from shared.rpc.interceptors import Context, Handler
 from text_svc.link.call import Payload
@@ -52,10 +53,15 @@ class TransformersForwarder:
     """Forwards each call to the process of its model, which checks the rest of the request.
 
     A request is parsed once, here, for the model that it names; a response is not parsed at all.
+
+    Args:
+        registry: the models.
+        names: other names that requests may use for them.
     """
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, names: ModelNames | None = None) -> None:
         self._registry = registry
+        self._names = names or ModelNames()
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds ml.TransformersService to a server."""
@@ -79,7 +85,7 @@ class TransformersForwarder:
         return handler
 
     async def _unary(self, rpc: str, request: Request, context: Context) -> Payload:
-        model_id = parse_model_id(request.model, field="model")
+        model_id = self._names.model_of(parse_model_id(request.model, field="model"))
         async with self._registry.use(model_id, rpc) as process:
             response = await process.unary(rpc, request.data, context.time_remaining())
         observe(model_id, response.usage)
@@ -108,7 +114,7 @@ class TransformersForwarder:
     async def _forward(
         self, rpc: str, model: str, data: bytes | AsyncIterator[bytes], context: Context
     ) -> AsyncGenerator[Payload, None]:
-        model_id = parse_model_id(model, field="model")
+        model_id = self._names.model_of(parse_model_id(model, field="model"))
         async with (
             self._registry.use(model_id, rpc) as process,
             aclosing(process.stream(rpc, data, context.time_remaining())) as responses,

@@ -11,6 +11,8 @@ from shared.model_host import (
     HostedModel,
     LoadProgress,
     ModelHost,
+    ModelLife,
+    ModelNames,
     ModelState,
     Restore,
     Restores,
@@ -28,7 +30,8 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     Args:
         admission: whether the service takes calls.
         host: the models; may be set later, and until then calls are UNAVAILABLE.
-        restores: takes what the control plane tells of them.
+        restores: takes what the control plane tells of those that come back.
+        names: takes what it tells of their other names.
     """
 
     def __init__(
@@ -36,10 +39,12 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         admission: Admission,
         host: ModelHost | None = None,
         restores: Restores | None = None,
+        names: ModelNames | None = None,
     ) -> None:
         self.host = host
         self._admission = admission
         self._restores = restores or Restores()
+        self._names = names or ModelNames()
 
     async def Load(  # noqa: N802
         self, request: worker_pb2.LoadRequest, context: Context
@@ -73,6 +78,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
             models=map(_model_info, host.models()),
             admitted=self._admission.admitted,
             memory=[worker_pb2.MemoryPool(**asdict(pool)) for pool in host.memory()],
+            lives=map(_life_message, self._names.lives),
         )
 
     async def Admit(  # noqa: N802
@@ -81,9 +87,10 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         self._admission.admit()
         return worker_pb2.AdmitResponse()
 
-    async def TellRestores(  # noqa: N802
-        self, request: worker_pb2.TellRestoresRequest, context: Context
-    ) -> worker_pb2.TellRestoresResponse:
+    async def TellModels(  # noqa: N802
+        self, request: worker_pb2.TellModelsRequest, context: Context
+    ) -> worker_pb2.TellModelsResponse:
+        self._names.replace(map(_life, request.lives))
         self._restores.replace(
             Restore(
                 ModelId(restore.model_id),
@@ -94,7 +101,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
             )
             for restore in request.restores
         )
-        return worker_pb2.TellRestoresResponse()
+        return worker_pb2.TellModelsResponse()
 
     def _ready(self) -> ModelHost:
         if self.host is None:
@@ -132,7 +139,18 @@ def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
         weights_bytes=model.weights_bytes,
         cache_bytes=model.cache_bytes,
         cache_limit_bytes=model.cache_limit_bytes,
+        idle_seconds=model.idle_seconds,
     )
+
+
+def _life(message: worker_pb2.ModelLife) -> ModelLife:
+    return ModelLife(
+        ModelId(message.model_id), tuple(map(ModelId, message.aliases)), dict(message.options)
+    )
+
+
+def _life_message(life: ModelLife) -> worker_pb2.ModelLife:
+    return worker_pb2.ModelLife(model_id=life.model_id, aliases=life.aliases, options=life.options)
 
 
 def _state(state: ModelState) -> worker_pb2.ModelState:

@@ -27,6 +27,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.loads: list[pb.LoadRequest] = []
         self.unloads: list[str] = []
         self.told: list[pb.Restore] = []
+        self.lives: list[pb.ModelLife] = []
         self.failures: list[ServiceError] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -77,11 +78,14 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
     async def List(self, request, context):
         self.lists += 1
         await self.answers_lists.wait()
-        return pb.ListResponse(models=self.models.values(), admitted=self.admitted)
+        return pb.ListResponse(
+            models=self.models.values(), admitted=self.admitted, lives=self.lives
+        )
 
-    async def TellRestores(self, request, context):
+    async def TellModels(self, request, context):
         self.told = list(request.restores)
-        return pb.TellRestoresResponse()
+        self.lives = list(request.lives)
+        return pb.TellModelsResponse()
 
     def die(self, model_id: str) -> None:
         """The process of a model ends, as text_svc tells it."""
@@ -116,6 +120,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         """Forgets everything, as a new process would."""
         self.models.clear()
         self.loads.clear()
+        self.lives = []
         self.admitted = False
 
     async def stop(self) -> None:

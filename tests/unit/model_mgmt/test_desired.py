@@ -9,11 +9,13 @@ import os
 import shutil
 import sqlite3
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.life_options import LifeOptions
 from model_mgmt_svc.old_record import OLD_RECORD
 from shared.files.disk import write_json
 from shared.model_ids import ModelId
@@ -39,6 +41,24 @@ async def test_they_are_there_after_a_restart(tmp_path: Path) -> None:
         assert desired.all() == [ONE, OTHER_TWO]
         assert desired.get(ModelId("org/one")) == ONE
         assert desired.get(ModelId("other")) is None
+
+
+async def test_options_of_life_and_sources_are_kept_beside_older_records(tmp_path: Path) -> None:
+    path = tmp_path / "desired.json"
+    older = {"model_id": "org/one", "pipeline_type": "text-generation", "options": OPTIONS}
+    path.write_text(json.dumps({"models": [older]}))
+    life = LifeOptions(pin=True, keep_alive=0.0, aliases=(ModelId("chat"),))
+    entry = {"model": "two", "pin": "true"}
+    two = replace(TWO, life=life, asked=False, file_entry=entry)
+    async with DesiredModels(path) as desired:
+        assert desired.get(ONE.model_id) == ONE
+        await desired.put(two)
+    async with DesiredModels(path) as desired:
+        assert desired.all() == [ONE, two]
+        assert [model.sources for model in desired.all()] == [("api",), ("file",)]
+    first, second = json.loads(path.read_text())["models"]
+    assert first == older
+    assert second["life"] == {"pin": True, "keep_alive": 0.0, "aliases": ["chat"]}
 
 
 async def test_one_is_removed_once(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from prometheus_client import REGISTRY
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc
 from shared.errors import InputTooLargeError, InternalError
+from shared.model_host import ModelLife, ModelNames
+from shared.model_ids import ModelId
 from shared.rpc.server import create_server
 from shared.rpc.status import from_details
 from shared.settings import ServerSettings
@@ -35,6 +37,7 @@ class Model:
     def __init__(self) -> None:
         self.link: Link
         self.requests: list[Any] = []
+        self.used: list[str] = []
 
     async def generate_text(self, request: pb.TextRequest) -> AsyncIterator[pb.TextResponse]:
         self.requests.append(request)
@@ -57,6 +60,7 @@ class Model:
 
     @asynccontextmanager
     async def use(self, model_id: str, call: str) -> AsyncIterator[Model]:
+        self.used.append(model_id)
         yield self
 
     def stream(self, rpc: str, requests: Any, timeout: float | None) -> AsyncIterator[Payload]:
@@ -68,7 +72,9 @@ class Model:
 
 
 @asynccontextmanager
-async def front(folder: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Model]]:
+async def front(
+    folder: Path, names: ModelNames | None = None
+) -> AsyncIterator[tuple[grpc.aio.Channel, Model]]:
     model = Model()
     handlers = {
         "GenerateText": model.generate_text,
@@ -78,7 +84,7 @@ async def front(folder: Path) -> AsyncIterator[tuple[grpc.aio.Channel, Model]]:
     worker = await listen(handlers, folder / "link.sock", max_message_bytes=1 << 20)
     model.link = await Link.connect(folder / "link.sock", lambda: InternalError("gone"))
     server = create_server(ServerSettings())
-    TransformersForwarder(cast(Registry, model)).register(server)
+    TransformersForwarder(cast(Registry, model), names).register(server)
     server.add_insecure_port(f"unix:{folder}/front.sock")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{folder}/front.sock") as channel:
@@ -105,6 +111,18 @@ async def test_metadata_ask_for_a_greedy_answer(tmp_path: Path, sent: dict[str, 
     greedy = pb.TextRequest(model=MODEL, prompt="p", stop=["s"], temperature=0)
     assert model.requests == [greedy, greedy, request]
     assert model.requests[0].HasField("temperature")
+
+
+async def test_a_call_under_another_name_reaches_the_model(tmp_path: Path) -> None:
+    names = ModelNames()
+    names.replace([ModelLife(ModelId(MODEL), (ModelId("other"), ModelId("org/alias")))])
+    request = pb.GenerateEmbeddingsRequest(model="models/other/model.safetensors", texts=["a"])
+    text = pb.TextRequest(model="org/alias", prompt="p")
+    async with front(tmp_path, names) as (channel, model):
+        stub = transformers_pb2_grpc.TransformersServiceStub(channel)
+        await stub.GenerateEmbeddings(request)
+        assert [each async for each in stub.GenerateText(text)]
+    assert model.used == [MODEL, MODEL]
 
 
 async def test_bytes_pass_unchanged_in_both_directions(tmp_path: Path) -> None:

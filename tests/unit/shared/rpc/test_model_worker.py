@@ -17,6 +17,7 @@ from shared.model_host import (
     HostedModel,
     LoadProgress,
     MemoryPool,
+    ModelNames,
     ModelState,
     follow_load,
 )
@@ -95,7 +96,10 @@ async def test_a_model_is_loaded_listed_and_unloaded() -> None:
         assert (model.model_id, model.pipeline_type) == ("org/name", "text-generation")
         assert (model.ram_bytes, model.loaded_at, model.engine) == (5, 7, "openvino")
         assert dict(model.options) == {"dtype": "float32"}
-        assert list((await worker.List(pb.ListRequest())).models) == [model]
+        (listed,) = (await worker.List(pb.ListRequest())).models
+        assert listed.idle_seconds > model.idle_seconds
+        listed.idle_seconds = model.idle_seconds
+        assert listed == model
         await worker.Unload(pb.UnloadRequest(model_id="org/name"))
         assert not (await worker.List(pb.ListRequest())).models
 
@@ -123,6 +127,34 @@ async def test_a_model_that_answers_calls_stays_if_only_an_idle_one_may_go() -> 
         assert host.held
         assert not (await worker.Unload(if_idle)).busy
         assert not host.held
+
+
+async def test_other_names_are_told_and_given_back() -> None:
+    names = ModelNames()
+    servicer = ModelWorkerServicer(Admission(60), Host(), names=names)
+    life = pb.ModelLife(
+        model_id="org/name", aliases=["chat"], options={"pin": "true", "aliases": "chat"}
+    )
+    async with served(servicer) as worker:
+        await worker.TellModels(pb.TellModelsRequest(lives=[life]))
+        assert list((await worker.List(pb.ListRequest())).lives) == [life]
+        assert names.model_of(ModelId("chat")) == "org/name"
+        assert names.model_of(ModelId("other")) == "other"
+        await worker.TellModels(pb.TellModelsRequest())
+        assert names.model_of(ModelId("chat")) == "chat"
+
+
+def test_a_model_is_idle_while_ready_and_without_calls() -> None:
+    model = HostedModel(ModelId("org/name"), find_pipeline("text-generation"))
+    assert model.idle_seconds == 0
+    model.state = ModelState.READY
+    assert model.idle_seconds > 0
+    with model.in_use():
+        with model.in_use():
+            pass
+        assert model.idle_seconds == 0
+    before = model.idle_seconds
+    assert model.idle_seconds > before > 0
 
 
 async def test_a_replica_is_admitted() -> None:
