@@ -177,14 +177,20 @@ class Restore:
 
 
 class Restores:
-    """The models that are to come back to this service, as the control plane told last."""
+    """The models that are to come back to this service, as the control plane told last.
+
+    Attributes:
+        auto_load: whether it may load a model for the calls that ask for it.
+    """
 
     def __init__(self) -> None:
+        self.auto_load = False
         self._by_id: Mapping[ModelId, Restore] = {}
         self._told_at = 0.0
 
-    def replace(self, restores: Iterable[Restore]) -> None:
+    def replace(self, restores: Iterable[Restore], *, auto_load: bool = False) -> None:
         """Takes what the control plane tells, in place of what it told before."""
+        self.auto_load = auto_load
         self._by_id = {restore.model_id: restore for restore in restores}
         self._told_at = time.monotonic()
 
@@ -264,11 +270,16 @@ class ModelHost(Protocol):
             InvalidArgumentError: the pipeline type or an option is not valid.
         """
 
-    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+    async def unload(
+        self, model_id: ModelId, *, if_idle: bool = False, idle_within: float = 0
+    ) -> bool:
         """Frees a model, after its running calls; a load of it is cancelled.
 
         Args:
             if_idle: only if it is READY and answers no calls, with no time in between for one.
+            idle_within: with `if_idle`, seconds for which it takes no calls until those under way
+                have ended; if they have not by then, or the caller is cancelled, it takes calls
+                again.
 
         Returns:
             Whether it was freed; always true without `if_idle`.
@@ -279,6 +290,9 @@ class ModelHost(Protocol):
 
     def memory(self) -> Iterable[MemoryPool]:
         """The memory that the models share; nothing if it is not counted."""
+
+    def waiting_calls(self) -> Mapping[ModelId, int]:
+        """How many calls wait for a model that is to be loaded for them, by its id."""
 
     def models(self) -> Iterable[HostedModel]:
         """All models that are known here, whatever their state."""

@@ -14,6 +14,7 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.model_host import ModelNames, Restores
 from shared.rpc.admission import Admission
+from shared.rpc.model_demand import ModelDemandClient
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
     Health,
@@ -22,6 +23,7 @@ from shared.rpc.server import (
 )
 from text_svc.metrics import ModelCollector
 from text_svc.models.conversion import converted_dir
+from text_svc.models.demand import Demand
 from text_svc.models.registry import Registry
 from text_svc.processes import sandbox
 from text_svc.service import NAME, TransformersForwarder
@@ -44,7 +46,9 @@ async def run(settings: TextSettings) -> None:
     )
     restores, names = Restores(), ModelNames()
     admission = Admission(settings.admission_seconds)
-    registry = Registry(settings, files, restores, admission)
+    control_plane = ModelDemandClient(settings.file_provider_addr)
+    demand = Demand(control_plane.want, settings.max_waiting_for_models)
+    registry = Registry(settings, files, restores, admission, demand)
     REGISTRY.register(ModelCollector(registry))
 
     def register(server: grpc.aio.Server, _: Health) -> None:
@@ -55,7 +59,7 @@ async def run(settings: TextSettings) -> None:
 
     @asynccontextmanager
     async def lifespan(_: Health) -> AsyncIterator[None]:
-        async with files, registry:
+        async with files, control_plane, registry:
             yield
 
     await serve(

@@ -24,7 +24,7 @@ class TextSettings(ModelHostSettings):
     file_provider_addr: str = Field(
         "127.0.0.1:50061",
         validation_alias=AliasChoices("TEXT_FILE_PROVIDER_ADDR", "file_provider_addr"),
-        description="Where model files come from: model_mgmt_svc.",
+        description="Where model files come from, and who loads models for calls: model_mgmt_svc.",
     )
     cache_dir: Path = Field(Path("run/cache/text"), description="Folder of the model files.")
     converted_dir: Path | None = Field(

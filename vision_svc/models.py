@@ -94,13 +94,16 @@ class Models:
         revision = {REVISION: chosen.revision} if chosen.revision else {}
         return {FILE: _file(task, chosen), **revision}
 
-    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+    async def unload(
+        self, model_id: ModelId, *, if_idle: bool = False, idle_within: float = 0
+    ) -> bool:
         """Makes the task use its own file again, from the next stream or picture on.
 
         A load that is running ends with CANCELLED.
 
         Args:
             if_idle: only if it is READY and answers no calls and streams.
+            idle_within: does nothing here: calls name no model, and could not wait for it.
 
         Returns:
             Whether it was unloaded.
@@ -124,6 +127,10 @@ class Models:
     def memory(self) -> Iterable[MemoryPool]:
         """None is counted: models are small files, and instances map them."""
         return ()
+
+    def waiting_calls(self) -> Mapping[ModelId, int]:
+        """None wait: calls name no model."""
+        return {}
 
     def _loaded(self, model_id: ModelId, task: VisionTask) -> TaskModel | None:
         model = self._models.get(model_id)

@@ -66,7 +66,9 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         self, request: worker_pb2.UnloadRequest, context: Context
     ) -> worker_pb2.UnloadResponse:
         model_id = parse_model_id(request.model_id)
-        freed = await self._ready().unload(model_id, if_idle=request.if_idle)
+        freed = await self._ready().unload(
+            model_id, if_idle=request.if_idle, idle_within=request.idle_within_seconds
+        )
         return worker_pb2.UnloadResponse(busy=not freed)
 
     async def List(  # noqa: N802
@@ -79,6 +81,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
             admitted=self._admission.admitted,
             memory=[worker_pb2.MemoryPool(**asdict(pool)) for pool in host.memory()],
             lives=map(_life_message, self._names.lives),
+            waiting_calls={str(model): calls for model, calls in host.waiting_calls().items()},
         )
 
     async def Admit(  # noqa: N802
@@ -91,7 +94,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         self, request: worker_pb2.TellModelsRequest, context: Context
     ) -> worker_pb2.TellModelsResponse:
         self._names.replace(map(_life, request.lives))
-        self._restores.replace(
+        restores = (
             Restore(
                 ModelId(restore.model_id),
                 restore.wait_seconds,
@@ -101,6 +104,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
             )
             for restore in request.restores
         )
+        self._restores.replace(restores, auto_load=request.auto_load)
         return worker_pb2.TellModelsResponse()
 
     def _ready(self) -> ModelHost:

@@ -23,6 +23,7 @@ class ManagedModel(HostedModel):
         waiters: callers that wait for the load.
         abandoning: ends the load, unless a caller comes back for it in time.
         idle: set when it answers no calls.
+        closed: while above 0, it takes no calls although it is READY.
     """
 
     options: LoadOptions
@@ -34,6 +35,7 @@ class ManagedModel(HostedModel):
     waiters: int = 0
     abandoning: asyncio.Task[None] | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: int = 0
 
     @property
     def reserved_bytes(self) -> int:

@@ -18,6 +18,7 @@ from shared.errors import (
     ModelNotLoadedError,
     PipelineMismatchError,
     ServiceError,
+    WorkerUnavailableError,
 )
 from shared.files.client import ModelFiles
 from shared.model_host import LoadProgress, MemoryPool, ModelState, Restores, follow_load
@@ -25,6 +26,7 @@ from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
 from shared.rpc.admission import Admission
 from text_svc.models.absence import absence
+from text_svc.models.demand import Demand
 from text_svc.models.engine_choice import effective_options, wanted_engine
 from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
@@ -33,6 +35,9 @@ from text_svc.processes.model_process import ModelProcess
 from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)
+
+# How often a call waits for its model: it may have been evicted again before the call could begin.
+MAX_BRINGS = 5
 
 
 class Registry:
@@ -43,6 +48,7 @@ class Registry:
         files: the models' files.
         restores: what the control plane brings back, for messages to callers.
         admission: whether the control plane has admitted this replica; None counts as admitted.
+        demand: brings models for calls, where the control plane says that it may; None never does.
 
     Attributes:
         ends: how often the process of a model "hung" or "died", by model and this word.
@@ -54,10 +60,12 @@ class Registry:
         files: ModelFiles,
         restores: Restores | None = None,
         admission: Admission | None = None,
+        demand: Demand | None = None,
     ) -> None:
         self._settings = settings
         self._admission = admission
         self._restores = restores or Restores()
+        self._demand = demand
         self._models: dict[ModelId, ManagedModel] = {}
         self.ends: Counter[tuple[ModelId, str]] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
@@ -68,6 +76,8 @@ class Registry:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._demand:
+            await self._demand.aclose()
         await asyncio.gather(
             *(self._end(model) for model in list(self._models.values())), return_exceptions=True
         )
@@ -78,6 +88,10 @@ class Registry:
     def memory(self) -> list[MemoryPool]:
         """The memory that all models together may use, and have reserved, by device."""
         return self._loader.budget.pools()
+
+    def waiting_calls(self) -> Mapping[ModelId, int]:
+        """How many calls wait until their model is loaded for them, by model."""
+        return self._demand.waiting_calls() if self._demand else {}
 
     def models(self) -> list[ManagedModel]:
         """All models, whatever their state."""
@@ -120,7 +134,9 @@ class Registry:
         """
         return effective_options(*_checked(pipeline_type, options))
 
-    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+    async def unload(
+        self, model_id: ModelId, *, if_idle: bool = False, idle_within: float = 0
+    ) -> bool:
         """Takes a model out of memory. A load in progress is cancelled; running calls get
         `unload_grace_seconds`.
 
@@ -128,6 +144,9 @@ class Registry:
 
         Args:
             if_idle: only if it is not `in_demand`.
+            idle_within: with `if_idle`, seconds for which it takes no calls until those under way
+                have ended; if they have not by then, or the caller is cancelled, it takes calls
+                again.
 
         Returns:
             Whether it is out of memory.
@@ -138,6 +157,8 @@ class Registry:
         model = self._models.get(model_id)
         if model is None:
             raise ModelNotLoadedError(f"model {model_id} is not loaded")
+        if if_idle and idle_within and model.calls:
+            await self._close(model, idle_within)
         # From here until `_end` has changed the state nothing else runs: no call comes in between.
         if if_idle and model.in_demand:
             return False
@@ -151,26 +172,61 @@ class Registry:
         Raises:
             ModelNotLoadedError: it is not loaded, or not ready.
             WorkerUnavailableError: it was loaded, and is being loaded again.
+            ServiceError: as `Demand.bring`, where models are loaded for the calls that need them.
             PipelineMismatchError: it is loaded with a type that does not answer this call.
+        """
+        tries = 0
+        while (model := self._taking(model_id, call)) is None:
+            if self._demand is None or not self._restores.auto_load:
+                raise self._absence(model_id, self._models.get(model_id))
+            if tries == MAX_BRINGS:
+                raise WorkerUnavailableError(
+                    f"model {model_id} was loaded {tries} times, and is not on this replica; it "
+                    "may not be reachable for model_mgmt_svc",
+                    retry_after=1.0,
+                )
+            tries += 1
+            await self._demand.bring(model_id, call)
+        model.idle.clear()
+        process = model.process
+        assert process is not None, "it is READY"
+        try:
+            with model.in_use():
+                yield process
+        finally:
+            if not model.calls:
+                model.idle.set()
+
+    async def _close(self, model: ManagedModel, seconds: float) -> None:
+        """Lets a model take no calls until those under way have ended, or the time is over.
+
+        Whoever waits for its last call goes on before a new one can begin.
+        """
+        model.closed += 1
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await model.idle.wait()
+        finally:
+            model.closed -= 1
+
+    def _taking(self, model_id: ModelId, call: str) -> ManagedModel | None:
+        """The model, if it is READY and takes calls.
+
+        Raises:
+            PipelineMismatchError: it is of a type that does not answer this call.
         """
         model = self._models.get(model_id)
         if model is None:
-            raise self._absence(model_id, None)
+            return None
         if call not in model.pipeline.calls:
             needed = ", ".join(sorted(one.name for one in TEXT_PIPELINES if call in one.calls))
             raise PipelineMismatchError(
                 f"model {model_id} is loaded as {model.pipeline.name}, which answers "
                 f"{' and '.join(model.pipeline.calls)}; {call} needs one of {needed}"
             )
-        if model.state is not ModelState.READY or model.process is None:
-            raise self._absence(model_id, model)
-        model.idle.clear()
-        try:
-            with model.in_use():
-                yield model.process
-        finally:
-            if not model.calls:
-                model.idle.set()
+        takes = model.state is ModelState.READY and model.process and not model.closed
+        return model if takes else None
 
     def _absence(self, model_id: ModelId, model: ManagedModel | None) -> ServiceError:
         admitted = self._admission is None or self._admission.admitted

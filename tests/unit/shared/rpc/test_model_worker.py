@@ -19,6 +19,7 @@ from shared.model_host import (
     MemoryPool,
     ModelNames,
     ModelState,
+    Restores,
     follow_load,
 )
 from shared.model_ids import ModelId
@@ -54,7 +55,10 @@ class Host:
         find_pipeline(pipeline_type)
         return {"dtype": "float32", **options}
 
-    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+    async def unload(
+        self, model_id: ModelId, *, if_idle: bool = False, idle_within: float = 0
+    ) -> bool:
+        self.idle_within = idle_within
         if model_id not in self.held:
             raise ModelNotLoadedError("not loaded")
         if if_idle and self.held[model_id].calls:
@@ -64,6 +68,9 @@ class Host:
 
     def memory(self) -> Iterable[MemoryPool]:
         return [MemoryPool(HOST, 100, 40), MemoryPool("cuda:0", 200, 0)]
+
+    def waiting_calls(self) -> Mapping[ModelId, int]:
+        return {ModelId("org/other"): 3}
 
     def models(self) -> Iterable[HostedModel]:
         return self.held.values()
@@ -155,6 +162,21 @@ def test_a_model_is_idle_while_ready_and_without_calls() -> None:
         assert model.idle_seconds == 0
     before = model.idle_seconds
     assert model.idle_seconds > before > 0
+
+
+async def test_calls_that_wait_and_the_time_for_those_under_way_pass_through() -> None:
+    host, restores = Host(), Restores()
+    async with served(ModelWorkerServicer(Admission(60), host, restores)) as worker:
+        assert dict((await worker.List(pb.ListRequest())).waiting_calls) == {"org/other": 3}
+        request = pb.LoadRequest(model_id="org/name", pipeline_type="chat")
+        [report async for report in worker.Load(request)]
+        unload = pb.UnloadRequest(model_id="org/name", if_idle=True, idle_within_seconds=2.5)
+        assert not (await worker.Unload(unload)).busy
+        assert host.idle_within == 2.5
+        await worker.TellModels(pb.TellModelsRequest(auto_load=True))
+        assert restores.auto_load
+        await worker.TellModels(pb.TellModelsRequest())
+        assert not restores.auto_load
 
 
 async def test_a_replica_is_admitted() -> None:
