@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -11,12 +13,14 @@ import grpc
 
 from ml import (  # noqa: F401  # imported so that reflection can describe the services behind
     mediapipe_pb2,
+    model_management_pb2,
     model_management_pb2_grpc,
     transformers_pb2,
 )
 from ml.internal import store_pb2_grpc
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.health import HealthWatch
+from model_mgmt_svc.lease import Lease
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.reconciler import Reconciler
@@ -29,21 +33,42 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.pipelines import ServiceName
 from shared.rpc.server import Health, main, serve
+from shared.rpc.standby import serve_as_standby
 
-NAME = "ml.ModelManagementService"
+_SERVICE = model_management_pb2.DESCRIPTOR.services_by_name["ModelManagementService"]
+NAME = _SERVICE.full_name
 # The services behind this one: the proxy asks here for their health and reflection.
 BEHIND: dict[ServiceName, str] = {"text": "ml.TransformersService", "vision": "ml.MediapipeService"}
 
 
 async def run(settings: ModelMgmtSettings) -> None:
-    """Serves until SIGTERM."""
+    """Serves until SIGTERM, as a standby first while another process holds the lease."""
+    lease = Lease(settings.state_dir, seconds=settings.lease_seconds, on_lost=_end_process)
+    try:
+        leads = await lease.take() or await serve_as_standby(settings, _SERVICE, lease.wait())
+        if leads:
+            keeping = asyncio.create_task(lease.keep())
+            try:
+                await _lead(settings, lease)
+            finally:
+                keeping.cancel()
+                await asyncio.wait((keeping,))
+    finally:
+        await lease.give_back()
+
+
+def _end_process() -> None:
+    """Ends this process in order; its supervisor starts it again, as a standby."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
+    """Serves as the holder of the lease."""
     addresses: dict[ServiceName, str] = {
         "text": settings.text_addrs,
         "vision": settings.vision_addrs,
     }
-    desired = DesiredModels(
-        settings.state_dir / "desired_models.json", lock_seconds=settings.lock_seconds
-    )
+    desired = DesiredModels(settings.state_dir / "desired_models.json", lease)
     space = CacheSpace.of(
         settings, settings.cache_dir, kept=lambda: [model.files_id for model in desired.all()]
     )
@@ -55,7 +80,7 @@ async def run(settings: ModelMgmtSettings) -> None:
             limits=FetchLimits.of(settings),
             space=space,
         ) as files,
-        Replicas(addresses) as replicas,
+        Replicas(addresses, lease) as replicas,
         contextlib.aclosing(
             Lifecycle(
                 replicas,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self
 from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from model_mgmt_svc.lease import Lease
 from model_mgmt_svc.life_options import DEFAULT_LIFE, LifeOptions
 from model_mgmt_svc.old_record import OLD_RECORD, read_old_record
 from model_mgmt_svc.record import RecordError, RecordFile, keep_aside
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 SAVE_SECONDS = 5.0
 FIRST_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 30.0
-# Between two attempts to lock the folder.
-_LOCK_RETRY_SECONDS = 0.2
+# Between two looks whether the record is still as it was written.
+_CHECK_SECONDS = 5.0
 
 UNSAVED = Gauge(
     "model_mgmt_unsaved", "1 while the desired models cannot be saved on the disk, otherwise 0."
@@ -100,23 +100,22 @@ class DesiredModels:
     it is on the disk. A record that cannot be read is kept aside, with the suffix ".broken", and
     rebuilt from what the replicas hold (`adopt`).
 
-    An async context manager; entering it ends the process with a message if another one keeps the
-    same record.
+    An async context manager.
 
     Args:
         path: the JSON file; its folder is created if missing.
-        lock_seconds: how long to wait for another process that has the folder.
+        lease: allows writing it, `Lease`; None where no other process keeps the same record.
 
     Attributes:
         complete: whether no model is missing that was desired before a record was lost.
         unsaved: why changes are not on the disk; empty if all are.
     """
 
-    def __init__(self, path: Path, *, lock_seconds: float = 30.0) -> None:
+    def __init__(self, path: Path, lease: Lease | None = None) -> None:
         self.complete = True
         self.unsaved = ""
-        self._file = RecordFile(path)
-        self._lock_seconds = lock_seconds
+        self._lease = lease
+        self._file = RecordFile(path, *((lease.check_record,) if lease else ()))
         self._models: _Models = {}
         # Removed while the record is incomplete: a replica that holds one still is freeing it.
         self._removed: set[ModelId] = set()
@@ -131,13 +130,13 @@ class DesiredModels:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.unsaved or self._tried < self._changes:
+        is_mine = not (self._lease and self._lease.lost)
+        if is_mine and (self.unsaved or self._tried < self._changes):
             await self._save()  # once more, or what cancelled callers have changed
         self._writer.cancel()
         await asyncio.wait((self._writer,))
-        if self.unsaved:
+        if is_mine and self.unsaved:
             log.error("the desired models are lost with this process: they cannot be saved")
-        self._file.release()
 
     def get(self, model_id: ModelId) -> DesiredModel | None:
         """The desired model of this id, if there is one."""
@@ -202,8 +201,13 @@ class DesiredModels:
         retry: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(retry):
+                async with asyncio.timeout(retry or _CHECK_SECONDS):
                     await self._changed.wait()
+            if not (retry or self._changed.is_set()):
+                if not await asyncio.to_thread(self._file.is_replaced):
+                    continue
+                # By one that held the lease before, and was stopped in the middle of a write.
+                log.warning("the record of the desired models was replaced: writing it again")
             self._changed.clear()
             changes, content = self._changes, self._content()
             try:
@@ -241,28 +245,10 @@ class DesiredModels:
 
     async def _open(self) -> None:
         try:
-            await self._lock()
+            await asyncio.to_thread(self._file.take)
             await asyncio.to_thread(self._read)
         except OSError as error:
             self._lost(self._file.path, _why(error))
-
-    async def _lock(self) -> None:
-        give_up = asyncio.get_running_loop().time() + self._lock_seconds
-        told = False
-        while not await asyncio.to_thread(self._file.take):
-            folder = self._file.path.parent
-            if asyncio.get_running_loop().time() > give_up:
-                sys.exit(
-                    f"another model_mgmt_svc has used the state folder {folder} for "
-                    f"{self._lock_seconds:g} s: end it, or set MODEL_MGMT_STATE_DIR"
-                )
-            if not told:
-                log.warning(
-                    "another model_mgmt_svc uses the state folder: waiting for its end",
-                    extra={"folder": str(folder), "seconds": self._lock_seconds},
-                )
-            told = True
-            await asyncio.sleep(_LOCK_RETRY_SECONDS)
 
     def _read(self) -> None:
         """Reads the record; one that is damaged, or missing, leaves the models incomplete."""

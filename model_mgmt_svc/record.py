@@ -1,4 +1,4 @@
-"""A record on the disk that this service alone keeps: one JSON file in a folder that it locks.
+"""A record on the disk that this service alone keeps: one JSON file.
 
 Nothing here trusts the disk: a folder may be missing, read-only, full or somebody else's, and what
 lies in the record's place may be anything. Everything here blocks: call it in a thread.
@@ -7,11 +7,11 @@ lies in the record's place may be anything. Everything here blocks: call it in a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,46 +32,33 @@ class RecordFile:
 
     Args:
         path: the file; its folder is created if missing.
+        check: raises OSError while this process may not write; called before each write.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         self.path = path
-        self._lock: int | None = None
+        self._check = check
         self._owned = False
+        self._written: tuple[int, int, int] | None = None
 
-    def take(self) -> bool:
-        """Makes the folder and locks it for this process; false while another one has it.
+    def take(self) -> None:
+        """Makes the folder, and removes what others have not finished writing there.
 
-        The lock ends with the process, however that ends. Where the file system has no locks, it
-        goes without.
+        So a process that was stopped while it wrote does not replace the record when it goes on.
 
         Raises:
-            OSError: there can be no such folder, or it cannot be opened.
+            OSError: there can be no such folder.
         """
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
-            self._lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:  # such as on NFS, where a folder cannot be locked
-            log.warning(
-                "the state folder cannot be locked: let no other process use it",
-                extra={"folder": str(folder), "error": error.strerror},
-            )
-        for left in folder.glob(f"{self.path.stem}.*.tmp"):  # by a process that was killed
+        for left in folder.glob(f"{self.path.stem}.*.tmp"):
             with contextlib.suppress(OSError):
                 left.unlink()
         self._owned = True
-        return True
 
-    def release(self) -> None:
-        """Unlocks the folder."""
-        if self._lock is not None:
-            os.close(self._lock)
-        self._lock, self._owned = None, False
+    def is_replaced(self) -> bool:
+        """Whether another process has replaced the record since this one wrote it last."""
+        return self._written is not None and self._state() != self._written
 
     def read(self) -> bytes | None:
         """The content of the record; None if there is none.
@@ -101,15 +88,24 @@ class RecordFile:
         Raises:
             OSError: it cannot be written; the old record is still there.
         """
+        self._check()
         if not self.path.parent.is_dir():
-            self.release()
+            self._owned = False
         if not self._owned:
-            if not self.take():
-                raise OSError(0, "another model_mgmt_svc uses the state folder")
+            self.take()
             if os.path.lexists(self.path):  # never read, since the folder appeared just now
                 place = keep_aside(self.path)
                 log.warning("a record that was not read is kept", extra={"kept_as": place.name})
         write_json(self.path, content, durable=True)
+        self._written = self._state()
+
+    def _state(self) -> tuple[int, int, int] | None:
+        """What tells this record from another one in its place; None without one."""
+        try:
+            seen = self.path.lstat()
+        except OSError:
+            return None
+        return seen.st_ino, seen.st_mtime_ns, seen.st_size
 
 
 def keep_aside(path: Path) -> Path:

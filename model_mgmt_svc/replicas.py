@@ -7,18 +7,25 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Self, cast
 
 import grpc
 
 from ml.internal import worker_pb2, worker_pb2_grpc
-from shared.errors import InternalError, ServiceError, WorkerUnavailableError
+from model_mgmt_svc.lease import Lease
+from shared.errors import (
+    InternalError,
+    ServiceError,
+    ShuttingDownError,
+    WorkerUnavailableError,
+)
 from shared.model_host import MemoryPool, ModelLife, ModelState, Restore
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName
 from shared.rpc.channels import connect
+from shared.rpc.epochs import EPOCH_KEY, passed_by
 from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
@@ -133,17 +140,23 @@ class LoadedModel:
 class Replica:
     """One process of a service that holds models.
 
+    Args:
+        lease: without it nothing is sent, and its epoch is in every call; None sends none.
+
     Attributes:
         admitted: whether it takes calls, as of the last `list`.
+        drained: whether somebody has drained it by hand, as of the last `list`.
         died: the models whose processes have ended by themselves, as of the last `list`.
         memory: its memory by device, as of the last `list`; empty if it does not count it.
         lives: what it was told of options of life, as of the last `list`.
     """
 
-    def __init__(self, service: ServiceName, address: str) -> None:
+    def __init__(self, service: ServiceName, address: str, lease: Lease | None = None) -> None:
         self.service = service
         self.address = address
         self.admitted = True
+        self.drained = False
+        self._lease = lease
         self.died: list[ReplicaModel] = []
         self.memory: Mapping[str, MemoryPool] = {}
         self.lives: list[ModelLife] = []
@@ -171,9 +184,9 @@ class Replica:
             model_id=model_id, pipeline_type=pipeline_type, options=options
         )
         model = None
-        call = self._stub.Load(request, metadata=outgoing_metadata())
+        call = self._stub.Load(request, metadata=await self._metadata())
         try:
-            with self._errors():
+            async with self._errors():
                 async for progress in call:
                     log.debug(
                         "load progress",
@@ -200,9 +213,11 @@ class Replica:
             WorkerUnavailableError: the replica is down, or did not answer in time.
         """
         request = worker_pb2.LoadRequest(pipeline_type=pipeline_type, options=options)
-        with self._errors():
+        async with self._errors():
             try:
-                answer = await self._stub.Check(request, timeout=LIST_SECONDS)
+                answer = await self._stub.Check(
+                    request, timeout=LIST_SECONDS, metadata=await self._metadata()
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     return options  # of an earlier version
@@ -218,8 +233,8 @@ class Replica:
             As `load`.
         """
         request = worker_pb2.UnloadRequest(model_id=model_id, if_idle=if_idle)
-        with self._errors():
-            answer = await self._stub.Unload(request, metadata=outgoing_metadata())
+        async with self._errors():
+            answer = await self._stub.Unload(request, metadata=await self._metadata())
         return not answer.busy
 
     async def list(self, wait_seconds: float = 0) -> list[ReplicaModel]:
@@ -231,19 +246,20 @@ class Replica:
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
         """
-        with self._errors():
+        async with self._errors():
             try:
                 answer = await self._stub.List(
                     worker_pb2.ListRequest(),
                     timeout=wait_seconds or LIST_SECONDS,
                     wait_for_ready=wait_seconds > 0,
+                    metadata=await self._metadata(),
                 )
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     return []  # a service without models to manage
                 raise
         self._seen_at = time.monotonic()
-        self.admitted = answer.admitted
+        self.admitted, self.drained = answer.admitted, answer.drained
         models = [_replica_model(model) for model in answer.models]
         self.died = [model for model in models if model.died]
         self.memory = {
@@ -262,8 +278,10 @@ class Replica:
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
         """
-        with self._errors():
-            await self._stub.Admit(worker_pb2.AdmitRequest(), timeout=LIST_SECONDS)
+        async with self._errors():
+            await self._stub.Admit(
+                worker_pb2.AdmitRequest(), timeout=LIST_SECONDS, metadata=await self._metadata()
+            )
         self.admitted = True
         log.info("replica admitted", extra={"upstream": self.service, "address": self.address})
 
@@ -273,24 +291,38 @@ class Replica:
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
         """
-        with self._errors():
+        async with self._errors():
             request = worker_pb2.TellModelsRequest(
                 restores=[worker_pb2.Restore(**asdict(restore)) for restore in restores],
                 lives=[worker_pb2.ModelLife(**asdict(life)) for life in lives],
             )
             try:
-                await self._stub.TellModels(request, timeout=LIST_SECONDS)
+                await self._stub.TellModels(
+                    request, timeout=LIST_SECONDS, metadata=await self._metadata()
+                )
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # of an earlier version
                     raise
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
+    async def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Of a call, with the epoch; raises ShuttingDownError if another process has taken over."""
+        if self._lease is None:
+            return outgoing_metadata()
+        await self._lease.check()
+        epoch = ((EPOCH_KEY, str(self._lease.epoch)),) if self._lease.epoch else ()
+        return outgoing_metadata() + epoch
+
+    @contextlib.asynccontextmanager
+    async def _errors(self) -> AsyncIterator[None]:
         """Maps gRPC errors of a call to `ServiceError`s."""
         try:
             yield
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
+            raised = self._error(error)
+            if self._lease and (epoch := passed_by(raised)):
+                await self._lease.passed(epoch)
+                raised = ShuttingDownError("another model_mgmt_svc has taken over: try again")
+            raise raised from error
         except grpc.aio.UsageError as error:  # the channel is closed: the replica was removed
             raise self._down() from error
         except asyncio.CancelledError as error:
@@ -343,9 +375,11 @@ class Replicas:
 
     Args:
         addresses: "host:port" of each service, several separated by commas.
+        lease: as of `Replica`.
     """
 
-    def __init__(self, addresses: Mapping[ServiceName, str]) -> None:
+    def __init__(self, addresses: Mapping[ServiceName, str], lease: Lease | None = None) -> None:
+        self._lease = lease
         self._targets = [
             (service, target.strip())
             for service, text in addresses.items()
@@ -380,7 +414,7 @@ class Replicas:
             current |= {(service, target, each) for each in addresses or known or [target]}
         gone = [self._replicas.pop(key) for key in set(self._replicas) - current]
         for service, target, address in sorted(current - set(self._replicas)):
-            self._replicas[service, target, address] = Replica(service, address)
+            self._replicas[service, target, address] = Replica(service, address, self._lease)
         await self._close(gone)
 
     async def _close(self, replicas: Iterable[Replica]) -> None:

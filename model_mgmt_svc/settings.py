@@ -42,11 +42,12 @@ class ModelMgmtSettings(FileSettings):
         Path.home() / ".local/state/ml-services/model_mgmt",
         description="The record of the desired models.",
     )
-    lock_seconds: float = Field(
-        30.0,
-        ge=0,
-        description="Time that a start waits for another model_mgmt_svc to leave the same "
-        "MODEL_MGMT_STATE_DIR; longer than the other needs to drain.",
+    lease_seconds: float = Field(
+        10.0,
+        ge=1,
+        le=600,
+        description="Time without a sign of life after which a model_mgmt_svc loses the lease on "
+        "MODEL_MGMT_STATE_DIR to another one that waits for it.",
     )
     reconcile_seconds: float = Field(
         2.0, gt=0, description="Time between comparisons of desired and loaded models."

@@ -19,6 +19,7 @@ from shared.model_host import (
 )
 from shared.model_ids import ModelId, parse_model_id
 from shared.rpc.admission import Admission
+from shared.rpc.epochs import Epochs
 from shared.rpc.interceptors import Context
 
 MODEL_WORKER_NAME = worker_pb2.DESCRIPTOR.services_by_name["ModelWorker"].full_name
@@ -45,10 +46,12 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         self._admission = admission
         self._restores = restores or Restores()
         self._names = names or ModelNames()
+        self._epochs = Epochs()
 
     async def Load(  # noqa: N802
         self, request: worker_pb2.LoadRequest, context: Context
     ) -> AsyncIterator[worker_pb2.LoadResponse]:
+        self._epochs.check(context)
         model_id = parse_model_id(request.model_id)
         if not request.pipeline_type:
             raise MissingFieldError("pipeline_type is empty", field="pipeline_type")
@@ -59,12 +62,14 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     async def Check(  # noqa: N802
         self, request: worker_pb2.LoadRequest, context: Context
     ) -> worker_pb2.CheckResponse:
+        self._epochs.check(context)
         options = self._ready().check(request.pipeline_type, request.options)
         return worker_pb2.CheckResponse(options=options)
 
     async def Unload(  # noqa: N802
         self, request: worker_pb2.UnloadRequest, context: Context
     ) -> worker_pb2.UnloadResponse:
+        self._epochs.check(context)
         model_id = parse_model_id(request.model_id)
         freed = await self._ready().unload(
             model_id, if_idle=request.if_idle, idle_within=request.idle_within_seconds
@@ -74,6 +79,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     async def List(  # noqa: N802
         self, request: worker_pb2.ListRequest, context: Context
     ) -> worker_pb2.ListResponse:
+        self._epochs.check(context)
         self._admission.heartbeat()
         host = self._ready()
         return worker_pb2.ListResponse(
@@ -87,12 +93,14 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     async def Admit(  # noqa: N802
         self, request: worker_pb2.AdmitRequest, context: Context
     ) -> worker_pb2.AdmitResponse:
+        self._epochs.check(context)
         self._admission.admit()
         return worker_pb2.AdmitResponse()
 
     async def TellModels(  # noqa: N802
         self, request: worker_pb2.TellModelsRequest, context: Context
     ) -> worker_pb2.TellModelsResponse:
+        self._epochs.check(context)
         self._names.replace(map(_life, request.lives))
         restores = (
             Restore(

@@ -19,7 +19,7 @@ import pytest
 from tests.support.attack import Attacks
 from tests.support.model_mgmt import ModelMgmt, model_mgmt
 from tests.support.model_workers import ModelWorker
-from tests.support.processes import free_port, process
+from tests.support.processes import free_port
 from tests.support.waiting import until
 
 MODEL = "org/held"
@@ -200,16 +200,3 @@ async def test_killed_while_it_writes(attack: Attacks, worker: ModelWorker, tmp_
             content = json.loads(record.read_bytes())
             assert all(entry["model_id"] for entry in content["models"])
         seen.say("3 times kill -9 during writes: the record is whole")
-
-
-async def test_two_on_one_record(worker: ModelWorker, tmp_path: Path) -> None:
-    async with model_mgmt(tmp_path, provider="127.0.0.1:1", text=worker.address) as first:
-        env = {
-            "MODEL_MGMT_PORT": str(free_port()),
-            "MODEL_MGMT_METRICS_PORT": "0",
-            "MODEL_MGMT_STATE_DIR": str(tmp_path / "state"),
-            "MODEL_MGMT_LOCK_SECONDS": "0.2",
-        }
-        with process("-m", "model_mgmt_svc", env=env) as second:
-            assert await asyncio.to_thread(second.wait, 60) == 1
-        assert (await first.load(MODEL)).success

@@ -12,6 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
 from shared.errors import ModelNotLoadedError, ServiceError, UnknownOptionError
+from shared.rpc.epochs import EPOCH_KEY
 from shared.rpc.interceptors import ErrorInterceptor
 
 # Its options.
@@ -38,6 +39,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.frees.set()
         self.cancelled = 0
         self.admitted = False
+        self.epochs: list[int] = []  # in the order in which they were seen
         self.health = health.aio.HealthServicer()
         self.address = ""
 
@@ -77,6 +79,9 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def List(self, request, context):
         self.lists += 1
+        for key, value in context.invocation_metadata():
+            if key == EPOCH_KEY and int(value) not in self.epochs:
+                self.epochs.append(int(value))
         await self.answers_lists.wait()
         return pb.ListResponse(
             models=self.models.values(), admitted=self.admitted, lives=self.lives

@@ -85,14 +85,23 @@ def own_envoy(
     known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
     services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
     ports = replace(stack_ports(), **services)
+    with envoy_before(ports, folder, set(services), change):
+        yield ports
+
+
+@contextlib.contextmanager
+def envoy_before(
+    ports: Ports, folder: Path, services: set[str], change: Callable[[dict[str, Any]], None]
+) -> Iterator[Admin]:
+    """An Envoy before services that listen on `ports`, once those that are named are healthy."""
     config = native_config(ports, generated=folder)
     change(config)
     process = entry_point(folder, config)
     try:
         wait_for("the start of Envoy", lambda: accepts(ports.envoy))
         admin = Admin(ports.envoy_admin)
-        wait_for("healthy upstreams", lambda: len(_healthy(admin) & set(services)) == len(services))
-        yield ports
+        wait_for("healthy upstreams", lambda: _healthy(admin) >= services)
+        yield admin
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

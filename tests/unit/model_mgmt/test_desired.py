@@ -155,20 +155,6 @@ async def test_a_folder_that_cannot_be_used_at_the_start_is_used_later(
         assert desired.all() == [ONE]
 
 
-async def test_a_second_process_waits_and_then_ends_with_a_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "desired.json"
-    second = DesiredModels(path, lock_seconds=60)
-    async with DesiredModels(path) as first:
-        with pytest.raises(SystemExit, match=r"another model_mgmt_svc has used .* MODEL_MGMT_"):
-            await DesiredModels(path, lock_seconds=0.1).__aenter__()
-        waiting = asyncio.create_task(second.__aenter__())
-        await first.put(ONE)
-        assert not waiting.done()
-    await waiting
-    assert second.all() == [ONE]
-    await second.__aexit__()
-
-
 async def test_a_lost_record_is_rebuilt_from_what_replicas_hold(tmp_path: Path) -> None:
     path = tmp_path / "desired.json"
     path.write_bytes(b"garbage")

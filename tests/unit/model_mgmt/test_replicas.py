@@ -6,15 +6,29 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ml.internal import worker_pb2 as pb
+from ml.internal import worker_pb2_grpc as pb_grpc
 from model_mgmt_svc.health import HealthWatch
+from model_mgmt_svc.lease import Lease
+from model_mgmt_svc.lease_files import LeaseFiles
 from model_mgmt_svc.replicas import Replicas
-from shared.errors import InternalError, OutOfMemoryError, WorkerUnavailableError
+from shared.errors import (
+    InternalError,
+    OutOfMemoryError,
+    ShuttingDownError,
+    WorkerUnavailableError,
+)
+from shared.rpc.admission import Admission
+from shared.rpc.epochs import EPOCH_KEY
+from shared.rpc.interceptors import ErrorInterceptor
+from shared.rpc.model_worker import ModelWorkerServicer
 from shared.rpc.server import Health
 from tests.support.model_workers import ModelWorker
 from tests.support.processes import free_port
@@ -216,3 +230,35 @@ async def test_a_watch_does_not_hold_up_a_server_that_stops(
         await state.stop()
         async with asyncio.timeout(100):
             await server.stop(200)
+
+
+async def test_a_replica_that_knows_a_later_holder_of_the_lease(tmp_path: Path) -> None:
+    admission = Admission(60)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+    pb_grpc.add_ModelWorkerServicer_to_server(ModelWorkerServicer(admission, NoModels()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    lost: list[bool] = []
+    old, new = LeaseFiles(tmp_path), Lease(tmp_path, on_lost=lambda: lost.append(True))
+    assert await new.take()
+    async with Replicas({"text": f"127.0.0.1:{port}"}, new) as replicas:
+        (replica,) = replicas.all()
+        await replica.list()
+        stub = pb_grpc.ModelWorkerStub(replica.channel)
+        await stub.List(pb.ListRequest(), metadata=((EPOCH_KEY, "9"),))
+        with pytest.raises(ShuttingDownError):  # the folder was emptied: it goes on with epoch 10
+            await replica.admit()
+        await replica.admit()
+        assert (new.epoch, lost) == (10, [])
+        assert old.claim(11)
+        await stub.List(pb.ListRequest(), metadata=((EPOCH_KEY, "11"),))
+        for _ in range(2):
+            with pytest.raises(ShuttingDownError, match="another model_mgmt_svc has taken over"):
+                await replica.list()
+        assert lost == [True]
+    await server.stop(None)
+
+
+class NoModels:
+    def models(self) -> list[Any]:
+        return []

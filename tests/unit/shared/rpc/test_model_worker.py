@@ -25,8 +25,10 @@ from shared.model_host import (
 from shared.model_ids import ModelId
 from shared.pipelines import find_pipeline
 from shared.rpc.admission import Admission
+from shared.rpc.epochs import EPOCH_KEY, passed_by
 from shared.rpc.interceptors import ErrorInterceptor
 from shared.rpc.model_worker import ModelWorkerServicer
+from shared.rpc.status import from_details
 
 
 class Host:
@@ -212,3 +214,32 @@ async def test_until_there_is_a_host_calls_are_unavailable() -> None:
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         servicer.host = Host()
         assert not (await worker.List(pb.ListRequest())).models
+
+
+async def test_calls_of_an_earlier_epoch_are_refused() -> None:
+    admission = Admission(60)
+    async with served(ModelWorkerServicer(admission, Host())) as worker:
+        await worker.List(pb.ListRequest(), metadata=((EPOCH_KEY, "7"),))
+        calls = {
+            worker.Check: pb.LoadRequest(pipeline_type="chat"),
+            worker.Unload: pb.UnloadRequest(model_id="org/name"),
+            worker.List: pb.ListRequest(),
+            worker.Admit: pb.AdmitRequest(),
+            worker.TellModels: pb.TellModelsRequest(),
+        }
+        load = pb.LoadRequest(model_id="org/name", pipeline_type="chat")
+        for call, request in calls.items():
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call(request, metadata=((EPOCH_KEY, "6"),))
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            _ = [report async for report in worker.Load(load, metadata=((EPOCH_KEY, "6"),))]
+        error = from_details(refused.value)
+        assert error is not None
+        assert error.message == "the call is of epoch 6, and epoch 7 has taken over"
+        assert passed_by(error) == 7
+        assert not admission.admitted
+        for epoch in ("", "7", "8", "9" * 30, "x"):  # no number is no epoch
+            await worker.List(pb.ListRequest(), metadata=((EPOCH_KEY, epoch),))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await worker.List(pb.ListRequest(), metadata=((EPOCH_KEY, "7"),))
