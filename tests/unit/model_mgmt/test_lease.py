@@ -54,7 +54,7 @@ async def test_the_second_waits_for_as_long_as_the_first_holds_it(
     await first.give_back()
     await asyncio.wait_for(second.wait(), 60)
     assert (first.epoch, second.epoch) == (1, 2)
-    told = [record for record in caplog.records if "standby" in record.getMessage()]
+    told = [record for record in caplog.records if "is a standby" in record.getMessage()]
     assert len(told) == 1
     assert names_in(tmp_path) == ["lease-2.json"]
 

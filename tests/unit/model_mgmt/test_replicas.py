@@ -262,3 +262,6 @@ async def test_a_replica_that_knows_a_later_holder_of_the_lease(tmp_path: Path) 
 class NoModels:
     def models(self) -> list[Any]:
         return []
+
+    def memory(self) -> list[Any]:
+        return []
