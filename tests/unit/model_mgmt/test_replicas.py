@@ -233,9 +233,8 @@ async def test_a_watch_does_not_hold_up_a_server_that_stops(
 
 
 async def test_a_replica_that_knows_a_later_holder_of_the_lease(tmp_path: Path) -> None:
-    admission = Admission(60)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    pb_grpc.add_ModelWorkerServicer_to_server(ModelWorkerServicer(admission, NoModels()), server)
+    pb_grpc.add_ModelWorkerServicer_to_server(ModelWorkerServicer(Admission(60)), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     lost: list[bool] = []
@@ -243,25 +242,17 @@ async def test_a_replica_that_knows_a_later_holder_of_the_lease(tmp_path: Path) 
     assert await new.take()
     async with Replicas({"text": f"127.0.0.1:{port}"}, new) as replicas:
         (replica,) = replicas.all()
-        await replica.list()
+        await replica.admit()
         stub = pb_grpc.ModelWorkerStub(replica.channel)
-        await stub.List(pb.ListRequest(), metadata=((EPOCH_KEY, "9"),))
+        await stub.Admit(pb.AdmitRequest(), metadata=((EPOCH_KEY, "9"),))
         with pytest.raises(ShuttingDownError):  # the folder was emptied: it goes on with epoch 10
             await replica.admit()
         await replica.admit()
         assert (new.epoch, lost) == (10, [])
         assert old.claim(11)
-        await stub.List(pb.ListRequest(), metadata=((EPOCH_KEY, "11"),))
+        await stub.Admit(pb.AdmitRequest(), metadata=((EPOCH_KEY, "11"),))
         for _ in range(2):
             with pytest.raises(ShuttingDownError, match="another model_mgmt_svc has taken over"):
-                await replica.list()
+                await replica.admit()
         assert lost == [True]
     await server.stop(None)
-
-
-class NoModels:
-    def models(self) -> list[Any]:
-        return []
-
-    def memory(self) -> list[Any]:
-        return []
