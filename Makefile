@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,7 +58,7 @@ audit: setup ## look up known vulnerabilities of all pinned packages
 pin-images: setup ## pin the base images by digest; asks their registries
 	@$(PY) -m tools.containers.pin_images
 
-bench: bench-vision bench-scenes bench-text bench-embeddings bench-perplexity bench-link ## run all benchmarks
+bench: bench-vision bench-scenes bench-text bench-embeddings bench-perplexity bench-link bench-files ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
@@ -80,6 +80,9 @@ bench-embeddings: models ## time embeddings against sentence-transformers and in
 
 bench-perplexity: models ## measure the perplexity of each dtype
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
+
+bench-files: setup ## speed of GetModelFile beside a bare gRPC stream, and of loading 1 GB
+	@$(PY) -m tests.bench.bench_files $(BENCH)
 
 bench-link: setup ## CPU of a token between text_svc and a model's process, beside gRPC
 	@$(PY) -m tests.bench.bench_link $(BENCH)

@@ -14,10 +14,8 @@ import grpc
 from ml import (  # noqa: F401  # imported so that reflection can describe the services behind
     mediapipe_pb2,
     model_management_pb2,
-    model_management_pb2_grpc,
     transformers_pb2,
 )
-from ml.internal import store_pb2_grpc
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lease import Lease
@@ -25,7 +23,7 @@ from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Replicas
-from model_mgmt_svc.service import ModelManagementServicer
+from model_mgmt_svc.service import NAME, ModelManagementServicer, add_servicer
 from model_mgmt_svc.settings import ModelMgmtSettings
 from model_mgmt_svc.status import ModelStates
 from shared.files.client import ModelFiles
@@ -36,7 +34,6 @@ from shared.rpc.server import Health, main, serve
 from shared.rpc.standby import serve_as_standby
 
 _SERVICE = model_management_pb2.DESCRIPTOR.services_by_name["ModelManagementService"]
-NAME = _SERVICE.full_name
 # The services behind this one: the proxy asks here for their health and reflection.
 BEHIND: dict[ServiceName, str] = {"text": "ml.TransformersService", "vision": "ml.MediapipeService"}
 
@@ -110,8 +107,7 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
                 chunk_bytes=settings.chunk_bytes,
                 max_file_streams=settings.max_file_streams,
             )
-            model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
-            store_pb2_grpc.add_ModelStoreServicer_to_server(servicer, server)
+            add_servicer(servicer, server)
 
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:

@@ -1,8 +1,9 @@
-"""Model files for the other services, from the cache or while they are being fetched."""
+"""Model files for the callers, from the cache or while they are being fetched."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from shared.errors import OutOfRangeError
@@ -12,9 +13,12 @@ from shared.model_ids import ModelId
 
 @dataclass(frozen=True, slots=True)
 class FilePiece:
-    """A piece of a file, with the fields of `ModelFileChunk`."""
+    """A piece of a file, with the fields of `ModelFileChunk`.
 
-    data: bytes
+    `data` is valid until the next piece is requested.
+    """
+
+    data: memoryview
     offset: int
     total_size: int
     is_last: bool
@@ -44,12 +48,13 @@ async def stream_file(
         sha256 = reader.sha256
         if offset == total:
             whole = await reader.whole_sha256()
-            yield FilePiece(b"", offset, total, True, whole, reader.revision)
+            yield FilePiece(memoryview(b""), offset, total, True, whole, reader.revision)
         revision = reader.revision
-        async for block in reader.blocks(offset):
-            for start in range(0, len(block), piece_bytes):
-                data = bytes(block[start : start + piece_bytes])
-                is_last = offset + len(data) == total
-                yield FilePiece(data, offset, total, is_last, sha256, revision)
-                offset += len(data)
-                sha256 = revision = ""
+        async with aclosing(reader.blocks(offset)) as blocks:
+            async for block in blocks:
+                for start in range(0, len(block), piece_bytes):
+                    data = block[start : start + piece_bytes]
+                    is_last = offset + len(data) == total
+                    yield FilePiece(data, offset, total, is_last, sha256, revision)
+                    offset += len(data)
+                    sha256 = revision = ""

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from operator import attrgetter
+from typing import Any
+
+import grpc
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from ml.internal import store_pb2, store_pb2_grpc
@@ -28,8 +32,12 @@ from shared.model_ids import (
 )
 from shared.pipelines import find_pipeline
 from shared.rpc.call_limit import Slots, came_through_envoy
+from shared.rpc.handlers import add_changed
 from shared.rpc.interceptors import Context
 from shared.rpc.watches import Watches
+from shared.wire.chunks import EncodedChunk
+
+NAME = "ml.ModelManagementService"
 
 
 class ModelManagementServicer(
@@ -167,7 +175,7 @@ class ModelManagementServicer(
 
     async def GetModelFile(
         self, request: model_management_pb2.ModelFileRequest, context: Context
-    ) -> AsyncIterator[model_management_pb2.ModelFileChunk]:
+    ) -> AsyncIterator[EncodedChunk]:
         model_id = parse_model_id(request.model_id)
         source = at_revision(model_id, check_revision(request.revision))
         pieces = stream_file(
@@ -177,13 +185,13 @@ class ModelManagementServicer(
         with slots.slot():
             async with aclosing(pieces):
                 async for piece in pieces:
-                    yield model_management_pb2.ModelFileChunk(
-                        data=piece.data,
-                        offset=piece.offset,
-                        total_size=piece.total_size,
-                        is_last=piece.is_last,
-                        sha256=piece.sha256,
-                        revision=piece.revision,
+                    yield EncodedChunk(
+                        piece.data,
+                        piece.offset,
+                        piece.total_size,
+                        piece.is_last,
+                        piece.sha256,
+                        piece.revision,
                     )
 
     async def Provide(
@@ -220,6 +228,19 @@ class ModelManagementServicer(
         if not (why := self._lifecycle.unsaved):
             return ""
         return f". This cannot be saved ({why}): after a restart of model_mgmt_svc it {consequence}"
+
+
+def add_servicer(servicer: ModelManagementServicer, server: grpc.aio.Server) -> None:
+    """Registers both services of the servicer; its chunks of files are serialised already."""
+
+    def change(method: str, handler: Any) -> Any:
+        if method == "GetModelFile":
+            return handler._replace(response_serializer=attrgetter("serialized"))
+        return handler
+
+    add = model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server
+    add_changed(add, servicer, server, NAME, change)
+    store_pb2_grpc.add_ModelStoreServicer_to_server(servicer, server)
 
 
 def _model_status(status: ModelStatus) -> model_management_pb2.ModelStatus:

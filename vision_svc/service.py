@@ -13,6 +13,7 @@ from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from shared import pipelines
 from shared.errors import ServiceError, UnavailableError
+from shared.rpc.handlers import add_changed
 from shared.rpc.interceptors import Context
 from vision_svc import scenes
 from vision_svc.frames.headers import told_format
@@ -116,31 +117,15 @@ class MediapipeServicer(mediapipe_pb2_grpc.MediapipeServiceServicer):
         return self.runner
 
 
-class _HandlerCollector:
-    """Stands for a server while generated code registers a servicer, and keeps the handlers."""
-
-    def __init__(self) -> None:
-        # Named tuples, contrary to the type stubs of grpc.
-        self.by_method: Mapping[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        pass  # the same handlers again
-
-    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        self.by_method = handlers
-
-
 def add_servicer(servicer: MediapipeServicer, server: grpc.aio.Server) -> None:
     """Registers the servicer; its streams of frames are read as `ReceivedFrame`s."""
-    generated = _HandlerCollector()
-    mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server(servicer, generated)
-    handlers = {
-        method: handler._replace(request_deserializer=reader)
-        if (reader := frame_reader(handler.request_deserializer))
-        else handler
-        for method, handler in generated.by_method.items()
-    }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+
+    def change(_: str, handler: Any) -> Any:
+        reader = frame_reader(handler.request_deserializer)
+        return handler._replace(request_deserializer=reader) if reader else handler
+
+    add = mediapipe_pb2_grpc.add_MediapipeServiceServicer_to_server
+    add_changed(add, servicer, server, NAME, change)
 
 
 async def _frames(requests: Frames) -> Incoming:

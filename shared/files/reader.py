@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Self
 
 from shared.errors import UnavailableError
@@ -16,10 +16,11 @@ from shared.files.fetch import Fetch
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
 
-# Read at once: at first one chunk as the application's provider sends them, and ten of these once
-# the reader has taken some MiB. One that stops with Envoy's buffers full costs little memory.
+# Read at once: at first one chunk as the application's provider sends them, and five of these once
+# the reader has taken some MiB. One that stops with Envoy's buffers full costs little memory: two
+# of these, since the next is read, and added to the hash, while the last is sent.
 FIRST_READ_BYTES = 102_400
-READ_BYTES = 10 * FIRST_READ_BYTES
+READ_BYTES = 5 * FIRST_READ_BYTES
 LARGE_READS_AFTER_BYTES = 4 << 20
 
 
@@ -65,10 +66,10 @@ class FileReader:
             return file.sha256
         return self.sha256
 
-    async def blocks(self, offset: int = 0) -> AsyncIterator[memoryview]:
+    async def blocks(self, offset: int = 0) -> AsyncGenerator[memoryview]:
         """The bytes from `offset` to the end, in blocks of at most READ_BYTES.
 
-        All blocks share one buffer: each is valid until the next one is requested.
+        All blocks share two buffers: each is valid until the next one is requested.
 
         The block that ends the file comes once the file is known to be whole and, if it is read
         from the beginning, to have the right hash.
@@ -80,21 +81,33 @@ class FileReader:
         """
         # A fetch checks the hash itself; a caller that reads the rest of a file has its beginning.
         digest = hashlib.sha256() if self._fetch is None and offset == 0 else None
-        # One buffer for all: separate blocks would leave holes in the allocator's arenas.
-        buffer = memoryview(bytearray(min(FIRST_READ_BYTES, self.total_size)))
+        # Two buffers for all: separate blocks would leave holes in the allocator's arenas.
+        buffers = _buffers(min(FIRST_READ_BYTES, self.total_size))
         first = offset
-        while offset < self.total_size:
-            if offset - first >= LARGE_READS_AFTER_BYTES and len(buffer) < READ_BYTES:
-                buffer = memoryview(bytearray(READ_BYTES))
-            end = min(await self._available(offset), offset + len(buffer))
-            block = await asyncio.to_thread(self._read, offset, buffer[: end - offset], digest)
-            if not block or (self._fetch and self._fetch.restarts != self._restarts):
-                raise _changed()
-            offset += len(block)
-            if digest and offset == self.total_size and digest.hexdigest() != self.sha256:
-                await asyncio.to_thread(self._entry.set_aside, self.sha256, digest.hexdigest())
-                raise UnavailableError("the cached file was damaged and will be fetched again")
-            yield block
+        ahead: asyncio.Future[memoryview] | None = None
+        try:
+            while offset < self.total_size:
+                if offset - first >= LARGE_READS_AFTER_BYTES and len(buffers[0]) < READ_BYTES:
+                    buffers[0] = memoryview(bytearray(READ_BYTES))
+                if ahead is None:
+                    end = min(await self._available(offset), offset + len(buffers[0]))
+                    ahead = self._begin(offset, buffers[0][: end - offset], digest)
+                block = await ahead
+                ahead = None
+                if not block or (self._fetch and self._fetch.restarts != self._restarts):
+                    raise _changed()
+                offset += len(block)
+                buffers.reverse()
+                if self._fetch is None and offset < self.total_size:
+                    end = min(self.total_size, offset + len(buffers[0]))
+                    ahead = self._begin(offset, buffers[0][: end - offset], digest)
+                if digest and offset == self.total_size and digest.hexdigest() != self.sha256:
+                    await asyncio.to_thread(self._entry.set_aside, self.sha256, digest.hexdigest())
+                    raise UnavailableError("the cached file was damaged and will be fetched again")
+                yield block
+        finally:
+            if ahead:
+                await asyncio.wait({ahead})  # it reads from the file, which is closed next
 
     async def _available(self, offset: int) -> int:
         """How far the file can be read, once there is something to read at `offset`."""
@@ -111,12 +124,23 @@ class FileReader:
             fetch.result()
         return self.total_size
 
+    def _begin(
+        self, offset: int, buffer: memoryview, digest: Hash | None
+    ) -> asyncio.Future[memoryview]:
+        """Begins to read, in a thread."""
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(None, self._read, offset, buffer, digest)
+
     def _read(self, offset: int, buffer: memoryview, digest: Hash | None) -> memoryview:
         with disk_errors():
             block = buffer[: os.preadv(self._file.fileno(), [buffer], offset)]
         if digest:
             digest.update(block)
         return block
+
+
+def _buffers(size: int) -> list[memoryview]:
+    return [memoryview(bytearray(size)), memoryview(bytearray(size))]
 
 
 def _changed() -> UnavailableError:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -203,7 +204,7 @@ async def test_an_old_source_that_dies_half_way_is_told(
     assert content_of(await service.file(model, NAME)) == CONTENT
 
 
-async def test_a_source_that_lies_is_told_and_nothing_is_kept(
+async def test_a_source_that_lies_is_told_and_nothing_is_served(
     service: ModelMgmt, model: str, source: Provider
 ) -> None:
     async def lies(provider, request, content, context):
@@ -216,6 +217,9 @@ async def test_a_source_that_lies_is_told_and_nothing_is_kept(
         await service.file(model, NAME)
     failure = failure_of(caught.value)
     assert (failure.code, failure.reason) == (Code.INTERNAL, "PROVIDER_FAULT")
+    [record] = service.cache.glob(".quarantine/*.json")
+    assert model in record.read_text()
+    shutil.rmtree(record.parent)
     assert files_in(service.cache) == before
 
 

@@ -16,9 +16,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from ml import model_management_pb2 as pb
-from ml import model_management_pb2_grpc as pb_grpc
-from ml.internal import store_pb2_grpc
-from model_mgmt_svc.service import ModelManagementServicer
+from model_mgmt_svc.service import ModelManagementServicer, add_servicer
 from shared.errors import InvalidPathError, ModelFileNotFoundError, ServiceError
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
@@ -37,17 +35,24 @@ QUICK = FetchLimits(
 )
 
 
+class _WithoutStore(ModelManagementServicer):
+    """An older one."""
+
+    async def Provide(self, request: object, context: Any) -> AsyncIterator[Any]:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+        yield
+
+
 @contextlib.asynccontextmanager
 async def serving(files: ModelFiles, *, store: bool = True) -> AsyncIterator[str]:
     """The RPCs of files of model_mgmt_svc; without `store`, as one that has no links."""
     nothing = cast(Any, None)
-    servicer = ModelManagementServicer(
+    kind = ModelManagementServicer if store else _WithoutStore
+    servicer = kind(
         *(files, nothing, nothing, nothing, nothing), chunk_bytes=CHUNK_BYTES, max_file_streams=4
     )
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
-    pb_grpc.add_ModelManagementServiceServicer_to_server(servicer, server)
-    if store:
-        store_pb2_grpc.add_ModelStoreServicer_to_server(servicer, server)
+    add_servicer(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
