@@ -121,7 +121,7 @@ async def measure_streams(stack: Stack, size: int, rounds: int) -> dict[str, Any
             for channel in channels.values():  # fills the cache, and opens connections
                 await read_file(channel)
             speeds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-            pids = {name: stack.pids[name] for name in ("model_mgmt", "envoy")}
+            pids = {name: stack.pids[name] for name in ("model_mgmt_svc", "envoy")}
             with peak_memory(pids) as memory:
                 for _ in range(rounds):
                     for arm, channel in channels.items():
