@@ -14,12 +14,13 @@ from prometheus_client import Counter, Gauge
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from model_mgmt_svc.lease import Lease
-from model_mgmt_svc.life_options import DEFAULT_LIFE, LifeOptions
+from model_mgmt_svc.life_options import DEFAULT_LIFE, LifeOptions, in_effect
 from model_mgmt_svc.old_record import OLD_RECORD, read_old_record
 from model_mgmt_svc.record import RecordError, RecordFile, keep_aside
-from shared.errors import InvalidArgumentError
+from shared.errors import FailedPreconditionError, InvalidArgumentError
 from shared.file_options import REVISION
 from shared.model_ids import ModelId, at_revision, parse_model_id
+from shared.pipelines import named_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,11 @@ class DesiredModel:
         """Who asks for it: "api", "file" or both."""
         api = ("api",) if self.asked else ()
         return api if self.file_entry is None else (*api, "file")
+
+    def life_in_effect(self, keep_alive: float) -> LifeOptions:
+        """Its options of life, with the default of `keep_alive` and what its service allows."""
+        pipeline = named_pipeline(self.pipeline_type)  # None: noted by another version
+        return in_effect(self.life, pipeline.service if pipeline else "text", keep_alive)
 
     @property
     def files_id(self) -> ModelId:
@@ -142,12 +148,39 @@ class DesiredModels:
         """The desired model of this id, if there is one."""
         return self._models.get(model_id)
 
+    def model_of(self, name: ModelId) -> ModelId:
+        """The model that a caller means by this name: one that has it as an alias, or itself."""
+        if name in self._models:
+            return name
+        return next(
+            (each.model_id for each in self._models.values() if name in each.life.aliases), name
+        )
+
+    def check_names(self, model_id: ModelId, aliases: Iterable[ModelId]) -> None:
+        """Refuses names for a model that others have.
+
+        Raises:
+            FailedPreconditionError: its id is another's alias, or an alias another's id or alias.
+        """
+        for name in (model_id, *aliases):
+            other = self.model_of(name)
+            if other != model_id and (other != name or name in self._models):
+                what = "the id of another model" if other == name else f"an alias of {other!r}"
+                raise FailedPreconditionError(
+                    f"model {model_id!r} cannot have the name {name!r}, which is {what}"
+                )
+
     def all(self) -> list[DesiredModel]:
         """All desired models, ordered by id."""
         return [model for _, model in sorted(self._models.items())]
 
     async def put(self, model: DesiredModel) -> None:
-        """Makes a model desired, in place of an earlier entry with its id."""
+        """Makes a model desired, in place of an earlier entry with its id.
+
+        Raises:
+            FailedPreconditionError: as `check_names`.
+        """
+        self.check_names(model.model_id, model.life.aliases)
         if self._models.get(model.model_id) != model:
             self._models[model.model_id] = model
             await self._save()
@@ -173,6 +206,7 @@ class DesiredModels:
         }
         if found:
             self._models |= found
+            self._settle_names()
             log.warning(
                 "desired models are rebuilt from what the replicas hold",
                 extra={"models": sorted(found)},
@@ -302,7 +336,19 @@ class DesiredModels:
                 problem = problem or _why(error)
             else:
                 self._models.setdefault(model_id, replace(model, model_id=model_id))
+        self._settle_names()
         return problem
+
+    def _settle_names(self) -> None:
+        """Takes aliases away that mean two models, as a file edited by hand may have them."""
+        taken = set(self._models)
+        for model_id, model in self._models.items():
+            kept = tuple(each for each in model.life.aliases if each not in taken)
+            taken |= set(kept)
+            if kept != model.life.aliases:
+                lost = sorted(set(model.life.aliases) - set(kept))
+                log.warning("aliases mean two models", extra={"model_id": model_id, "lost": lost})
+                self._models[model_id] = replace(model, life=replace(model.life, aliases=kept))
 
     def _put_aside(self, path: Path, problem: str) -> None:
         try:

@@ -19,7 +19,7 @@ from shared.pipelines import ServiceName
 Evict = Literal["lru", "none", "forget"]
 
 NEVER = -1.0
-# Ten years; also an age of a model's last use that no clock reaches.
+# Ten years.
 MAX_KEEP_ALIVE_SECONDS = 315_360_000
 MAX_PRIORITY = 1_000_000
 MAX_ALIASES = 32
@@ -44,17 +44,22 @@ class LifeOptions:
     priority: int = 0
     aliases: tuple[ModelId, ...] = ()
 
+    @property
+    def keep_alive_seconds(self) -> float:
+        """`keep_alive`, with never for None; see `in_effect`."""
+        return NEVER if self.keep_alive is None else self.keep_alive
+
     def as_options(self) -> dict[str, str]:
         """The options that differ from the defaults, as LoadModel takes them."""
+        return self.changes_from(DEFAULT_LIFE)
+
+    def changes_from(self, before: LifeOptions) -> dict[str, str]:
+        """The options that differ from those before, as LoadModel takes them."""
         return {
             each.name: _text(getattr(self, each.name))
             for each in fields(self)
-            if getattr(self, each.name) != each.default
+            if getattr(self, each.name) != getattr(before, each.name)
         }
-
-    def told(self) -> dict[str, str]:
-        """All options as LoadModel takes them, for messages."""
-        return {each.name: _text(getattr(self, each.name)) for each in fields(self)}
 
 
 DEFAULT_LIFE = LifeOptions()
@@ -97,11 +102,14 @@ class LifeChange:
             raise _invalid("aliases", "must be empty for a model of vision_svc: no call names it")
 
 
-def default_life(service: ServiceName) -> LifeOptions:
-    """The options of life that the models of a service have unless a caller says otherwise."""
+NO_CHANGE = LifeChange()
+
+
+def in_effect(life: LifeOptions, service: ServiceName, keep_alive: float) -> LifeOptions:
+    """What holds for a model, with the default of `keep_alive`; see also `LifeChange.check`."""
     if service == "vision":
-        return LifeOptions(keep_alive=NEVER, evict="none")
-    return DEFAULT_LIFE
+        return replace(life, keep_alive=NEVER, evict="none")
+    return replace(life, keep_alive=keep_alive if life.keep_alive is None else life.keep_alive)
 
 
 def split_life(options: Mapping[str, str]) -> tuple[LifeChange, dict[str, str]]:

@@ -21,7 +21,13 @@ from typing import Any, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
-from model_mgmt_svc.life_options import DEFAULT_LIFE
+from model_mgmt_svc.life_options import (
+    DEFAULT_LIFE,
+    NO_CHANGE,
+    LifeChange,
+    LifeOptions,
+    split_life,
+)
 from model_mgmt_svc.replicas import (
     CONNECT_SECONDS,
     LoadedModel,
@@ -31,6 +37,7 @@ from model_mgmt_svc.replicas import (
 )
 from shared.errors import (
     CallCancelledError,
+    InvalidArgumentError,
     ModelNotLoadedError,
     PipelineMismatchError,
     QueueFullError,
@@ -62,6 +69,8 @@ class _Load(SharedWork[LoadedModel]):
         model: what is loaded.
         requested: whether a caller has asked for it; false if only the reconciler restores it.
         callers: number of callers who wait, the reconciler left out.
+        change: what callers change of the model's options of life.
+        asked: whether one of them is a caller of LoadModel.
     """
 
     def __init__(self, model: DesiredModel) -> None:
@@ -69,6 +78,12 @@ class _Load(SharedWork[LoadedModel]):
         self.model = model
         self.requested = False
         self.callers = 0
+        self.change = LifeChange()
+        self.asked = False
+
+    def wish(self, model: DesiredModel) -> DesiredModel:
+        """An entry of the record after what the callers have asked for."""
+        return replace(model, life=self.change.of(model.life), asked=model.asked or self.asked)
 
     def result(self) -> LoadedModel:
         """As `SharedWork.result`."""
@@ -147,7 +162,7 @@ class Lifecycle:
         if self._unloads:
             await asyncio.wait(self._unloads, timeout=FREE_SECONDS)
 
-    async def load(self, model: DesiredModel) -> LoadedModel:
+    async def load(self, model: DesiredModel, change: LifeChange = NO_CHANGE) -> LoadedModel:
         """Makes a model desired and loads it on every replica of its service that is up.
 
         Callers who ask for the same model at the same time share one load. It goes on when they
@@ -156,15 +171,20 @@ class Lifecycle:
         are first brought up to date with their source; otherwise all replicas use the files that
         are there.
 
+        Args:
+            model: what is loaded, with its options.
+            change: of the options of life, which a loaded model gets at once.
+
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
+            FailedPreconditionError: another model has one of its names.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
             CallCancelledError: it was unloaded meanwhile.
             QueueFullError: too many other models are being loaded.
             ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
         self._tell_unseen(model)
-        with self._requested(model) as load:
+        with self._requested(model, change) as load:
             load.callers += 1
             try:
                 loaded = await load.finished()
@@ -189,7 +209,16 @@ class Lifecycle:
         held = (_ready(models, model_id) for models in models_of.values())
         return next((model.pipeline_type for model in held if model), "")
 
-    async def begin(self, model: DesiredModel) -> None:
+    def model_of(self, name: ModelId) -> ModelId:
+        """The model that a caller means by this name, see `DesiredModels.model_of`."""
+        return self._desired.model_of(name)
+
+    def life_of(self, model_id: ModelId) -> LifeOptions | None:
+        """The options of life of a desired model; None if it is not desired."""
+        desired = self._desired.get(model_id)
+        return desired.life if desired else None
+
+    async def begin(self, model: DesiredModel, change: LifeChange = NO_CHANGE) -> None:
         """As `load`, but it does not wait: the load goes on.
 
         Raises:
@@ -200,7 +229,7 @@ class Lifecycle:
         for models in (await self.models()).values():
             if loaded := _ready(models, model.model_id):
                 _check_type(loaded.pipeline_type, model)
-        with self._requested(model):
+        with self._requested(model, change):
             pass
 
     async def check(self, model: DesiredModel) -> Mapping[str, str]:
@@ -301,8 +330,13 @@ class Lifecycle:
         models_of = await self._list([each for each in replicas if each not in self._asked])
         self._asked.update(models_of)
         await self._desired.adopt(
-            DesiredModel(model.model_id, model.pipeline_type, model.options)
-            for models in models_of.values()
+            DesiredModel(
+                model.model_id,
+                model.pipeline_type,
+                model.options,
+                life=_told_life(replica, model.model_id),
+            )
+            for replica, models in models_of.items()
             for model in models
             if model.ready
         )
@@ -330,18 +364,22 @@ class Lifecycle:
         ]
 
     @contextlib.contextmanager
-    def _requested(self, model: DesiredModel) -> Iterator[_Load]:
+    def _requested(self, model: DesiredModel, change: LifeChange) -> Iterator[_Load]:
         """The load of a model that a caller has asked for, begun unless it is in flight.
 
         Raises:
             PipelineMismatchError: it is being loaded with another type.
+            FailedPreconditionError: another model has one of its names.
             QueueFullError: too many other models are being loaded.
         """
+        self._desired.check_names(model.model_id, change.of(model.life).aliases)
         if self._loads.get(model.model_id) is None and len(self._loads) >= self._max_loads:
             raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
         with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
             _check_type(load.model.pipeline_type, model)
             load.requested = True
+            load.change = load.change.and_then(change)
+            load.asked |= model.asked
             yield load
 
     def _start(self, model: DesiredModel) -> _Load:
@@ -371,8 +409,10 @@ class Lifecycle:
     def _tell_unseen(self, model: DesiredModel) -> None:
         """Raises, once, the error of a load that failed while no caller waited for it."""
         for failed in self.failed():
-            same = replace(failed.model, asked_type=model.asked_type) == model
-            if same and failed.unseen:
+            asked, before = (
+                (each.model_id, each.pipeline_type, each.options) for each in (model, failed.model)
+            )
+            if asked == before and failed.unseen:
                 self._failed[model.model_id] = replace(failed, unseen=False)
                 raise failed.error
 
@@ -386,12 +426,18 @@ class Lifecycle:
             except BaseException:
                 await run_to_completion(self._undo(plan))
                 raise
+            if now := self._desired.get(load.model.model_id):  # of callers who came meanwhile
+                await self._desired.put(load.wish(now))
             return LoadedModel.over([*plan.loaded, *loaded])
 
     async def _plan(self, load: _Load) -> _Plan:
         """Compares what is desired with what the replicas hold."""
         desired = load.model
         before = self._desired.get(desired.model_id)
+        if before:  # the rest may have changed since
+            desired = replace(
+                desired, life=before.life, asked=before.asked, file_entry=before.file_entry
+            )
         if before is None and not load.requested:
             raise ModelNotLoadedError(f"model {desired.model_id!r} is no longer desired")
         replicas = await self._reachable(desired)
@@ -399,7 +445,7 @@ class Lifecycle:
         loaded = [model for model in replicas.values() if model is not None]
         if loaded:  # a loaded model keeps its options
             desired = before or replace(desired, options=loaded[0].options)
-        return _Plan(desired, before, missing, loaded)
+        return _Plan(load.wish(desired), before, missing, loaded)
 
     async def _started(self, service: ServiceName) -> dict[Replica, list[ReplicaModel]]:
         """The replicas of a service that answer once one does, each with its models.
@@ -441,8 +487,7 @@ class Lifecycle:
         Replicas that go away meanwhile do not matter as long as one is left.
         """
         desired = plan.desired
-        if plan.missing or plan.before is None:
-            await self._desired.put(desired)
+        await self._desired.put(desired)
         models, errors = await gather_outcomes(
             replica.load(desired.model_id, desired.pipeline_type, desired.options)
             for replica in plan.missing
@@ -567,6 +612,15 @@ def _check_type(loaded: str, model: DesiredModel) -> None:
             f"model {model.model_id!r} is loaded as {loaded}, not {model.pipeline_type}; "
             "unload it first"
         )
+
+
+def _told_life(replica: Replica, model_id: ModelId) -> LifeOptions:
+    """The options of life that a replica was told of a model, before a record was lost."""
+    told = next((each.options for each in replica.lives if each.model_id == model_id), {})
+    try:
+        return split_life(told)[0].of(DEFAULT_LIFE)
+    except InvalidArgumentError:  # of another version
+        return DEFAULT_LIFE
 
 
 def _words(options: Mapping[str, str]) -> str:

@@ -81,6 +81,7 @@ class Reconciler:
         # What has been counted of `Replica.died`, and the replicas that were told of restores.
         self._deaths: dict[Replica, set[tuple[ModelId, int]]] = {}
         self._told: set[Replica] = set()
+        self._telling = asyncio.Lock()
         self._woken = asyncio.Event()
 
     async def run(self) -> None:
@@ -225,8 +226,17 @@ class Reconciler:
             },
         )
 
+    async def tell_names(self) -> None:
+        """Has the replicas know the other names of all models when this returns."""
+        desired = [each for each in self._desired.all() if not each.evicted]
+        await self._tell(await self._lifecycle.missing(desired))
+
     async def _tell(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
         """Tells each replica the models' names, and what to expect of those that it lacks."""
+        async with self._telling:  # the newest names are told last
+            await self._tell_each(missing)
+
+    async def _tell_each(self, missing: Mapping[Replica, Iterable[DesiredModel]]) -> None:
         self._told &= set(self._replicas.all())
         for replica, models in missing.items():
             lives = self._lifecycle.lives(replica)

@@ -13,6 +13,7 @@ from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from ml.internal import store_pb2, store_pb2_grpc
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
+from model_mgmt_svc.life_options import LifeOptions, split_life
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.options import usual_options
@@ -79,8 +80,9 @@ class ModelManagementServicer(
     async def LoadModel(
         self, request: model_management_pb2.LoadModelRequest, context: Context
     ) -> model_management_pb2.LoadModelResponse:
-        model_id = parse_model_id(request.model_id)
-        options = usual_options(request.options)
+        named = parse_model_id(request.model_id)
+        model_id = self._lifecycle.model_of(named)
+        change, options = split_life(usual_options(request.options))
         source = FileOptions.of(options).files_of(model_id)
         asked = Asked(request.pipeline_type, request.architecture, options.get(FILE, ""))
         if held := await self._lifecycle.held_as(model_id):
@@ -91,23 +93,30 @@ class ModelManagementServicer(
             options |= {FILE: found.file}
         pipeline = found.pipeline
         desired = DesiredModel(model_id, pipeline.name, options, asked.alias_of(pipeline))
+        change.check(model_id, pipeline.service)
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
         why = "" if asked.is_just(pipeline) else found.why
+        also = f"{named} is an alias of it" if named != model_id else ""
+        life = self._lifecycle.life_of(model_id)
         if request.HasField("wait") and not request.wait:
-            await self._lifecycle.begin(desired)
+            await self._lifecycle.begin(desired, change)
+            self._reconciler.wake()
             status = await self._status(model_id)
             is_ready = status and status.state == model_management_pb2.MODEL_STATE_READY
             now = "is loaded" if is_ready else "is being loaded; WatchModels tells how that goes on"
-            message = ". ".join(filter(None, [f"{model_id} {now}", why]))
+            message = ". ".join(filter(None, [f"{model_id} {now}", also, why]))
             return model_management_pb2.LoadModelResponse(
                 success=True,
                 message=message + self._unsaved("may not be loaded again"),
                 pipeline_type=pipeline.name,
                 status=status,
             )
-        model = await self._lifecycle.load(desired)
-        notes = [why, await self._unconfirmed(source), model.note]
+        model = await self._lifecycle.load(desired, change)
+        if change.values:
+            await self._reconciler.tell_names()
+        changed = _changes(life, self._lifecycle.life_of(model_id))
+        notes = [also, why, changed, await self._unconfirmed(source), model.note]
         message = ". ".join([_describe(model), *filter(None, notes)])
         return model_management_pb2.LoadModelResponse(
             success=True,
@@ -124,11 +133,14 @@ class ModelManagementServicer(
     async def UnloadModel(
         self, request: model_management_pb2.UnloadModelRequest, context: Context
     ) -> common_pb2.StatusResponse:
-        model_id = parse_model_id(request.model_id)
+        named = parse_model_id(request.model_id)
+        model_id = self._lifecycle.model_of(named)
         stopped = ", and its load is stopped" if self._lifecycle.is_loading(model_id) else ""
         count = await self._lifecycle.unload(model_id)
         where = f" from {count} replicas" if count > 1 else ""
-        message = f"{model_id} is unloaded{where}{stopped}{self._unsaved('may be loaded again')}"
+        also = f", which {named} is an alias of," if named != model_id else ""
+        unsaved = self._unsaved("may be loaded again")
+        message = f"{model_id}{also} is unloaded{where}{stopped}{unsaved}"
         return common_pb2.StatusResponse(success=True, message=message)
 
     async def GetLoadedModels(
@@ -241,6 +253,14 @@ def add_servicer(servicer: ModelManagementServicer, server: grpc.aio.Server) -> 
     add = model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server
     add_changed(add, servicer, server, NAME, change)
     store_pb2_grpc.add_ModelStoreServicer_to_server(servicer, server)
+
+
+def _changes(before: LifeOptions | None, after: LifeOptions | None) -> str:
+    """A sentence on the options of life that a LoadModel has changed, without a reload."""
+    if before is None or after is None or before == after:
+        return ""
+    changes = after.changes_from(before).items()
+    return "Changed: " + ", ".join(f"{name}={value or 'none'}" for name, value in changes)
 
 
 def _model_status(status: ModelStatus) -> model_management_pb2.ModelStatus:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.life_options import NEVER
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Replica, ReplicaModel
@@ -53,6 +54,9 @@ class ModelStatus:
         replicas_ready: replicas on which it is READY.
         replicas: replicas of its service that answer.
         engine: what runs it; empty until READY.
+        pinned, keep_alive_seconds, evict, priority, aliases: its options of life, as they hold; not
+            of a model that is not desired.
+        sources: who asks for it, see `DesiredModel.sources`.
         weights_bytes: of its weights; they and `cache_bytes` are parts of its memory.
         cache_bytes: what its key-value caches have taken so far, of `cache_limit_bytes`.
     """
@@ -73,6 +77,12 @@ class ModelStatus:
     replicas_ready: int = 0
     replicas: int = 0
     engine: str = ""
+    pinned: bool = False
+    keep_alive_seconds: float = 0.0
+    evict: str = ""
+    priority: int = 0
+    aliases: Sequence[ModelId] = ()
+    sources: Sequence[str] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     weights_bytes: int = 0
     cache_bytes: int = 0
@@ -92,11 +102,17 @@ class ModelStates:
         desired: the desired models.
         lifecycle: the loads in flight, those that failed, and the replicas' models.
         reconciler: when a failed model is tried again.
+        keep_alive: the default of this option of life.
     """
 
     def __init__(
-        self, desired: DesiredModels, lifecycle: Lifecycle, reconciler: Reconciler
+        self,
+        desired: DesiredModels,
+        lifecycle: Lifecycle,
+        reconciler: Reconciler,
+        keep_alive: float = NEVER,
     ) -> None:
+        self._keep_alive = keep_alive
         self._desired = desired
         self._lifecycle = lifecycle
         self._reconciler = reconciler
@@ -120,6 +136,8 @@ class ModelStates:
                 replicas=_replicas_for(model, models_of),
                 options=dict(model.options),
             )
+            if model_id in desired:
+                status = _wished(status, desired[model_id], self._keep_alive)
             if model_id in desired and desired[model_id].evicted:
                 reason = f"it was evicted {desired[model_id].evicted_why}"
                 status = replace(status, state=StatusState.EVICTED, reason=reason)
@@ -161,6 +179,20 @@ def _replicas_for(model: DesiredModel, models_of: Iterable[Replica]) -> int:
     except UnknownPipelineError:  # noted by another version
         return 0
     return sum(replica.service == service for replica in models_of)
+
+
+def _wished(status: ModelStatus, model: DesiredModel, keep_alive: float) -> ModelStatus:
+    """The status with the model's options of life."""
+    life = model.life_in_effect(keep_alive)
+    return replace(
+        status,
+        pinned=life.pin,
+        keep_alive_seconds=life.keep_alive_seconds,
+        evict=life.evict,
+        priority=life.priority,
+        aliases=life.aliases,
+        sources=model.sources,
+    )
 
 
 def _retried(status: ModelStatus, retry: Restore) -> ModelStatus:

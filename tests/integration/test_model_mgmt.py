@@ -360,3 +360,39 @@ async def test_a_stop_ends_a_watch_of_models(service: ModelMgmt) -> None:
     service.process.send_signal(signal.SIGTERM)
     failure = await failed(watch.read())
     assert (failure.code, failure.reason) == (Code.UNAVAILABLE, "SHUTTING_DOWN")
+
+
+async def test_options_of_life_and_aliases(
+    source: Provider, worker: ModelWorker, tmp_path: Path
+) -> None:
+    life = {"pin": "true", "keep_alive": "300", "aliases": "chat, org/alias"}
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:
+        await service.load(MODEL, options={"dtype": "float32", **life})
+        assert [dict(load.options) for load in worker.loads] == [{"dtype": "float32"}]
+        assert [list(each.aliases) for each in worker.lives] == [["chat", "org/alias"]]
+        again = await service.load("chat", options={"priority": "5", "pin": "false"})
+        assert len(worker.loads) == 1
+        assert "chat is an alias of it. " in again.message
+        assert "Changed: pin=false, priority=5" in again.message
+        begun = await service.load("chat", options={"evict": "none"}, wait=False)
+        assert begun.status.model_id == MODEL
+        refused = await failed(service.load("org/other", options={"aliases": "chat"}))
+        assert (refused.code, refused.reason) == (Code.FAILED_PRECONDITION, "FAILED_PRECONDITION")
+        refused = await failed(service.load(MODEL, options={"keep_alive": "soon"}))
+        assert (refused.code, refused.field) == (Code.INVALID_ARGUMENT, "options[keep_alive]")
+        refused = await failed(
+            service.load("a/face", "face-detection", options={"keep_alive": "60"})
+        )
+        assert refused.message == (
+            "option keep_alive must be -1 for a model of vision_svc, which its task would miss"
+        )
+    worker.restart()
+    async with model_mgmt(tmp_path, provider=source.address, text=worker.address) as service:
+        await until(lambda: bool(worker.lives and worker.models))
+        (model,) = (await service.stub.ListModels(pb.ListModelsRequest())).models
+        assert (model.pinned, model.keep_alive_seconds, model.priority) == (False, 300, 5)
+        assert (model.evict, list(model.aliases)) == ("none", ["chat", "org/alias"])
+        assert list(model.sources) == ["api"]
+        gone = await service.unload("org/alias")
+        assert gone.message == "org/name, which org/alias is an alias of, is unloaded"
+        assert not worker.models

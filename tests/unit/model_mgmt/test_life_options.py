@@ -8,7 +8,7 @@ from model_mgmt_svc.life_options import (
     DEFAULT_LIFE,
     MAX_ALIASES,
     LifeOptions,
-    default_life,
+    in_effect,
     split_life,
 )
 from shared.errors import InvalidArgumentError
@@ -78,7 +78,9 @@ def test_models_of_vision_never_leave_their_tasks(options: dict[str, str], said:
         change.check(MODEL, "vision")
     allowed, _ = split_life({"keep_alive": "-1", "evict": "none", "pin": "true", "aliases": ""})
     allowed.check(MODEL, "vision")
-    assert allowed.of(default_life("vision")) == LifeOptions(True, -1.0, "none")
+    assert in_effect(LifeOptions(pin=True), "vision", 300) == LifeOptions(True, -1.0, "none")
+    assert in_effect(LifeOptions(pin=True), "text", 300) == LifeOptions(True, 300)
+    assert in_effect(LifeOptions(keep_alive=0.0), "text", 300) == LifeOptions(keep_alive=0)
 
 
 def test_a_model_is_no_alias_of_itself() -> None:
