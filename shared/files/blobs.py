@@ -55,13 +55,14 @@ class Blobs:
             if not stat.S_ISREG(found.st_mode) or size not in (None, found.st_size):
                 return False
             os.link(blob, place, follow_symlinks=False)
-        except OSError:  # no such content, another file system or user, too many links
+        except (OSError, NotImplementedError):
+            # No such content, another file system or user, too many links, no links at all.
             return False
         return os.path.samestat(found, place.lstat())
 
     def keep(self, file: Path, sha256: str) -> None:
         """Gives a whole file its name here, if it can have one and nothing has it."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NotImplementedError):
             self._folder.mkdir(exist_ok=True)
             os.link(file, self._folder / sha256, follow_symlinks=False)
 

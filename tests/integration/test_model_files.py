@@ -243,7 +243,9 @@ async def test_a_damaged_copy_is_not_passed_on(
 ) -> None:
     await service.file(model, NAME)
     damaged = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
-    (service.cache / folder_name(model) / NAME).write_bytes(damaged)
+    place = service.cache / folder_name(model) / NAME
+    place.chmod(0o644)  # nobody may write to it
+    place.write_bytes(damaged)
     assert content_of(await service.file(model, NAME)) == CONTENT
     assert source.asked_for(f"{model}/{NAME}") == [0, 0]
 

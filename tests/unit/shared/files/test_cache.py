@@ -34,6 +34,7 @@ async def test_a_damaged_cached_file_is_fetched_again(
 ) -> None:
     path = await files.fetch(MODEL, NAME)
     stat = path.stat()
+    path.chmod(0o644)  # nobody may write to it
     path.write_bytes(damaged)
     if keep_time:
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

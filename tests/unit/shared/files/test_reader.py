@@ -81,6 +81,7 @@ async def test_a_reader_never_gets_the_end_of_a_wrong_file(
 async def test_a_reader_finds_damage_in_the_cache(files: ModelFiles, source: Provider) -> None:
     path = await files.fetch(MODEL, NAME)
     stat = path.stat()
+    path.chmod(0o644)  # nobody may write to it
     path.write_bytes(CONTENT[:-1] + b"\0")
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     received = b""
