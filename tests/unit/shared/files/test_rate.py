@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from shared.files.client import ModelFiles
 from shared.files.rate import BURST_SECONDS, RateLimit
+from shared.model_ids import ModelId
+from tests.support.providers import CHUNK_BYTES, Provider
+from tests.unit.shared.files.conftest import CONTENT, MODEL, NAME, QUICK
 
 RATE = 1000
 
@@ -51,6 +56,16 @@ async def test_a_pause_saves_no_more_than_a_burst() -> None:
     start = clock.now
     await rate.take(2 * RATE)
     assert clock.now - start == pytest.approx(2 - BURST_SECONDS)
+
+
+async def test_a_fetch_keeps_to_it(source: Provider, tmp_path: Path) -> None:
+    clock = Clock()
+    async with ModelFiles(source.address, tmp_path, limits=QUICK) as files:
+        files._rate = limited(clock)
+        await files.fetch(ModelId(MODEL), NAME)
+    # After the last chunk there is nothing to wait for.
+    last = len(CONTENT) % CHUNK_BYTES
+    assert clock.now - 100 == pytest.approx((len(CONTENT) - last) / RATE - BURST_SECONDS)
 
 
 async def test_none_is_no_limit() -> None:

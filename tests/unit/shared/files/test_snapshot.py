@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from ml import model_management_pb2 as pb
 from shared.errors import (
     InvalidModelError,
     InvalidModelIdError,
@@ -28,7 +30,7 @@ from shared.files.snapshot import (
     snapshot,
 )
 from shared.model_ids import ModelId, parse_model_id, with_file
-from tests.support.providers import Provider
+from tests.support.providers import Context, Provider, honest
 
 MODEL = "org/name"
 WEIGHTS = random.Random(2).randbytes(300_000)
@@ -95,6 +97,37 @@ async def test_shards_are_followed_and_progress_is_summed(
     whole = sum(len(content) for content in published.values())
     assert seen[-1] == (whole, whole)
     assert all(done <= total or total == 0 for done, total in seen)
+
+
+async def test_as_many_shards_come_at_once_as_the_limit_says(
+    source: Provider, tmp_path: Path
+) -> None:
+    shards = {f"{i}.safetensors": bytes([i]) * 10 for i in range(7)}
+    index = {"weight_map": {name: name for name in shards}}
+    publish(source, **{"config.json": {}, INDEX: index}, **shards)
+    running, most, together = 0, 0, asyncio.Event()
+
+    async def counted(
+        provider: Provider, request: pb.ModelFileRequest, content: bytes, context: Context
+    ) -> AsyncIterator[pb.ModelFileChunk]:
+        nonlocal running, most
+        is_shard = request.file_path in shards
+        running += is_shard
+        most = max(most, running)
+        if running == 3:
+            together.set()
+        if is_shard:
+            await together.wait()
+        async for chunk in honest(provider, request, content, context):
+            yield chunk
+        running -= is_shard
+
+    source.usual = counted
+    limits = FetchLimits(patience_seconds=0, parallel=3)
+    async with ModelFiles(source.address, tmp_path, limits=limits) as files:
+        folder = await snapshot(files, ModelId(MODEL))
+    assert most == 3
+    assert all((folder / name).read_bytes() == content for name, content in shards.items())
 
 
 async def test_folders_of_modules_are_followed(files: ModelFiles, source: Provider) -> None:
