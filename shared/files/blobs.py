@@ -87,5 +87,5 @@ class Blobs:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     yield Path(entry.path), (device, entry.inode())
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # there are none, or they are not for this user
             return

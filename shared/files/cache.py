@@ -223,7 +223,10 @@ class CacheEntry:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 self._forget()
                 link.replace(place)
-                return self.record(place, sha256, revision)
+                file = self.record(place, sha256, revision)
+                if self.space:
+                    self.space.tell()
+                return file
             except FileNotFoundError:
                 return None
             finally:

@@ -207,6 +207,13 @@ class CacheSpace:
                 metadata={"needed": str(needed), "free": str(max(0, limit - used))},
             )
 
+    def tell(self) -> None:
+        """Updates the metrics."""
+        with self._lock, disk_errors():
+            inventory = self._inventory()
+            used = self._used_bytes(inventory, None)
+            self._tell(inventory, used, self.limit_bytes, self._disk().free)
+
     def sweep(self) -> None:
         """Removes what interrupted fetches and conversions left a day ago, and what is too much."""
         with contextlib.suppress(ResourceExhaustedError):

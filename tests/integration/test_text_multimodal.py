@@ -17,6 +17,7 @@ from ml import model_management_pb2 as mm
 from ml import model_management_pb2_grpc as mm_grpc
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as pb_grpc
+from shared.model_ids import folder_name, parse_model_id
 from tests.support import tiny_models
 from tests.support.http_calls import post
 from tests.support.pictures import picture, png
@@ -129,6 +130,15 @@ def test_a_chat_about_a_picture_is_that_of_transformers(small: Stack, tmp_path: 
     assert len(answers) > 2
     assert answers[-1].usage.prompt_tokens == prompt_tokens
     assert inferred.text == wanted.strip()
+
+
+def test_its_files_are_links_into_the_store_of_the_machine(small: Stack) -> None:
+    cache = small.state_file.parent / "cache"
+    name = folder_name(parse_model_id(LLAVA))
+    store, linked = cache / "model_mgmt" / name, cache / "text" / name
+    files = [path for path in linked.rglob("*") if path.is_file()]
+    assert linked / "model.safetensors" in files
+    assert all(path.samefile(store / path.relative_to(linked)) for path in files)
 
 
 def test_a_picture_in_json(small: Stack) -> None:

@@ -111,7 +111,6 @@ async def test_a_service_on_the_machine_has_a_link_and_models_share_it(machine: 
         assert machine.blob.stat().st_nlink == 5
         assert stat.S_IMODE(place.stat().st_mode) == 0o444
         assert text.space.used_bytes() == 0
-        text.space.make_room(0)
         assert REGISTRY.get_sample_value("model_cache_saved_bytes") == 2 * len(CONTENT)
         # The second was found by the hash in its first chunk.
         sent = [request.offset for request in machine.source.requests]
@@ -144,6 +143,23 @@ async def test_the_service_removes_its_link_and_the_store_keeps_the_file(machine
         assert (machine.cache_dir / "org--a" / NAME).exists()
         (machine.cache_dir / "org--a" / NAME).unlink()
         assert (await own.fetch(A, NAME)).read_bytes() == CONTENT
+
+
+async def test_a_republished_file_is_a_new_one(machine: Machine) -> None:
+    """Nothing that a service has checked changes under its name, or while it is open."""
+    newer = CONTENT[::-1]
+    async with machine.running() as (own, text):
+        place = await text.fetch(A, NAME)
+        other = await text.fetch(B, NAME)
+        machine.source.files[f"{A}/{NAME}"] = newer
+        with place.open("rb") as reader:
+            await own.refresh(A)
+            assert place.read_bytes() == CONTENT
+            assert (await text.fetch(A, NAME)).read_bytes() == newer
+            assert reader.read() == CONTENT
+        assert other.read_bytes() == CONTENT
+        assert place.samefile(machine.store_dir / "org--a" / NAME)
+        assert place.samefile(machine.blob.with_name(hashlib.sha256(newer).hexdigest()))
 
 
 @pytest.mark.parametrize("kind", ["damaged", "link", "gone"])
