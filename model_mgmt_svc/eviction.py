@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from shared.model_ids import ModelId
 
 MIB = 1 << 20
-# Last uses within the same second count as equally recent: the larger model goes first then, which
-# makes room with fewer loads later.
-RECENCY_STEP_SECONDS = 1.0
+# Models that have been idle for the same number of whole steps count as equals: the larger one goes
+# first then, which leaves room for more.
+IDLE_STEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, order=True)
@@ -28,8 +28,7 @@ class Resident:
 
     Attributes:
         reserved: its bytes, by device.
-        last_used_at: when its last call began or ended on any replica, or it was loaded, in Unix
-            seconds.
+        idle_seconds: since its last call on any replica has ended, or it was loaded.
         calls: those that it answers now, on all replicas.
         rank: its options pin and priority.
         evictable: false with the option evict=none.
@@ -38,7 +37,7 @@ class Resident:
 
     model_id: ModelId
     reserved: Mapping[str, int] = field(default_factory=dict)
-    last_used_at: float = 0.0
+    idle_seconds: float = 0.0
     calls: int = 0
     rank: Rank = Rank()
     evictable: bool = True
@@ -75,8 +74,8 @@ def choose(
 ) -> Choice:
     """Chooses the models that go, so that a load gets what it needs on each device.
 
-    Models of lower priority go first, then those that were used longest ago, of equally recent ones
-    the larger. One that is pinned, has evict=none or answers calls never goes. None goes where all
+    Models of lower priority go first, then those that have been idle for longer, of equals the
+    larger. One that is pinned, has evict=none or answers calls never goes. None goes where all
     together do not make enough room, and none that turns out not to be needed.
 
     Args:
@@ -106,11 +105,9 @@ def choose(
 
 
 def describe(stays: Sequence[Stay]) -> str:
-    """A sentence on the models that hold memory, and why each of them stays."""
-    if not stays:
-        return "no model holds it that could go"
-    return "it is held by " + "; ".join(
-        f"{stay.resident.model_id}, {_told(stay.resident.reserved)}, which {stay.why}"
+    """The models that hold memory, and why each of them stays; empty if there are none."""
+    return "; ".join(
+        f"{stay.resident.model_id} holds {_told(stay.resident.reserved)} and {stay.why}"
         for stay in stays
     )
 
@@ -131,8 +128,8 @@ def _size(resident: Resident, devices: Iterable[str]) -> int:
 
 def _order(resident: Resident, missing: Mapping[str, int]) -> tuple[int, int, int, ModelId]:
     """Those that go first are the least."""
-    step = math.floor(resident.last_used_at / RECENCY_STEP_SECONDS)
-    return resident.rank.priority, step, -_size(resident, missing), resident.model_id
+    steps = math.floor(resident.idle_seconds / IDLE_STEP_SECONDS)
+    return resident.rank.priority, -steps, -_size(resident, missing), resident.model_id
 
 
 def _why_it_stays(resident: Resident, below: Rank | None) -> str:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import math
 from collections import defaultdict
 from collections.abc import (
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.eviction import describe
+from model_mgmt_svc.evictor import (
+    FREE_SECONDS,
+    Evictor,
+    Keeps,
+    Need,
+    evicted_restore,
+    keeps_none,
+    rank_of,
+    to_make_room_for,
+)
 from model_mgmt_svc.life_options import (
     DEFAULT_LIFE,
     NO_CHANGE,
@@ -28,17 +39,20 @@ from model_mgmt_svc.life_options import (
     LifeOptions,
     split_life,
 )
+from model_mgmt_svc.outcomes import gather_outcomes, run_to_completion
 from model_mgmt_svc.replicas import (
     CONNECT_SECONDS,
     LoadedModel,
     Replica,
     ReplicaModel,
     Replicas,
+    list_models,
 )
 from shared.errors import (
     CallCancelledError,
     InvalidArgumentError,
     ModelNotLoadedError,
+    OutOfMemoryError,
     PipelineMismatchError,
     QueueFullError,
     ServiceError,
@@ -46,7 +60,7 @@ from shared.errors import (
     UnknownPipelineError,
     WorkerUnavailableError,
 )
-from shared.model_host import ModelLife
+from shared.model_host import ModelLife, Restore, parse_needs
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName, find_pipeline
 from shared.single_flight import SharedWork, SingleFlight
@@ -55,8 +69,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Longest wait for a replica to free a model; it may hang.
-FREE_SECONDS = 30.0
+# How often a load is tried that does not fit and has others evicted: more than twice where its
+# conversion needs other room than itself, or another load has taken what was free.
+MAX_TRIES = 8
 # How long a failed load is remembered: it is among the states of models, and if it went on without
 # callers, the next one is told.
 FAILED_SECONDS = 60.0
@@ -71,6 +86,10 @@ class _Load(SharedWork[LoadedModel]):
         callers: number of callers who wait, the reconciler left out.
         change: what callers change of the model's options of life.
         asked: whether one of them is a caller of LoadModel.
+        keeps: see `Need`.
+        evicted: the entries of the models that were evicted for it.
+        failure: why it has failed on a replica.
+        has_no_room: no other model can make room, and none is on its way in or out of memory.
     """
 
     def __init__(self, model: DesiredModel) -> None:
@@ -80,10 +99,19 @@ class _Load(SharedWork[LoadedModel]):
         self.callers = 0
         self.change = LifeChange()
         self.asked = False
+        self.keeps: Keeps = keeps_none
+        self.evicted: list[DesiredModel] = []
+        self.failure: ServiceError | None = None
+        self.has_no_room = False
 
     def wish(self, model: DesiredModel) -> DesiredModel:
         """An entry of the record after what the callers have asked for."""
         return replace(model, life=self.change.of(model.life), asked=model.asked or self.asked)
+
+    @property
+    def why(self) -> str:
+        """Why models are evicted for it."""
+        return to_make_room_for(self.model.model_id)
 
     def result(self) -> LoadedModel:
         """As `SharedWork.result`."""
@@ -153,6 +181,7 @@ class Lifecycle:
         self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
+        self._evictor = Evictor(replicas, desired, self._lock, self.is_loading)
         # The replicas that `adopt` has asked.
         self._asked: WeakSet[Replica] = WeakSet()
 
@@ -162,8 +191,13 @@ class Lifecycle:
         if self._unloads:
             await asyncio.wait(self._unloads, timeout=FREE_SECONDS)
 
-    async def load(self, model: DesiredModel, change: LifeChange = NO_CHANGE) -> LoadedModel:
+    async def load(
+        self, model: DesiredModel, change: LifeChange = NO_CHANGE, keeps: Keeps = keeps_none
+    ) -> LoadedModel:
         """Makes a model desired and loads it on every replica of its service that is up.
+
+        What does not fit into memory evicts idle models, see `model_mgmt_svc.eviction`; they come
+        back if it fails all the same.
 
         Callers who ask for the same model at the same time share one load. It goes on when they
         leave, so that the next one finds the model, or is told why it cannot be loaded. A load that
@@ -174,17 +208,20 @@ class Lifecycle:
         Args:
             model: what is loaded, with its options.
             change: of the options of life, which a loaded model gets at once.
+            keeps: which other models are not evicted for it, and why; see `Need`. A caller who asks
+                for the same load without it lifts that.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
             FailedPreconditionError: another model has one of its names.
             WorkerUnavailableError: no replica is up, or the one that loaded went away.
+            OutOfMemoryError: it does not fit, and the message tells why no model makes room.
             CallCancelledError: it was unloaded meanwhile.
             QueueFullError: too many other models are being loaded.
             ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
         self._tell_unseen(model)
-        with self._requested(model, change) as load:
+        with self._requested(model, change, keeps) as load:
             load.callers += 1
             try:
                 loaded = await load.finished()
@@ -205,7 +242,7 @@ class Lifecycle:
         load = self._loads.get(model_id)
         if load and load.requested:
             return load.model.pipeline_type
-        models_of = await self._list(self._replicas.all())
+        models_of = await list_models(self._replicas.all())
         held = (_ready(models, model_id) for models in models_of.values())
         return next((model.pipeline_type for model in held if model), "")
 
@@ -262,7 +299,8 @@ class Lifecycle:
     async def restore(self, model: DesiredModel) -> LoadedModel | None:
         """Loads a desired model where it is missing.
 
-        Returns None if a load is in flight that a caller has asked for.
+        Returns None if a load is in flight that a caller has asked for, or if there is no room for
+        it: then it counts as evicted.
 
         Raises:
             ModelNotLoadedError: it is no longer desired.
@@ -271,7 +309,29 @@ class Lifecycle:
         if self.is_requested(model.model_id):
             return None
         with self._loads.join(model.model_id, lambda: self._start(model)) as load:
-            return await load.finished()
+            try:
+                return await load.finished()
+            except OutOfMemoryError:
+                if load.requested or not load.has_no_room:
+                    raise
+                await self._evictor.give_up(model.model_id)
+                return None
+
+    async def evict(self, model_id: ModelId, why: str) -> bool:
+        """Takes a model out of memory if it is idle, see `Evictor.evict`; it stays desired."""
+        return await self._evictor.evict(model_id, why)
+
+    async def finish_evictions(self) -> None:
+        """See `Evictor.finish`."""
+        await self._evictor.finish()
+
+    def evictions(self, replica: Replica) -> list[Restore]:
+        """What the callers of evicted models are told, of those that belong on this replica."""
+        return [
+            evicted_restore(model.model_id, model.evicted_why)
+            for model in self._desired.all()
+            if model.evicted and _serves(replica, model) and not self.is_requested(model.model_id)
+        ]
 
     async def unload(self, model_id: ModelId) -> int:
         """Makes a model no longer desired and frees it; returns how many replicas held it.
@@ -301,7 +361,7 @@ class Lifecycle:
 
     async def models(self) -> dict[Replica, list[ReplicaModel]]:
         """The models of each replica that answers, whatever their state."""
-        return await self._list(self._replicas.all())
+        return await list_models(self._replicas.all())
 
     async def loaded(self) -> list[LoadedModel]:
         """The models in memory, ordered by id, as reported by the replicas that are up."""
@@ -327,7 +387,7 @@ class Lifecycle:
         if self._desired.complete:
             return
         replicas = self._replicas.all()
-        models_of = await self._list([each for each in replicas if each not in self._asked])
+        models_of = await list_models([each for each in replicas if each not in self._asked])
         self._asked.update(models_of)
         await self._desired.adopt(
             DesiredModel(
@@ -352,7 +412,7 @@ class Lifecycle:
                 for model in desired
                 if _serves(replica, model) and _ready(models, model.model_id) is None
             ]
-            for replica, models in (await self._list(self._replicas.all())).items()
+            for replica, models in (await list_models(self._replicas.all())).items()
         }
 
     def lives(self, replica: Replica) -> list[ModelLife]:
@@ -364,7 +424,9 @@ class Lifecycle:
         ]
 
     @contextlib.contextmanager
-    def _requested(self, model: DesiredModel, change: LifeChange) -> Iterator[_Load]:
+    def _requested(
+        self, model: DesiredModel, change: LifeChange, keeps: Keeps = keeps_none
+    ) -> Iterator[_Load]:
         """The load of a model that a caller has asked for, begun unless it is in flight.
 
         Raises:
@@ -377,6 +439,8 @@ class Lifecycle:
             raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
         with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
             _check_type(load.model.pipeline_type, model)
+            if not load.requested or keeps is keeps_none:
+                load.keeps = keeps
             load.requested = True
             load.change = load.change.and_then(change)
             load.asked |= model.asked
@@ -422,10 +486,12 @@ class Lifecycle:
             if load.requested and not plan.loaded:
                 await self._refresh(plan.desired.files_id)
             try:
-                loaded = await self._load_missing(plan)
+                loaded = await self._load_missing(load, plan)
             except BaseException:
-                await run_to_completion(self._undo(plan))
+                await run_to_completion(self._undo(load, plan))
                 raise
+            finally:
+                self._evictor.release(load.model.model_id)
             if now := self._desired.get(load.model.model_id):  # of callers who came meanwhile
                 await self._desired.put(load.wish(now))
             return LoadedModel.over([*plan.loaded, *loaded])
@@ -438,14 +504,15 @@ class Lifecycle:
             desired = replace(
                 desired, life=before.life, asked=before.asked, file_entry=before.file_entry
             )
-        if before is None and not load.requested:
-            raise ModelNotLoadedError(f"model {desired.model_id!r} is no longer desired")
+        if not load.requested and (before is None or before.evicted):
+            raise ModelNotLoadedError(f"model {desired.model_id!r} is no longer desired in memory")
         replicas = await self._reachable(desired)
         missing = [replica for replica, model in replicas.items() if model is None]
         loaded = [model for model in replicas.values() if model is not None]
         if loaded:  # a loaded model keeps its options
             desired = before or replace(desired, options=loaded[0].options)
-        return _Plan(load.wish(desired), before, missing, loaded)
+        wish = replace(load.wish(desired), evicted_why="")
+        return _Plan(wish, before, missing, loaded)
 
     async def _started(self, service: ServiceName) -> dict[Replica, list[ReplicaModel]]:
         """The replicas of a service that answer once one does, each with its models.
@@ -454,7 +521,7 @@ class Lifecycle:
         """
         while True:
             replicas = self._replicas.of(service)
-            models_of = await self._list(replicas, CONNECT_SECONDS)
+            models_of = await list_models(replicas, CONNECT_SECONDS)
             silent = min((replica.silent_seconds for replica in replicas), default=math.inf)
             if models_of or silent >= self._start_seconds:
                 return models_of
@@ -464,7 +531,7 @@ class Lifecycle:
         """The replicas for a model that are up, each with the model if it holds it already."""
         await self._replicas.refresh()
         service = _service(desired)
-        models_of = await self._list(self._replicas.all())
+        models_of = await list_models(self._replicas.all())
         if not any(replica.service == service for replica in models_of):
             models_of |= await self._started(service)
         for models in models_of.values():
@@ -481,34 +548,79 @@ class Lifecycle:
             )
         return reachable
 
-    async def _load_missing(self, plan: _Plan) -> list[ReplicaModel]:
+    async def _load_missing(self, load: _Load, plan: _Plan) -> list[ReplicaModel]:
         """Makes the model desired and loads it where it is missing.
 
         Replicas that go away meanwhile do not matter as long as one is left.
         """
-        desired = plan.desired
-        await self._desired.put(desired)
+        await self._desired.put(plan.desired)
         models, errors = await gather_outcomes(
-            replica.load(desired.model_id, desired.pipeline_type, desired.options)
-            for replica in plan.missing
+            self._load_on(replica, load, plan) for replica in plan.missing
         )
         for error in errors:
             if not models or not isinstance(error, UnavailableError):
                 raise error
         return models
 
-    async def _undo(self, plan: _Plan) -> None:
+    async def _load_on(self, replica: Replica, load: _Load, plan: _Plan) -> ReplicaModel:
+        """Loads a model on a replica; while it does not fit there, others are evicted for it."""
+        model = plan.desired
+        for tries in itertools.count(1):
+            try:
+                return await replica.load(model.model_id, model.pipeline_type, model.options)
+            except OutOfMemoryError as error:
+                if tries == MAX_TRIES:
+                    raise
+                try:
+                    await self._make_room(replica, load, plan, error)
+                except OutOfMemoryError as refusal:
+                    load.failure = load.failure or refusal
+                    raise
+            except ServiceError as error:
+                if not isinstance(error, UnavailableError):
+                    load.failure = load.failure or error
+                raise
+        raise AssertionError("the loop ends by itself")
+
+    async def _make_room(
+        self, replica: Replica, load: _Load, plan: _Plan, error: OutOfMemoryError
+    ) -> None:
+        """Evicts models after a load has not fitted.
+
+        Raises:
+            OutOfMemoryError: there cannot be room.
+            ServiceError: the load has failed on another replica.
+        """
+        needs = parse_needs(error.metadata.get("needs", ""))
+        if not needs or needs.keys() - replica.memory.keys():
+            raise error  # not of the budgets: its process went over its limit, for example
+        below = None if load.requested else rank_of(plan.desired)
+        need = Need(load.model.model_id, replica, needs, plan.missing, below, load.keeps)
+        async with self._evictor.making_room:
+            if load.failure:  # on another replica: nothing is evicted any more
+                raise load.failure
+            choice = await self._evictor.make_room(need, load.evicted)
+        if choice.enough:
+            return
+        load.has_no_room = not any(stay.resident.stays for stay in choice.stays)
+        holders = describe(choice.stays)
+        message = f"{error.message}. {holders}" if holders else error.message
+        raise OutOfMemoryError(message, metadata=error.metadata)
+
+    async def _undo(self, load: _Load, plan: _Plan) -> None:
         """After a load that failed: restores the desired models, frees what was loaded."""
         if plan.before:
             await self._desired.put(plan.before)
-            return
-        model_id = plan.desired.model_id
-        await self._desired.remove(model_id)
+        else:
+            await self._desired.remove(plan.desired.model_id)
+            await self._free(plan.desired.model_id, plan.missing)
+        await self._evictor.bring_back(load.evicted, load.why)
+
+    async def _free(self, model_id: ModelId, replicas: Sequence[Replica]) -> None:
+        """Frees what a load that failed has left on replicas."""
         try:
             async with asyncio.timeout(FREE_SECONDS):
-                _, errors = await gather_outcomes(
-                    replica.unload(model_id) for replica in plan.missing
-                )
+                _, errors = await gather_outcomes(replica.unload(model_id) for replica in replicas)
         except TimeoutError:
             errors = [UnavailableError(f"a replica did not free a model within {FREE_SECONDS:g} s")]
         for error in errors:
@@ -538,7 +650,7 @@ class Lifecycle:
             self._loads.stop(model_id, load)
         async with self._lock(model_id):
             was_desired = await self._desired.remove(model_id)
-            models_of = await self._list(self._replicas.all())
+            models_of = await list_models(self._replicas.all())
             holders = [replica for replica, models in models_of.items() if model_id in _ids(models)]
             if not (holders or was_desired or load):
                 raise ModelNotLoadedError(f"model {model_id!r} is not loaded")
@@ -548,50 +660,8 @@ class Lifecycle:
                     raise error
             return len(holders)
 
-    async def _list(
-        self, replicas: Sequence[Replica], wait_seconds: float = 0
-    ) -> dict[Replica, list[ReplicaModel]]:
-        """The models of each replica that answers; the others are left out."""
-        answers = await asyncio.gather(
-            *(replica.list(wait_seconds) for replica in replicas), return_exceptions=True
-        )
-        models_of = {}
-        for replica, answer in zip(replicas, answers, strict=True):
-            if isinstance(answer, list):
-                models_of[replica] = answer
-            elif not isinstance(answer, ServiceError):
-                raise answer
-            elif not isinstance(answer, UnavailableError):
-                log.error("a replica cannot list its models", extra={"error": answer.message})
-        return models_of
-
     def _lock(self, model_id: ModelId) -> asyncio.Lock:
         return self._locks.setdefault(model_id, asyncio.Lock())
-
-
-async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
-    """Awaits `work` to completion even if this task is cancelled."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait((task,))
-    return task.result()
-
-
-async def gather_outcomes(
-    calls: Iterable[Coroutine[Any, Any, T]],
-) -> tuple[list[T], list[ServiceError]]:
-    """Runs calls concurrently, all of them to completion; returns results and errors apart."""
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    results, errors = [], []
-    for outcome in outcomes:
-        if isinstance(outcome, ServiceError):
-            errors.append(outcome)
-        elif isinstance(outcome, BaseException):
-            raise outcome
-        else:
-            results.append(outcome)
-    return results, errors
 
 
 def _service(model: DesiredModel) -> ServiceName:

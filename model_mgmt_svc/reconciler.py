@@ -112,6 +112,7 @@ class Reconciler:
         """
         await self._replicas.refresh()
         await self._lifecycle.adopt()
+        await self._lifecycle.finish_evictions()
         desired = [model for model in self._desired.all() if not model.evicted]
         missing = await self._lifecycle.missing(desired)
         missing_ids = {model.model_id for models in missing.values() for model in models}
@@ -245,6 +246,7 @@ class Reconciler:
                 for model in models
                 if not self._lifecycle.is_requested(model.model_id)
             ]
+            restores += self._lifecycle.evictions(replica)
             if not restores and replica not in self._told and replica.lives == lives:
                 continue
             self._told.add(replica)

@@ -19,6 +19,7 @@ from shared.errors import (
     InternalError,
     ServiceError,
     ShuttingDownError,
+    UnavailableError,
     WorkerUnavailableError,
 )
 from shared.model_host import MemoryPool, ModelLife, ModelState, Restore
@@ -224,15 +225,26 @@ class Replica:
                 raise
         return dict(answer.options)
 
-    async def unload(self, model_id: ModelId, *, if_idle: bool = False) -> bool:
+    async def unload(
+        self, model_id: ModelId, *, if_idle: bool = False, told: Restore | None = None
+    ) -> bool:
         """Frees a model after its running calls; with `if_idle` only if it is READY and has none.
 
         Returns whether it was freed.
 
+        Args:
+            model_id: the model.
+            if_idle: see above.
+            told: what its callers are told afterwards, see `tell_models`.
+
         Raises:
             As `load`.
         """
-        request = worker_pb2.UnloadRequest(model_id=model_id, if_idle=if_idle)
+        request = worker_pb2.UnloadRequest(
+            model_id=model_id,
+            if_idle=if_idle,
+            told=worker_pb2.Restore(**asdict(told)) if told else None,
+        )
         async with self._errors():
             answer = await self._stub.Unload(request, metadata=await self._metadata())
         return not answer.busy
@@ -419,6 +431,24 @@ class Replicas:
 
     async def _close(self, replicas: Iterable[Replica]) -> None:
         await asyncio.gather(*(replica.channel.close() for replica in replicas))
+
+
+async def list_models(
+    replicas: Sequence[Replica], wait_seconds: float = 0
+) -> dict[Replica, list[ReplicaModel]]:
+    """The models of each replica that answers, see `Replica.list`; the others are left out."""
+    answers = await asyncio.gather(
+        *(replica.list(wait_seconds) for replica in replicas), return_exceptions=True
+    )
+    models_of = {}
+    for replica, answer in zip(replicas, answers, strict=True):
+        if isinstance(answer, list):
+            models_of[replica] = answer
+        elif not isinstance(answer, ServiceError):
+            raise answer
+        elif not isinstance(answer, UnavailableError):
+            log.error("a replica cannot list its models", extra={"error": answer.message})
+    return models_of
 
 
 async def _addresses(target: str) -> list[str]:

@@ -185,7 +185,7 @@ class Restores:
 
     def __init__(self) -> None:
         self.auto_load = False
-        self._by_id: Mapping[ModelId, Restore] = {}
+        self._by_id: dict[ModelId, Restore] = {}
         self._told_at = 0.0
 
     def replace(self, restores: Iterable[Restore], *, auto_load: bool = False) -> None:
@@ -193,6 +193,14 @@ class Restores:
         self.auto_load = auto_load
         self._by_id = {restore.model_id: restore for restore in restores}
         self._told_at = time.monotonic()
+
+    def put(self, restore: Restore) -> None:
+        """Takes what is told of one model, beside what was told before."""
+        self._by_id[restore.model_id] = restore
+
+    def drop(self, model_id: ModelId) -> None:
+        """Forgets what was told of a model."""
+        self._by_id.pop(model_id, None)
 
     def get(self, model_id: ModelId) -> Restore | None:
         """The restore of a model, as of now; None if none is planned."""

@@ -58,6 +58,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         host = self._ready()
         async for progress in host.load(model_id, request.pipeline_type, request.options):
             yield _load_response(progress)
+        self._restores.drop(model_id)
 
     async def Check(  # noqa: N802
         self, request: worker_pb2.LoadRequest, context: Context
@@ -71,9 +72,13 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     ) -> worker_pb2.UnloadResponse:
         self._epochs.check(context)
         model_id = parse_model_id(request.model_id)
+        if request.HasField("told"):  # first, so that no call finds neither the model nor why
+            self._restores.put(_restore(request.told))
         freed = await self._ready().unload(
             model_id, if_idle=request.if_idle, idle_within=request.idle_within_seconds
         )
+        if not freed:
+            self._restores.drop(model_id)
         return worker_pb2.UnloadResponse(busy=not freed)
 
     async def List(  # noqa: N802
@@ -102,16 +107,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
     ) -> worker_pb2.TellModelsResponse:
         self._epochs.check(context)
         self._names.replace(map(_life, request.lives))
-        restores = (
-            Restore(
-                ModelId(restore.model_id),
-                restore.wait_seconds,
-                restore.given_up,
-                restore.reason,
-                restore.evicted,
-            )
-            for restore in request.restores
-        )
+        restores = map(_restore, request.restores)
         self._restores.replace(restores, auto_load=request.auto_load)
         return worker_pb2.TellModelsResponse()
 
@@ -163,6 +159,16 @@ def _life(message: worker_pb2.ModelLife) -> ModelLife:
 
 def _life_message(life: ModelLife) -> worker_pb2.ModelLife:
     return worker_pb2.ModelLife(model_id=life.model_id, aliases=life.aliases, options=life.options)
+
+
+def _restore(message: worker_pb2.Restore) -> Restore:
+    return Restore(
+        ModelId(message.model_id),
+        message.wait_seconds,
+        message.given_up,
+        message.reason,
+        message.evicted,
+    )
 
 
 def _state(state: ModelState) -> worker_pb2.ModelState:

@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
-from shared.errors import ModelNotLoadedError, ServiceError, UnknownOptionError
+from shared.errors import (
+    ModelNotLoadedError,
+    OutOfMemoryError,
+    ServiceError,
+    UnknownOptionError,
+)
+from shared.model_host import HOST, format_needs
 from shared.rpc.epochs import EPOCH_KEY
 from shared.rpc.interceptors import ErrorInterceptor
 
 # Its options.
 DEFAULTS = {"dtype": "float32", "engine": "openvino"}
 RAM, VRAM = 90 * (1 << 20) + 1, 0
+# What a model needs where memory is counted.
+NEEDS = {HOST: 40}
 
 
 class ModelWorker(pb_grpc.ModelWorkerServicer):
-    """Loads and frees at once, unless told to wait (`go_on`, `frees`) or to fail (`failures`)."""
+    """Loads and frees at once, unless told to wait (`go_on`, `frees`) or to fail (`failures`).
+
+    Attributes:
+        budgets: bytes by device; without any it counts no memory.
+        needs: bytes by device that a model needs, if not `NEEDS`.
+        fails_loading: models whose loads fail after they have reserved their memory.
+        before_unload: called with a model before it is asked whether it may go.
+    """
 
     def __init__(self) -> None:
         self.models: dict[str, pb.ModelInfo] = {}
@@ -37,6 +52,10 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.lists = 0
         self.frees = asyncio.Event()
         self.frees.set()
+        self.budgets: dict[str, int] = {}
+        self.needs: dict[str, dict[str, int]] = {}
+        self.fails_loading: dict[str, ServiceError] = {}
+        self.before_unload: dict[str, Callable[[pb.ModelInfo], object]] = {}
         self.cancelled = 0
         self.admitted = False
         self.epochs: list[int] = []  # in the order in which they were seen
@@ -53,6 +72,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             raise
         if self.failures:
             raise self.failures.pop(0)
+        reserved = await self._reserve(request) if self.budgets else {}
         model = pb.ModelInfo(
             model_id=request.model_id,
             pipeline_type=request.pipeline_type,
@@ -61,6 +81,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             vram_bytes=VRAM,
             loaded_at=1_700_000_000 + len(self.loads) - 1,
             options=request.options,
+            reserved=reserved,
         )
         self.models[request.model_id] = model
         yield pb.LoadResponse(state=pb.MODEL_STATE_READY, model=model)
@@ -72,6 +93,16 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def Unload(self, request, context):
         self.unloads.append(request.model_id)
+        model = self.models.get(request.model_id)
+        if model is not None and (hook := self.before_unload.get(request.model_id)):
+            hook(model)
+        if request.if_idle and model is not None:
+            if model.calls_in_flight or model.state != pb.MODEL_STATE_READY:
+                return pb.UnloadResponse(busy=True)
+            model.state = pb.MODEL_STATE_UNLOADING
+        if request.HasField("told"):
+            self.told = [each for each in self.told if each.model_id != request.model_id]
+            self.told.append(request.told)
         await self.frees.wait()
         if self.models.pop(request.model_id, None) is None:
             raise ModelNotLoadedError("not loaded")
@@ -83,14 +114,44 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             if key == EPOCH_KEY and int(value) not in self.epochs:
                 self.epochs.append(int(value))
         await self.answers_lists.wait()
+        memory = [
+            pb.MemoryPool(device=device, budget_bytes=size, reserved_bytes=self.reserved(device))
+            for device, size in self.budgets.items()
+        ]
         return pb.ListResponse(
-            models=self.models.values(), admitted=self.admitted, lives=self.lives
+            models=self.models.values(), admitted=self.admitted, lives=self.lives, memory=memory
         )
 
     async def TellModels(self, request, context):
         self.told = list(request.restores)
         self.lives = list(request.lives)
         return pb.TellModelsResponse()
+
+    def reserved(self, device: str = HOST) -> int:
+        """Bytes of a device that its models have reserved."""
+        return sum(model.reserved.get(device, 0) for model in self.models.values())
+
+    async def _reserve(self, request: pb.LoadRequest) -> Mapping[str, int]:
+        """The memory that a model gets, after some time in which it is LOADING."""
+        needs = self.needs.get(request.model_id, NEEDS)
+        for device, needed in needs.items():
+            free = self.budgets[device] - self.reserved(device)
+            if needed > free:
+                raise OutOfMemoryError(
+                    f"model {request.model_id} needs {needed}, but {free} are free",
+                    metadata={"needed_bytes": str(needed), "needs": format_needs(needs)},
+                )
+        self.models[request.model_id] = pb.ModelInfo(
+            model_id=request.model_id, state=pb.MODEL_STATE_LOADING, reserved=needs
+        )
+        try:
+            await asyncio.sleep(0.01)
+            if request.model_id in self.fails_loading:
+                raise self.fails_loading[request.model_id]
+        except BaseException:
+            del self.models[request.model_id]
+            raise
+        return needs
 
     def die(self, model_id: str) -> None:
         """The process of a model ends, as text_svc tells it."""

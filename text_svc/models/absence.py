@@ -40,6 +40,10 @@ def absence(
                 f"model {model_id} is being loaded again, its state is {state}"
             )
         return ModelNotLoadedError(f"model {model_id} is not ready, its state is {state}")
+    if restore and restore.evicted:
+        return ModelNotLoadedError(
+            f"model {model_id} {restore.reason}; call LoadModel to load it again"
+        )
     reason = (model.reason if model else "") or (restore.reason if restore else "")
     because = f": {reason}" if reason else ""
     if restore and restore.given_up:

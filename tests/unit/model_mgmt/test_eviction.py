@@ -17,7 +17,7 @@ def resident(
     name: str,
     size: int = 10,
     *,
-    last_used_at: float = 0,
+    idle: float = 0,
     calls: int = 0,
     priority: int = 0,
     pinned: bool = False,
@@ -26,7 +26,7 @@ def resident(
     device: str = "host",
 ) -> Resident:
     rank = Rank(pinned, priority)
-    return Resident(ModelId(name), {device: size}, last_used_at, calls, rank, evictable, stays)
+    return Resident(ModelId(name), {device: size}, idle, calls, rank, evictable, stays)
 
 
 def names(choice: Choice) -> list[str]:
@@ -41,7 +41,7 @@ RESIDENTS = st.lists(
         Resident,
         model_id=st.just(ModelId("x")),
         reserved=st.fixed_dictionaries(dict.fromkeys(DEVICES, SIZES)),
-        last_used_at=st.floats(0, 5, allow_nan=False),
+        idle_seconds=st.floats(0, 5, allow_nan=False),
         calls=st.integers(0, 1),
         rank=st.builds(Rank, st.booleans(), st.integers(-1, 1)),
         evictable=st.sampled_from([True, True, False]),
@@ -104,7 +104,7 @@ def test_one_that_stays_is_worth_more_than_one_that_goes(
     """On one device: no victim could be spared for a model that goes before it."""
 
     def worth(each: Resident) -> tuple[float, ...]:
-        return (each.rank.priority, math.floor(each.last_used_at), -each.reserved["host"])
+        return (each.rank.priority, -math.floor(each.idle_seconds), -each.reserved["host"])
 
     choice = choose({"host": need}, {}, residents)
     kept = [each for each in residents if may_go(each, None) and each not in choice.victims]
@@ -129,31 +129,31 @@ def names_or_none(choice: Choice) -> list[str] | None:
 
 
 def test_the_least_recently_used_goes() -> None:
-    models = [resident("new", last_used_at=30), resident("old", last_used_at=10)]
+    models = [resident("new", idle=70), resident("old", idle=90)]
     assert names(choose({"host": 10}, {"host": 0}, models)) == ["old"]
 
 
 def test_among_equally_recent_ones_the_larger_goes() -> None:
     models = [
-        resident("small", 10, last_used_at=10.1),
-        resident("large", 30, last_used_at=10.9),
-        resident("newer", 90, last_used_at=12),
+        resident("small", 10, idle=89.9),
+        resident("large", 30, idle=89.1),
+        resident("newer", 90, idle=88),
     ]
     assert names(choose({"host": 10}, {}, models)) == ["large"]
 
 
 def test_lower_priority_goes_before_all_else() -> None:
     models = [
-        resident("old", last_used_at=1, priority=1),
-        resident("new", last_used_at=99),
-        resident("urgent", last_used_at=0, priority=9),
+        resident("old", idle=99, priority=1),
+        resident("new", idle=1),
+        resident("urgent", idle=100, priority=9),
     ]
     assert names(choose({"host": 10}, {}, models)) == ["new"]
     assert names(choose({"host": 20}, {}, models)) == ["new", "old"]
 
 
 def test_a_small_old_model_is_spared_where_a_larger_one_has_to_go_anyway() -> None:
-    models = [resident("small", 5, last_used_at=1), resident("large", 50, last_used_at=9)]
+    models = [resident("small", 5, idle=99), resident("large", 50, idle=91)]
     assert names(choose({"host": 40}, {"host": 0}, models)) == ["large"]
     assert names(choose({"host": 55}, {"host": 0}, models)) == ["large", "small"]
 
@@ -164,7 +164,7 @@ def test_what_fits_evicts_nothing() -> None:
 
 
 def test_models_on_another_device_do_not_help() -> None:
-    models = [resident("on host", 90), resident("on card", 40, device="cuda:0", last_used_at=9)]
+    models = [resident("on host", 90), resident("on card", 40, device="cuda:0", idle=91)]
     free = {"host": 50, "cuda:0": 10}
     assert names(choose({"host": 20, "cuda:0": 30}, free, models)) == ["on card"]
     assert not choose({"cuda:0": 60}, free, models).enough
@@ -178,7 +178,7 @@ def test_nothing_goes_where_one_device_cannot_have_room() -> None:
 
 
 def test_a_budget_that_is_overdrawn_has_to_be_refilled_first() -> None:
-    models = [resident("a", 30, last_used_at=1), resident("b", 30, last_used_at=2)]
+    models = [resident("a", 30, idle=99), resident("b", 30, idle=98)]
     assert names(choose({"host": 10}, {"host": -25}, models)) == ["a", "b"]
 
 
@@ -207,7 +207,7 @@ def test_an_unasked_load_takes_from_lower_ranks_only(
             assert not choice.enough
     if below == Rank(priority=1):
         choice = choose({"host": 20}, {}, models, below)
-        assert "middle, 1 MiB, which is loaded already" in describe(choice.stays)
+        assert "middle holds 1 MiB and is loaded already" in describe(choice.stays)
 
 
 def test_the_refusal_tells_what_holds_memory_and_why_it_stays() -> None:
@@ -223,13 +223,13 @@ def test_the_refusal_tells_what_holds_memory_and_why_it_stays() -> None:
     choice = choose({"host": 20 * MIB}, {"host": 0}, models)
     assert not choice.enough
     assert describe(choice.stays) == (
-        "it is held by org/pinned, 5 MiB, which is pinned; "
-        "org/none, 4 MiB, which has the option evict=none; "
-        "org/busy, 3 MiB, which answers 2 calls; org/called, 3 MiB, which answers 1 call; "
-        "org/loading, 2 MiB, which is being loaded; "
-        "org/idle, 1 MiB, which could go, but that is not enough"
+        "org/pinned holds 5 MiB and is pinned; "
+        "org/none holds 4 MiB and has the option evict=none; "
+        "org/busy holds 3 MiB and answers 2 calls; org/called holds 3 MiB and answers 1 call; "
+        "org/loading holds 2 MiB and is being loaded; "
+        "org/idle holds 1 MiB and could go, but that is not enough"
     )
     assert describe(choose({"cuda:0": 9 * MIB}, {}, models).stays) == (
-        "it is held by org/card, 1 MiB of cuda:0, which could go, but that is not enough"
+        "org/card holds 1 MiB of cuda:0 and could go, but that is not enough"
     )
-    assert describe(choose({"host": 1}, {}, []).stays) == "no model holds it that could go"
+    assert describe(choose({"host": 1}, {}, []).stays) == ""
