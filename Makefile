@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-vision: models ## time every vision task against MediaPipe in process
 
 bench-memory: models ## see what vision_svc holds after 3,000 streams of each task (hours)
 	@$(PY) -m tests.bench.vision_memory $(BENCH)
+
+bench-model-memory: models ## compare what models are said to hold with what their processes hold
+	@$(PY) -m tests.bench.model_memory $(BENCH)
 
 bench-scenes: models ## time holistic against its parts, templates, auto flip and media sequences
 	@$(PY) -m tests.bench.bench_scenes $(BENCH)

@@ -47,7 +47,10 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
         f"{name} benchmark": ROOT / f"out/bench/{name}.md"
         for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
     },
-    OPERATIONS: {"attacks": ROOT / "out/hostile.md"},
+    OPERATIONS: {
+        "attacks": ROOT / "out/hostile.md",
+        "model memory": ROOT / "out/bench/model_memory.md",
+    },
     ARCHITECTURES: {"architectures": ROOT / "out/architectures.md"},
 }
 
