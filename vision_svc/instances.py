@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,10 +158,16 @@ class Instances:
         self._max_idle = max_idle
         self._on_failure = on_failure
         self._used_mb = 0
+        self._of_file: Counter[Path] = Counter()
         self._idle: list[Instance] = []
         self._lock = threading.Lock()
         # Closing waits for MediaPipe's threads; callers should not.
         self.closer = WatchedPool(1, "close")
+
+    def memory_mb_of(self, path: Path) -> int:
+        """MiB that all instances of a file take, idle ones included."""
+        with self._lock:
+            return self._of_file[path]
 
     def acquire(self, task: VisionTask, options: Options, mode: Mode) -> Instance:
         """Returns an instance for the caller alone, until `release`.
@@ -253,6 +260,8 @@ class Instances:
             log.exception("a model could not be opened", extra={"task": task.name})
             raise InvalidModelError(f"{path.name} cannot be opened as {task.name}") from error
         metrics.of_task(task.name).instances.inc()
+        with self._lock:
+            self._of_file[path] += memory_mb
         return Instance(task, key, memory_mb, detector, self._on_failure)
 
     def _reserve(self, task: VisionTask, path: Path, options: Options) -> int:
@@ -289,5 +298,7 @@ class Instances:
             log.exception("an instance could not be closed", extra={"task": instance.task.name})
         finally:
             metrics.of_task(instance.task.name).instances.dec()
+            with self._lock:
+                self._of_file[instance.key[1]] -= instance.memory_mb
             if counted:
                 self._free(instance.memory_mb)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shared.errors import (
@@ -29,9 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class TaskModel(HostedModel):
-    """A model that a task runs on, or will. `ram_bytes` is its file's size: instances map it."""
+    """A model that a task runs on, or will.
+
+    All models share a process, so `ram_bytes` is no measurement of it: it is what each instance of
+    the task was measured to take, or the file's size while there is none.
+    """
 
     task: VisionTask
+    path: Path | None = None
     load: asyncio.Task[None] | None = None
 
 
@@ -43,6 +49,13 @@ class Models:
         self._files = files
         self._models: dict[ModelId, TaskModel] = {}
         self._one_load = asyncio.Lock()
+
+    async def measure(self) -> None:
+        """Brings the memory figures up to date: instances come and go."""
+        for model in self._models.values():
+            if model.path and model.state is ModelState.READY:
+                taken = self._runtime.instances.memory_mb_of(model.path) << 20
+                model.ram_bytes = max(model.weights_bytes, taken)
 
     def models(self) -> list[TaskModel]:
         return list(self._models.values())
@@ -154,7 +167,8 @@ class Models:
         path = await self._files.fetch(source, _file(model.task, options), progress)
         model.state = ModelState.LOADING
         await self._runtime.try_model(model.task, path)
-        model.ram_bytes = path.stat().st_size
+        model.path, model.weights_bytes = path, path.stat().st_size
+        model.ram_bytes = model.weights_bytes
         self._runtime.use_model(model.task, path, model)
         model.loaded_at = int(time.time())
         model.state = ModelState.READY

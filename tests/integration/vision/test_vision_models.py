@@ -93,9 +93,12 @@ async def test_a_model_from_the_provider_serves_its_task(
     assert len((await detect(bare)).faces) == 1
     (listed,) = (await worker.List(worker_pb2.ListRequest())).models
     assert listed.last_used_at > 0
+    assert listed.ram_bytes > model.ram_bytes  # an instance waits for the next picture
+    assert listed.weights_bytes == model.weights_bytes == size
     (again,) = await load(worker)
     for each in (listed, again.model):
         each.ClearField("last_used_at")
+        each.ram_bytes = size
         assert each == model
 
     await worker.Unload(worker_pb2.UnloadRequest(model_id=MODEL))

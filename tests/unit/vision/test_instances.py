@@ -217,3 +217,18 @@ def test_a_file_that_is_missing_or_not_a_model(world: World, tmp_path: Path) -> 
             world.instances.acquire(task, options, Mode.IMAGE)
         with pytest.raises(InvalidModelError):
             world.instances.try_model(task, tmp_path / "model")
+
+
+def test_the_memory_of_a_file_is_that_of_its_instances(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    file = tmp_path / "model"
+    first = world.instances.acquire(world.stateless, {}, Mode.IMAGE)
+    second = world.instances.acquire(world.stateless, {}, Mode.IMAGE)
+    taken = first.memory_mb + second.memory_mb
+    assert world.instances.memory_mb_of(file) == taken > 0
+    world.instances.release(first)  # idle: it keeps its memory
+    assert world.instances.memory_mb_of(file) == taken
+    world.instances.close(second)
+    assert world.instances.memory_mb_of(file) == first.memory_mb
+    world.instances.shut_down()
+    assert world.instances.memory_mb_of(file) == 0
