@@ -101,6 +101,12 @@ class TextSettings(ModelHostSettings):
         ge=1,
         description="Largest key-value cache of a model in MiB; less if the budget is short.",
     )
+    give_back_seconds: float = Field(
+        300,
+        ge=0,
+        description="Time without calls after which a model gives back the memory of its key-value "
+        "cache, and what else its work has left; 0 is never.",
+    )
     max_running: int = Field(
         32, ge=1, le=256, description="Generations that run at once, per model."
     )

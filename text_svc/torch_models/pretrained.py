@@ -219,20 +219,19 @@ def is_token(value: Any) -> bool:
     return isinstance(value, int) and value >= 0
 
 
-def measure(model: torch.nn.Module, beside: int = 0) -> WorkerReport:
-    """Bytes in RAM and on accelerators: parameters and buffers, each shared one once.
+def measure(model: torch.nn.Module, packed_bytes: int = 0, cache_bytes: int = 0) -> WorkerReport:
+    """Bytes of parameters and buffers, each shared one once, and those that accelerators hold.
 
     Args:
-        model: on one kind of device, if `beside` is not 0.
-        beside: bytes that the model has there in other forms, such as a cache.
+        model: on one kind of device, if there are other bytes.
+        packed_bytes: of weights that the model has in another form besides.
+        cache_bytes: of a key-value cache, which an accelerator holds from the start.
     """
     sizes: dict[tuple[str, int], int] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         sizes[tensor.device.type, tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-    ram = sum(size for (kind, _), size in sizes.items() if kind == "cpu")
-    vram = sum(sizes.values()) - ram
+    weights = sum(sizes.values()) + packed_bytes
+    vram = sum(size for (kind, _), size in sizes.items() if kind != "cpu")
     if vram:
-        vram += beside
-    else:
-        ram += beside
-    return WorkerReport(ram_bytes=ram, vram_bytes=vram)
+        vram += packed_bytes + cache_bytes
+    return WorkerReport(weights_bytes=weights, vram_bytes=vram)

@@ -6,18 +6,20 @@ import asyncio
 import sys
 from typing import Any
 
+from ml.internal.link_pb2 import MemoryFigures
 from shared.errors import ServiceError
 from shared.process import exit_if_out_of_memory
 from shared.telemetry import tracing
 from text_svc.formats.cleaned import links_in
 from text_svc.formats.load_errors import loading_errors
-from text_svc.link.server import listen
+from text_svc.link.server import Activity, listen
 from text_svc.processes.child import begin
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
 )
 from text_svc.processes.tracebacks import write_tracebacks_on_signal
+from text_svc.worker.memory import give_back, give_back_when_idle
 from text_svc.worker.pipelines import load
 from text_svc.worker.steps import look_at_all
 from text_svc.worker.trial import try_calls
@@ -33,13 +35,21 @@ async def serve(spec: WorkerSpec) -> None:
     if spec.trial_seconds:
         with loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)):
             await try_calls(spec.model_id, loaded.handlers, loaded.trial, spec.trial_seconds)
+    memory, activity = loaded.memory, Activity()
     server = await listen(
         loaded.handlers,
         spec.socket,
         max_message_bytes=spec.max_message_bytes,
         stuck=look_at_all,
+        memory=lambda: MemoryFigures(
+            cache_bytes=memory.cache_bytes, cache_limit_bytes=memory.cache_limit_bytes
+        ),
+        activity=activity,
     )
+    await give_back(memory)  # what the load and the trial have left
     spec.send(loaded.report)
+    if spec.give_back_seconds:
+        await give_back_when_idle(memory, activity.idle_seconds, spec.give_back_seconds)
     await server.serve_forever()
 
 

@@ -93,5 +93,5 @@ def load(spec: WorkerSpec, recipe: Recipe) -> LoadedEncoder:
         Tokenizer.from_file(str(folder / TOKENIZER)),
         manifest.context,
         manifest.pad_token,
-        WorkerReport(ram_bytes=manifest.weight_bytes),
+        WorkerReport(weights_bytes=manifest.weight_bytes),
     )

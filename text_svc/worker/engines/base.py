@@ -34,6 +34,17 @@ class Engine(Protocol):
     def cancel(self, generation: Generation) -> None:
         """Stops a generation within one step; does nothing if it has already ended."""
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the key-value cache has taken so far."""
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """The most that `cache_bytes` can become; 0 if the engine has no such cache of its own."""
+
+    async def give_back(self) -> None:
+        """Gives back what an idle engine does not need. Generations that come meanwhile wait."""
+
     async def close(self) -> None:
         """Stops all generations and the engine's threads and processes."""
 

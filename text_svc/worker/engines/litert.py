@@ -8,7 +8,6 @@ segmentation, a file of 0.8 MB, once it has been called.
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +93,7 @@ class LiteRtModel:
 
     Attributes:
         signatures: by their names; the one name is "" if the file names none.
-        ram_bytes: what the pool took, the file's pages included.
+        weights_bytes: of the file.
 
     Args:
         path: of the file.
@@ -107,13 +106,12 @@ class LiteRtModel:
 
     def __init__(self, path: Path, threads: int, running: int) -> None:
         self._path, self._threads = path, threads
-        before = resident_bytes()
         self._idle: SimpleQueue[Interpreter] = SimpleQueue()
         interpreters = [self._load() for _ in range(running)]
         for each in interpreters:
             self._idle.put(each)
         self.signatures = _signatures(interpreters[0])
-        self.ram_bytes = resident_bytes() - before
+        self.weights_bytes = path.stat().st_size
 
     def run(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs of one call. Blocks until an interpreter is free and has finished.
@@ -213,8 +211,3 @@ def reason(error: Exception, path: Path) -> str:
 def elements(shape: tuple[int, ...]) -> int:
     """Elements of a tensor."""
     return math.prod(shape)
-
-
-def resident_bytes() -> int:
-    """The most memory that this process has had so far; a model's load only adds to it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -39,7 +39,7 @@ from text_svc.worker.engines.base import (
     StepOutput,
 )
 from text_svc.worker.engines.generation_threads import GenerationThreads
-from text_svc.worker.engines.litert import reason, resident_bytes
+from text_svc.worker.engines.litert import reason
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.tokenizing import tokenizing
@@ -74,7 +74,6 @@ def load(
     unpacked = spec.scratch / UNPACKED
     file.unpack(unpacked)
     litert_lm.set_min_log_severity(litert_lm.LogSeverity.ERROR)
-    before = resident_bytes()
     try:
         with litert_lm.ModelInfo(str(path)) as info:
             if not info.is_llm_model:
@@ -94,18 +93,9 @@ def load(
         why = reason(error, path)
         raise InvalidModelError(f"LiteRT-LM cannot load {path.name}: {why}") from None
     tokenizer = LiteRtLmTokenizer(model, unpacked)
-    _write_one_token(model)
     limits = Limits(context, running=1, waiting=spec.max_waiting, repetition_penalty=False)
     engine = LiteRtLmEngine(model, tokenizer, limits, metrics)
-    return engine, tokenizer, WorkerReport(ram_bytes=resident_bytes() - before)
-
-
-def _write_one_token(model: litert_lm.Engine) -> None:
-    """Makes the library take the memory that a generation needs, so that it is measured."""
-    with model.create_session(apply_prompt_template=False, max_output_tokens=1) as session:
-        session.run_prefill(["a"])
-        for _ in session.run_decode_async():
-            pass
+    return engine, tokenizer, WorkerReport(weights_bytes=path.stat().st_size)
 
 
 class LiteRtLmTokenizer:
@@ -225,6 +215,9 @@ class LiteRtLmEngine:
 
     def cancel(self, generation: Generation) -> None:
         self._threads.cancel(generation)
+
+    async def give_back(self) -> None:
+        """Nothing to do: each generation has a session of its own, which ends with it."""
 
     async def close(self) -> None:
         await self._threads.close()

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.cache_blocks import CacheBlocks
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.openvino_stepper import OpenVinoStepper, Step
 from text_svc.worker.engines.sampling import Sampling
@@ -32,9 +34,15 @@ log = logging.getLogger(__name__)
 
 # Tokens of a block of the KV cache; OpenVINO's value for CPUs.
 BLOCK_TOKENS = 32
-# The precision of the computation by the option dtype, and the bytes of a number in the KV cache.
+# The precision of the computation by the option dtype.
 PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
-NUMBER_BYTES = {"f32": 4, "bf16": 2}
+# Of a number in the KV cache: OpenVINO keeps float16 there for both. A processor for which it keeps
+# less has a cache of the same tokens in less memory, see `OpenVinoEngine.cache_limit_bytes`.
+NUMBER_BYTES = 2
+# A cache that holds less than this is not given back: making it anew costs more than that is worth.
+MIN_GIVEN_BACK_BYTES = 64 << 20
+# A model that took longer to load keeps its cache, since a caller might have to wait as long.
+MAX_RENEWAL_SECONDS = 20.0
 
 
 def load(
@@ -51,7 +59,7 @@ def load(
         raise InvalidModelError(f"model {spec.model_id} is not converted")
     precision = PRECISIONS[spec.options.dtype]
     own = min(manifest.context, spec.options.max_length or manifest.context)
-    block_bytes = BLOCK_TOKENS * manifest.cache_width * NUMBER_BYTES[precision]
+    block_bytes = BLOCK_TOKENS * manifest.cache_width * NUMBER_BYTES
     blocks = min(spec.cache_bytes // block_bytes, spec.max_running * blocks_of(own))
     if not blocks:
         raise OutOfMemoryError(
@@ -66,11 +74,12 @@ def load(
         ),
         end_tokens=manifest.end_tokens,
         cache_blocks=blocks,
+        block_bytes=block_bytes,
         precision=precision,
         threads=spec.threads,
         metrics=metrics,
     )
-    report = WorkerReport(ram_bytes=manifest.weight_bytes + blocks * block_bytes)
+    report = WorkerReport(weights_bytes=manifest.weight_bytes)
     return engine, FastTokenizer(folder), report
 
 
@@ -90,6 +99,7 @@ class OpenVinoEngine:
         limits: see `Engine`; the cache holds `limits.context` tokens.
         end_tokens: ids that end a generation.
         cache_blocks: blocks of BLOCK_TOKENS in the KV cache.
+        block_bytes: bytes of each, until the engine's first step tells.
         precision: of the computation, "f32" or "bf16".
         threads: of the computation.
         metrics: of the model.
@@ -106,6 +116,7 @@ class OpenVinoEngine:
         limits: Limits,
         end_tokens: Sequence[int],
         cache_blocks: int,
+        block_bytes: int = 0,
         precision: str,
         threads: int,
         metrics: EngineMetrics,
@@ -114,6 +125,10 @@ class OpenVinoEngine:
         self.limits = limits
         self._end_tokens = list(end_tokens)
         self._free_blocks = cache_blocks
+        self._block_bytes = block_bytes
+        self._written = CacheBlocks(cache_blocks, BLOCK_TOKENS)
+        self._generated: dict[Generation, list[int]] = {}
+        self._giving_back = False
         self._numbers = itertools.count(1)
         self._waiting: Turns[Generation] = Turns()
         self._running: dict[Generation, int] = {}
@@ -121,6 +136,7 @@ class OpenVinoEngine:
         self._metrics = metrics
         self._steps = Steps()
         self._cancelling = False  # until the process tells of the next step
+        began = time.monotonic()
         self._stepper = OpenVinoStepper(
             self._on_step,
             self._on_refused,
@@ -131,6 +147,39 @@ class OpenVinoEngine:
             precision=precision,
             threads=threads,
         )
+        self._load_seconds = time.monotonic() - began
+
+    @property
+    def cache_bytes(self) -> int:
+        """Those of blocks that were written since the cache is there: pages of others are not."""
+        running = sum(
+            blocks_of(len(each.prompt) + len(new)) - len(each.prompt) // BLOCK_TOKENS
+            for each, new in self._generated.items()
+        )
+        return min(self._written.written + running, self._written.blocks) * self._block_bytes
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """Those of all blocks."""
+        return self._written.blocks * self._block_bytes
+
+    async def give_back(self) -> None:
+        """Makes the cache anew, if it holds much and that is quick, and lets go of mapped weights.
+
+        OpenVINO GenAI cannot empty a cache, so its pipeline is made anew, in the same process.
+        """
+        if self._running or self._giving_back:
+            return
+        renew = (
+            self.cache_bytes >= MIN_GIVEN_BACK_BYTES and self._load_seconds <= MAX_RENEWAL_SECONDS
+        )
+        self._giving_back = True
+        try:
+            if await self._stepper.give_back(renew=renew):
+                self._written.clear()
+        finally:
+            self._giving_back = False
+            self._admit()
 
     def submit(self, generation: Generation) -> None:
         self._waiting.add(generation.caller, generation)
@@ -148,7 +197,7 @@ class OpenVinoEngine:
         await self._stepper.close()
 
     def _admit(self) -> None:
-        while len(self._running) < self.limits.running:
+        while len(self._running) < self.limits.running and not self._giving_back:
             generation = self._waiting.first()
             if generation is None or _blocks(generation) > self._free_blocks:
                 break
@@ -163,12 +212,15 @@ class OpenVinoEngine:
         number = next(self._numbers)
         self._running[generation], self._by_number[number] = number, generation
         self._free_blocks -= _blocks(generation)
+        self._generated[generation] = []
+        self._written.write(generation.prompt, ended=False)
         self._stepper.begin(number, generation.prompt, self._config(generation.sampling))
 
     def _forget(self, generation: Generation) -> int:
         number = self._running.pop(generation)
         del self._by_number[number]
         self._free_blocks += _blocks(generation)
+        self._written.write(generation.prompt + self._generated.pop(generation), ended=True)
         self._waiting.ended(generation.caller)
         return number
 
@@ -193,13 +245,16 @@ class OpenVinoEngine:
 
     # A number that is not in `_by_number` belongs to a generation that was cancelled meanwhile.
 
-    def _on_step(self, step: Step) -> None:
+    def _on_step(self, step: Step, cache_bytes: int | None) -> None:
+        if cache_bytes:
+            self._block_bytes = cache_bytes // self._written.blocks
         self._steps.done()
         self._cancelling = False
         if step:  # else it has read a piece of a prompt
             self._metrics.step(len(step))
         for number, tokens, reason in step:
             if generation := self._by_number.get(number):
+                self._generated[generation] += tokens
                 if reason:
                     self._forget(generation)
                 new = tokens[:-1] if reason == "stop" else tokens

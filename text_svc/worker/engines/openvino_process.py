@@ -5,15 +5,22 @@ All messages are JSON, one per line:
     in:  {"folder": …, "cache_blocks": …, "running": …, "precision": …, "threads": …}, once
          {"id": 1, "prompt": [ids], "config": {GenerationConfig's attributes}}
          {"cancel": 1}
+         {"give_back": {"renew": true or false}}, while there is no generation
     out: {"ready": true} or {"error": …}, once
          {"steps": [[id, [tokens], "stop" or "length" or null], …]}, after each step; empty after
-             one that only read a piece of a prompt
+             one that only read a piece of a prompt. The first has "cache_bytes" besides: the size
+             of the key-value cache
+         {"given_back": true, "renewed": true or false}
          {"id": 1, "error": …}
 """
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +34,9 @@ from openvino_genai import (
 )
 
 from shared.process import die_with_parent
+from text_svc.formats.manifest import MODEL
 from text_svc.link.json_lines import BlockingJsonLines
+from text_svc.processes.native_memory import let_go_of_files, trim
 from text_svc.processes.tracebacks import write_tracebacks_on_signal
 
 # Tokens of a step. A long prompt is read in pieces, so that running generations do not wait.
@@ -47,15 +56,32 @@ def make_pipeline(
     scheduler.dynamic_split_fuse = True
     scheduler.enable_prefix_caching = True
     properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+    if precision == "f32":
+        # OpenVINO's own choice on the processors that were tried; so its size is known before.
+        properties["KV_CACHE_PRECISION"] = "f16"
     return ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 
 
 class _Steps:
-    """The pipeline and its running generations."""
+    """The pipeline and its running generations.
 
-    def __init__(self, pipeline: ContinuousBatchingPipeline, lines: BlockingJsonLines) -> None:
-        self._pipeline = pipeline
+    Args:
+        make: makes the pipeline.
+        folder: of the model.
+        lines: commands and answers.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], ContinuousBatchingPipeline],
+        folder: Path,
+        lines: BlockingJsonLines,
+    ) -> None:
+        self._make = make
+        self._folder = folder
+        self._pipeline = make()
         self._lines = lines
+        self._told_size = False
         self._handles: dict[int, Any] = {}
 
     def serve(self) -> None:
@@ -67,6 +93,11 @@ class _Steps:
                 if handle := self._handles.pop(command.get("cancel", 0), None):
                     handle.cancel()
                     cancelled = True
+                elif "give_back" in command:
+                    if cancelled:
+                        self._step()
+                        cancelled = False
+                    self._give_back(**command["give_back"])
                 elif "prompt" in command:
                     if cancelled:
                         # Only a step frees the blocks of cancelled generations. In a full cache,
@@ -83,6 +114,19 @@ class _Steps:
     def _step(self) -> None:
         self._pipeline.step()
         self._report()
+
+    def _give_back(self, renew: bool) -> None:
+        # A newer conversion of the model may have replaced the folder.
+        renew = renew and (self._folder / MODEL).exists()
+        if renew:
+            del self._pipeline  # its memory first
+            gc.collect()
+            self._pipeline = self._make()
+        # OpenVINO has packed most weights into memory of its own. Of the file it reads on the
+        # embeddings of tokens.
+        let_go_of_files(self._folder)
+        trim()
+        self._lines.send({"given_back": True, "renewed": renew})
 
     def _begin(self, command: dict[str, Any]) -> None:
         config = GenerationConfig()
@@ -112,7 +156,11 @@ class _Steps:
             elif handle.get_status() != GenerationStatus.RUNNING:  # dropped in silence
                 del self._handles[number]
                 self._lines.send({"id": number, "error": "the cache has no room for it"})
-        self._lines.send({"steps": steps})
+        message: dict[str, Any] = {"steps": steps}
+        if not self._told_size:
+            self._told_size = True
+            message["cache_bytes"] = self._pipeline.get_metrics().kv_cache_size_in_bytes
+        self._lines.send(message)
 
 
 def main() -> None:
@@ -124,12 +172,12 @@ def main() -> None:
     if setup is None:
         return
     try:
-        pipeline = make_pipeline(**setup)
+        steps = _Steps(partial(make_pipeline, **setup), Path(setup["folder"]), lines)
     except Exception as error:  # noqa: BLE001  # the parent reports it
         lines.send({"error": str(error)})
         sys.exit(1)
     lines.send({"ready": True})
-    _Steps(pipeline, lines).serve()
+    steps.serve()
 
 
 if __name__ == "__main__":

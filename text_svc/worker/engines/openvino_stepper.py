@@ -37,7 +37,8 @@ class OpenVinoStepper:
     loop's thread, as are the callbacks.
 
     Args:
-        on_step: called with what each step generated.
+        on_step: called with what each step generated, and after the first step with the bytes of
+            the key-value cache, used or not.
         on_refused: called with the number of a generation that failed alone, and the reason.
         on_death: called if the process ends by itself.
         setup: the arguments of `openvino_process.make_pipeline`.
@@ -48,7 +49,7 @@ class OpenVinoStepper:
 
     def __init__(
         self,
-        on_step: Callable[[Step], None],
+        on_step: Callable[[Step, int | None], None],
         on_refused: Callable[[int, str], None],
         on_death: Callable[[], None],
         **setup: str | int,
@@ -57,6 +58,7 @@ class OpenVinoStepper:
         self._on_refused = on_refused
         self._on_death = on_death
         self._lines: JsonLines | None = None
+        self._given_back: asyncio.Future[bool] | None = None
         self._process = subprocess.Popen(  # noqa: S603  # its own module
             run_module.command(_PROCESS, str(os.getpid())),
             stdin=subprocess.PIPE,
@@ -79,10 +81,30 @@ class OpenVinoStepper:
         """Stops a generation after the step that runs."""
         self._connected().send({"cancel": number})
 
+    async def give_back(self, *, renew: bool) -> bool:
+        """Lets go of pages of the weights' file that are only read again if they are needed.
+
+        Args:
+            renew: makes the pipeline anew besides, with an empty key-value cache. There must be no
+                generation.
+
+        Returns:
+            Whether it was made anew.
+        """
+        assert self._given_back is None, "one at a time"
+        self._given_back = asyncio.get_running_loop().create_future()
+        try:
+            self._connected().send({"give_back": {"renew": renew}})
+            return await self._given_back
+        finally:
+            self._given_back = None
+
     async def close(self) -> None:
         """Ends the process."""
         if self._lines:
             self._lines.close()
+        if self._given_back:
+            self._given_back.cancel()
         self._pipes()[0].close()  # tells the process to end
         await asyncio.to_thread(self._end)
 
@@ -111,4 +133,6 @@ class OpenVinoStepper:
         if "error" in message:
             self._on_refused(message["id"], message["error"])
         if "steps" in message:
-            self._on_step(message["steps"])
+            self._on_step(message["steps"], message.get("cache_bytes"))
+        if "given_back" in message and self._given_back and not self._given_back.done():
+            self._given_back.set_result(message["renewed"])

@@ -159,7 +159,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
             context=min(limits.context, batch.cache.tokens),
             running=spec.max_running,
         )
-        report = measure(model, packed_bytes + batch.cache.num_bytes)
+        report = measure(model, packed_bytes, batch.cache.num_bytes)
         return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
     engine = TransformersEngine(model, limits, end_tokens, metrics)
     return engine, text_tokenizer, measure(model)
@@ -203,6 +203,8 @@ class TransformersEngine:
         metrics: of the model.
     """
 
+    cache_bytes = cache_limit_bytes = 0
+
     def __init__(
         self, model: Any, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
     ) -> None:
@@ -224,6 +226,9 @@ class TransformersEngine:
 
     def cancel(self, generation: Generation) -> None:
         self._threads.cancel(generation)
+
+    async def give_back(self) -> None:
+        """Nothing to do: each generation has a cache of its own, which ends with it."""
 
     async def close(self) -> None:
         await self._threads.close()

@@ -2,8 +2,8 @@
 
 Classes are named as text, so that a worker imports what its own pipeline needs and no more: torch
 and transformers alone take seconds. A class is made of a worker's spec, which loads the model, and
-has two methods: `handlers()`, what answers the model's RPCs, and `report()`, what the model was
-measured to cost.
+has two methods: `handlers()`, what answers the model's RPCs, and `report()`, the sizes of its
+weights. One whose work leaves something in memory has `memory()` besides, its `WorkingMemory`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from text_svc.formats.recipe import model_folder
 from text_svc.processes.specs import WorkerSpec
 from text_svc.worker import tokenizing
 from text_svc.worker.loaded import LoadedPipeline
+from text_svc.worker.memory import NoCache
 from text_svc.worker.trial import calls
 
 CLASSES = {
@@ -84,4 +85,5 @@ def load(spec: WorkerSpec) -> LoadedPipeline:
             folder = model_folder(folder)
         pipeline = pipeline_class(spec.model_copy(update={"folder": folder}))
         trial = calls(spec.pipeline, pipeline)
-        return LoadedPipeline(pipeline.handlers(), pipeline.report(), trial)
+        memory = pipeline.memory() if hasattr(pipeline, "memory") else NoCache()
+        return LoadedPipeline(pipeline.handlers(), pipeline.report(), trial, memory)

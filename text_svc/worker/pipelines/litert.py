@@ -54,7 +54,7 @@ class TensorModel:
 
     def report(self) -> WorkerReport:
         """See `pipelines`."""
-        return WorkerReport(ram_bytes=self._model.ram_bytes)
+        return WorkerReport(weights_bytes=self._model.weights_bytes)
 
     def infer(
         self, request: pb.InferRequest, options: TensorOptions, cancelled: threading.Event

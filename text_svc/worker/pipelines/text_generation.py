@@ -13,6 +13,7 @@ from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import Prompt, TextGenerator
 from text_svc.worker.generation.service import GenerationHandlers
+from text_svc.worker.memory import WorkingMemory
 from text_svc.worker.tokenizers.chat_templates import chat_template
 
 # Named as text: a worker does not import what the other engine needs.
@@ -46,6 +47,7 @@ class TextGeneration:
         tokenizer.chat_template = chat_template(spec.folder) or tokenizer.chat_template
         self._spec = spec
         self._report: WorkerReport = report
+        self._engine: WorkingMemory = engine
         defaults = SamplingDefaults.read(spec.folder, spec.options.temperature)
         self._generator = TextGenerator(engine, tokenizer, defaults, metrics, spec.max_prompt_bytes)
         self._generator.check_template()
@@ -58,3 +60,7 @@ class TextGeneration:
     def report(self) -> WorkerReport:
         """See `pipelines`."""
         return self._report
+
+    def memory(self) -> WorkingMemory:
+        """See `pipelines`."""
+        return self._engine

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 
 from shared.errors import InternalError
@@ -48,6 +49,7 @@ class BatchEngine:
         self, model: BatchModel, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
     ) -> None:
         self.limits = limits
+        self._cache = model.cache
         self._cache_tokens = model.cache.tokens
         self._decoder = BatchDecoder(model, end_tokens, limits.running)
         self._metrics = metrics
@@ -60,6 +62,22 @@ class BatchEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._serve, name="batch", daemon=True)
         self._thread.start()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Those of pages that were written; a device holds all from the start."""
+        return self._cache.taken_bytes
+
+    @property
+    def cache_limit_bytes(self) -> int:
+        """Those of the whole pool."""
+        return self._cache.num_bytes
+
+    async def give_back(self) -> None:
+        """Gives back the pages of the cache, unless a generation has come meanwhile."""
+        done = asyncio.get_running_loop().create_future()
+        self._commands.put(partial(self._give_back, done))
+        await done
 
     def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()
@@ -120,6 +138,11 @@ class BatchEngine:
         self._decoder.cancel(generation)
         assert self._loop is not None, "set by the first submit"
         self._loop.call_soon_threadsafe(self._on_cancelled)
+
+    def _give_back(self, done: asyncio.Future[None]) -> None:
+        if self._decoder.idle:
+            self._cache.give_back()
+        done.get_loop().call_soon_threadsafe(done.set_result, None)
 
     def _end(self) -> None:
         self._decoder.clear()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
+
+from text_svc.processes.native_memory import resident_of
 
 # Rows start, and the part of them that is read ends, at multiples of this: kernels want masks
 # that are aligned.
@@ -49,9 +53,22 @@ class RowCache(Cache):
     ) -> None:
         super().__init__(layers=[])
 
+        # On the processor, each pool is a mapping, whose pages the system gives when they are
+        # written, and takes back at once.
+        self._mappings: list[mmap.mmap] = []
+        on_host = torch.device(device).type == "cpu"
+
         def pool(heads: int, size: int) -> torch.Tensor:
             # Zeros: what a mask hides must still be a number.
-            return torch.zeros(tokens, heads, size, dtype=dtype, device=device)
+            shape = tokens, heads, size
+            if not on_host:
+                return torch.zeros(shape, dtype=dtype, device=device)
+            size_bytes = math.prod(shape) * dtype.itemsize
+            if not size_bytes:
+                return torch.zeros(shape, dtype=dtype)
+            mapping = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._mappings.append(mapping)
+            return torch.frombuffer(mapping, dtype=dtype).view(shape)
 
         self.tokens = tokens
         self.stride = tokens
@@ -66,6 +83,18 @@ class RowCache(Cache):
     def num_bytes(self) -> int:
         """Size of all pools."""
         return sum(pool.nbytes for pool in self._all())
+
+    @property
+    def taken_bytes(self) -> int:
+        """Of that, what is in memory: on the processor, pages that were used."""
+        if not self._mappings:
+            return self.num_bytes
+        return sum(resident_of(pool.data_ptr(), pool.nbytes) for pool in self._all() if pool.nbytes)
+
+    def give_back(self) -> None:
+        """Empties all pools, and on the processor gives their memory back."""
+        for mapping in self._mappings:
+            mapping.madvise(mmap.MADV_DONTNEED)
 
     def select(self, first: int, rows: int, past: int, read: int, slots: torch.Tensor) -> None:
         """Sets what the next forward pass writes and reads.
