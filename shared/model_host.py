@@ -16,6 +16,9 @@ from shared.pipelines import Pipeline
 
 # Time between two reports of a load.
 PROGRESS_SECONDS = 0.2
+# Smaller changes of a memory figure are no news, see `steady`.
+STEADY_BYTES = 2 << 20
+STEADY_SHARE = 0.02
 
 
 class ModelState(enum.Enum):
@@ -256,6 +259,11 @@ class LoadProgress:
     bytes_total: int
 
 
+def steady(before: int, now: int) -> int:
+    """A memory figure that changes only when much of it does: watchers are told of each change."""
+    return before if now and abs(now - before) < max(STEADY_BYTES, now * STEADY_SHARE) else now
+
+
 class ModelHost(Protocol):
     """A service's models, as the control plane drives them."""
 
@@ -301,6 +309,9 @@ class ModelHost(Protocol):
 
     def waiting_calls(self) -> Mapping[ModelId, int]:
         """How many calls wait for a model that is to be loaded for them, by its id."""
+
+    async def measure(self) -> None:
+        """Brings the memory figures of the models up to date, in a moment."""
 
     def models(self) -> Iterable[HostedModel]:
         """All models that are known here, whatever their state."""

@@ -108,6 +108,17 @@ class ModelCollector(Collector):
         memory = _gauge(
             "text_model_resident_memory_bytes", "Resident memory of a model's processes."
         )
+        held = _gauge(
+            "text_model_held_memory_bytes",
+            "Memory of a model's processes; what processes share counts in parts (PSS).",
+        )
+        weights = _gauge("text_model_weights_bytes", "Weights of a model, a part of its memory.")
+        cache = _gauge(
+            "text_model_cache_bytes", "What the key-value cache of a model has taken so far."
+        )
+        cache_limit = _gauge(
+            "text_model_cache_limit_bytes", "The most that a model's key-value cache may take."
+        )
         threads = _gauge("text_model_threads", "Threads of a model's processes.")
         open_fds = _gauge("text_model_open_fds", "File descriptors open in a model's processes.")
         cpu = CounterMetricFamily(
@@ -116,13 +127,17 @@ class ModelCollector(Collector):
         for model in self._registry.models():
             label = [model.model_id]
             calls.add_metric(label, model.calls)
+            held.add_metric(label, model.ram_bytes)
+            weights.add_metric(label, model.weights_bytes)
+            cache.add_metric(label, model.cache_bytes)
+            cache_limit.add_metric(label, model.cache_limit_bytes)
             figures = tree_figures(model.process.pid) if model.process else None
             if figures:
                 memory.add_metric(label, figures.resident_bytes)
                 threads.add_metric(label, figures.threads)
                 open_fds.add_metric(label, figures.open_fds)
                 cpu.add_metric(label, figures.cpu_seconds)
-        yield from (calls, memory, threads, open_fds, cpu)
+        yield from (calls, memory, held, weights, cache, cache_limit, threads, open_fds, cpu)
 
 
 def _of_engines(models: Iterable[ManagedModel]) -> Iterable[Metric]:

@@ -87,6 +87,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         self._epochs.check(context)
         self._admission.heartbeat()
         host = self._ready()
+        await host.measure()
         return worker_pb2.ListResponse(
             models=map(_model_info, host.models()),
             admitted=self._admission.admitted,

@@ -36,8 +36,9 @@ async def client(service: TextService) -> AsyncIterator[TextClient]:
         if LLAMA not in await connected.models():
             _, model = await connected.load(LLAMA, **ENGINE)
             assert model.engine == "transformers"
-            # The cache is among what the model is said to cost: 16 answers of all the context.
-            assert model.ram_bytes > 16 * tiny_text.CONTEXT * TOKEN_BYTES
+            # The cache may become 16 answers of all the context; it takes nothing before its use.
+            assert model.cache_limit_bytes == 16 * tiny_text.CONTEXT * TOKEN_BYTES
+            assert model.cache_bytes == 0
         yield connected
 
 

@@ -16,7 +16,9 @@ def main() -> None:
     spec = ChildSpec.model_validate_json(sys.argv[1])
     match spec.model_id:
         case "reports":
-            spec.send(WorkerReport(ram_bytes=int(os.environ["RAM"]), vram_bytes=spec.parent_pid))
+            spec.send(
+                WorkerReport(weights_bytes=int(os.environ["RAM"]), vram_bytes=spec.parent_pid)
+            )
         case "dies":
             os.kill(os.getpid(), signal.SIGKILL)
         case "gets no memory":

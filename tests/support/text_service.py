@@ -57,6 +57,16 @@ class TextService:
                     found.append(child)
         return found
 
+    def held(self, model: str) -> tuple[int, int]:
+        """RSS and PSS of all processes of a model, in bytes."""
+        (worker,) = self.children("text_svc.worker", f'"{model}"')
+        rss = pss = 0
+        for process in (worker, *worker.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                memory = process.memory_full_info()
+                rss, pss = rss + memory.rss, pss + memory.pss
+        return rss, pss
+
     def metric(self, name: str, model: str) -> float:
         """The value of this model's sample on the metrics page; 0 if there is none."""
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
@@ -88,6 +98,11 @@ class TextClient:
 
     async def unload(self, model_id: str) -> None:
         await self.worker.Unload(worker_pb2.UnloadRequest(model_id=model_id))
+
+    async def info(self, model_id: str) -> worker_pb2.ModelInfo:
+        """What the service says of a model."""
+        answer = await self.worker.List(worker_pb2.ListRequest())
+        return next(model for model in answer.models if model.model_id == model_id)
 
     async def models(self) -> dict[str, int]:
         """States by model id."""

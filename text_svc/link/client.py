@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from pathlib import Path
 
-from ml.internal.link_pb2 import Begin, Ended, Envelope
+from ml.internal.link_pb2 import Begin, Ended, Envelope, MemoryFigures
 from shared.errors import InternalError, ServiceError
 from shared.rpc.status import from_packed
 from text_svc.link.call import Call, Payload
@@ -43,6 +43,7 @@ class Link:
         self._open = True
         self.unanswered = 0
         self.stuck = 0
+        self._measuring: asyncio.Future[MemoryFigures] | None = None
         self._connection = EnvelopeProtocol(self._receive, self._closed)
 
     @classmethod
@@ -117,6 +118,16 @@ class Link:
         self.unanswered += 1
         self._connection.send(Envelope(ping=True))
 
+    async def measure(self) -> MemoryFigures:
+        """Asks the process for its memory figures.
+
+        Never returns if the process does not answer; give it a time limit.
+        """
+        if self._measuring is None:
+            self._measuring = asyncio.get_running_loop().create_future()
+            self._connection.send(Envelope(measure=True))
+        return await asyncio.shield(self._measuring)
+
     def close(self) -> None:
         """Ends the connection and its calls."""
         self._connection.close()
@@ -130,6 +141,9 @@ class Link:
         if call is None:
             if envelope.HasField("beat"):
                 self.unanswered, self.stuck = 0, envelope.beat.stuck
+            if envelope.HasField("memory") and self._measuring:
+                self._measuring.set_result(envelope.memory)
+                self._measuring = None
             return  # else it has been cancelled
         if envelope.HasField("ended"):
             del self._calls[envelope.call]

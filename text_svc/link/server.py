@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,7 +14,15 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from ml import transformers_pb2 as pb
-from ml.internal.link_pb2 import Beat, Begin, EmbeddingUsage, Ended, Envelope, Usage
+from ml.internal.link_pb2 import (
+    Beat,
+    Begin,
+    EmbeddingUsage,
+    Ended,
+    Envelope,
+    MemoryFigures,
+    Usage,
+)
 from shared.caller import set_caller
 from shared.errors import NotImplementedRpcError, ResourceExhaustedError
 from shared.process import exit_if_out_of_memory
@@ -43,6 +52,8 @@ async def listen(
     *,
     max_message_bytes: int,
     stuck: Callable[[], int] = lambda: 0,
+    memory: Callable[[], MemoryFigures] = MemoryFigures,
+    activity: Activity | None = None,
 ) -> asyncio.Server:
     """Serves RPCs of ml.TransformersService on a Unix socket.
 
@@ -51,11 +62,45 @@ async def listen(
         path: the socket.
         max_message_bytes: largest response that text_svc can send to its callers.
         stuck: called at each heartbeat; see `Beat` in link.proto.
+        memory: called when text_svc asks for it.
+        activity: counts the calls.
     """
+    served = _Served(max_message_bytes, stuck, memory, activity or Activity())
     methods = {name: _Method.of(name, handler) for name, handler in handlers.items()}
     return await asyncio.get_running_loop().create_unix_server(
-        lambda: _Connection(methods, max_message_bytes, stuck).protocol, str(path)
+        lambda: _Connection(methods, served).protocol, str(path)
     )
+
+
+class Activity:
+    """The calls that a model answers, and for how long it has had none."""
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._since = time.monotonic()
+
+    def began(self) -> None:
+        """Counts a call."""
+        self._running += 1
+
+    def ended(self) -> None:
+        """Notes the end of one."""
+        self._running -= 1
+        self._since = time.monotonic()
+
+    def idle_seconds(self) -> float:
+        """For how long there have been no calls; 0 while there are."""
+        return 0.0 if self._running else time.monotonic() - self._since
+
+
+@dataclass(frozen=True)
+class _Served:
+    """The arguments of `listen`."""
+
+    max_message_bytes: int
+    stuck: Callable[[], int]
+    memory: Callable[[], MemoryFigures]
+    activity: Activity
 
 
 @dataclass(frozen=True)
@@ -77,13 +122,10 @@ class _Method:
 class _Connection:
     """The calls that came over one connection; they end with it."""
 
-    def __init__(
-        self, methods: Mapping[str, _Method], max_message_bytes: int, stuck: Callable[[], int]
-    ) -> None:
+    def __init__(self, methods: Mapping[str, _Method], served: _Served) -> None:
         self.protocol = EnvelopeProtocol(self._receive, self._closed)
         self._methods = methods
-        self._max_message_bytes = max_message_bytes
-        self._stuck = stuck
+        self._served = served
         self._calls: dict[int, tuple[Call, asyncio.Task[None]]] = {}
 
     def _receive(self, envelope: Envelope) -> None:
@@ -92,10 +134,13 @@ class _Connection:
             call = Call(self.protocol, number)
             task = asyncio.create_task(self._run(call, envelope.begin))
             self._calls[number] = call, task
-            task.add_done_callback(lambda _: self._calls.pop(number))
+            self._served.activity.began()
+            task.add_done_callback(lambda _: self._ended(number))
         if number not in self._calls:
             if envelope.ping:
-                self.protocol.send(Envelope(beat=Beat(stuck=self._stuck())))
+                self.protocol.send(Envelope(beat=Beat(stuck=self._served.stuck())))
+            if envelope.measure:
+                self.protocol.send(Envelope(memory=self._served.memory()))
             return  # else it has ended
         call, task = self._calls[number]
         call.receive(envelope)
@@ -148,13 +193,17 @@ class _Connection:
 
     def _serialized(self, response: Message) -> bytes:
         data = response.SerializeToString()
-        limit = self._max_message_bytes
+        limit = self._served.max_message_bytes
         if len(data) > limit:
             raise ResourceExhaustedError(
                 f"the response has {len(data)} bytes; the limit is {limit}",
                 metadata={"limit": str(limit)},
             )
         return data
+
+    def _ended(self, number: int) -> None:
+        del self._calls[number]
+        self._served.activity.ended()
 
     def _closed(self) -> None:
         for _, task in self._calls.values():

@@ -21,7 +21,14 @@ from shared.errors import (
     WorkerUnavailableError,
 )
 from shared.files.client import ModelFiles
-from shared.model_host import LoadProgress, MemoryPool, ModelState, Restores, follow_load
+from shared.model_host import (
+    LoadProgress,
+    MemoryPool,
+    ModelState,
+    Restores,
+    follow_load,
+    steady,
+)
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES, Pipeline, find_pipeline
 from shared.rpc.admission import Admission
@@ -38,6 +45,8 @@ log = logging.getLogger(__name__)
 
 # How often a call waits for its model: it may have been evicted again before the call could begin.
 MAX_BRINGS = 5
+# How long the memory figures of models may keep those waiting who ask for the models.
+MEASURE_SECONDS = 0.25
 
 
 class Registry:
@@ -96,6 +105,19 @@ class Registry:
     def models(self) -> list[ManagedModel]:
         """All models, whatever their state."""
         return list(self._models.values())
+
+    async def measure(self) -> None:
+        """Brings the memory figures of the models that are READY up to date.
+
+        What takes longer than a moment goes on, for the next one who asks.
+        """
+        ready = [model for model in self._models.values() if model.state is ModelState.READY]
+        tasks = {asyncio.create_task(_measure(model)) for model in ready}
+        self._watchers |= tasks
+        for task in tasks:
+            task.add_done_callback(self._watchers.discard)
+        if tasks:
+            await asyncio.wait(tasks, timeout=MEASURE_SECONDS)
 
     async def load(
         self, model_id: ModelId, pipeline_type: str, options: Mapping[str, str]
@@ -267,7 +289,9 @@ class Registry:
             raise
         process = model.process
         assert process is not None, "set by the loader"
-        model.ram_bytes, model.vram_bytes = process.report.ram_bytes, process.report.vram_bytes
+        model.vram_bytes = process.report.vram_bytes
+        model.weights_bytes = process.report.weights_bytes
+        await _measure(model)
         model.loaded_at = int(time.time())
         model.state = ModelState.READY
         log.info(
@@ -276,6 +300,8 @@ class Registry:
                 "model": model.model_id,
                 "engine": model.engine,
                 "ram": model.ram_bytes,
+                "weights": model.weights_bytes,
+                "cache_limit": model.cache_limit_bytes,
                 "pid": process.pid,
                 "note": model.note,
             },
@@ -322,6 +348,16 @@ class Registry:
             model.let_go()
             if self._models.get(model.model_id) is model:
                 del self._models[model.model_id]
+
+
+async def _measure(model: ManagedModel) -> None:
+    """Brings the model's memory figures up to date."""
+    if model.process is None:
+        return
+    now = await model.process.memory()
+    model.ram_bytes = steady(model.ram_bytes, now.held_bytes)
+    model.cache_bytes = steady(model.cache_bytes, now.cache_bytes)
+    model.cache_limit_bytes = now.cache_limit_bytes
 
 
 def _checked(pipeline_type: str, options: Mapping[str, str]) -> tuple[Pipeline, LoadOptions]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import OutOfMemoryError, ServiceError, WorkerUnavailableError
-from shared.telemetry.process_metrics import process_tree
+from shared.telemetry.process_metrics import process_tree, proportional_bytes
 from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
@@ -24,6 +26,27 @@ log = logging.getLogger(__name__)
 
 # From the end of the connection to the end of the process, which frees its memory first.
 END_SECONDS = 5.0
+# Memory is not measured again before this time and so many times the CPU time that it took: the
+# kernel walks through all pages, and a large model has many.
+MEASURE_SECONDS = 1.0
+MEASURE_COST = 100
+# A process that does not tell its figures in this time, as at a long step, has those before.
+TELL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """What a model's processes hold, in bytes.
+
+    Attributes:
+        held_bytes: host memory; pages that processes share count in parts (PSS).
+        cache_bytes: what the key-value cache has taken so far.
+        cache_limit_bytes: the most that this can become.
+    """
+
+    held_bytes: int = 0
+    cache_bytes: int = 0
+    cache_limit_bytes: int = 0
 
 
 class ModelProcess:
@@ -39,6 +62,8 @@ class ModelProcess:
         self._child = child
         self.hung = ""
         self._stopped = self._out_of_memory = False
+        self._memory = ProcessMemory()
+        self._measure_after = 0.0
         self._link: Link
         self._heartbeat: asyncio.Task[None]
 
@@ -102,6 +127,26 @@ class ModelProcess:
         """Forwards a call with one response. Raises what `stream` does."""
         async with aclosing(self.stream(method, request, timeout)) as responses:
             return await anext(responses)
+
+    async def memory(self) -> ProcessMemory:
+        """What it holds now, or held when it was measured last, a second ago or a little more."""
+        if time.monotonic() >= self._measure_after:
+            self._measure_after = time.monotonic() + MEASURE_SECONDS
+            held, seconds = await asyncio.to_thread(self._held)
+            self._measure_after += seconds * MEASURE_COST
+            told = self._memory.cache_bytes, self._memory.cache_limit_bytes
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TELL_SECONDS):
+                    figures = await self._link.measure()
+                    told = figures.cache_bytes, figures.cache_limit_bytes
+            self._memory = ProcessMemory(held, *told)
+        return self._memory
+
+    def _held(self) -> tuple[int, float]:
+        """Host memory of its processes, and the CPU time that it took to measure it."""
+        began = time.thread_time()
+        held = sum(map(proportional_bytes, process_tree(self.pid)))
+        return held, time.thread_time() - began
 
     async def wait(self) -> str:
         """Waits for the end of the process and says how it ended."""

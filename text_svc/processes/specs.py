@@ -79,6 +79,7 @@ class WorkerSpec(ChildSpec):
         cache_bytes: of the key-value cache of a model that generates.
         tokenize_seconds: for a text, see `worker.tokenizing`.
         trial_seconds: see `worker.trial`; 0 for none.
+        give_back_seconds: of no calls, after which it gives memory back; 0 is never.
         hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
@@ -89,6 +90,7 @@ class WorkerSpec(ChildSpec):
     converted: Path | None = None
     cache_bytes: int = 0
     threads: int
+    give_back_seconds: float
     hang_seconds: float
     max_step_seconds: float
     tokenize_seconds: float
@@ -124,9 +126,9 @@ class WorkerReport(Report):
     """What a worker reports once it serves, or why it cannot.
 
     Attributes:
-        ram_bytes: host memory of the model, measured.
-        vram_bytes: the same of the accelerator.
+        weights_bytes: of its parameters and buffers, or of the file that has them.
+        vram_bytes: of an accelerator's memory that it holds.
     """
 
-    ram_bytes: int = 0
+    weights_bytes: int = 0
     vram_bytes: int = 0

@@ -53,6 +53,10 @@ class Host:
         async for progress in follow_load(model, asyncio.create_task(load())):
             yield progress
 
+    async def measure(self) -> None:
+        for model in self.held.values():
+            model.cache_bytes += 1
+
     def check(self, pipeline_type: str, options: Mapping[str, str]) -> Mapping[str, str]:
         find_pipeline(pipeline_type)
         return {"dtype": "float32", **options}

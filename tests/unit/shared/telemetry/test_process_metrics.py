@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from shared.telemetry.process_metrics import (
     ProcessFigures,
     process_figures,
+    proportional_bytes,
     tree_figures,
 )
 from tests.support.stack import wait_for
@@ -87,6 +88,33 @@ def test_a_tree_has_the_figures_of_all_its_processes() -> None:
         assert figures.resident_bytes == pytest.approx(resident, rel=0.2)
         process.communicate()
     assert tree_figures(process.pid) is None
+
+
+def test_pages_that_processes_share_count_in_parts() -> None:
+    code = (
+        "import mmap, os, sys\n"
+        "shared = mmap.mmap(-1, 64 << 20)\n"
+        "shared.write(b'x' * len(shared))\n"
+        "pid = os.fork()\n"
+        "pages = shared[::4096]\n"  # each process has read each page
+        "print(flush=True)\n"
+        "sys.stdin.read() if pid else __import__('signal').pause()"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline(), process.stdout.readline()
+        (child,) = psutil.Process(process.pid).children()
+        held = [proportional_bytes(pid) for pid in (process.pid, child.pid)]
+        assert sum(held) == pytest.approx(
+            sum(psutil.Process(pid).memory_full_info().pss for pid in (process.pid, child.pid)),
+            rel=0.1,
+        )
+        for each in held:
+            assert 32 << 20 < each < 64 << 20
+        child.kill()
+        process.communicate()
+    assert proportional_bytes(process.pid) == 0
 
 
 def test_a_process_of_its_own_is_the_default() -> None:

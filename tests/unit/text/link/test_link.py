@@ -12,12 +12,14 @@ import grpc
 import pytest
 
 from ml import transformers_pb2 as pb
+from ml.internal.link_pb2 import MemoryFigures
 from shared.errors import InputTooLargeError, ServiceError, WorkerUnavailableError
 from shared.rpc.status import status_of
 from shared.telemetry.logs import request_id
+from tests.support.waiting import until
 from text_svc.link.call import WINDOW_BYTES
 from text_svc.link.client import Link
-from text_svc.link.server import Handlers, listen
+from text_svc.link.server import Activity, Handlers, listen
 
 METADATA = {"x-request-id": "a call"}
 PART = WINDOW_BYTES // 4
@@ -31,6 +33,8 @@ class Answering:
         self.sent = 0
         self.read = 0
         self.stuck = 0
+        self.cache_bytes = 0
+        self.activity = Activity()
         self.stopped = asyncio.Event()
 
     def table(self) -> Handlers:
@@ -105,6 +109,8 @@ async def ends(folder: Path) -> AsyncIterator[Ends]:
         folder / "link.sock",
         max_message_bytes=MAX_MESSAGE_BYTES,
         stuck=lambda: handlers.stuck,
+        memory=lambda: MemoryFigures(cache_bytes=handlers.cache_bytes, cache_limit_bytes=9),
+        activity=handlers.activity,
     )
     link = await Link.connect(folder / "link.sock", lambda: WorkerUnavailableError("gone"))
     try:
@@ -280,6 +286,28 @@ async def test_a_source_of_requests_that_fails_fails_the_call(tmp_path: Path) ->
     async with ends(tmp_path) as both, both.embed(broken()) as answers:
         with pytest.raises(ConnectionError, match="broke"):
             [each async for each in answers]
+
+
+async def test_memory_figures_are_those_of_the_moment(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both:
+        for cache_bytes in (0, 1 << 40):
+            both.handlers.cache_bytes = cache_bytes
+            told = await asyncio.gather(both.link.measure(), both.link.measure())
+            assert [(each.cache_bytes, each.cache_limit_bytes) for each in told] == [
+                (cache_bytes, 9)
+            ] * 2
+
+
+async def test_a_model_is_idle_while_it_has_no_calls(tmp_path: Path) -> None:
+    async with ends(tmp_path) as both:
+        idle_seconds = both.handlers.activity.idle_seconds
+        await until(lambda: idle_seconds() > 0)
+        async with both.generate("a", 1, "endless") as first, both.generate("b", 1) as second:
+            await anext(first)
+            assert idle_seconds() == 0
+            await anext(second)
+            assert idle_seconds() == 0
+        await until(lambda: idle_seconds() > 0)
 
 
 async def test_a_ping_is_answered_with_what_is_stuck(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def report_of(doing: str, timeout: float = 60) -> WorkerReport:
 
 async def test_a_report_and_the_environment_arrive() -> None:
     report = await report_of("reports")
-    assert (report.ram_bytes, report.vram_bytes) == (7, os.getpid())
+    assert (report.weights_bytes, report.vram_bytes) == (7, os.getpid())
 
 
 @pytest.mark.parametrize(
