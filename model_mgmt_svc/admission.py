@@ -23,7 +23,8 @@ async def admit_replicas(
     """Admits the new replicas that have all models desired of them.
 
     If no other replica of the service answers, an incomplete one is better than none: it serves
-    the models that it has and reports that the others are being loaded.
+    the models that it has and reports that the others are being loaded. One that somebody has
+    drained is left alone.
 
     Args:
         missing: the replicas that are up, each with the desired models that it lacks.
@@ -31,7 +32,7 @@ async def admit_replicas(
     """
     for replica in sorted(missing, key=lambda each: len(missing[each])):
         waits = any(not gave_up(model) for model in missing[replica])
-        if replica.admitted or (waits and _has_peers(replica, missing)):
+        if replica.admitted or replica.drained or (waits and _has_peers(replica, missing)):
             continue
         try:
             await replica.admit()
@@ -42,7 +43,7 @@ async def admit_replicas(
 def _has_peers(replica: Replica, replicas: Iterable[Replica]) -> bool:
     """Whether another replica of its service takes calls."""
     return any(
-        other.admitted and other.service == replica.service
+        other.admitted and not other.drained and other.service == replica.service
         for other in replicas
         if other is not replica
     )

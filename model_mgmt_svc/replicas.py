@@ -79,6 +79,7 @@ class ReplicaModel:
     bytes_total: int = 0
     calls: int = 0
     last_used_at: float = 0.0
+    load_share: float | None = None
     reserved: Mapping[str, int] = field(default_factory=dict)
     weights_bytes: int = 0
     cache_bytes: int = 0
@@ -372,6 +373,7 @@ def _replica_model(model: worker_pb2.ModelInfo) -> ReplicaModel:
         bytes_total=model.bytes_total,
         calls=model.calls_in_flight,
         last_used_at=model.last_used_at,
+        load_share=model.load_share if model.HasField("load_share") else None,
         reserved=dict(model.reserved),
         weights_bytes=model.weights_bytes,
         cache_bytes=model.cache_bytes,

@@ -53,10 +53,12 @@ class ModelStatus:
         calls_in_flight: calls and streams that it answers now.
         replicas_ready: replicas on which it is READY.
         replicas: replicas of its service that answer.
+        replicas_drained: those among them that somebody has drained: they take no calls.
         engine: what runs it; empty until READY.
         pinned, keep_alive_seconds, evict, priority, aliases: its options of life, as they hold; not
             of a model that is not desired.
         sources: who asks for it, see `DesiredModel.sources`.
+        load_share: share of its weights that was read, while LOADING; None where it is not known.
         weights_bytes: of its weights; they and `cache_bytes` are parts of its memory.
         cache_bytes: what its key-value caches have taken so far, of `cache_limit_bytes`.
     """
@@ -76,6 +78,7 @@ class ModelStatus:
     calls_in_flight: int = 0
     replicas_ready: int = 0
     replicas: int = 0
+    replicas_drained: int = 0
     engine: str = ""
     pinned: bool = False
     keep_alive_seconds: float = 0.0
@@ -83,6 +86,7 @@ class ModelStatus:
     priority: int = 0
     aliases: Sequence[ModelId] = ()
     sources: Sequence[str] = ()
+    load_share: float | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     weights_bytes: int = 0
     cache_bytes: int = 0
@@ -133,7 +137,8 @@ class ModelStates:
                 model.pipeline_type,
                 StatusState.PENDING,
                 desired=model_id in desired,
-                replicas=_replicas_for(model, models_of),
+                replicas=len(serving := _replicas_for(model, models_of)),
+                replicas_drained=sum(replica.drained for replica in serving),
                 options=dict(model.options),
             )
             if model_id in desired:
@@ -173,12 +178,12 @@ def _first_held(held: Mapping[ModelId, Sequence[ReplicaModel]]) -> Iterator[Desi
                 break
 
 
-def _replicas_for(model: DesiredModel, models_of: Iterable[Replica]) -> int:
+def _replicas_for(model: DesiredModel, models_of: Iterable[Replica]) -> list[Replica]:
     try:
         service = find_pipeline(model.pipeline_type).service
     except UnknownPipelineError:  # noted by another version
-        return 0
-    return sum(replica.service == service for replica in models_of)
+        return []
+    return [replica for replica in models_of if replica.service == service]
 
 
 def _wished(status: ModelStatus, model: DesiredModel, keep_alive: float) -> ModelStatus:
@@ -217,6 +222,7 @@ def _over(status: ModelStatus, models: Sequence[ReplicaModel]) -> ModelStatus:
         reason = next(model.reason for model in models)
         status = replace(status, state=StatusState.FAILED, reason=reason)
     ahead = max(models, key=lambda model: model.bytes_fetched)
+    shares = [each.load_share for each in models if each.load_share is not None]
     return replace(
         status,
         reason="" if ready else status.reason,
@@ -228,6 +234,7 @@ def _over(status: ModelStatus, models: Sequence[ReplicaModel]) -> ModelStatus:
         loaded_at=min((model.loaded_at for model in ready), default=0),
         last_used_at=max(model.last_used_at for model in models),
         calls_in_flight=sum(model.calls for model in models),
+        load_share=max(shares, default=None) if state is ModelState.LOADING else None,
         replicas_ready=len(ready),
         engine=ready[0].engine if ready else "",
         options=dict(ready[0].options) if ready else status.options,

@@ -96,6 +96,8 @@ class HostedModel:
         note: a sentence for the caller who loads it, often empty.
         calls: calls and streams that it answers now.
         last_used_at: when its last call began or ended, in Unix seconds; 0 if it has had none.
+        load_share: share of its weights that was read, from 0 to 1, while it is LOADING; None where
+            it is not known.
         use: keeps its files in the cache; None before it is fetched and after it is unloaded.
     """
 
@@ -116,6 +118,7 @@ class HostedModel:
     note: str = ""
     calls: int = 0
     last_used_at: float = 0.0
+    load_share: float | None = None
     use: Closable | None = None
 
     def __post_init__(self) -> None:

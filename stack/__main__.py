@@ -1,4 +1,4 @@
-"""`python -m stack up | status | down`."""
+"""`python -m stack up | status | down | drain SERVICE`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from stack.runner import (
     StartError,
 )
 
+# The services that can be drained: those that hold models.
+DRAINABLE = ("text", "vision")
 # Where the application serves its model cache.
 APPLICATION_PROVIDER = f"localhost:{ports.Ports.provider}"
 
@@ -40,7 +42,11 @@ def _port(text: str) -> int:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m stack", description=__doc__)
-    parser.add_argument("command", choices=("up", "status", "down"))
+    parser.add_argument("command", choices=("up", "status", "down", "drain"))
+    parser.add_argument(
+        "service", nargs="?", choices=DRAINABLE, help="for drain: takes no new calls from now on"
+    )
+    parser.add_argument("--undo", action="store_true", help="for drain: takes calls again")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "run", help="logs, caches, state")
     parser.add_argument(
         "--state-file", type=Path, help="JSON with addresses and pids (default: RUN_DIR/stack.json)"
@@ -93,6 +99,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="stop when the starting process ends (PID: its id, as it may have ended already)",
     )
     options = parser.parse_args(arguments)
+    if (options.command == "drain") != bool(options.service):
+        parser.error(f"drain needs one of {', '.join(DRAINABLE)}, and the others need none")
     options.run_dir = options.run_dir.resolve()
     options.state_file = (options.state_file or options.run_dir / "stack.json").resolve()
     return options
@@ -197,6 +205,18 @@ def up(options: argparse.Namespace) -> int:
     return guard.run_guarded(lambda: _run(Runner(layout, specs, options.hang_seconds)), parent)
 
 
+def drain(options: argparse.Namespace) -> int:
+    """Drains a service, or lets it take calls again; returns 1 when no stack is running."""
+    from shared.rpc import drain_command  # gRPC is slow to import
+
+    state = control.find(options.state_file)
+    if state is None:
+        sys.stdout.write("no stack is running\n")
+        return 1
+    act = drain_command.undrain if options.undo else drain_command.drain
+    return act(state["addresses"][options.service])
+
+
 def _run(runner: Runner) -> int:
     try:
         return runner.run()
@@ -218,6 +238,8 @@ def main() -> int:
             return up(options)
         if options.command == "status":
             return control.status(options.state_file)
+        if options.command == "drain":
+            return drain(options)
         return control.down(options.state_file)
     except (StartError, CallersError, envoy.EnvoyMissingError, ports.PortError, OSError) as error:
         return _refuse(error)

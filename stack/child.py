@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from stack.layout import (
 
 STARTING, SERVING, NOT_SERVING = "starting", "serving", "not serving"
 RESTARTING, FAILED, STOPPED = "restarting", "failed", "stopped"
+DRAINED = "drained"
 
 # The first restart in a row is immediate, the second comes after this delay, which then doubles.
 FIRST_DELAY_SECONDS = 0.5
@@ -31,6 +33,8 @@ _TRACEBACK_SECONDS = 5.0
 # A log that has not grown for this long has them all: threads are written one after the other.
 _QUIET_SECONDS = 0.3
 MAX_LOG_BYTES = 64 << 20
+# For its page of metrics, which a thread of its own writes.
+_PAGE_SECONDS = 0.5
 
 
 class Child:
@@ -68,6 +72,21 @@ class Child:
         self.state = STARTING
         self.silent_probes = 0
         self._started = time.monotonic()
+
+    def is_drained(self) -> bool:
+        """Whether somebody has drained it by hand, as its page of metrics says."""
+        if not self.spec.metrics_port:
+            return False
+        page = http.client.HTTPConnection(
+            self.spec.host, self.spec.metrics_port, timeout=_PAGE_SECONDS
+        )
+        try:
+            page.request("GET", "/metrics")
+            return b"\nreplica_drained 1.0\n" in page.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            page.close()
 
     def signal(self, signum: int) -> None:
         """Sends a signal to the process if it is running."""

@@ -12,6 +12,7 @@ from stack import (
     guard,
 )
 from stack.child import (
+    DRAINED,
     NOT_SERVING,
     SERVING,
     STOPPED,
@@ -159,7 +160,10 @@ class Runner:
                 serving = child.state == SERVING or accepts(child.spec.port)
             if serving:
                 child.state, child.silent_probes = SERVING, 0
-            elif child.state in (SERVING, NOT_SERVING):
+            elif child.state in (SERVING, NOT_SERVING, DRAINED):
+                if healthy is not None and child.is_drained():
+                    child.state, child.silent_probes = DRAINED, 0
+                    continue
                 child.state = NOT_SERVING
                 # While Envoy does not answer, nothing is known of the others.
                 child.silent_probes += child is self._envoy or healthy is not None

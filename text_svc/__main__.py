@@ -14,6 +14,7 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.model_host import ModelNames, Restores
 from shared.rpc.admission import Admission
+from shared.rpc.drain import Drain
 from shared.rpc.model_demand import ModelDemandClient
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -45,7 +46,7 @@ async def run(settings: TextSettings) -> None:
         ),
     )
     restores, names = Restores(), ModelNames()
-    admission = Admission(settings.admission_seconds)
+    admission, drain = Admission(settings.admission_seconds), Drain()
     control_plane = ModelDemandClient(settings.file_provider_addr)
     demand = Demand(control_plane.want, settings.max_waiting_for_models)
     registry = Registry(settings, files, restores, admission, demand)
@@ -54,7 +55,7 @@ async def run(settings: TextSettings) -> None:
     def register(server: grpc.aio.Server, _: Health) -> None:
         TransformersForwarder(registry, names).register(server)
         worker_pb2_grpc.add_ModelWorkerServicer_to_server(
-            ModelWorkerServicer(admission, registry, restores, names), server
+            ModelWorkerServicer(admission, registry, restores, names, drain), server
         )
 
     @asynccontextmanager
@@ -69,6 +70,7 @@ async def run(settings: TextSettings) -> None:
         internal_names=[MODEL_WORKER_NAME],
         lifespan=lifespan,
         admission=admission,
+        drain=drain,
     )
 
 

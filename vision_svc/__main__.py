@@ -19,6 +19,7 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.process import thread_tracebacks
 from shared.rpc.admission import Admission
+from shared.rpc.drain import Drain
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
     Health,
@@ -70,8 +71,8 @@ async def _end_when_hung(runtime: VisionRuntime) -> None:
 
 async def run(settings: VisionSettings) -> None:
     """Serves until SIGTERM or SIGINT."""
-    admission = Admission(settings.admission_seconds)
-    vision, worker = MediapipeServicer(), ModelWorkerServicer(admission)
+    admission, drain = Admission(settings.admission_seconds), Drain()
+    vision, worker = MediapipeServicer(), ModelWorkerServicer(admission, drain=drain)
 
     def register(server: grpc.aio.Server, _: Health) -> None:
         add_servicer(vision, server)
@@ -103,6 +104,7 @@ async def run(settings: VisionSettings) -> None:
         internal_names=[MODEL_WORKER_NAME],
         lifespan=lifespan,
         admission=admission,
+        drain=drain,
     )
 
 

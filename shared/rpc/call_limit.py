@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from typing import Any, Self
 
 from shared.caller import caller
 from shared.errors import QueueFullError
+from shared.rpc.drain import Drain
 from shared.rpc.interceptors import (
     Context,
     Handler,
@@ -18,9 +19,14 @@ from shared.rpc.interceptors import (
     behaviour,
 )
 
+# Methods of the control plane and of people.
+_INTERNAL = "/ml.internal."
+
 
 class CallLimitInterceptor(WrappingInterceptor):
-    """Refuses calls over a limit. A stream counts from its first message on.
+    """Refuses calls over a limit, and new ones of a replica that was drained.
+
+    For the limit a stream counts from its first message on.
 
     Calls of the health and reflection services are always accepted: a busy process is not a dead
     one, and the proxy must not drop it. (grpc.aio's own limit refuses these too, and its error
@@ -30,10 +36,14 @@ class CallLimitInterceptor(WrappingInterceptor):
         limit: most concurrent calls.
         per_caller: most concurrent calls of one caller; None is no limit. Calls that do not come
             through Envoy have none.
+        drain: counts the calls of callers, and says whether new ones are refused; None does not.
     """
 
-    def __init__(self, limit: int, per_caller: int | None = None) -> None:
+    def __init__(
+        self, limit: int, per_caller: int | None = None, drain: Drain | None = None
+    ) -> None:
         super().__init__()
+        self._drain = drain
         self._slots = Slots(limit, per_caller=per_caller)
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
@@ -42,13 +52,15 @@ class CallLimitInterceptor(WrappingInterceptor):
             call: UnaryCall | StreamCall = inner
             return call
         taking = _Slot.at_first if handler.request_streaming else _Slot.at_once
+        drain = None if method.startswith(_INTERNAL) else self._drain
+        counted = drain.call if drain else nullcontext
 
         async def unary(request: Any, context: Context) -> Any:
-            with _Slot(self._slots) as slot:
+            with counted(), _Slot(self._slots) as slot:
                 return await inner(taking(slot, request), context)
 
         async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-            with _Slot(self._slots) as slot:
+            with counted(), _Slot(self._slots) as slot:
                 async with aclosing(inner(taking(slot, request), context)) as responses:
                     async for response in responses:
                         yield response

@@ -19,6 +19,7 @@ from shared.model_host import (
 )
 from shared.model_ids import ModelId, parse_model_id
 from shared.rpc.admission import Admission
+from shared.rpc.drain import Drain
 from shared.rpc.epochs import Epochs
 from shared.rpc.interceptors import Context
 
@@ -33,6 +34,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         host: the models; may be set later, and until then calls are UNAVAILABLE.
         restores: takes what the control plane tells of those that come back.
         names: takes what it tells of their other names.
+        drain: what people begin and end.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         host: ModelHost | None = None,
         restores: Restores | None = None,
         names: ModelNames | None = None,
+        drain: Drain | None = None,
     ) -> None:
         self.host = host
         self._admission = admission
         self._restores = restores or Restores()
         self._names = names or ModelNames()
+        self._drain = drain or Drain()
         self._epochs = Epochs()
 
     async def Load(  # noqa: N802
@@ -91,6 +95,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         return worker_pb2.ListResponse(
             models=map(_model_info, host.models()),
             admitted=self._admission.admitted,
+            drained=self._drain.drained,
             memory=[worker_pb2.MemoryPool(**asdict(pool)) for pool in host.memory()],
             lives=map(_life_message, self._names.lives),
             waiting_calls={str(model): calls for model, calls in host.waiting_calls().items()},
@@ -111,6 +116,21 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         restores = map(_restore, request.restores)
         self._restores.replace(restores, auto_load=request.auto_load)
         return worker_pb2.TellModelsResponse()
+
+    async def Drain(  # noqa: N802
+        self, request: worker_pb2.DrainRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.DrainResponse]:
+        self._epochs.check(context)
+        self._drain.begin()
+        async for progress in self._drain.progress():
+            yield worker_pb2.DrainResponse(calls_in_flight=progress.calls, empty=progress.empty)
+
+    async def Undrain(  # noqa: N802
+        self, request: worker_pb2.UndrainRequest, context: Context
+    ) -> worker_pb2.UndrainResponse:
+        self._epochs.check(context)
+        self._drain.end()
+        return worker_pb2.UndrainResponse()
 
     def _ready(self) -> ModelHost:
         if self.host is None:
@@ -144,6 +164,7 @@ def _model_info(model: HostedModel) -> worker_pb2.ModelInfo:
         bytes_total=model.bytes_total,
         calls_in_flight=model.calls,
         last_used_at=model.last_used_at,
+        load_share=model.load_share if model.state is ModelState.LOADING else None,
         reserved=model.reserved,
         weights_bytes=model.weights_bytes,
         cache_bytes=model.cache_bytes,

@@ -18,6 +18,7 @@ from shared.rpc.admission import Admission
 from shared.rpc.call_limit import CallLimitInterceptor
 from shared.rpc.call_metrics import CallInterceptor, serve_metrics
 from shared.rpc.channels import client_options
+from shared.rpc.drain import Drain
 from shared.rpc.interceptors import ErrorInterceptor
 from shared.rpc.loop_watch import LoopWatch
 from shared.rpc.one_message import OneMessageInterceptor
@@ -61,13 +62,22 @@ class Health:
         for name in self.names:
             await self.set(name, serving)
 
-    async def open(self, admission: Admission | None = None) -> None:
-        """Sets the process to SERVING now, and its services once they are admitted."""
+    async def open(self, admission: Admission | None = None, drain: Drain | None = None) -> None:
+        """Sets the process to SERVING now, and its services once they are admitted.
+
+        With a drain it goes on until cancelled: the services are NOT_SERVING while it lasts.
+        """
         await self.set("", True)
         if admission:
             await admission.wait()
-        await self.set_all(True)
+        if drain is None:
+            await self.set_all(True)
         log.info("serving")
+        while drain:
+            for name in filter(None, self.names):
+                await self.set(name, not drain.drained)
+            await drain.changed()
+            log.info("drained by hand" if drain.drained else "the drain was ended")
 
     async def stop(self) -> None:
         """Sets everything to NOT_SERVING, finally."""
@@ -89,7 +99,7 @@ def server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def create_server(settings: ServerSettings) -> grpc.aio.Server:
+def create_server(settings: ServerSettings, drain: Drain | None = None) -> grpc.aio.Server:
     """A grpc.aio server with the interceptors and limits of every service, not yet bound."""
     return grpc.aio.server(
         interceptors=[
@@ -97,7 +107,9 @@ def create_server(settings: ServerSettings) -> grpc.aio.Server:
             CallInterceptor(),
             ErrorInterceptor(),
             StreamLimitsInterceptor(StreamLimits.of(settings)),
-            CallLimitInterceptor(settings.max_concurrent_calls, settings.max_calls_per_caller),
+            CallLimitInterceptor(
+                settings.max_concurrent_calls, settings.max_calls_per_caller, drain
+            ),
         ],
         options=server_options(settings),
     )
@@ -123,6 +135,7 @@ async def serve(
     internal_names: Sequence[str] = (),
     lifespan: Callable[[Health], AbstractAsyncContextManager[Any]] | None = None,
     admission: Admission | None = None,
+    drain: Drain | None = None,
     watch_seconds: float = 0,
 ) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns.
@@ -139,6 +152,7 @@ async def serve(
         lifespan: holds what must be open while calls are served, such as pools and processes.
         admission: what the health of the public services, which the proxy checks, also waits for.
             The process as a whole is SERVING meanwhile.
+        drain: while it lasts, the public services are NOT_SERVING and take no new calls.
         watch_seconds: life of a stream of the health or reflection service; 0 is unlimited, which
             the watches between our own processes need.
     """
@@ -146,7 +160,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    server = create_server(settings)
+    server = create_server(settings, drain)
     watches = Watches(settings.max_watches, watch_seconds)
     state = Health(names, watches)
     await state.set_all(False)
@@ -158,7 +172,7 @@ async def serve(
     log.info("listening", extra={"host": settings.host, "port": port})
     with LoopWatch(settings.max_stall_seconds):
         async with lifespan(state) if lifespan else nullcontext():
-            opening = asyncio.create_task(state.open(admission))
+            opening = asyncio.create_task(state.open(admission, drain))
             await stop.wait()
             opening.cancel()
             log.info("draining", extra={"seconds": settings.drain_seconds})

@@ -58,6 +58,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.before_unload: dict[str, Callable[[pb.ModelInfo], object]] = {}
         self.cancelled = 0
         self.admitted = False
+        self.drained = False
         self.epochs: list[int] = []  # in the order in which they were seen
         self.health = health.aio.HealthServicer()
         self.address = ""
@@ -119,7 +120,11 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             for device, size in self.budgets.items()
         ]
         return pb.ListResponse(
-            models=self.models.values(), admitted=self.admitted, lives=self.lives, memory=memory
+            models=self.models.values(),
+            admitted=self.admitted,
+            drained=self.drained,
+            lives=self.lives,
+            memory=memory,
         )
 
     async def TellModels(self, request, context):

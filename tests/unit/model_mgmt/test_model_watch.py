@@ -222,3 +222,29 @@ async def test_a_look_that_fails_or_is_cancelled_stops_nobody_else(
     first.cancel()
     plane.first.answers_lists.set()
     assert (await second).complete
+
+
+async def test_replicas_that_were_drained_are_told(plane: Plane, watched: Watched) -> None:
+    await plane.lifecycle.load(DESIRED)
+    plane.first.drained = True
+    status = await watched.status()
+    assert status is not None
+    assert (status.replicas, status.replicas_ready, status.replicas_drained) == (2, 2, 1)
+
+
+async def test_the_share_of_a_load_is_that_of_the_farthest_replica(
+    plane: Plane, watched: Watched
+) -> None:
+    plane.first.models[MODEL] = report(pb.MODEL_STATE_LOADING)
+    plane.second.models[MODEL] = report(pb.MODEL_STATE_LOADING)
+    assert (status := await watched.status()) is not None
+    assert status.load_share is None
+    plane.first.models[MODEL].load_share = 0.25
+    assert (status := await watched.status()) is not None
+    assert status.load_share == 0.25
+    plane.second.models[MODEL].load_share = 0.5
+    assert (status := await watched.status()) is not None
+    assert status.load_share == 0.5
+    plane.first.models[MODEL].state = pb.MODEL_STATE_READY
+    assert (status := await watched.status()) is not None
+    assert status.load_share is None

@@ -282,6 +282,30 @@ async def test_one_is_admitted_before_its_models_if_no_other_answers(
     assert plane.second.admitted
 
 
+async def test_a_replica_that_somebody_drained_is_left_alone(plane: Plane, rounds: Rounds) -> None:
+    await rounds.reconciler.round()
+    plane.first.admitted, plane.first.drained = False, True
+    for _ in range(3):
+        await rounds.reconciler.round()
+    assert not plane.first.admitted
+    plane.first.drained = False
+    await rounds.reconciler.round()
+    assert plane.first.admitted
+
+
+async def test_a_drained_replica_is_no_reason_to_hold_a_new_one_back(
+    plane: Plane, rounds: Rounds
+) -> None:
+    await plane.lifecycle.load(DESIRED)
+    await rounds.round()
+    plane.first.drained = True
+    plane.second.restart()
+    plane.second.go_on.clear()
+    await rounds.reconciler.round()
+    assert plane.second.admitted
+    plane.second.go_on.set()
+
+
 async def test_the_most_complete_replica_is_the_one_that_is_admitted(
     plane: Plane, rounds: Rounds
 ) -> None:

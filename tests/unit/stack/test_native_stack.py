@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -393,3 +394,39 @@ def test_a_state_file_that_is_damaged_counts_as_none(tmp_path: Path) -> None:
     state_file.unlink()
     os.mkfifo(state_file)
     assert control.find(state_file) is None
+
+
+def test_a_process_says_on_its_page_whether_it_was_drained(tmp_path: Path) -> None:
+    page = [b"# HELP replica_drained 1 while\nreplica_drained 0.0\nother 1.0\n"]
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(page[0])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        spec = ChildSpec("thing", ("true",), {}, port=1, metrics_port=server.server_port)
+        child = Child(spec, tmp_path)
+        assert not child.is_drained()
+        page[0] = page[0].replace(b"replica_drained 0.0", b"replica_drained 1.0")
+        assert child.is_drained()
+        server.shutdown()
+    assert not child.is_drained()
+    assert not make_child(tmp_path).is_drained()
+
+
+def test_drain_needs_a_service_and_a_running_stack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (["drain"], ["drain", "model_mgmt"], ["status", "text"]):
+        with pytest.raises(SystemExit):
+            command.parse_arguments(wrong)
+    capsys.readouterr()
+    options = command.parse_arguments(["drain", "text", "--run-dir", str(tmp_path)])
+    assert command.drain(options) == 1
+    assert capsys.readouterr().out == "no stack is running\n"
