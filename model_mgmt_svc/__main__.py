@@ -17,6 +17,7 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     transformers_pb2,
 )
 from model_mgmt_svc.desired import DesiredModels
+from model_mgmt_svc.file_models import FileModels
 from model_mgmt_svc.health import HealthWatch
 from model_mgmt_svc.lease import Lease
 from model_mgmt_svc.lifecycle import Lifecycle
@@ -97,12 +98,28 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
             clock=time.monotonic,
         )
 
+        file_models = FileModels(
+            settings.models_file,
+            files,
+            desired,
+            lifecycle,
+            reconciler,
+            interval=settings.reconcile_seconds,
+        )
+        states = ModelStates(
+            desired,
+            lifecycle,
+            reconciler,
+            keep_alive=settings.keep_alive,
+            waiting=file_models.waiting,
+        )
+
         def register(server: grpc.aio.Server, health: Health) -> None:
             servicer = ModelManagementServicer(
                 files,
                 lifecycle,
                 reconciler,
-                ModelWatch(ModelStates(desired, lifecycle, reconciler)),
+                ModelWatch(states),
                 health.watches,
                 chunk_bytes=settings.chunk_bytes,
                 max_file_streams=settings.max_file_streams,
@@ -112,7 +129,7 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:
             watch = HealthWatch(replicas, BEHIND, health, on_waiting=reconciler.wake)
-            tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch)]
+            tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch, file_models)]
             try:
                 yield
             finally:

@@ -181,6 +181,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "aliases": _aliases,
 }
 _DEFAULTS = {each.name: each.default for each in fields(LifeOptions)}
+LIFE_OPTIONS = frozenset(_PARSERS)
 
 
 def _text(value: object) -> str:

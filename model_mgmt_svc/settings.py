@@ -58,6 +58,17 @@ class ModelMgmtSettings(FileSettings):
         description="Time that LoadModel waits for a service that is starting; one that has been "
         "away for longer is UNAVAILABLE at once.",
     )
+    models_file: Path | None = Field(
+        None,
+        description="TOML file of models that are desired beside those that callers load; read at "
+        "the start and when it changes.",
+    )
+    keep_alive: float = Field(
+        -1.0,
+        ge=-1,
+        description="Seconds without calls after which a model is taken out of memory, unless its "
+        "option keep_alive says otherwise; 0 at once after a call, -1 never.",
+    )
     max_load_failures: int = Field(
         5, ge=1, description="Failed loads in a row after which a desired model is left FAILED."
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
+from model_mgmt_svc.file_models import Waiting
 from model_mgmt_svc.life_options import NEVER
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.reconciler import Reconciler
@@ -107,6 +108,7 @@ class ModelStates:
         lifecycle: the loads in flight, those that failed, and the replicas' models.
         reconciler: when a failed model is tried again.
         keep_alive: the default of this option of life.
+        waiting: the models of the file of desired models that cannot be desired yet.
     """
 
     def __init__(
@@ -115,7 +117,9 @@ class ModelStates:
         lifecycle: Lifecycle,
         reconciler: Reconciler,
         keep_alive: float = NEVER,
+        waiting: Callable[[], Mapping[ModelId, Waiting]] = dict,
     ) -> None:
+        self._waiting = waiting
         self._keep_alive = keep_alive
         self._desired = desired
         self._lifecycle = lifecycle
@@ -156,7 +160,9 @@ class ModelStates:
             if model_id in held:
                 status = _over(status, held[model_id])
             statuses[model_id] = status
-        return statuses
+        for model_id, waiting in self._waiting().items():
+            statuses.setdefault(model_id, _waits(model_id, waiting))
+        return dict(sorted(statuses.items()))
 
 
 def _by_id(
@@ -197,6 +203,18 @@ def _wished(status: ModelStatus, model: DesiredModel, keep_alive: float) -> Mode
         priority=life.priority,
         aliases=life.aliases,
         sources=model.sources,
+    )
+
+
+def _waits(model_id: ModelId, waiting: Waiting) -> ModelStatus:
+    return ModelStatus(
+        model_id,
+        waiting.pipeline_type,
+        StatusState.FAILED,
+        desired=True,
+        reason=waiting.reason,
+        next_try_seconds=waiting.next_try_seconds,
+        sources=("file",),
     )
 
 
