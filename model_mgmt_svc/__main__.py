@@ -19,6 +19,7 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.file_models import FileModels
 from model_mgmt_svc.health import HealthWatch
+from model_mgmt_svc.keep_alive import KeepAlive
 from model_mgmt_svc.lease import Lease
 from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
@@ -106,6 +107,12 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
             reconciler,
             interval=settings.reconcile_seconds,
         )
+        keep_alive = KeepAlive(
+            desired,
+            lifecycle,
+            keep_alive=settings.keep_alive,
+            interval=settings.reconcile_seconds,
+        )
         states = ModelStates(
             desired,
             lifecycle,
@@ -129,7 +136,10 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:
             watch = HealthWatch(replicas, BEHIND, health, on_waiting=reconciler.wake)
-            tasks = [asyncio.create_task(each.run()) for each in (reconciler, watch, file_models)]
+            tasks = [
+                asyncio.create_task(each.run())
+                for each in (reconciler, watch, file_models, keep_alive)
+            ]
             try:
                 yield
             finally:
