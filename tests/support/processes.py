@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import IO
 
 import grpc
 
@@ -56,10 +57,17 @@ def _free_row(count: int) -> int:
 
 
 @contextlib.contextmanager
-def process(*args: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    *args: str, env: dict[str, str], output: IO[bytes] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process (`python *args`) in a group of its own, which is gone afterwards."""
     child = subprocess.Popen(
-        [sys.executable, *args], cwd=ROOT, env=os.environ | env, start_new_session=True
+        [sys.executable, *args],
+        cwd=ROOT,
+        env=os.environ | env,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
     )
     try:
         yield child
