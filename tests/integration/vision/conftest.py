@@ -17,7 +17,7 @@ from ml import mediapipe_pb2_grpc
 from tests.integration.vision.reference import REFERENCES
 from tests.support.optional_models import require_model
 from tests.support.processes import free_port, process, rss_bytes
-from tests.support.stack import MODELS, open_channel, wait_for
+from tests.support.stack import MODELS, VISION, open_channel, wait_for
 from tools import vision_clips
 
 
@@ -91,7 +91,8 @@ def _start_once(cleanup: ExitStack, module: str, **settings: str) -> Vision:
 
     def serving_or_ended() -> bool:
         try:
-            answer = health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            # By its name: on a busy machine another service may have taken the port meanwhile.
+            answer = health.Check(health_pb2.HealthCheckRequest(service=VISION), timeout=5)
         except grpc.RpcError:
             return child.poll() is not None
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
