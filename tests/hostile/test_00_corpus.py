@@ -33,7 +33,7 @@ RPCS = [
 CODE = grpc.StatusCode
 # They would say that the service is at fault, or gone.
 FAULTS = {CODE.INTERNAL, CODE.UNKNOWN, CODE.DATA_LOSS, CODE.UNAVAILABLE}
-# A stream without end is left after this many responses; a health watch has one at first.
+# A stream without end is left after this many responses; a watch has one at first.
 RESPONSES = 3
 # A call that neither ends nor responds is the service's fault; it is generous for a busy machine.
 SECONDS = 60
@@ -67,7 +67,7 @@ def call(
     path = f"/{rpc.containing_service.full_name}/{rpc.name}"
     start = getattr(channel, "_".join(sides))(path)
     request = iter(sent) if rpc.client_streaming else sent[0]
-    enough = 1 if rpc.name == "Watch" else RESPONSES
+    enough = 1 if rpc.name.startswith("Watch") else RESPONSES
     try:
         answer = start(request, metadata=pairs, timeout=SECONDS)
         if rpc.server_streaming:
@@ -114,13 +114,17 @@ def send_messages(channel: grpc.Channel, rpc: MethodDescriptor, statuses: Counte
 def send_bodies(address: str, rpc: MethodDescriptor, statuses: Counter[str]) -> None:
     """Posts to an RPC all that Hypothesis makes."""
     path = f"{rpc.containing_service.full_name}/{rpc.name}"
+    pieces = None
+    if rpc.server_streaming:
+        # A watch has one response at first, and more only when something happens.
+        pieces = 1 if rpc.name.startswith("Watch") else RESPONSES
 
     @bounded
     @given(json_bodies(rpc.input_type))
     def send(body: bytes) -> None:
         if unloads(rpc, body):
             return
-        answer, text = post(address, path, body)
+        answer, text = post(address, path, body, pieces=pieces)
         statuses[str(answer.status)] += 1
         assert answer.status < 500 or answer.status == 501, f"{path}: {text[:500]!r}"
         assert b"Traceback" not in text
