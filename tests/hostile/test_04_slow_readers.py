@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,7 +15,7 @@ from ml import model_management_pb2_grpc as pb_grpc
 from tests.support.attack import Attacks
 from tests.support.http2 import END_STREAM, SETTINGS, RawConnection
 from tests.support.processes import rss_bytes
-from tests.support.stack import EMBEDDER, Stack, wait_for
+from tests.support.stack import EMBEDDER, Stack, stack_in, wait_for
 
 STREAMS, READERS, READER_SECONDS = 8, 300, 3
 FILE = pb.ModelFileRequest(model_id=EMBEDDER, file_path="model.safetensors")
@@ -22,16 +23,16 @@ NO_WINDOW = struct.pack(">HI", 4, 0)  # SETTINGS_INITIAL_WINDOW_SIZE
 Code = grpc.StatusCode
 
 
-@pytest.fixture
-def small(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> Stack:
+@pytest.fixture(scope="module")
+def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack with small limits."""
-    monkeypatch.setenv("MODEL_MGMT_MAX_FILE_STREAMS", str(STREAMS))
-    for service in ("MODEL_MGMT", "TEXT", "VISION"):
-        monkeypatch.setenv(f"{service}_READER_SECONDS", str(READER_SECONDS))
-    stack = private_stack()
-    stack.wait_listening()
-    stack.wait_serving()
-    return stack
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_MGMT_MAX_FILE_STREAMS", str(STREAMS))
+        for service in ("MODEL_MGMT", "TEXT", "VISION"):
+            patch.setenv(f"{service}_READER_SECONDS", str(READER_SECONDS))
+        with stack_in(tmp_path_factory.mktemp("small")) as running:
+            running.wait_serving()
+            yield running
 
 
 def test_readers_that_take_nothing(attack: Attacks, small: Stack) -> None:
@@ -71,6 +72,7 @@ def test_readers_that_take_nothing(attack: Attacks, small: Stack) -> None:
         why = f"a response was not read within {READER_SECONDS} s"
         assert set(ended) == {(Code.DEADLINE_EXCEEDED, why)}
         seen.say(f"ended: {why}")
+        stub.UnloadModel(pb.UnloadModelRequest(model_id=EMBEDDER), timeout=60)
     assert rss_bytes(small.pids["model_mgmt_svc"]) - before < 100 << 20
 
 

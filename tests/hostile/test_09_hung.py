@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,9 +20,9 @@ from ml import model_management_pb2_grpc as models_grpc
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as pb_grpc
 from tests.support.attack import Attacks
-from tests.support.stack import CHAT, EMBEDDER, Stack, wait_for
+from tests.support.stack import CHAT, EMBEDDER, Stack, stack_in, wait_for
 
-HANG_SECONDS = 3
+HANG_SECONDS, SERVICE_HANG_SECONDS = 3, 8
 # Ends a test whose call waits for ever; measures nothing.
 PATIENCE = 120
 
@@ -33,16 +34,26 @@ def load(stack: Stack, model_id: str, kind: str) -> None:
         stub.LoadModel(request, timeout=300)
 
 
+@pytest.fixture(scope="module")
+def stack(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of its own with an embedding model, which soon notices a hang."""
+    limit = ("--hang-seconds", str(SERVICE_HANG_SECONDS))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEXT_HANG_SECONDS", str(HANG_SECONDS))
+        with stack_in(tmp_path_factory.mktemp("hung"), *limit) as running:
+            running.wait_serving()
+            load(running, EMBEDDER, "feature-extraction")
+            yield running
+
+
 @pytest.fixture
-def stack(private_stack: Callable[..., Stack], monkeypatch: pytest.MonkeyPatch) -> Stack:
-    """A stack of its own with a chat model and an embedding model, which soon notices a hang."""
-    monkeypatch.setenv("TEXT_HANG_SECONDS", str(HANG_SECONDS))
-    stack = private_stack()
-    stack.wait_listening()
-    stack.wait_serving()
+def chat(stack: Stack) -> Iterator[None]:
+    """The chat model beside it."""
     load(stack, CHAT, "text-generation")
-    load(stack, EMBEDDER, "feature-extraction")
-    return stack
+    yield
+    with stack.channel() as channel:
+        stub = models_grpc.ModelManagementServiceStub(channel)
+        stub.UnloadModel(models_pb.UnloadModelRequest(model_id=CHAT), timeout=60)
 
 
 def process_of(stack: Stack, *words: str) -> psutil.Process:
@@ -78,7 +89,7 @@ def answers(stack: Stack) -> bool:
     return False
 
 
-def test_a_models_process_that_hangs(attack: Attacks, stack: Stack) -> None:
+def test_a_models_process_that_hangs(attack: Attacks, stack: Stack, chat: None) -> None:
     """A model's process that hangs is ended within its limit, and the model comes back."""
     victims = {
         "worker": ("text_svc.worker ", CHAT),
@@ -127,19 +138,18 @@ def embeds(stack: Stack) -> bool:
     return True
 
 
-def test_a_whole_process_that_hangs(attack: Attacks, private_stack: Callable[..., Stack]) -> None:
+def test_a_whole_process_that_hangs(attack: Attacks, stack: Stack) -> None:
     """A service or Envoy that no longer serves is killed and started again by the launcher."""
-    stack = private_stack("--hang-seconds", "8")
-    stack.wait_listening()
-    stack.wait_serving()
-    load(stack, EMBEDDER, "feature-extraction")
+    log = stack.logs / "text_svc.log"
+    before = log.stat().st_size
     with attack("9 hung service", stack, bystander=("faces",), ends=["text_svc"]) as seen:
         old = stack.kill("text_svc", signal.SIGSTOP)
         stack.wait_restarted("text_svc", old)
         wait_for("the model's return", lambda: embeds(stack), PATIENCE)
         seen.say("text_svc stopped: restarted with its model")
-    assert "base_events.py" in (stack.logs / "text_svc.log").read_text()  # its tracebacks
+    assert b"base_events.py" in log.read_bytes()[before:]  # its tracebacks
     old = stack.kill("envoy", signal.SIGSTOP)
     stack.wait_restarted("envoy", old)
     wait_for("calls through the new Envoy", lambda: embeds(stack), PATIENCE)
-    assert stack.output().count("has not served for 8 s and is killed") == 2
+    said = f"has not served for {SERVICE_HANG_SECONDS} s and is killed"
+    assert stack.output().count(said) == 2
