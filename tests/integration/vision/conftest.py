@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,11 +102,18 @@ def _start_once(cleanup: ExitStack, module: str, **settings: str) -> Vision:
     return Vision(child, address, metrics_port, channel, stub)
 
 
+@contextmanager
+def running_vision(**settings: str) -> Iterator[Vision]:
+    """A service with these settings."""
+    with ExitStack() as cleanup:
+        yield _start(cleanup, **settings)
+
+
 @pytest.fixture(scope="session")
 def vision(vision_models: Path) -> Iterator[Vision]:
     """One service for many tests, which must not change it."""
-    with ExitStack() as cleanup:
-        yield _start(cleanup, model_dir=str(vision_models))
+    with running_vision(model_dir=str(vision_models)) as running:
+        yield running
 
 
 @pytest.fixture

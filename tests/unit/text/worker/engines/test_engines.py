@@ -50,7 +50,7 @@ from text_svc.worker.tokenizers.fast import FastTokenizer
 PROMPTS = [f"{number} the sea and the sky" for number in range(16)]
 CONTEXT = 128
 # Of the tests of sampling.
-DRAWS = 600
+DRAWS = 300
 SMOLLM2 = MODELS / "text" / "HuggingFaceTB" / "SmolLM2-135M-Instruct"
 THINGS = (
     *("sea", "lighthouse", "winter", "train", "desert", "clock", "fox", "moon"),
@@ -348,8 +348,7 @@ async def test_a_waiting_answer_can_be_cancelled(make: Make) -> None:
     assert (await answer(generator, PROMPTS[1], greedy(5)))[1].tokens_generated == 5
 
 
-@pytest.mark.timeout(1200)  # it is about what is left, however slow the machine is
-async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> None:
+async def test_hundreds_of_cancelled_answers_leave_nothing_behind(make: Make) -> None:
     generator = make(running=8, waiting=100, blocks=8)
 
     async def begin_and_leave(index: int) -> None:
@@ -358,7 +357,7 @@ async def test_a_thousand_cancelled_answers_leave_nothing_behind(make: Make) -> 
             for _ in range(index % 4):
                 await anext(deltas)
 
-    for start in range(0, 1000, 100):
+    for start in range(0, 300, 100):
         await asyncio.gather(*(begin_and_leave(start + index) for index in range(100)))
     texts = await asyncio.gather(*(answer(generator, p, greedy(9)) for p in PROMPTS))
     assert [last.tokens_generated for _, last in texts] == [9] * 16
