@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
 import pytest
+import pytest_asyncio
 
 from ml import mediapipe_pb2 as pb
 from ml.internal import worker_pb2, worker_pb2_grpc
-from tests.integration.vision.conftest import StartVision, Vision
+from tests.integration.vision.conftest import Vision, running_vision
 from tests.support.providers import Provider, chunks
 from tests.support.vision_frames import encode_still, rgb_frames
 from tools import vision_clips
@@ -21,7 +24,11 @@ ASSET = "blaze_face_short_range.tflite"
 OBJECTS, OBJECT_ASSET = "someone/their-objects", "object_detector.tflite"
 
 
-@pytest.fixture
+# One loop for all, as they share the provider and the service.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def provider(vision_models: Path) -> AsyncIterator[Provider]:
     files = {
         f"{MODEL}/{ASSET}": (vision_models / ASSET).read_bytes(),
@@ -35,20 +42,34 @@ async def provider(vision_models: Path) -> AsyncIterator[Provider]:
         yield running
 
 
-@pytest.fixture
-async def bare(start_vision: StartVision, provider: Provider, tmp_path: Path) -> Vision:
-    """A service whose own models folder is empty."""
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    return await asyncio.to_thread(
-        start_vision,
-        model_dir=str(empty),
-        file_provider_addr=provider.address,
-        cache_dir=str(tmp_path / "cache"),
-    )
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(
+    provider: Provider, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[Vision, Path]]:
+    """A service whose own models folder is empty, and its cache."""
+    empty, cache = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("cache")
+    with ExitStack() as cleanup:
+        started = running_vision(
+            model_dir=str(empty), file_provider_addr=provider.address, cache_dir=str(cache)
+        )
+        yield await asyncio.to_thread(cleanup.enter_context, started), cache
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
+async def bare(provider: Provider, service: tuple[Vision, Path]) -> AsyncIterator[Vision]:
+    """The service without a model, in memory or in its cache."""
+    vision, cache = service
+    provider.behaviours, provider.cancelled = [], 0
+    yield vision
+    async with grpc.aio.insecure_channel(vision.address) as channel:
+        worker = worker_pb2_grpc.ModelWorkerStub(channel)
+        for model in (await worker.List(worker_pb2.ListRequest())).models:
+            await worker.Unload(worker_pb2.UnloadRequest(model_id=model.model_id))
+    for entry in cache.iterdir():
+        shutil.rmtree(entry)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def worker(bare: Vision) -> AsyncIterator[worker_pb2_grpc.ModelWorkerStub]:
     async with grpc.aio.insecure_channel(bare.address) as channel:
         yield worker_pb2_grpc.ModelWorkerStub(channel)
@@ -96,8 +117,9 @@ async def test_a_model_from_the_provider_serves_its_task(
     assert listed.ram_bytes > model.ram_bytes  # an instance waits for the next picture
     assert listed.weights_bytes == model.weights_bytes == size
     (again,) = await load(worker)
-    for each in (listed, again.model):
+    for each in (model, listed, again.model):
         each.ClearField("last_used_at")
+        each.ClearField("idle_seconds")
         each.ram_bytes = size
         assert each == model
 
