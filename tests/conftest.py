@@ -10,6 +10,7 @@ import pytest
 
 from tests.support import stack as stacks
 from tests.support.attack import report_attacks
+from tests.support.folders import MakeFolder, folders
 from tests.support.stack import Stack
 
 # Set before anything imports torch, as in the services' own processes: threads that spin on shared
@@ -34,6 +35,13 @@ def stack(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     with stacks.stack_in(tmp_path_factory.mktemp("stack")) as running:
         running.wait_serving()
         yield running
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeFolder]:
+    """Makes folders for what the tests of a file share; they are gone at its end."""
+    with folders(tmp_path_factory) as make:
+        yield make
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from ml import transformers_pb2 as pb
 from ml.internal import worker_pb2
 from tests.support import tiny_models, tiny_text
+from tests.support.folders import MakeFolder
 from tests.support.stack import wait_for
 from tests.support.text_service import READY, TextClient, TextService, text_service
 from tests.support.waiting import until
@@ -20,12 +21,12 @@ LONG = 3000
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
-    models = tmp_path_factory.mktemp("models")
+def service(module_folder: MakeFolder) -> Iterator[TextService]:
+    models = module_folder("models")
     for seed, name in enumerate((FIRST, SECOND)):
         tiny_text.save_llama(models / name, seed=seed)
     tiny_models.build("bert", models / EMBEDDER)
-    with text_service(models, tmp_path_factory.mktemp("service")) as running:
+    with text_service(models, module_folder("service")) as running:
         yield running
 
 

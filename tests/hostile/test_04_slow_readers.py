@@ -13,6 +13,7 @@ import pytest
 from ml import model_management_pb2 as pb
 from ml import model_management_pb2_grpc as pb_grpc
 from tests.support.attack import Attacks
+from tests.support.folders import MakeFolder
 from tests.support.http2 import END_STREAM, SETTINGS, RawConnection
 from tests.support.processes import rss_bytes
 from tests.support.stack import EMBEDDER, Stack, stack_in, wait_for
@@ -24,13 +25,13 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture(scope="module")
-def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def small(models: Path, module_folder: MakeFolder) -> Iterator[Stack]:
     """A stack with small limits."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODEL_MGMT_MAX_FILE_STREAMS", str(STREAMS))
         for service in ("MODEL_MGMT", "TEXT", "VISION"):
             patch.setenv(f"{service}_READER_SECONDS", str(READER_SECONDS))
-        with stack_in(tmp_path_factory.mktemp("small")) as running:
+        with stack_in(module_folder("small")) as running:
             running.wait_serving()
             yield running
 

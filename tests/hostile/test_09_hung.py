@@ -20,6 +20,7 @@ from ml import model_management_pb2_grpc as models_grpc
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as pb_grpc
 from tests.support.attack import Attacks
+from tests.support.folders import MakeFolder
 from tests.support.stack import CHAT, EMBEDDER, Stack, stack_in, wait_for
 
 HANG_SECONDS, SERVICE_HANG_SECONDS = 3, 8
@@ -35,12 +36,12 @@ def load(stack: Stack, model_id: str, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stack(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(models: Path, module_folder: MakeFolder) -> Iterator[Stack]:
     """A stack of its own with an embedding model, which soon notices a hang."""
     limit = ("--hang-seconds", str(SERVICE_HANG_SECONDS))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TEXT_HANG_SECONDS", str(HANG_SECONDS))
-        with stack_in(tmp_path_factory.mktemp("hung"), *limit) as running:
+        with stack_in(module_folder("hung"), *limit) as running:
             running.wait_serving()
             load(running, EMBEDDER, "feature-extraction")
             yield running

@@ -21,6 +21,7 @@ from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
 from tests.integration.test_envoy_tls import secure_channel
 from tests.support.attack import Attacks
+from tests.support.folders import MakeFolder
 from tests.support.http_calls import post, post_json
 from tests.support.stack import CHAT, MODEL_MGMT, Stack, is_healthy, stack_in, wait_for
 from tools.dev_certs import make_certificates
@@ -42,31 +43,31 @@ def key(secret: str) -> Metadata:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_folder: MakeFolder) -> Path:
     """The operator's files of who may call."""
-    folder = tmp_path_factory.mktemp("callers")
+    folder = module_folder("callers")
     (folder / "api_keys.txt").write_text(KEYS)
     (folder / "client_names.txt").write_text("ml-client\n")
     return folder
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
+def certificates(module_folder: MakeFolder) -> Path:
+    folder = module_folder("tls")
     make_certificates(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def keyed(
-    models: Path, folder: Path, certificates: Path, tmp_path_factory: pytest.TempPathFactory
+    models: Path, folder: Path, certificates: Path, module_folder: MakeFolder
 ) -> Iterator[Stack]:
     """A stack that asks for keys and names, with few places for streams."""
     options = ("--callers", str(folder), "--tls", str(certificates))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VISION_MAX_STREAMS", str(MAX_STREAMS))
         patch.setenv("TEXT_MAX_WAITING", str(MAX_WAITING))
-        with stack_in(tmp_path_factory.mktemp("keyed"), *options) as running:
+        with stack_in(module_folder("keyed"), *options) as running:
             running.wait_serving()
             yield running
 

@@ -10,6 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from ml import transformers_pb2 as pb
+from tests.support.folders import MakeFolder
 from tests.support.optional_models import SHARED
 from tests.support.text_service import READY, TextClient, TextService, text_service
 from tests.support.tiny_tflite import Graph, Op, Tensor, adding, tflite
@@ -34,8 +35,8 @@ def tiled(*times: int) -> Graph:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
-    folder = tmp_path_factory.mktemp("litert")
+def service(module_folder: MakeFolder) -> Iterator[TextService]:
+    folder = module_folder("litert")
     files = {
         "tiny/adding/model.tflite": tflite(adding([-1, 4], 2)),
         "tiny/huge/model.tflite": tflite(tiled(1 << 14, 1 << 14, 16)),
@@ -109,7 +110,6 @@ async def test_files_that_harm_end_in_an_error_and_others_are_served(
             grpc.StatusCode.NOT_FOUND,
         )
         assert list((await infer(client, "tiny/adding", tensor(np.ones((1, 4))))).shape) == [1, 4]
-        await client.unload("tiny/adding")
     assert not service.children("text_svc.worker", f'"{model}"')
 
 

@@ -20,6 +20,7 @@ from ml import model_management_pb2 as pb
 from shared.files.client import ModelFiles
 from shared.files.snapshot import snapshot
 from shared.model_ids import folder_name
+from tests.support.folders import MakeFolder
 from tests.support.model_mgmt import ModelMgmt, failure_of, model_mgmt
 from tests.support.processes import free_port, process, ready_channel, rss_bytes
 from tests.support.providers import CHUNK_BYTES, Provider, chunks, honest, old
@@ -37,9 +38,9 @@ _numbers = itertools.count()
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def running(
-    tmp_path_factory: pytest.TempPathFactory,
+    module_folder: MakeFolder,
 ) -> AsyncIterator[tuple[Provider, ModelMgmt]]:
-    folder = tmp_path_factory.mktemp("model_mgmt")
+    folder = module_folder("model_mgmt")
     async with (
         Provider().running() as provider,
         model_mgmt(folder, provider=provider.address) as service,

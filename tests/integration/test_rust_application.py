@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from tests.support import tiny_models, tiny_text
+from tests.support.folders import MakeFolder
 from tests.support.stack import ROOT, Stack, stack_in, wait_for
 from tools.cargo import WORKSPACE, NoCargoError, command, environment, target_dir
 
@@ -48,11 +49,9 @@ def program() -> Path:
 
 
 @pytest.fixture(scope="module")
-def fresh_stack(
-    program: Path, models: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def fresh_stack(program: Path, models: Path, module_folder: MakeFolder) -> Iterator[Stack]:
     """A stack whose Envoy listens, and whose services are starting."""
-    folder = tmp_path_factory.mktemp("application")
+    folder = module_folder("application")
     for model_id, (kind, *_) in MODELS.items():
         tiny_models.build(kind, folder / "models" / "text" / model_id)
     tiny_text.save_llama(folder / "models" / "text" / LANGUAGE)

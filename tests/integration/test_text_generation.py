@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ml import transformers_pb2 as pb
 from ml.internal import worker_pb2
 from tests.support import tiny_text
+from tests.support.folders import MakeFolder
 from tests.support.stack import wait_for
 from tests.support.text_service import READY, TextClient, TextService, text_service
 
@@ -24,11 +25,11 @@ LONG = 3000
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
-    models = tmp_path_factory.mktemp("models")
+def service(module_folder: MakeFolder) -> Iterator[TextService]:
+    models = module_folder("models")
     tiny_text.save_llama(models / LLAMA)
     tiny_text.save_mamba(models / MAMBA)
-    with text_service(models, tmp_path_factory.mktemp("service")) as running:
+    with text_service(models, module_folder("service")) as running:
         yield running
 
 

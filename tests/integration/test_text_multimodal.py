@@ -19,6 +19,7 @@ from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as pb_grpc
 from shared.model_ids import folder_name, parse_model_id
 from tests.support import tiny_models
+from tests.support.folders import MakeFolder
 from tests.support.http_calls import post
 from tests.support.pictures import picture, png
 from tests.support.speech import speak, wav
@@ -90,9 +91,9 @@ def test_a_language_model_refuses_pictures(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def small(models: Path, module_folder: MakeFolder) -> Iterator[Stack]:
     """A stack whose text models are tiny and see."""
-    folder = tmp_path_factory.mktemp("small")
+    folder = module_folder("small")
     for name, model_id in (
         ("llava-chat", LLAVA),
         ("sam", SAM),

@@ -10,6 +10,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from ml import transformers_pb2 as pb
+from tests.support.folders import MakeFolder
 from tests.support.optional_models import require_asset
 from tests.support.originals import OriginalEncoder
 from tests.support.text_service import READY, TextClient, TextService, text_service
@@ -21,8 +22,8 @@ EIGHT_BITS = 0.03
 
 
 @pytest.fixture(scope="module")
-def service(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
-    with text_service(models / "text", tmp_path_factory.mktemp("service")) as running:
+def service(models: Path, module_folder: MakeFolder) -> Iterator[TextService]:
+    with text_service(models / "text", module_folder("service")) as running:
         yield running
 
 

@@ -10,6 +10,7 @@ import pytest
 from ml import transformers_pb2 as pb
 from tests.support import sentence_layouts, tiny_models, tiny_text
 from tests.support.embeddings import expected
+from tests.support.folders import MakeFolder
 from tests.support.stack import wait_for
 from tests.support.strange_models import change_json
 from tests.support.text_service import READY, TextClient, TextService, text_service
@@ -23,10 +24,10 @@ PROMPTS = [f"{number} the sea and the sky, " * (1 + number) for number in range(
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextService]:
-    models = tmp_path_factory.mktemp("models")
+def service(module_folder: MakeFolder) -> Iterator[TextService]:
+    models = module_folder("models")
     tiny_text.save_llama(models / LLAMA)
-    with text_service(models, tmp_path_factory.mktemp("service")) as running:
+    with text_service(models, module_folder("service")) as running:
         yield running
 
 

@@ -17,6 +17,7 @@ from ml import model_management_pb2 as models_pb
 from ml import model_management_pb2_grpc as models_grpc
 from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
+from tests.support.folders import MakeFolder
 from tests.support.otlp_sink import Sink, Span, otlp_sink
 from tests.support.processes import free_port
 from tests.support.stack import EMBEDDER, ROOT, Stack, stack_in, wait_for
@@ -31,11 +32,11 @@ def sink() -> Iterator[Sink]:
 
 
 @pytest.fixture(scope="module")
-def traced(sink: Sink, models: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def traced(sink: Sink, models: object, module_folder: MakeFolder) -> Iterator[Stack]:
     """A stack that sends its spans to the sink, with a model loaded."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv(ENDPOINT, sink.endpoint)
-        with stack_in(tmp_path_factory.mktemp("traced")) as running:
+        with stack_in(module_folder("traced")) as running:
             running.wait_serving()
             yield running
 

@@ -32,7 +32,7 @@ SAMPLE_SECONDS = 0.1
 # Looking for new processes reads the environment of every process of the machine.
 SEARCH_SECONDS = 1.0
 # Often enough to be there at the worst moment, seldom enough to cost next to nothing.
-PAUSE_SECONDS = 0.2
+PAUSE_SECONDS = 0.25
 # Ends a call that hangs, as a failure.
 CALL_SECONDS = 120.0
 # Processes that free memory after an attack get this long before they are measured.

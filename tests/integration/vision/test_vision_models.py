@@ -15,6 +15,7 @@ import pytest_asyncio
 from ml import mediapipe_pb2 as pb
 from ml.internal import worker_pb2, worker_pb2_grpc
 from tests.integration.vision.conftest import Vision, running_vision
+from tests.support.folders import MakeFolder
 from tests.support.providers import Provider, chunks
 from tests.support.vision_frames import encode_still, rgb_frames
 from tools import vision_clips
@@ -44,10 +45,10 @@ async def provider(vision_models: Path) -> AsyncIterator[Provider]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def service(
-    provider: Provider, tmp_path_factory: pytest.TempPathFactory
+    provider: Provider, module_folder: MakeFolder
 ) -> AsyncIterator[tuple[Vision, Path]]:
     """A service whose own models folder is empty, and its cache."""
-    empty, cache = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("cache")
+    empty, cache = module_folder("empty"), module_folder("cache")
     with ExitStack() as cleanup:
         started = running_vision(
             model_dir=str(empty), file_provider_addr=provider.address, cache_dir=str(cache)

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from ml import transformers_pb2 as pb
+from tests.support.folders import MakeFolder
 from tests.support.text_pipeline import serve, spec_of
 from tests.support.tiny_parts import SMALL, bert_tokenizer, save, widen
 from text_svc.convert.encoder import convert
@@ -31,9 +32,9 @@ def _model(folder: Path, kind: Any, config: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def convbert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def convbert(module_folder: MakeFolder) -> Path:
     """Its convolutions reach from a text into the padding beside it."""
-    folder = tmp_path_factory.mktemp("models") / "convbert"
+    folder = module_folder("models") / "convbert"
     return _model(folder, transformers.ConvBertModel, transformers.ConvBertConfig)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from ml import transformers_pb2 as pb
 from tests.support import tiny_models
+from tests.support.folders import MakeFolder
 from tests.support.pictures import picture, png
 from tests.support.speech import speak, wav
 from tests.support.stack import MODELS
@@ -21,8 +22,8 @@ WHISPER = MODELS / "text" / "openai" / "whisper-tiny.en"
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    return tiny_models.build("bert-nli", tmp_path_factory.mktemp("models") / "bert-nli")
+def classifier(module_folder: MakeFolder) -> Iterator[Path]:
+    return tiny_models.build("bert-nli", module_folder("models") / "bert-nli")
 
 
 async def test_bad_requests(classifier: Path) -> None:

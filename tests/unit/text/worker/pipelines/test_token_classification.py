@@ -12,6 +12,7 @@ import transformers as t
 
 from ml import transformers_pb2 as pb
 from shared.errors import InternalError
+from tests.support.folders import MakeFolder
 from tests.support.text_pipeline import Tiny, spec_of
 from tests.support.tiny_parts import SMALL, bytes_tokenizer, save, widen
 from text_svc.worker.pipelines.token_classification import TokenClassifier, TokenOptions
@@ -25,9 +26,9 @@ def spans(folder: Path, text: str, **options: Any) -> list[pb.TextSpan]:
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoder(module_folder: MakeFolder) -> Path:
     """A decoder of 48 positions whose tokenizer has no padding token."""
-    folder = tmp_path_factory.mktemp("decoder")
+    folder = module_folder("decoder")
     core = bytes_tokenizer(["<s>", "</s>"])
     tokenizer = t.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", model_max_length=48
