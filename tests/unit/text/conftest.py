@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support import tiny_models, tiny_text
+from tests.support.folders import made_once, shared_by_workers
 from tests.support.text_pipeline import Tiny
 from text_svc.convert.__main__ import convert as run_conversion
 from text_svc.convert.spec import (
@@ -50,23 +53,24 @@ def convert(source: Path, target: Path, weights: Weights = "float") -> Path:
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama's folder of safetensors."""
-    return tiny_text.save_llama(tmp_path_factory.mktemp("models") / "llama")
+    folder = shared_by_workers(tmp_path_factory) / "unit" / "llama"
+    return made_once(folder, tiny_text.save_llama)
 
 
 @pytest.fixture(scope="session")
 def converted_llama(llama: Path) -> Path:
     """The same, converted to OpenVINO."""
-    return convert(llama, llama.parent / "converted" / "text-generation-float-1")
+    folder = llama.parent / "converted" / "text-generation-float-1"
+    return made_once(folder, partial(convert, llama))
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Builds a tiny model once, and returns its folder."""
-    root, made = tmp_path_factory.mktemp("tiny"), {}
+    root = shared_by_workers(tmp_path_factory) / "unit" / "tiny"
 
+    @functools.cache
     def folder(name: str) -> Path:
-        if name not in made:
-            made[name] = tiny_models.build(name, root / name)
-        return made[name]
+        return made_once(root / name, partial(tiny_models.build, name))
 
     return folder
