@@ -112,6 +112,8 @@ async def test_a_model_is_loaded_listed_and_unloaded() -> None:
         (listed,) = (await worker.List(pb.ListRequest())).models
         assert listed.idle_seconds > model.idle_seconds
         listed.idle_seconds = model.idle_seconds
+        assert listed.cache_bytes == 1  # measured for the list
+        listed.cache_bytes = model.cache_bytes
         assert listed == model
         await worker.Unload(pb.UnloadRequest(model_id="org/name"))
         assert not (await worker.List(pb.ListRequest())).models
