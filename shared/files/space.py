@@ -215,7 +215,10 @@ class CacheSpace:
             self._tell(inventory, used, self.limit_bytes, self._disk().free)
 
     def sweep(self) -> None:
-        """Removes what interrupted fetches and conversions left a day ago, and what is too much."""
+        """Removes what interrupted conversions left, and fetches a day ago, and what is too much.
+
+        A fetch can be gone on with, and a conversion cannot.
+        """
         with contextlib.suppress(ResourceExhaustedError):
             self.make_room(0)
         with self._lock, disk_errors():
@@ -226,7 +229,7 @@ class CacheSpace:
                     _remove_leftover(path)
             for model in _entries(self._converted):
                 for path in _entries(model):
-                    if path.name.startswith(".part-") and _mtime(path) < oldest:
+                    if path.name.startswith(".part-"):
                         _remove_conversion(path)
 
     def _evict(self, inventory: Inventory, of_limit: int, of_disk: int) -> int:

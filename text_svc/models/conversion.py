@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -78,7 +77,7 @@ def plan(
 
 
 async def convert(
-    conversion: Conversion, settings: TextSettings, memory_bytes: int = 0
+    conversion: Conversion, settings: TextSettings, scratch: Path, memory_bytes: int = 0
 ) -> Manifest:
     """Runs a conversion in a process of its own and returns what it made.
 
@@ -87,6 +86,7 @@ async def convert(
     Args:
         conversion: see `plan`.
         settings: of text_svc.
+        scratch: a folder for temporary files, which its process makes and which goes with it.
         memory_bytes: what the process may take; 0 is no limit.
 
     Raises:
@@ -98,7 +98,7 @@ async def convert(
     await asyncio.to_thread(conversion.target.parent.mkdir, parents=True, exist_ok=True)
     spec = ConversionSpec(
         model_id=conversion.model_id,
-        scratch=Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="text-svc-")),
+        scratch=scratch,
         sandbox=settings.sandbox,
         memory_bytes=memory_bytes,
         pipeline=conversion.pipeline.name,

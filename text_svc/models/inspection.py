@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from pathlib import Path
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
@@ -25,7 +24,7 @@ class Inspector:
         self._running = asyncio.Semaphore(MAX_INSPECTIONS)
 
     async def inspect(
-        self, model_id: ModelId, folder: Path, float_bytes: int, file: str = ""
+        self, model_id: ModelId, folder: Path, scratch: Path, float_bytes: int, file: str = ""
     ) -> WeightSizes:
         """Checks a model's files and returns what its weights take in memory.
 
@@ -34,6 +33,7 @@ class Inspector:
         Args:
             model_id: of the model.
             folder: of its files.
+            scratch: a folder for temporary files, which its process makes and which goes with it.
             float_bytes: of a number in memory.
             file: the one that the model is, if it is one, such as "model.tflite".
 
@@ -41,16 +41,16 @@ class Inspector:
             InvalidModelError: what is wrong with the files, also where they take too much time.
         """
         async with self._running:
-            report = await self._report(model_id, folder, float_bytes, file)
+            report = await self._report(model_id, folder, scratch, float_bytes, file)
         return WeightSizes(report.weight_bytes, report.shared_head_bytes)
 
     async def _report(
-        self, model_id: ModelId, folder: Path, float_bytes: int, file: str
+        self, model_id: ModelId, folder: Path, scratch: Path, float_bytes: int, file: str
     ) -> InspectionReport:
         settings = self._settings
         spec = InspectionSpec(
             model_id=model_id,
-            scratch=Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="text-svc-")),
+            scratch=scratch,
             sandbox=settings.sandbox,
             folder=await asyncio.to_thread(folder.resolve),
             float_bytes=float_bytes,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 
 from shared.errors import (
     InternalError,
@@ -38,6 +37,7 @@ from text_svc.models.inspection import Inspector
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions
 from text_svc.processes.model_process import ModelProcess
+from text_svc.processes.scratch import child_scratch
 from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 
@@ -109,7 +109,9 @@ class Loader:
             await self._load_litert(model)
             return
         folder = await self._fetch(model)
-        sizes = await self._inspector.inspect(model.model_id, folder, _float_bytes(model.options))
+        sizes = await self._inspector.inspect(
+            model.model_id, folder, child_scratch(self.scratch), _float_bytes(model.options)
+        )
         engine = EnginePlan(wanted, sizes.total)
         if wanted == "openvino":
             engine = await self._converted(model, folder, sizes.total)
@@ -133,7 +135,9 @@ class Loader:
         folder = await single_file(
             self._files, model.files_id, file, partial(_note_progress, model)
         )
-        sizes = await self._inspector.inspect(model.model_id, folder, 4, file)
+        sizes = await self._inspector.inspect(
+            model.model_id, folder, child_scratch(self.scratch), 4, file
+        )
         copies = 1 + litert_copies(model.pipeline, self._litert_running(model))
         self.budget.reserve(model, {HOST: copies * sizes.total + PROCESS_BYTES})
         model.state, model.engine = ModelState.LOADING, "litert"
@@ -176,7 +180,9 @@ class Loader:
             self.budget.reserve(model, {HOST: needed}, "to be converted")
             with contextlib.suppress(ResourceExhaustedError):  # it may be smaller than this
                 await asyncio.to_thread(self._files.space.make_room, weights)
-            manifest = await convert(planned, self._settings, self._limit(model))
+            manifest = await convert(
+                planned, self._settings, child_scratch(self.scratch), self._limit(model)
+            )
             model.reserved = {}
         if not manifest.refused:
             held = manifest.weight_bytes if planned.weights == "int8" else weights
@@ -235,8 +241,7 @@ class Loader:
             cuda=cuda,
             # CUDA maps far more memory than it takes.
             memory_bytes=0 if cuda else self._limit(model),
-            # Not to be guessed by the processes of other models, which cannot list the folders.
-            scratch=self.scratch / token_hex(8),
+            scratch=child_scratch(self.scratch),
             model_id=model.model_id,
             folder=folder.resolve(),
             pipeline=model.pipeline.name,

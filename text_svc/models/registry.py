@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from typing import Self
 
 from shared.errors import (
@@ -39,6 +36,7 @@ from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions, parse_options
 from text_svc.processes.model_process import ModelProcess
+from text_svc.processes.scratch import scratch_folder
 from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)
@@ -79,9 +77,12 @@ class Registry:
         self.ends: Counter[tuple[ModelId, str]] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
         self._loader = Loader(settings, files, self._models.values)
+        self._folders = ExitStack()
 
     async def __aenter__(self) -> Self:
-        self._loader.scratch = Path(tempfile.mkdtemp(prefix="text-svc-"))
+        self._loader.scratch = await asyncio.to_thread(
+            self._folders.enter_context, scratch_folder()
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -92,7 +93,7 @@ class Registry:
         )
         for watcher in self._watchers:
             watcher.cancel()
-        shutil.rmtree(self._loader.scratch, ignore_errors=True)
+        await asyncio.to_thread(self._folders.close)
 
     def memory(self) -> list[MemoryPool]:
         """The memory that all models together may use, and have reserved, by device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import time
 from contextlib import closing
@@ -102,7 +103,7 @@ def test_conversions_count_and_go_apart_from_the_files(tmp_path: Path) -> None:
         space.make_room(3 * SIZE)
 
 
-def test_leftovers_of_a_day_ago_are_swept(tmp_path: Path) -> None:
+def test_dead_conversions_and_fetches_of_a_day_ago_are_swept(tmp_path: Path) -> None:
     converted = tmp_path / ".converted"
     space = CacheSpace(tmp_path, converted=converted)
     state = tmp_path / ".fetch"
@@ -115,9 +116,12 @@ def test_leftovers_of_a_day_ago_are_swept(tmp_path: Path) -> None:
             os.utime(state / name, (at, at))
     (model / ".part-1-x").mkdir(parents=True)
     (model / ".lock").touch()
-    os.utime(model / ".part-1-x", (old, old))
-    space.sweep()
+    with (model / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a conversion runs
+        space.sweep()
+        assert {path.name for path in model.iterdir()} == {".lock", ".part-1-x"}
     assert {path.name for path in state.iterdir()} == {"3.part"}
+    space.sweep()
     assert {path.name for path in model.iterdir()} == {".lock"}
 
 
