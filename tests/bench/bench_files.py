@@ -7,7 +7,8 @@ client reads the same file over and over; three arms take turns:
 * `service`: model_mgmt_svc, from its cache, with the hash checked as it goes;
 * `Envoy`: the same through Envoy, as callers have it.
 
-The ratio of each round is that of neighbours in time. Then an encoder with random weights is loaded
+The ratio of each round is that of neighbours in time, and the CPU time of each process says what
+limits them. Then an encoder with random weights is loaded
 through Envoy: cold, when no cache has its files, and warm, when all have them.
 """
 
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import statistics
 import sys
@@ -43,6 +45,8 @@ ARMS = ("bare", "service", "Envoy")
 FILE_MODEL, FILE_NAME = "bench/file", "model.safetensors"
 ENCODER = "bench/encoder"
 SAMPLE_SECONDS = 0.05
+# CPU seconds by process.
+Cpu = dict[str, float]
 # An encoder's layer of these sizes has 33.6 million weights, 128 MiB in float32.
 HIDDEN, INNER, LAYER_BYTES = 1024, 14_336, 4 * (4 * 1024 * 1024 + 2 * 1024 * 14_336)
 
@@ -82,6 +86,12 @@ async def read_file(channel: grpc.aio.Channel) -> float:
     return received / 1e6 / (time.perf_counter() - start)
 
 
+def cpu_seconds(pids: dict[str, int]) -> Cpu:
+    """What each process has used so far, user and system."""
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+    return {name: each.user + each.system for name, each in times.items()}
+
+
 @contextlib.contextmanager
 def peak_memory(pids: dict[str, int]) -> Iterator[dict[str, list[float]]]:
     """MiB of each process at the start and at most until the end."""
@@ -111,7 +121,7 @@ async def measure_streams(stack: Stack, size: int, rounds: int) -> dict[str, Any
     """The speed of each arm by round, and the memory of what is in front of the file."""
     port = free_port()
     command = ("-m", "tests.bench.bench_files", "--serve", str(port), str(size))
-    with process(*command, env={}):
+    with process(*command, env={}) as child:
         async with (
             ready_channel(f"127.0.0.1:{port}") as bare,
             open_aio_channel(stack.addresses["model_mgmt"]) as service,
@@ -121,12 +131,17 @@ async def measure_streams(stack: Stack, size: int, rounds: int) -> dict[str, Any
             for channel in channels.values():  # fills the cache, and opens connections
                 await read_file(channel)
             speeds: dict[str, list[float]] = {arm: [] for arm in ARMS}
+            cpu: dict[str, list[Cpu]] = {arm: [] for arm in ARMS}
             pids = {name: stack.pids[name] for name in ("model_mgmt_svc", "envoy")}
+            ends = {"client": os.getpid(), "bare": child.pid, **pids}
             with peak_memory(pids) as memory:
                 for _ in range(rounds):
                     for arm, channel in channels.items():
+                        before = cpu_seconds(ends)
                         speeds[arm].append(await read_file(channel))
-    return {"mb_per_second": speeds, "memory_mb": memory}
+                        used = {name: end - before[name] for name, end in cpu_seconds(ends).items()}
+                        cpu[arm].append({name: each * 1e9 / size for name, each in used.items()})
+    return {"mb_per_second": speeds, "cpu_seconds_per_gb": cpu, "memory_mb": memory}
 
 
 def make_encoder(folder: Path, size: int) -> None:
@@ -187,14 +202,23 @@ def table(report: dict[str, Any]) -> str:
             f"{report['effective_cores_after']} after; chunks of {CHUNK_BYTES} bytes."
         ),
         "",
-        "| GetModelFile | MB/s | of bare |",
-        "| --- | ---: | ---: |",
+        "| GetModelFile | MB/s | of bare | CPU s/GB: client | server | Envoy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for arm in ARMS:
         ratio = statistics.median(
             ours / bare for ours, bare in zip(speeds[arm], speeds["bare"], strict=True)
         )
-        lines.append(f"| {arm} | {statistics.median(speeds[arm]):.0f} | {ratio:.2f} |")
+        cpu = {
+            name: statistics.median(each[name] for each in report["cpu_seconds_per_gb"][arm])
+            for name in ("client", "bare", "model_mgmt_svc", "envoy")
+        }
+        server = cpu["bare" if arm == "bare" else "model_mgmt_svc"]
+        proxy = f"{cpu['envoy']:.2f}" if arm == "Envoy" else ""
+        lines.append(
+            f"| {arm} | {statistics.median(speeds[arm]):.0f} | {ratio:.2f} | {cpu['client']:.2f} "
+            f"| {server:.2f} | {proxy} |"
+        )
     lines += ["", "| memory, MiB | before | at most |", "| --- | ---: | ---: |"]
     for name, (before, peak) in report["memory_mb"].items():
         lines.append(f"| {name} | {before:.0f} | {peak:.0f} |")

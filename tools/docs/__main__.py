@@ -45,7 +45,15 @@ TABLES: Mapping[Path, Mapping[str, Callable[[], str]]] = {
 MEASURED: Mapping[Path, Mapping[str, Path]] = {
     BENCHMARKS: {
         f"{name} benchmark": ROOT / f"out/bench/{name}.md"
-        for name in ("text", "perplexity", "embeddings", "vision", "vision_profile", "link")
+        for name in (
+            "text",
+            "perplexity",
+            "embeddings",
+            "vision",
+            "vision_profile",
+            "link",
+            "files",
+        )
     },
     OPERATIONS: {
         "attacks": ROOT / "out/hostile.md",
