@@ -156,11 +156,14 @@ class Evictor:
                 stays so.
         """
         for before in evicted:
-            now = self._desired.get(before.model_id)
-            if now and now.evicted_why == why:
+            if self.has_gone(before, why):
+                now = self._desired.get(before.model_id) or before
                 await self._desired.put(replace(now, evicted_why=""))
-            elif now is None and _is_forgotten(before):
-                await self._desired.put(before)
+
+    def has_gone(self, before: DesiredModel, why: str) -> bool:
+        """Whether a model with this entry before is evicted for that reason, or forgotten."""
+        now = self._desired.get(before.model_id)
+        return _is_forgotten(before) if now is None else now.evicted_why == why
 
     async def give_up(self, model_id: ModelId) -> None:
         """Makes a model count as evicted that has lost its place, unless a replica holds it."""

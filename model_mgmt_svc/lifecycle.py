@@ -229,7 +229,16 @@ class Lifecycle:
                 load.callers -= 1
         await self._note_asked_type(model)
         note = await self._kept_options(loaded.options, model)
-        return replace(loaded, note=note) if note else loaded
+        notes = filter(None, [note or loaded.note, self._evicted_for(load)])
+        return replace(loaded, note=". ".join(notes))
+
+    def _evicted_for(self, load: _Load) -> str:
+        """Which models have made room for a load, for its callers; empty if none has."""
+        names = [each.model_id for each in load.evicted if self._evictor.has_gone(each, load.why)]
+        if not names:
+            return ""
+        were = "was" if len(names) == 1 else "were"
+        return f"{', '.join(names)} {were} evicted to make room for it"
 
     async def _note_asked_type(self, model: DesiredModel) -> None:
         """Keeps the name that the last caller gave the type of a model."""
