@@ -16,6 +16,7 @@ NAME = ModelId("org/name")
 PLANNED = Restore(NAME)
 WAITS = Restore(NAME, wait_seconds=12.0, reason="told reason")
 GIVEN_UP = Restore(NAME, given_up=True, reason="told reason")
+EVICTED = Restore(NAME, reason="was evicted to make room for a", evicted=True)
 
 
 def model(state: ModelState, *, again: bool = False, **fields: object) -> ManagedModel:
@@ -37,6 +38,12 @@ BROKEN = model(ModelState.FAILED, reason="no weights")
         (BROKEN, None, "is not ready, its state is FAILED: no weights"),
         (DIED, GIVEN_UP, "again unasked: its process ended; call LoadModel to try again"),
         (None, GIVEN_UP, "again unasked: told reason; call LoadModel to try again"),
+        (None, EVICTED, "was evicted to make room for a; call LoadModel to load it again"),
+        (
+            model(ModelState.UNLOADING),
+            EVICTED,
+            "was evicted to make room for a; call LoadModel to load it again",
+        ),
     ],
 )
 def test_who_has_to_load_it_is_told_so(

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from shared.errors import (
     InvalidArgumentError,
+    ModelNotLoadedError,
     UnknownOptionError,
     UnknownPipelineError,
     WorkerUnavailableError,
@@ -26,6 +28,13 @@ from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 
 MODEL = ModelId("org/name")
+
+
+class Process:
+    """A model's process that has ended."""
+
+    async def stop(self) -> None:
+        return
 
 
 @contextlib.asynccontextmanager
@@ -114,3 +123,34 @@ async def test_every_call_to_a_model_that_has_died_is_told_that_it_comes_back(
                 with pytest.raises(WorkerUnavailableError, match="about to be loaded again"):
                     async with registry.use(MODEL, call):
                         pass
+
+
+async def test_only_an_idle_model_goes_if_asked_so(tmp_path: Path) -> None:
+    async with registry_of_endless_loads(tmp_path, 600) as (registry, loads):
+        await call_and_leave(registry)
+        assert not await registry.unload(MODEL, if_idle=True)  # it is being loaded
+        await until(lambda: bool(loads))
+        model = loads[0]
+        model.state, model.process = ModelState.READY, cast("Any", Process())
+        call = registry.models()[0].pipeline.calls[0]
+        async with registry.use(MODEL, call):
+            assert not await registry.unload(MODEL, if_idle=True)
+            async with registry.use(MODEL, call):  # it goes on taking calls
+                pass
+        assert await registry.unload(MODEL, if_idle=True)
+        assert not registry.models()
+
+
+async def test_no_call_comes_between_the_question_and_the_end(tmp_path: Path) -> None:
+    async with registry_of_endless_loads(tmp_path, 600) as (registry, loads):
+        await call_and_leave(registry)
+        await until(lambda: bool(loads))
+        model = loads[0]
+        model.state, model.process = ModelState.READY, cast("Any", Process())
+        call = model.pipeline.calls[0]
+        unload = asyncio.create_task(registry.unload(MODEL, if_idle=True))
+        await asyncio.sleep(0)
+        with pytest.raises(ModelNotLoadedError):
+            async with registry.use(MODEL, call):
+                pass
+        assert await unload
