@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from shared.settings import FileSettings
@@ -117,3 +117,8 @@ class ModelMgmtSettings(FileSettings):
         "other services, so that callers never keep these from their files; more are "
         "RESOURCE_EXHAUSTED.",
     )
+
+    @field_validator("models_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None

@@ -53,6 +53,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     up = parser.add_argument_group("up")
     up.add_argument("--models", type=Path, default=ROOT / "models", help="the model folder")
+    up.add_argument(
+        "--models-file",
+        metavar="FILE",
+        type=Path,
+        help="models.toml: models that are loaded at the start and when the file changes",
+    )
     up.add_argument("--port", type=_port, help="Envoy's port (default 50051), 0 for a free one")
     up.add_argument("--base-port", help="first of consecutive ports, or auto for free ones")
     up.add_argument("--no-provider", action="store_true", help="do not start a file provider")
@@ -126,6 +132,7 @@ def plan(options: argparse.Namespace) -> Layout:
         own_provider=own_provider,
         state_file=options.state_file,
         envoy_options=_envoy_options(options),
+        models_file=_models_file(options),
     )
     for needed in ("vision", *(("text",) if own_provider else ())):
         if not (layout.models / needed).is_dir():
@@ -133,6 +140,13 @@ def plan(options: argparse.Namespace) -> Layout:
                 f"there is no model folder {layout.models / needed}: run `make models`"
             )
     return layout
+
+
+def _models_file(options: argparse.Namespace) -> Path | None:
+    path: Path | None = options.models_file
+    if path and not path.is_file():
+        raise StartError(f"--models-file: there is no {path}")
+    return path and path.absolute()  # a link may be pointed elsewhere later
 
 
 def _envoy_options(options: argparse.Namespace) -> envoy_config.EnvoyOptions:

@@ -66,6 +66,7 @@ class Layout:
         own_provider: whether the stack starts that file provider itself.
         state_file: where `status` and `down` find the stack.
         envoy_options: Envoy's optional parts.
+        models_file: the file of desired models; None for none.
     """
 
     ports: Ports
@@ -75,6 +76,7 @@ class Layout:
     own_provider: bool
     state_file: Path
     envoy_options: EnvoyOptions = field(default_factory=EnvoyOptions)
+    models_file: Path | None = None
 
     @property
     def logs(self) -> Path:
@@ -156,6 +158,8 @@ class Layout:
             "STATE_DIR": str(self.run_dir / "state"),
             "FILE_PROVIDER_ADDR": self.provider_address,
         }
+        if self.models_file:
+            model_mgmt["MODELS_FILE"] = str(self.models_file)
         text = {
             "CACHE_DIR": str(self.run_dir / "cache" / "text"),
             "STORE_DIR": model_mgmt["CACHE_DIR"],

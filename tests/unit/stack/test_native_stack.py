@@ -430,3 +430,19 @@ def test_drain_needs_a_service_and_a_running_stack(
     options = command.parse_arguments(["drain", "text", "--run-dir", str(tmp_path)])
     assert command.drain(options) == 1
     assert capsys.readouterr().out == "no stack is running\n"
+
+
+def test_the_file_of_desired_models_is_there_and_named_to_its_service(tmp_path: Path) -> None:
+    (tmp_path / "vision").mkdir()
+    file = tmp_path / "models.toml"
+    options = ["up", "--models", str(tmp_path), "--no-provider", "--base-port", "auto"]
+    named = command.parse_arguments([*options, "--models-file", str(file)])
+    with pytest.raises(StartError, match=r"--models-file: there is no .*models.toml"):
+        command.plan(named)
+    file.write_text("")
+    (service,) = (
+        child
+        for child in command.plan(named).children(Path("envoy"))
+        if child.name.startswith("model_mgmt")
+    )
+    assert service.environment["MODEL_MGMT_MODELS_FILE"] == str(file)
