@@ -51,6 +51,8 @@ class DesiredModel:
         file_entry: what the file of desired models says of it; None if it is not there.
         evicted_why: empty, or why it was taken out of memory until somebody asks for it again, as
             in "to make room for org/name".
+        loading: its first load has not ended yet: if that fails, it is no longer desired, also when
+            this service died meanwhile.
     """
 
     model_id: ModelId
@@ -61,6 +63,7 @@ class DesiredModel:
     asked: bool = True
     file_entry: Mapping[str, str] | None = None
     evicted_why: str = ""
+    loading: bool = False
 
     @property
     def evicted(self) -> bool:

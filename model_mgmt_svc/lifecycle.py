@@ -182,6 +182,9 @@ class Lifecycle:
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
         self._evictor = Evictor(replicas, desired, self._lock, self.is_loading)
+        # What replicas held at the last look, and what of it nobody desired at the look before.
+        self._held: dict[Replica, list[ReplicaModel]] = {}
+        self._left: set[tuple[Replica, ModelId]] = set()
         # The replicas that `adopt` has asked.
         self._asked: WeakSet[Replica] = WeakSet()
 
@@ -415,14 +418,56 @@ class Lifecycle:
     async def missing(self, desired: Iterable[DesiredModel]) -> dict[Replica, list[DesiredModel]]:
         """For each replica that is up, the desired models that it should hold but does not."""
         desired = list(desired)
+        self._held = await list_models(self._replicas.all())
         return {
             replica: [
                 model
                 for model in desired
                 if _serves(replica, model) and _ready(models, model.model_id) is None
             ]
-            for replica, models in (await list_models(self._replicas.all())).items()
+            for replica, models in self._held.items()
         }
+
+    def free_left(self) -> None:
+        """Frees what replicas hold and nobody desires, as of two calls of `missing` in a row.
+
+        It is left by an unload that was cut short: this service has died, or a replica was away.
+        """
+        if not self._desired.complete:
+            return
+        left = {
+            (replica, model.model_id)
+            for replica, models in self._held.items()
+            for model in models
+            if model.ready and self._is_left(model.model_id)
+        }
+        for replica, model_id in left & self._left:
+            task = asyncio.create_task(self._free_left(replica, model_id))
+            self._unloads.add(task)
+            task.add_done_callback(self._unloads.discard)
+        self._left = left - self._left
+
+    async def _free_left(self, replica: Replica, model_id: ModelId) -> int:
+        async with self._lock(model_id):
+            if self._desired.get(model_id) or self.is_loading(model_id):
+                return 0
+            try:
+                await replica.unload(model_id)
+            except ServiceError as error:
+                if not isinstance(error, ModelNotLoadedError):
+                    log.warning("cannot free a model", extra={"error": error.message})
+                return 0
+        log.info(
+            "freed a model that was left of an unload",
+            extra={"model_id": model_id, "address": replica.address},
+        )
+        return 1
+
+    def _is_left(self, model_id: ModelId) -> bool:
+        lock = self._locks.get(model_id)
+        return not (
+            self._desired.get(model_id) or self.is_loading(model_id) or (lock and lock.locked())
+        )
 
     def lives(self, replica: Replica) -> list[ModelLife]:
         """The options of life of a replica's models, where they are not the defaults."""
@@ -465,7 +510,7 @@ class Lifecycle:
         try:
             return await self._load_once(load)
         except ServiceError as error:
-            if load.requested:
+            if load.requested or load.model.loading:
                 self._keep_failed(load, error)
             raise
 
@@ -496,8 +541,8 @@ class Lifecycle:
                 await self._refresh(plan.desired.files_id)
             try:
                 loaded = await self._load_missing(load, plan)
-            except BaseException:
-                await run_to_completion(self._undo(load, plan))
+            except BaseException as error:
+                await run_to_completion(self._undo(load, plan, error))
                 raise
             finally:
                 self._evictor.release(load.model.model_id)
@@ -562,13 +607,16 @@ class Lifecycle:
 
         Replicas that go away meanwhile do not matter as long as one is left.
         """
-        await self._desired.put(plan.desired)
+        is_first = not plan.loaded and (plan.before is None or plan.before.loading)
+        await self._desired.put(replace(plan.desired, loading=is_first))
         models, errors = await gather_outcomes(
             self._load_on(replica, load, plan) for replica in plan.missing
         )
         for error in errors:
             if not models or not isinstance(error, UnavailableError):
                 raise error
+        if is_first and (desired := self._desired.get(plan.desired.model_id)):
+            await self._desired.put(replace(desired, loading=False))
         return models
 
     async def _load_on(self, replica: Replica, load: _Load, plan: _Plan) -> ReplicaModel:
@@ -616,9 +664,11 @@ class Lifecycle:
         message = f"{error.message}. {holders}" if holders else error.message
         raise OutOfMemoryError(message, metadata=error.metadata)
 
-    async def _undo(self, load: _Load, plan: _Plan) -> None:
+    async def _undo(self, load: _Load, plan: _Plan, error: BaseException) -> None:
         """After a load that failed: restores the desired models, frees what was loaded."""
-        if plan.before:
+        # The load that its caller had asked for, which went on after a restart of this service.
+        first_failed = isinstance(error, ServiceError) and not isinstance(error, UnavailableError)
+        if plan.before and not (plan.before.loading and first_failed):
             await self._desired.put(plan.before)
         else:
             await self._desired.remove(plan.desired.model_id)

@@ -115,6 +115,7 @@ class Reconciler:
         await self._lifecycle.finish_evictions()
         desired = [model for model in self._desired.all() if not model.evicted]
         missing = await self._lifecycle.missing(desired)
+        self._lifecycle.free_left()
         missing_ids = {model.model_id for models in missing.values() for model in models}
         self._forget_others(desired)
         self._forget_healthy()

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ml import common_pb2, model_management_pb2_grpc
 from ml import model_management_pb2 as pb
+from shared.errors import InvalidModelError
 from tests.support.model_mgmt import ModelMgmt, failure_of, model_mgmt
 from tests.support.model_workers import ModelWorker
 from tests.support.own_envoy import envoy_before
@@ -98,6 +99,49 @@ async def test_a_holder_that_is_stopped_loses_the_lease_and_notices(
             assert list(worker.models) == [MODEL]
             record = (tmp_path / "state" / "desired_models.json").read_text()
             assert MODEL in record
+
+
+async def killed(service: ModelMgmt) -> None:
+    service.process.kill()
+    await asyncio.to_thread(service.process.wait, 60)
+
+
+async def test_killed_in_the_middle_of_an_unload_and_of_a_first_load(
+    worker: ModelWorker, tmp_path: Path
+) -> None:
+    """The unload is finished; a load goes on, and one that fails leaves nothing desired."""
+    kept, freed, bad = "org/kept", "org/freed", "org/bad"
+    async with start(tmp_path, worker) as service:
+        await service.load(kept)
+        await service.load(freed)
+        worker.frees.clear()
+        calls = [asyncio.ensure_future(service.unload(freed))]
+        await until(lambda: worker.unloads == [freed])
+        worker.go_on.clear()
+        calls.append(asyncio.ensure_future(service.load(bad)))
+        await until(lambda: [load.model_id for load in worker.loads] == [kept, freed, bad])
+        await killed(service)
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(outcome, grpc.aio.AioRpcError)
+            assert outcome.code() is grpc.StatusCode.UNAVAILABLE
+    worker.frees.set()
+    assert freed in worker.models
+    worker.failures.append(InvalidModelError("it is no model"))
+    worker.go_on.set()
+    async with start(tmp_path, worker) as service:
+        await until(lambda: set(worker.models) == {kept})
+
+        async def only_kept_is_desired() -> bool:
+            answer = await service.stub.ListModels(pb.ListModelsRequest())
+            return [model.model_id for model in answer.models if model.desired] == [kept]
+
+        await until(only_kept_is_desired)
+        answer = await service.stub.ListModels(pb.ListModelsRequest())
+        assert {model.model_id: model.reason for model in answer.models} == {
+            kept: "",
+            bad: "it is no model",
+        }
+    assert "bad" not in (tmp_path / "state" / "desired_models.json").read_text()
 
 
 async def steady(stub: model_management_pb2_grpc.ModelManagementServiceStub, seen: Counter[str]):

@@ -198,7 +198,7 @@ async def test_a_service_serves_while_one_of_its_replicas_does(
         await first.say(NAME, True)
         await becomes(serving)
         await second.say(NAME, True)
-        await until(lambda: watch._serving[of_second])
+        await until(lambda: watch._serving.get(of_second, False))
         await first.say(NAME, False)
         await until(lambda: not watch._serving[of_first])
         assert await status(health) == serving
