@@ -78,6 +78,10 @@ def _note_progress(model: ManagedModel, fetched: int, total: int) -> None:
     model.bytes_fetched, model.bytes_total = fetched, total
 
 
+def _note_share(model: ManagedModel, share: float | None) -> None:
+    model.load_share = share
+
+
 class Loader:
     """Loads models within one memory budget.
 
@@ -120,7 +124,9 @@ class Loader:
         cache_bytes = self._reserve(model, engine.weight_bytes)
         model.state, model.engine, model.note = ModelState.LOADING, engine.name, engine.note
         model.process = await ModelProcess.start(
-            self._spec(model, folder, engine, cache_bytes), self._settings.load_timeout_seconds
+            self._spec(model, folder, engine, cache_bytes),
+            self._settings.load_timeout_seconds,
+            partial(_note_share, model),
         )
 
     async def _load_litert(self, model: ManagedModel) -> None:
@@ -144,7 +150,9 @@ class Loader:
         engine = EnginePlan("litert", sizes.total)
         try:
             model.process = await ModelProcess.start(
-                self._spec(model, folder, engine, 0), self._settings.load_timeout_seconds
+                self._spec(model, folder, engine, 0),
+                self._settings.load_timeout_seconds,
+                partial(_note_share, model),
             )
         except InternalError as error:  # LiteRT has ended it, or does not end
             raise InvalidModelError(

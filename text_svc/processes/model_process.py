@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
 from text_svc.processes.heartbeat import until_hung
+from text_svc.processes.load_share import LoadShare
 from text_svc.processes.memory import limit_error
 from text_svc.processes.spawn import Child, spawn
 from text_svc.processes.specs import WorkerReport, WorkerSpec
@@ -72,12 +73,18 @@ class ModelProcess:
         return self._child.pid
 
     @classmethod
-    async def start(cls, spec: WorkerSpec, timeout: float) -> ModelProcess:
+    async def start(
+        cls,
+        spec: WorkerSpec,
+        timeout: float,
+        on_share: Callable[[float | None], None] = lambda _: None,
+    ) -> ModelProcess:
         """Starts a worker and waits until it serves.
 
         Args:
             spec: what it loads.
             timeout: seconds that it may take to load it.
+            on_share: is told the share of the weights that was read, again and again.
 
         Raises:
             ServiceError: why the model cannot be loaded, as the worker reports it.
@@ -94,6 +101,7 @@ class ModelProcess:
                 FOLDER: str(tracebacks),
             },
         )
+        following = asyncio.create_task(_follow_share(spec, child.pid, on_share))
         try:
             report = await child.report(WorkerReport, f"loading model {spec.model_id}", timeout)
             started = cls(spec, child, report)
@@ -101,6 +109,8 @@ class ModelProcess:
         except BaseException:
             await child.end()
             raise
+        finally:
+            following.cancel()
         started._heartbeat = asyncio.create_task(started._end_when_hung())
         return started
 
@@ -208,6 +218,17 @@ class ModelProcess:
         return WorkerUnavailableError(
             f"the process of model {model_id} has ended; the model is being loaded again"
         )
+
+
+async def _follow_share(
+    spec: WorkerSpec, pid: int, on_share: Callable[[float | None], None]
+) -> None:
+    """Tells how much of the weights was read. A fault here must not end a load."""
+    try:
+        share = await asyncio.to_thread(LoadShare, spec.weights_in())
+        await share.follow(pid, on_share)
+    except OSError as error:
+        log.info("the share of a load is not known", extra={"error": error.strerror})
 
 
 def _tracebacks_folder(spec: WorkerSpec) -> Path:

@@ -121,6 +121,12 @@ class WorkerSpec(ChildSpec):
     def reads(self) -> list[Path]:
         return [folder for folder in (self.folder, self.converted) if folder]
 
+    def weights_in(self) -> Path:
+        """The folder whose files of weights it reads, or such a file; for LiteRT its one file."""
+        if self.options.file and self.engine == "litert":
+            return self.folder / self.options.file
+        return self.converted or links_in(self.scratch)
+
 
 class WorkerReport(Report):
     """What a worker reports once it serves, or why it cannot.
