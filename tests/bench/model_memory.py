@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import shutil
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ import numpy as np
 
 from ml import transformers_pb2 as pb
 from ml.internal import worker_pb2
+from tests.support.optional_models import SHARED
 from tests.support.stack import MODELS, ROOT
 from tests.support.text_service import TextClient, TextService, text_service
 from tools.docs.places import row
@@ -32,7 +34,7 @@ MIB = 1 << 20
 TEXT = MODELS / "text"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-LITERT_LM = Path("shared/models/smollm2-135m-instruct-w4.litertlm")
+LITERT_LM = SHARED / "models" / "smollm2-135m-instruct-w4.litertlm"
 # Longer than text_svc keeps a measurement: it is new when it is compared.
 REST_SECONDS = 3.0
 GIVE_BACK_SECONDS = 5.0
@@ -160,15 +162,22 @@ async def readings(service: TextService, client: TextClient, case: Case) -> list
     return seen
 
 
+def _link(source: str | Path, target: str | Path) -> None:
+    """A hard link, or a copy on another disk."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 @contextlib.contextmanager
 def _service(folder: Path) -> Iterator[TextService]:
     models = folder / "models"
-    models.mkdir()
-    for owner in TEXT.iterdir():
-        (models / owner.name).symlink_to(owner)
+    shutil.rmtree(models, ignore_errors=True)
+    shutil.copytree(TEXT, models, copy_function=_link)
     if LITERT_LM.is_file():
         (models / "local" / "litert-lm").mkdir(parents=True)
-        (models / "local" / "litert-lm" / LITERT_LM.name).symlink_to(LITERT_LM.resolve())
+        _link(LITERT_LM, models / "local" / "litert-lm" / LITERT_LM.name)
     settings = {
         "TEXT_GIVE_BACK_SECONDS": str(GIVE_BACK_SECONDS),
         "TEXT_ADMISSION_SECONDS": "0",
@@ -178,12 +187,12 @@ def _service(folder: Path) -> Iterator[TextService]:
         yield service
 
 
-async def run(cases: Sequence[Case]) -> tuple[str, float]:
+async def run(cases: Sequence[Case], folder: Path) -> tuple[str, float]:
     """The table, and the largest difference."""
     head = ("model", "when", "said", "weights", "cache", "cache limit", "PSS", "RSS", "said by PSS")
     lines = [row(*head), row("---", "---", *["---:"] * 7)]
     worst = 0.0
-    with tempfile.TemporaryDirectory() as folder, _service(Path(folder)) as service:
+    with _service(folder) as service:
         async with service.client() as client:
             for case in cases:
                 if not (service.models / case.model_id).is_dir():
@@ -204,10 +213,13 @@ def main() -> int:
     """Prints the table; 1 if a figure is not what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
+    parser.add_argument("--folder", type=Path, help="keeps the conversions, for another run")
     parser.add_argument("--cases", nargs="+", help="names, by default all")
     options = parser.parse_args()
     cases = [each for each in CASES if not options.cases or each.name in options.cases]
-    table, worst = asyncio.run(run(cases))
+    with contextlib.ExitStack() as stack:
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        table, worst = asyncio.run(run(cases, folder))
     print(f"\n{table}\n\nlargest difference: {worst:.0%}")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "model_memory.md").write_text(table)
