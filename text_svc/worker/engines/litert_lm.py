@@ -196,6 +196,8 @@ class LiteRtLmEngine:
         metrics: of the model.
     """
 
+    cache_bytes = cache_limit_bytes = 0
+
     def __init__(
         self,
         model: litert_lm.Engine,

@@ -21,6 +21,7 @@ from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines import openvino
 from text_svc.worker.engines.base import Limits
 from text_svc.worker.engines.cache_blocks import CacheBlocks
+from text_svc.worker.engines.litert_lm import LiteRtLmEngine
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.openvino import BLOCK_TOKENS, OpenVinoEngine
 from text_svc.worker.engines.sampling import SamplingDefaults
@@ -28,6 +29,7 @@ from text_svc.worker.engines.torch_batch.eligibility import layer_shapes
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
 from text_svc.worker.engines.torch_batch.kv_cache import LayerShape, RowCache
 from text_svc.worker.engines.torch_batch.model import BatchModel
+from text_svc.worker.engines.transformers import TransformersEngine
 from text_svc.worker.generation.generator import TextGenerator
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
@@ -177,3 +179,11 @@ async def test_a_model_that_is_slow_to_load_keeps_its_cache(
     await engine.give_back()
     assert engine.cache_bytes == before > 0
     await generator.close()
+
+
+@pytest.mark.parametrize(
+    "engine", [OpenVinoEngine, BatchEngine, TransformersEngine, LiteRtLmEngine]
+)
+def test_every_engine_tells_of_its_cache(engine: type) -> None:
+    for name in ("cache_bytes", "cache_limit_bytes", "give_back"):
+        assert hasattr(engine, name), name
