@@ -68,12 +68,15 @@ class BareServer(model_management_pb2_grpc.ModelManagementServiceServicer):
 
 
 async def serve_bare(port: int, size: int) -> None:
-    """Serves until it is killed."""
+    """Serves until it is killed, or the process that started it is gone."""
+    parent = os.getppid()
     server = grpc.aio.server()
     model_management_pb2_grpc.add_ModelManagementServiceServicer_to_server(BareServer(size), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    await server.wait_for_termination()
+    while os.getppid() == parent:
+        await asyncio.sleep(1)
+    await server.stop(None)
 
 
 async def read_file(channel: grpc.aio.Channel) -> float:
