@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.model_ids import ModelId
 
@@ -59,11 +59,15 @@ class Choice:
     Attributes:
         victims: the models that make room together; each of them is needed.
         stays: where there cannot be room: the models that hold what is missing, largest first.
+        enough: whether there is room once the victims have gone.
+        later: where there is not: whether there would be if those that answer calls could go, and
+            those that stay for a reason that is not their own option.
     """
 
     victims: Sequence[Resident] = ()
     stays: Sequence[Stay] = ()
     enough: bool = True
+    later: bool = False
 
 
 def choose(
@@ -96,7 +100,9 @@ def choose(
             victims.append(each)
     if _lacking(missing, victims):
         holders.sort(key=lambda each: (-_size(each, missing), each.model_id))
-        return Choice((), [Stay(each, _why(each, below)) for each in holders], enough=False)
+        stays = [Stay(each, _why(each, below)) for each in holders]
+        could_go = [each for each in holders if not _never_goes(each, below)]
+        return Choice((), stays, enough=False, later=not _lacking(missing, could_go))
     for each in reversed(victims):  # those that are worth most first
         others = [other for other in victims if other is not each]
         if not _lacking(missing, others):
@@ -130,6 +136,10 @@ def _order(resident: Resident, missing: Mapping[str, int]) -> tuple[int, int, in
     """Those that go first are the least."""
     steps = math.floor(resident.idle_seconds / IDLE_STEP_SECONDS)
     return resident.rank.priority, -steps, -_size(resident, missing), resident.model_id
+
+
+def _never_goes(resident: Resident, below: Rank | None) -> bool:
+    return bool(_why_it_stays(replace(resident, calls=0, stays=""), below))
 
 
 def _why_it_stays(resident: Resident, below: Rank | None) -> str:

@@ -27,13 +27,13 @@ FREE_SECONDS = 30.0
 EVICTIONS = Counter("model_mgmt_evictions", "Models taken out of memory.", ["model"])
 
 
-# Why another model may not go, beside its options and its calls; empty if it may.
-Keeps = Callable[[ModelId], str]
+# How a load sees another model: as one that stays for a reason of the load's own, for example.
+View = Callable[[Resident], Resident]
 
 
-def keeps_none(model_id: ModelId) -> str:
-    """Lets any model go."""
-    return ""
+def as_it_is(resident: Resident) -> Resident:
+    """Lets any idle model go."""
+    return resident
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Need:
         needs: bytes by device.
         others: the other replicas that load it, and need about as much.
         below: only models of a lower rank may go for it; None if a caller has asked for it.
-        keeps: which other models may not go for it.
+        view: how it sees other models.
     """
 
     model_id: ModelId
@@ -52,7 +52,7 @@ class Need:
     needs: Mapping[str, int]
     others: Sequence[Replica] = ()
     below: Rank | None = None
-    keeps: Keeps = keeps_none
+    view: View = as_it_is
 
 
 class Evictor:
@@ -87,7 +87,7 @@ class Evictor:
         # room for one, the first gets it everywhere.
         self._claims: dict[ModelId, dict[Replica, Mapping[str, int]]] = {}
 
-    async def evict(self, model_id: ModelId, why: str) -> bool:
+    async def evict(self, model_id: ModelId, why: str, *, idle_within: float = 0) -> bool:
         """Takes a model out of memory on all replicas, if it answers no calls on any of them.
 
         No call comes in between: a replica refuses if one has. Then the model stays, and where it
@@ -96,6 +96,8 @@ class Evictor:
         Args:
             model_id: the model.
             why: what follows "was evicted", as in "to make room for org/name".
+            idle_within: seconds for which it takes no calls until those in flight have ended. If
+                they have not by then, it takes calls again.
 
         Returns:
             Whether it is out of memory; false also if another operation on it is in flight.
@@ -104,10 +106,15 @@ class Evictor:
         if lock.locked() or self._is_loading(model_id):
             return False
         async with lock:
-            done = await run_to_completion(self._evict(model_id, why))
+            done = await run_to_completion(self._evict(model_id, why, idle_within))
         if (task := asyncio.current_task()) and task.cancelling():
             raise asyncio.CancelledError
         return done
+
+    async def look(self, need: Need) -> Choice:
+        """What `make_room` would do now, without doing it."""
+        models_of = await list_models(self._replicas.all())
+        return self._choose(need, models_of, {}) if need.replica in models_of else Choice()
 
     async def make_room(self, need: Need, evicted: list[DesiredModel]) -> Choice:
         """Evicts models until a load fits into a replica, if they can make enough room together.
@@ -130,8 +137,7 @@ class Evictor:
             models_of = await list_models(self._replicas.all())
             if need.replica not in models_of:
                 return Choice()  # the load finds out that it is gone
-            residents = list(self._residents(need, models_of, called))
-            choice = choose(need.needs, _free(need.replica, residents), residents, need.below)
+            choice = self._choose(need, models_of, called)
             for victim in choice.victims:
                 if before := self._desired.get(victim.model_id):
                     evicted.append(before)
@@ -187,7 +193,7 @@ class Evictor:
             if model.ready and model.model_id in evicted:
                 await self.evict(model.model_id, evicted[model.model_id].evicted_why)
 
-    async def _evict(self, model_id: ModelId, why: str) -> bool:
+    async def _evict(self, model_id: ModelId, why: str, idle_within: float) -> bool:
         models_of = await list_models(self._replicas.all())
         held = {
             replica: model
@@ -195,14 +201,14 @@ class Evictor:
             for model in models
             if model.model_id == model_id
         }
-        if any(model.calls for model in held.values()):
+        if not idle_within and any(model.calls for model in held.values()):
             return False
         # First in the record: nobody loads it again in between.
         before = self._desired.get(model_id)
         if before:
             await self._desired.put(replace(before, evicted_why=why))
         told = evicted_restore(model_id, why)
-        freed = await asyncio.gather(*(_free_on(replica, told) for replica in held))
+        freed = await asyncio.gather(*(_free_on(replica, told, idle_within) for replica in held))
         if not all(freed):
             await self.bring_back([before] if before else [], why)
             return False
@@ -211,6 +217,16 @@ class Evictor:
         EVICTIONS.labels(model_id).inc()
         log.info("model evicted", extra={"model_id": model_id, "why": why, "replicas": len(held)})
         return True
+
+    def _choose(
+        self,
+        need: Need,
+        models_of: Mapping[Replica, Sequence[ReplicaModel]],
+        called: Mapping[ModelId, str],
+    ) -> Choice:
+        residents = list(self._residents(need, models_of, called))
+        free = _free(need.replica, residents)
+        return choose(need.needs, free, map(need.view, residents), need.below)
 
     def _residents(
         self,
@@ -242,7 +258,7 @@ class Evictor:
                 sum(model.calls for model in models),
                 rank_of(self._desired.get(model_id)),
                 self._is_evictable(model_id),
-                stays or need.keeps(model_id),
+                stays,
             )
 
     def _is_evictable(self, model_id: ModelId) -> bool:
@@ -296,15 +312,17 @@ def _free(replica: Replica, residents: Iterable[Resident]) -> dict[str, int]:
     }
 
 
-async def _free_on(replica: Replica, told: Restore) -> bool:
+async def _free_on(replica: Replica, told: Restore, idle_within: float) -> bool:
     """Frees a model on a replica if it is idle there; returns whether it is gone."""
     try:
-        async with asyncio.timeout(FREE_SECONDS):
-            return await replica.unload(told.model_id, if_idle=True, told=told)
+        async with asyncio.timeout(FREE_SECONDS + idle_within):
+            return await replica.unload(
+                told.model_id, if_idle=True, idle_within=idle_within, told=told
+            )
     except (ModelNotLoadedError, WorkerUnavailableError):
         return True  # its process is gone, or the replica with all of them
     except TimeoutError:
-        error = f"the replica did not free it within {FREE_SECONDS:g} s"
+        error = f"the replica did not free it within {FREE_SECONDS + idle_within:g} s"
     except ServiceError as failure:
         error = failure.message
     log.warning("cannot evict a model", extra={"model_id": told.model_id, "error": error})

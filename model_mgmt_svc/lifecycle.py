@@ -21,14 +21,14 @@ from typing import TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
-from model_mgmt_svc.eviction import describe
+from model_mgmt_svc.eviction import Choice, Resident, describe
 from model_mgmt_svc.evictor import (
     FREE_SECONDS,
     Evictor,
-    Keeps,
     Need,
+    View,
+    as_it_is,
     evicted_restore,
-    keeps_none,
     rank_of,
     to_make_room_for,
 )
@@ -86,7 +86,7 @@ class _Load(SharedWork[LoadedModel]):
         callers: number of callers who wait, the reconciler left out.
         change: what callers change of the model's options of life.
         asked: whether one of them is a caller of LoadModel.
-        keeps: see `Need`.
+        view: see `Need`.
         evicted: the entries of the models that were evicted for it.
         failure: why it has failed on a replica.
         has_no_room: no other model can make room, and none is on its way in or out of memory.
@@ -99,7 +99,7 @@ class _Load(SharedWork[LoadedModel]):
         self.callers = 0
         self.change = LifeChange()
         self.asked = False
-        self.keeps: Keeps = keeps_none
+        self.view: View = as_it_is
         self.evicted: list[DesiredModel] = []
         self.failure: ServiceError | None = None
         self.has_no_room = False
@@ -195,7 +195,7 @@ class Lifecycle:
             await asyncio.wait(self._unloads, timeout=FREE_SECONDS)
 
     async def load(
-        self, model: DesiredModel, change: LifeChange = NO_CHANGE, keeps: Keeps = keeps_none
+        self, model: DesiredModel, change: LifeChange = NO_CHANGE, view: View = as_it_is
     ) -> LoadedModel:
         """Makes a model desired and loads it on every replica of its service that is up.
 
@@ -211,8 +211,8 @@ class Lifecycle:
         Args:
             model: what is loaded, with its options.
             change: of the options of life, which a loaded model gets at once.
-            keeps: which other models are not evicted for it, and why; see `Need`. A caller who asks
-                for the same load without it lifts that.
+            view: how the load sees other models, which may stay for a reason of its own, see
+                `Need`. A caller who asks for the same load without it lifts that.
 
         Raises:
             PipelineMismatchError: it is loaded, or being loaded, with another type.
@@ -224,7 +224,7 @@ class Lifecycle:
             ServiceError: what a replica raised, or `ModelFiles.refresh`.
         """
         self._tell_unseen(model)
-        with self._requested(model, change, keeps) as load:
+        with self._requested(model, change, view) as load:
             load.callers += 1
             try:
                 loaded = await load.finished()
@@ -329,9 +329,37 @@ class Lifecycle:
                 await self._evictor.give_up(model.model_id)
                 return None
 
-    async def evict(self, model_id: ModelId, why: str) -> bool:
+    async def evict(self, model_id: ModelId, why: str, *, idle_within: float = 0) -> bool:
         """Takes a model out of memory if it is idle, see `Evictor.evict`; it stays desired."""
-        return await self._evictor.evict(model_id, why)
+        return await self._evictor.evict(model_id, why, idle_within=idle_within)
+
+    async def is_ready(self, model: DesiredModel) -> bool:
+        """Whether all replicas of its service that answer hold a model, one at least."""
+        missing = await self.missing([model])
+        lacks = [bool(models) for replica, models in missing.items() if _serves(replica, model)]
+        return bool(lacks) and not any(lacks)
+
+    async def room(self, model: DesiredModel, needs: Mapping[str, int], view: View) -> Choice:
+        """Whether a load would find room now, and which models would go for it.
+
+        Args:
+            model: what is to be loaded.
+            needs: bytes by device.
+            view: as in `load`.
+
+        Returns:
+            Of the replicas that lack it, the choice of the first that has no room; otherwise the
+            victims of all.
+        """
+        victims: dict[ModelId, Resident] = {}
+        for replica, lacking in (await self.missing([model])).items():
+            if lacking and needs.keys() <= replica.memory.keys():
+                need = Need(model.model_id, replica, needs, view=view)
+                choice = await self._evictor.look(need)
+                if not choice.enough:
+                    return choice
+                victims |= {victim.model_id: victim for victim in choice.victims}
+        return Choice(list(victims.values()))
 
     async def finish_evictions(self) -> None:
         """See `Evictor.finish`."""
@@ -479,7 +507,7 @@ class Lifecycle:
 
     @contextlib.contextmanager
     def _requested(
-        self, model: DesiredModel, change: LifeChange, keeps: Keeps = keeps_none
+        self, model: DesiredModel, change: LifeChange, view: View = as_it_is
     ) -> Iterator[_Load]:
         """The load of a model that a caller has asked for, begun unless it is in flight.
 
@@ -493,8 +521,8 @@ class Lifecycle:
             raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
         with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
             _check_type(load.model.pipeline_type, model)
-            if not load.requested or keeps is keeps_none:
-                load.keeps = keeps
+            if not load.requested or view is as_it_is:
+                load.view = view
             load.requested = True
             load.change = load.change.and_then(change)
             load.asked |= model.asked
@@ -652,7 +680,7 @@ class Lifecycle:
         if not needs or needs.keys() - replica.memory.keys():
             raise error  # not of the budgets: its process went over its limit, for example
         below = None if load.requested else rank_of(plan.desired)
-        need = Need(load.model.model_id, replica, needs, plan.missing, below, load.keeps)
+        need = Need(load.model.model_id, replica, needs, plan.missing, below, load.view)
         async with self._evictor.making_room:
             if load.failure:  # on another replica: nothing is evicted any more
                 raise load.failure

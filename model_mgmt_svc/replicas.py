@@ -151,6 +151,7 @@ class Replica:
         died: the models whose processes have ended by themselves, as of the last `list`.
         memory: its memory by device, as of the last `list`; empty if it does not count it.
         lives: what it was told of options of life, as of the last `list`.
+        waiting_calls: how many calls wait for models to be loaded, as of the last `list`.
     """
 
     def __init__(self, service: ServiceName, address: str, lease: Lease | None = None) -> None:
@@ -162,6 +163,7 @@ class Replica:
         self.died: list[ReplicaModel] = []
         self.memory: Mapping[str, MemoryPool] = {}
         self.lives: list[ModelLife] = []
+        self.waiting_calls: Mapping[ModelId, int] = {}
         self._seen_at = time.monotonic()
         self.channel = connect(address)
         self._stub = worker_pb2_grpc.ModelWorkerStub(self.channel)
@@ -227,7 +229,12 @@ class Replica:
         return dict(answer.options)
 
     async def unload(
-        self, model_id: ModelId, *, if_idle: bool = False, told: Restore | None = None
+        self,
+        model_id: ModelId,
+        *,
+        if_idle: bool = False,
+        idle_within: float = 0,
+        told: Restore | None = None,
     ) -> bool:
         """Frees a model after its running calls; with `if_idle` only if it is READY and has none.
 
@@ -236,6 +243,7 @@ class Replica:
         Args:
             model_id: the model.
             if_idle: see above.
+            idle_within: with `if_idle`, seconds for which it takes no calls until it has none.
             told: what its callers are told afterwards, see `tell_models`.
 
         Raises:
@@ -244,6 +252,7 @@ class Replica:
         request = worker_pb2.UnloadRequest(
             model_id=model_id,
             if_idle=if_idle,
+            idle_within_seconds=idle_within,
             told=worker_pb2.Restore(**asdict(told)) if told else None,
         )
         async with self._errors():
@@ -279,6 +288,7 @@ class Replica:
             pool.device: MemoryPool(pool.device, pool.budget_bytes, pool.reserved_bytes)
             for pool in answer.memory
         }
+        self.waiting_calls = {ModelId(key): calls for key, calls in answer.waiting_calls.items()}
         self.lives = [
             ModelLife(ModelId(life.model_id), tuple(map(ModelId, life.aliases)), dict(life.options))
             for life in answer.lives
@@ -298,8 +308,15 @@ class Replica:
         self.admitted = True
         log.info("replica admitted", extra={"upstream": self.service, "address": self.address})
 
-    async def tell_models(self, restores: Iterable[Restore], lives: Iterable[ModelLife]) -> None:
+    async def tell_models(
+        self, restores: Iterable[Restore], lives: Iterable[ModelLife], *, auto_load: bool = False
+    ) -> None:
         """Tells it which models that it lacks are to come back, and the other names of all.
+
+        Args:
+            restores: those that come back.
+            lives: the other names.
+            auto_load: whether models may be loaded for the calls that ask for them.
 
         Raises:
             WorkerUnavailableError: it is down, or did not answer in time.
@@ -308,6 +325,7 @@ class Replica:
             request = worker_pb2.TellModelsRequest(
                 restores=[worker_pb2.Restore(**asdict(restore)) for restore in restores],
                 lives=[worker_pb2.ModelLife(**asdict(life)) for life in lives],
+                auto_load=auto_load,
             )
             try:
                 await self._stub.TellModels(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model_mgmt_svc.desired import DesiredModel
+from model_mgmt_svc.eviction import Resident
 from model_mgmt_svc.evictor import EVICTIONS
 from model_mgmt_svc.life_options import LifeOptions
 from model_mgmt_svc.reconciler import Reconciler
@@ -384,16 +385,20 @@ async def test_evict_takes_a_model_out_of_memory_unless_it_is_in_use(plane: Plan
     assert evicted(plane) == {"a": "since it was idle"}
 
 
+def staying(other: Resident, why: str) -> Resident:
+    return replace(other, stays=other.stays or why)
+
+
 async def test_a_load_may_keep_models_from_going(plane: Plane) -> None:
     await load(plane, A, B)
 
-    def keeps(model_id: ModelId) -> str:
-        return "is in turn" if model_id == "a" else ""
+    def keeps_a(other: Resident) -> Resident:
+        return staying(other, "is in turn") if other.model_id == "a" else other
 
-    await plane.lifecycle.load(C, keeps=keeps)
+    await plane.lifecycle.load(C, view=keeps_a)
     assert held(plane) == [["a", "c"]] * 2
     with pytest.raises(OutOfMemoryError, match="a holds 1 MiB and is in turn"):
-        await plane.lifecycle.load(B, keeps=lambda model_id: "is in turn")
+        await plane.lifecycle.load(B, view=lambda other: staying(other, "is in turn"))
     await plane.lifecycle.load(B)
     assert held(plane)[0].count("b") == 1
 
@@ -402,7 +407,7 @@ async def test_a_model_that_nobody_desires_goes_first(plane: Plane) -> None:
     await load(plane, A, B)
     await plane.desired.remove(B.model_id)
     with pytest.raises(OutOfMemoryError, match="b holds 1 MiB and is not in the record"):
-        await plane.lifecycle.load(C, keeps=lambda model_id: "has to stay")
+        await plane.lifecycle.load(C, view=lambda other: staying(other, "has to stay"))
     await plane.lifecycle.adopt()  # now nothing is missing in the record
     await load(plane, C)
     assert held(plane) == [["a", "c"]] * 2
