@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-perplexity: models ## measure the perplexity of each dtype
 
 bench-files: setup ## speed of GetModelFile beside a bare gRPC stream, and of loading 1 GB
 	@$(PY) -m tests.bench.bench_files $(BENCH)
+
+bench-autoload: models ## loads a minute and p95 of callers over three models of which two fit
+	@$(PY) -m tests.bench.bench_autoload $(BENCH)
 
 bench-link: setup ## CPU of a token between text_svc and a model's process, beside gRPC
 	@$(PY) -m tests.bench.bench_link $(BENCH)
