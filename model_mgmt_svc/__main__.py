@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
 import grpc
 
@@ -16,6 +17,10 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     model_management_pb2,
     transformers_pb2,
 )
+from ml.internal import worker_pb2_grpc
+from model_mgmt_svc.auto_load import AutoLoad
+from model_mgmt_svc.demand import Demand
+from model_mgmt_svc.demand_line import Line
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.file_models import FileModels
 from model_mgmt_svc.health import HealthWatch
@@ -25,7 +30,13 @@ from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
 from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Replicas
-from model_mgmt_svc.service import NAME, ModelManagementServicer, add_servicer
+from model_mgmt_svc.resolve import resolve_unasked
+from model_mgmt_svc.service import (
+    NAME,
+    ModelDemandServicer,
+    ModelManagementServicer,
+    add_servicer,
+)
 from model_mgmt_svc.settings import ModelMgmtSettings
 from model_mgmt_svc.status import ModelStates
 from shared.files.client import ModelFiles
@@ -67,6 +78,7 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
         "text": settings.text_addrs,
         "vision": settings.vision_addrs,
     }
+    auto_load = AutoLoad.parse(settings.auto_load)
     desired = DesiredModels(settings.state_dir / "desired_models.json", lease)
     space = CacheSpace.of(
         settings, settings.cache_dir, kept=lambda: [model.files_id for model in desired.all()]
@@ -97,6 +109,15 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
             interval=settings.reconcile_seconds,
             max_failures=settings.max_load_failures,
             clock=time.monotonic,
+            auto_load=auto_load.on,
+        )
+        line = Line(
+            wait_seconds=settings.auto_load_wait_seconds,
+            idle_seconds=settings.auto_load_idle_seconds,
+            clock=time.monotonic,
+        )
+        demand = Demand(
+            auto_load, line, desired, lifecycle, reconciler, partial(resolve_unasked, files)
         )
 
         file_models = FileModels(
@@ -119,6 +140,7 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
             reconciler,
             keep_alive=settings.keep_alive,
             waiting=file_models.waiting,
+            demand=demand,
         )
 
         def register(server: grpc.aio.Server, health: Health) -> None:
@@ -126,12 +148,14 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
                 files,
                 lifecycle,
                 reconciler,
+                demand,
                 ModelWatch(states),
                 health.watches,
                 chunk_bytes=settings.chunk_bytes,
                 max_file_streams=settings.max_file_streams,
             )
             add_servicer(servicer, server)
+            worker_pb2_grpc.add_ModelDemandServicer_to_server(ModelDemandServicer(demand), server)
 
         @contextlib.asynccontextmanager
         async def background(health: Health) -> AsyncIterator[None]:
@@ -146,6 +170,7 @@ async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks)
+                await demand.aclose()
 
         await serve(
             settings,

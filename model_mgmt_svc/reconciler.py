@@ -57,6 +57,7 @@ class Reconciler:
         lifecycle: loads them.
         interval: seconds between two rounds.
         max_failures: failed loads in a row after which a model stays FAILED until requested again.
+        auto_load: whether models may be loaded for calls, which the replicas are told.
         clock: monotonic seconds.
     """
 
@@ -69,6 +70,7 @@ class Reconciler:
         interval: float,
         max_failures: int,
         clock: Callable[[], float],
+        auto_load: bool = False,
     ) -> None:
         self._replicas = replicas
         self._desired = desired
@@ -76,6 +78,7 @@ class Reconciler:
         self._interval = interval
         self._max_failures = max_failures
         self._clock = clock
+        self._auto_load = auto_load
         self._failures: dict[ModelId, RestoreFailures] = {}
         self._running: dict[ModelId, asyncio.Task[None]] = {}
         # What has been counted of `Replica.died`, and the replicas that were told of restores.
@@ -248,11 +251,12 @@ class Reconciler:
                 if not self._lifecycle.is_requested(model.model_id)
             ]
             restores += self._lifecycle.evictions(replica)
-            if not restores and replica not in self._told and replica.lives == lives:
+            news = restores or self._auto_load or replica.lives != lives
+            if not news and replica not in self._told:
                 continue
             self._told.add(replica)
             try:
-                await replica.tell_models(restores, lives)
+                await replica.tell_models(restores, lives, auto_load=self._auto_load)
             except ServiceError as error:
                 log.warning("cannot tell a replica of its models", extra={"error": error.message})
             else:

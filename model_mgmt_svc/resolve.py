@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.file_names import LITERTLM, TFLITE, find_file, speaks_of_litert, usual_names
 from model_mgmt_svc.model_says import ModelSays, Said
 from shared.errors import (
@@ -19,6 +20,7 @@ from shared.errors import (
     ProviderUnavailableError,
     UnknownPipelineError,
 )
+from shared.file_options import FILE
 from shared.files.client import ModelFiles
 from shared.model_ids import ModelId
 from shared.pipelines import (
@@ -124,6 +126,12 @@ async def resolve(files: ModelFiles, model_id: ModelId, asked: Asked) -> Resolut
             raise
         # The service that loads it may have its files, and finds out if it has not.
         return _taken(wanted[0], "; the file provider, which has the model's own, is not reachable")
+
+
+async def resolve_unasked(files: ModelFiles, model_id: ModelId) -> DesiredModel:
+    """A model that nobody has said anything of, by its own files; raises as `resolve`."""
+    found = await resolve(files, model_id, Asked())
+    return DesiredModel(model_id, found.pipeline.name, {FILE: found.file} if found.file else {})
 
 
 async def _by_files(files: ModelFiles, model_id: ModelId, wanted: Sequence[Said]) -> Resolution:

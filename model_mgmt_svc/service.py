@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
-from ml.internal import store_pb2, store_pb2_grpc
+from ml.internal import store_pb2, store_pb2_grpc, worker_pb2, worker_pb2_grpc
+from model_mgmt_svc.demand import Demand
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.files import stream_file
 from model_mgmt_svc.life_options import LifeOptions, split_life
@@ -50,6 +51,7 @@ class ModelManagementServicer(
         files: the application's model cache, read through this service's own.
         lifecycle: loads and unloads models.
         reconciler: forgets the failures of a model that a caller requests.
+        demand: does so, too.
         watch: the states of all models.
         watches: the places of WatchModels, health and reflection streams.
         chunk_bytes: data bytes in one message of GetModelFile.
@@ -61,6 +63,7 @@ class ModelManagementServicer(
         files: ModelFiles,
         lifecycle: Lifecycle,
         reconciler: Reconciler,
+        demand: Demand,
         watch: ModelWatch,
         watches: Watches,
         *,
@@ -70,6 +73,7 @@ class ModelManagementServicer(
         self._files = files
         self._lifecycle = lifecycle
         self._reconciler = reconciler
+        self._demand = demand
         self._watch = watch
         self._watches = watches
         self._chunk_bytes = chunk_bytes
@@ -96,6 +100,7 @@ class ModelManagementServicer(
         change.check(model_id, pipeline.service)
         await self._lifecycle.check(desired)  # also if it is loaded and needs no options
         self._reconciler.forgive(model_id)
+        self._demand.forgive(model_id)
         why = "" if asked.is_just(pipeline) else found.why
         also = f"{named} is an alias of it" if named != model_id else ""
         life = self._lifecycle.life_of(model_id)
@@ -261,6 +266,23 @@ def _changes(before: LifeOptions | None, after: LifeOptions | None) -> str:
         return ""
     changes = after.changes_from(before).items()
     return "Changed: " + ", ".join(f"{name}={value or 'none'}" for name, value in changes)
+
+
+class ModelDemandServicer(worker_pb2_grpc.ModelDemandServicer):
+    """Loads models for the calls of the services that ask for them.
+
+    Args:
+        demand: the models that calls wait for.
+    """
+
+    def __init__(self, demand: Demand) -> None:
+        self._demand = demand
+
+    async def Want(
+        self, request: worker_pb2.WantRequest, context: Context
+    ) -> worker_pb2.WantResponse:
+        await self._demand.want(parse_model_id(request.model_id), request.call)
+        return worker_pb2.WantResponse()
 
 
 def _model_status(status: ModelStatus) -> model_management_pb2.ModelStatus:

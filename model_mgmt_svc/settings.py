@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from model_mgmt_svc.auto_load import AutoLoad
 from shared.settings import FileSettings
 
 
@@ -122,3 +123,9 @@ class ModelMgmtSettings(FileSettings):
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None
+
+    @field_validator("auto_load")
+    @classmethod
+    def _is_readable(cls, text: str) -> str:
+        AutoLoad.parse(text)
+        return text

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from model_mgmt_svc.demand import Demand
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.file_models import Waiting
 from model_mgmt_svc.life_options import NEVER
@@ -60,6 +61,7 @@ class ModelStatus:
             of a model that is not desired.
         sources: who asks for it, see `DesiredModel.sources`.
         load_share: share of its weights that was read, while LOADING; None where it is not known.
+        calls_waiting: calls that wait until it is loaded for them.
         weights_bytes: of its weights; they and `cache_bytes` are parts of its memory.
         cache_bytes: what its key-value caches have taken so far, of `cache_limit_bytes`.
     """
@@ -88,6 +90,7 @@ class ModelStatus:
     aliases: Sequence[ModelId] = ()
     sources: Sequence[str] = ()
     load_share: float | None = None
+    calls_waiting: int = 0
     options: Mapping[str, str] = field(default_factory=dict)
     weights_bytes: int = 0
     cache_bytes: int = 0
@@ -109,6 +112,7 @@ class ModelStates:
         reconciler: when a failed model is tried again.
         keep_alive: the default of this option of life.
         waiting: the models of the file of desired models that cannot be desired yet.
+        demand: the models that calls wait for.
     """
 
     def __init__(
@@ -118,12 +122,14 @@ class ModelStates:
         reconciler: Reconciler,
         keep_alive: float = NEVER,
         waiting: Callable[[], Mapping[ModelId, Waiting]] = dict,
+        demand: Demand | None = None,
     ) -> None:
         self._waiting = waiting
         self._keep_alive = keep_alive
         self._desired = desired
         self._lifecycle = lifecycle
         self._reconciler = reconciler
+        self._demand = demand
 
     async def all(self) -> dict[ModelId, ModelStatus]:
         """The status of every model, ordered by id."""
@@ -132,7 +138,8 @@ class ModelStates:
         loading = {model.model_id: model for model in self._lifecycle.loading()}
         failed = {each.model.model_id: each for each in self._lifecycle.failed()}
         held = _by_id(models_of)
-        known = {each.model_id: each for each in _first_held(held)}
+        known = {each.model_id: each for each in (self._demand.wanted() if self._demand else ())}
+        known |= {each.model_id: each for each in _first_held(held)}
         known |= {model_id: each.model for model_id, each in failed.items()} | desired | loading
         statuses = {}
         for model_id, model in sorted(known.items()):
@@ -144,6 +151,7 @@ class ModelStates:
                 replicas=len(serving := _replicas_for(model, models_of)),
                 replicas_drained=sum(replica.drained for replica in serving),
                 options=dict(model.options),
+                calls_waiting=sum(each.waiting_calls.get(model_id, 0) for each in models_of),
             )
             if model_id in desired:
                 status = _wished(status, desired[model_id], self._keep_alive)

@@ -48,9 +48,7 @@ async def serving(files: ModelFiles, *, store: bool = True) -> AsyncIterator[str
     """The RPCs of files of model_mgmt_svc; without `store`, as one that has no links."""
     nothing = cast(Any, None)
     kind = ModelManagementServicer if store else _WithoutStore
-    servicer = kind(
-        *(files, nothing, nothing, nothing, nothing), chunk_bytes=CHUNK_BYTES, max_file_streams=4
-    )
+    servicer = kind(*(files, *[nothing] * 5), chunk_bytes=CHUNK_BYTES, max_file_streams=4)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     add_servicer(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
