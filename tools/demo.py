@@ -112,7 +112,7 @@ def _serving(stub: Any, name: str) -> bool:
 
 @contextmanager
 def load_progress(model: str) -> Iterator[Callable[[model_management_pb2.ModelStatus], None]]:
-    """A line that says how far a load has come, with a bar while its files are fetched."""
+    """A line that says how far a load has come, with a bar of its files, or of its weights."""
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), DownloadColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"{model}: pending", total=None)
@@ -120,10 +120,13 @@ def load_progress(model: str) -> Iterator[Callable[[model_management_pb2.ModelSt
         def show(status: model_management_pb2.ModelStatus) -> None:
             state = model_management_pb2.ModelState.Name(status.state)
             word = state.removeprefix("MODEL_STATE_").lower()
+            done: float = status.bytes_fetched
+            if status.HasField("load_share"):
+                done = status.load_share * status.bytes_total
             progress.update(
                 task,
                 description=f"{model}: {word}",
-                completed=status.bytes_fetched,
+                completed=done,
                 total=status.bytes_total or None,
             )
 

@@ -7,6 +7,7 @@ is that of the files' pages that the process, or one that it has started, has ha
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,12 +28,10 @@ class LoadShare:
     """
 
     def __init__(self, place: Path) -> None:
-        self._sizes: dict[int, int] = {}  # by inode
-        for path in [place] if place.is_file() else place.rglob("*"):
-            if path.suffix in _SUFFIXES and path.is_file():
-                facts = path.stat()
-                self._sizes[facts.st_ino] = facts.st_size
-        self._read = dict.fromkeys(self._sizes, 0)
+        self._place = place
+        # By inode.
+        self._sizes: dict[int, int] = {}
+        self._read: Counter[int] = Counter()
 
     def of(self, pid: int) -> float | None:
         """The share so far, from 0 to 1; None where it is not known. Blocks.
@@ -40,9 +39,11 @@ class LoadShare:
         Args:
             pid: the process that loads; those that it has started count too.
         """
+        if not self._read:  # the process may be about to make the links
+            self._sizes = _sizes(self._place)
         total = sum(self._sizes.values())
         for process in process_tree(pid):
-            for inode, resident in _resident(process, self._sizes.keys()).items():
+            for inode, resident in _resident(process, self._sizes).items():
                 # A file that was closed again, such as one of several parts, stays read.
                 self._read[inode] = max(self._read[inode], resident)
         read = sum(min(self._read[inode], size) for inode, size in self._sizes.items())
@@ -53,6 +54,13 @@ class LoadShare:
         while True:
             tell(await asyncio.to_thread(self.of, pid))
             await asyncio.sleep(LOOK_SECONDS)
+
+
+def _sizes(place: Path) -> dict[int, int]:
+    """The sizes of the files of weights, by inode."""
+    paths = [place] if place.is_file() else place.rglob("*")
+    files = [path.stat() for path in paths if path.suffix in _SUFFIXES and path.is_file()]
+    return {file.st_ino: file.st_size for file in files}
 
 
 def _resident(pid: int, inodes: Iterable[int]) -> dict[int, int]:

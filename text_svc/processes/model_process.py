@@ -225,8 +225,7 @@ async def _follow_share(
 ) -> None:
     """Tells how much of the weights was read. A fault here must not end a load."""
     try:
-        share = await asyncio.to_thread(LoadShare, spec.weights_in())
-        await share.follow(pid, on_share)
+        await LoadShare(spec.weights_in()).follow(pid, on_share)
     except OSError as error:
         log.info("the share of a load is not known", extra={"error": error.strerror})
 
