@@ -23,6 +23,7 @@ from weakref import WeakSet, WeakValueDictionary
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.eviction import Choice, Resident, describe
 from model_mgmt_svc.evictor import (
+    EVICTIONS,
     FREE_SECONDS,
     Evictor,
     Need,
@@ -574,6 +575,7 @@ class Lifecycle:
                 raise
             finally:
                 self._evictor.release(load.model.model_id)
+            EVICTIONS.labels(load.model.model_id)  # it has to exist before it can increase
             if now := self._desired.get(load.model.model_id):  # of callers who came meanwhile
                 await self._desired.put(load.wish(now))
             return LoadedModel.over([*plan.loaded, *loaded])

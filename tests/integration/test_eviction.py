@@ -121,8 +121,8 @@ async def test_three_models_take_turns_in_the_memory_of_two(tmp_path: Path) -> N
         request = transformers_pb2.TextRequest(
             model=TWO, prompt="the sea", max_length=LONG, temperature=0
         )
-        call = running.text.GenerateText(request)
-        first = await call.read()
+        call = aiter(running.text.GenerateText(request))
+        first = await anext(call)
         code, word, message = await failure(running.load(ONE))
         assert (code, word) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
         assert f"{THREE} holds" in message
@@ -142,7 +142,7 @@ async def test_three_models_take_turns_in_the_memory_of_two(tmp_path: Path) -> N
         # Callers who load what they need, all at once: each answer is right, or says what to do.
         async def caller(number: int) -> list[str]:
             seen = []
-            for turn in range(4):
+            for turn in range(2):
                 model_id = MODELS[(number + turn) % 3]
                 try:
                     await running.load(model_id)
@@ -151,7 +151,7 @@ async def test_three_models_take_turns_in_the_memory_of_two(tmp_path: Path) -> N
                     seen.append(failure_of(error).reason)
             return seen
 
-        outcomes = await asyncio.gather(*(caller(number) for number in range(4)))
+        outcomes = await asyncio.gather(*(caller(number) for number in range(3)))
         allowed = {"OUT_OF_MEMORY", "MODEL_NOT_LOADED", "WORKER_UNAVAILABLE"}
         assert {reason for seen in outcomes for reason in seen} <= allowed
 
