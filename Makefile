@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: models ## run all tests that need no container engine
 test-hostile: models ## attack the services, and print what it did to them and to others
 	@rm -f out/hostile.json
 	@$(PY) -m pytest tests/hostile $(XDIST)
+
+chaos: models ## cause faults under steady calls for MINUTES=10, in the order of SEED=1
+	@$(PY) -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10)
 
 test-architectures: setup ## compare every architecture with transformers, and print the table
 	@$(PY) -m tests.architectures $(ARCHITECTURES)

@@ -2,9 +2,9 @@
 
 A table stands between `<!-- NAME -->` and `<!-- end NAME -->`; all other text is left alone. Tables
 that describe the code are made from the code. Figures come from what the benchmarks wrote to
-`out/bench/`, into docs/benchmarks.md, and from what the attacks and the trial of architectures
-wrote to `out/`, into docs/operations.md and docs/architectures.md; README.md's figures and the plot
-are made from docs/benchmarks.md.
+`out/bench/`, into docs/benchmarks.md, and from what the attacks, the faults and the trial of
+architectures wrote to `out/`, into docs/operations.md, docs/faults.md and docs/architectures.md;
+README.md's figures and the plot are made from docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tools.docs.places import (
     API,
     ARCHITECTURES,
     BENCHMARKS,
+    FAULTS,
     OPERATIONS,
     PIPELINES,
     README,
@@ -60,6 +61,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
         "model memory": ROOT / "out/bench/model_memory.md",
     },
     ARCHITECTURES: {"architectures": ROOT / "out/architectures.md"},
+    FAULTS: {"faults": ROOT / "out/chaos.md"},
 }
 
 

@@ -12,6 +12,7 @@ OPERATIONS = ROOT / "docs" / "operations.md"
 PIPELINES = ROOT / "docs" / "pipelines.md"
 ARCHITECTURES = ROOT / "docs" / "architectures.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
+FAULTS = ROOT / "docs" / "faults.md"
 
 
 def place(text: str, name: str, table: str) -> str:

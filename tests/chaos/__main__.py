@@ -1,0 +1,43 @@
+"""Ten minutes of faults: `python -m tests.chaos --seed 1 --minutes 10`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from tests.chaos import report
+from tests.chaos.chaos import run
+from tests.chaos.schedule import all_faults, schedule
+from tests.chaos.world import can_mount
+from tests.support.stack import ROOT
+
+OUT = ROOT / "out"
+# Of the time of a run; the rest is for the faults.
+STORM_SHARE = 0.1
+
+
+def main() -> int:
+    """Returns 0 if all was as promised."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule (default 1)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of faults (default 10)")
+    parser.add_argument("--only", default="", help="faults whose name has these words")
+    options = parser.parse_args()
+    if not can_mount():
+        sys.exit("this system lets nobody mount the small disks that a run needs")
+    chosen = tuple(fault for fault in all_faults() if options.only in fault.name)
+    seconds = 60 * options.minutes
+    verdict = run(
+        schedule(options.seed, chosen),
+        seed=options.seed,
+        seconds=seconds * (1 - 2 * STORM_SHARE),
+        storm_seconds=seconds * STORM_SHARE,
+        log_file=OUT / "chaos" / f"{options.seed}.jsonl",
+    )
+    report.write(verdict, OUT / "chaos.md")
+    sys.stdout.write(report.text(verdict) + "\n")
+    return 1 if verdict.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
