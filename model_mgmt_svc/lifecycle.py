@@ -263,6 +263,11 @@ class Lifecycle:
         """The model that a caller means by this name, see `DesiredModels.model_of`."""
         return self._desired.model_of(name)
 
+    def options_of_evicted(self, model_id: ModelId) -> Mapping[str, str]:
+        """The options that an evicted model had, and has again unless a caller names others."""
+        desired = self._desired.get(model_id)
+        return desired.options if desired and desired.evicted else {}
+
     def life_of(self, model_id: ModelId) -> LifeOptions | None:
         """The options of life of a desired model; None if it is not desired."""
         desired = self._desired.get(model_id)

@@ -87,6 +87,7 @@ class ModelManagementServicer(
         named = parse_model_id(request.model_id)
         model_id = self._lifecycle.model_of(named)
         change, options = split_life(usual_options(request.options))
+        options = options or dict(self._lifecycle.options_of_evicted(model_id))
         source = FileOptions.of(options).files_of(model_id)
         asked = Asked(request.pipeline_type, request.architecture, options.get(FILE, ""))
         if held := await self._lifecycle.held_as(model_id):

@@ -95,6 +95,16 @@ async def test_one_that_may_be_forgotten_is_no_longer_desired(plane: Plane) -> N
     assert plane.desired.all() == []
 
 
+async def test_an_evicted_model_has_its_options_again(plane: Plane) -> None:
+    options = {"dtype": "float32"}
+    desired = DesiredModel(MODEL, "text-generation", options)
+    await plane.lifecycle.load(desired, split_life({"keep_alive": "1"})[0])
+    assert plane.lifecycle.options_of_evicted(MODEL) == {}
+    idle(plane, 2, 2)
+    assert await look(plane)
+    assert plane.lifecycle.options_of_evicted(MODEL) == options
+
+
 async def test_a_call_that_comes_in_between_keeps_it(plane: Plane) -> None:
     def call(model):
         model.calls_in_flight = 1
