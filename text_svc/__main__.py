@@ -14,6 +14,7 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.model_host import ModelNames, Restores
 from shared.rpc.admission import Admission
+from shared.rpc.channels import MODEL_MANAGEMENT
 from shared.rpc.drain import Drain
 from shared.rpc.model_demand import ModelDemandClient
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
@@ -38,6 +39,7 @@ async def run(settings: TextSettings) -> None:
         settings.file_provider_addr,
         settings.cache_dir,
         limits=FetchLimits.of(settings),
+        serving=MODEL_MANAGEMENT,
         space=CacheSpace.of(
             settings,
             settings.cache_dir,

@@ -19,6 +19,7 @@ from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
 from shared.process import thread_tracebacks
 from shared.rpc.admission import Admission
+from shared.rpc.channels import MODEL_MANAGEMENT
 from shared.rpc.drain import Drain
 from shared.rpc.model_worker import MODEL_WORKER_NAME, ModelWorkerServicer
 from shared.rpc.server import (
@@ -84,6 +85,7 @@ async def run(settings: VisionSettings) -> None:
             settings.file_provider_addr,
             settings.cache_dir,
             limits=FetchLimits.of(settings),
+            serving=MODEL_MANAGEMENT,
             space=CacheSpace.of(settings, settings.cache_dir, store=settings.store_dir),
         ) as files:
             runtime, runner, models = await asyncio.to_thread(_build, settings, files, _end_process)

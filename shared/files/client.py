@@ -71,6 +71,7 @@ class ModelFiles:
         cache_dir: the cache's folder; created if missing. Must not be the provider's own cache.
         limits: timeouts, retries and memory.
         space: makes room in the cache; by default with its default limit.
+        serving: as of `connect`, of the provider.
 
     Attributes:
         space: see above.
@@ -85,8 +86,10 @@ class ModelFiles:
         *,
         limits: FetchLimits | None = None,
         space: CacheSpace | None = None,
+        serving: str = "",
     ) -> None:
         self.cache_dir = Path(cache_dir)
+        self._serving = serving
         self.space = space or CacheSpace(self.cache_dir)
         self._address = address
         self.limits = limits or FetchLimits()
@@ -97,7 +100,7 @@ class ModelFiles:
     async def __aenter__(self) -> Self:
         largest = self.limits.chunk_bytes + CHUNK_FIELDS_BYTES
         options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", largest))
-        self._channel = connect(self._address, options=options)
+        self._channel = connect(self._address, options=options, serving=self._serving)
         self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
         self._source = Source(
             self._stub, store_pb2_grpc.ModelStoreStub(self._channel) if self.space.store else None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import grpc
 
+# The service of model_mgmt_svc, of which a standby is NOT_SERVING.
+MODEL_MANAGEMENT = "ml.ModelManagementService"
 # Largest message on connections between the services.
 MAX_MESSAGE_BYTES = 64 << 20
 
@@ -33,6 +36,7 @@ def connect(
     *,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
     options: Sequence[tuple[str, int]] = (),
+    serving: str = "",
 ) -> grpc.aio.Channel:
     """A channel to another service. It connects on first use; the caller closes it.
 
@@ -40,9 +44,18 @@ def connect(
         address: its host:port.
         interceptors: of its calls.
         options: more options, or others than those of `client_options`.
+        serving: full name of a gRPC service: of several addresses, only those take calls that
+            report it as SERVING, or have no health service.
     """
+    chosen: dict[str, int | str] = {**dict(client_options()), **dict(options)}
+    if serving:
+        config = {
+            "loadBalancingConfig": [{"round_robin": {}}],  # pick_first asks for no health
+            "healthCheckConfig": {"serviceName": serving},
+        }
+        chosen["grpc.service_config"] = json.dumps(config)
     return grpc.aio.insecure_channel(
         address,
-        options=list((dict(client_options()) | dict(options)).items()),
+        options=list(chosen.items()),
         interceptors=list(interceptors) or None,
     )

@@ -9,7 +9,7 @@ import grpc
 from ml.internal import worker_pb2, worker_pb2_grpc
 from shared.errors import ServiceError, UnavailableError
 from shared.model_ids import ModelId
-from shared.rpc.channels import connect
+from shared.rpc.channels import MODEL_MANAGEMENT, connect
 from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
@@ -36,6 +36,7 @@ class ModelDemandClient:
                 ("grpc.keepalive_time_ms", _PING_SECONDS * 1000),
                 ("grpc.keepalive_timeout_ms", _PONG_SECONDS * 1000),
             ],
+            serving=MODEL_MANAGEMENT,
         )
         self._stub = worker_pb2_grpc.ModelDemandStub(self._channel)
         return self
