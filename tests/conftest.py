@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import stack as stacks
@@ -16,6 +17,15 @@ from tests.support.stack import Stack
 # Set before anything imports torch, as in the services' own processes: threads that spin on shared
 # cores make its tests up to sixty times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "untimed",
+    hypothesis.settings(),  # in CI its profile of that name, with the same examples every time
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_truncated_messages_are_refused(message: bytes) -> None:
         read_frame(message)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.binary(max_size=40), st.booleans())
 def test_any_bytes_are_read_as_protobuf_reads_them(message: bytes, begins_with_data: bool) -> None:
     if begins_with_data:

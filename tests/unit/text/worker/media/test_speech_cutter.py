@@ -60,7 +60,7 @@ def test_without_a_pause_the_cut_is_in_the_quietest_place() -> None:
     assert all(end - start <= 30.01 for start, end in found)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.floats(0.1, 9), st.sampled_from([0.0, 0.05, 0.3])), min_size=1, max_size=6

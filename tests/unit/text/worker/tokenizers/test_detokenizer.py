@@ -65,7 +65,7 @@ def pieces_of(tokenizer: Tokenizer, ids: list[int], prompt: list[int] | None = N
     return [*(detokenizer.add(token) for token in ids), detokenizer.rest()]
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_joined_pieces_equal_the_text_decoded_at_once(
     tokenizer: Tokenizer, data: st.DataObject
@@ -75,7 +75,7 @@ def test_joined_pieces_equal_the_text_decoded_at_once(
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(data=st.data())
 def test_an_answer_continues_its_prompt(tokenizer: Tokenizer, data: st.DataObject) -> None:
     token = st.integers(0, tokenizer.get_vocab_size() - 1)
@@ -90,7 +90,7 @@ def test_an_answer_continues_its_prompt(tokenizer: Tokenizer, data: st.DataObjec
     assert joined == whole.removeprefix(before)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(prompt=st.text("the sea é雪\ufffd", max_size=12), answer=st.text("the sea é雪", max_size=12))
 def test_half_a_character_is_never_sent_after_a_prompt(
     tokenizer: Tokenizer, prompt: str, answer: str
@@ -131,7 +131,7 @@ def test_tokenizers_of_transformers_keep_it_too(make: Callable[[], Tokenizer]) -
         assert detokenizer.rest() == ""
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=EXAMPLES)
 @given(text=st.text(max_size=30))
 def test_no_piece_of_real_text_holds_half_a_character(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
