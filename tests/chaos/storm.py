@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.chaos.callers import Calls, make, open_channel
+from tests.chaos.callers import RIGHT, Calls, make, open_channel
 from tests.chaos.log import Log
 from tests.chaos.world import World
 
 THREADS = 32
 CALLS = 200
-ACTIONS = {"load": 10, "embed": 85, "unload": 5}
+ACTIONS = {"load": 10, "embed": 88, "unload": 2}
 """How often each, of a hundred: most calls of an application are for answers."""
 
 
@@ -41,8 +41,10 @@ def storm(
                 if time.monotonic() > give_up:
                     return
                 (action,) = chance.choices([*ACTIONS], [*ACTIONS.values()])
-                action_call = calls.guest(action, chance.choice(names))
-                make(log, f"storm {action}", channel, action_call)
+                name = chance.choice(names)
+                went = make(log, f"storm {action}", channel, calls.guest(action, name))
+                if action == "embed" and went != RIGHT:  # as applications do
+                    make(log, "storm load", channel, calls.guest("load", name))
                 made[thread] += 1
 
     with ThreadPoolExecutor(THREADS) as pool:
