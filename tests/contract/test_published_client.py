@@ -46,10 +46,11 @@ def run_client(stubs: Path, address: str, models: Path) -> dict:
 def check_main_job(seen: dict) -> None:
     """The main job's results are those of real models."""
     assert seen["load text-generation"][0] is True
-    # 134.5 M parameters of 4 bytes are 513 MiB; the cache of keys and values is counted too.
+    # 134.5 M parameters of 4 bytes are 513 MiB, and 22.7 M of them 87 MiB; the rest is what their
+    # processes hold besides.
     assert 513 <= seen["load text-generation"][1] < 513 + 2048
     assert seen["load feature-extraction"][0] is True
-    assert 80 < seen["load feature-extraction"][1] < 100  # 22.7 M parameters: 87 MiB
+    assert 87 <= seen["load feature-extraction"][1] < 87 + 512
     assert seen["embeddings"] == [384, 384]
     assert "Paris" in seen["chat"]
     assert "Ġ" not in seen["chat"]
