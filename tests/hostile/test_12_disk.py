@@ -26,7 +26,8 @@ from tests.support.waiting import until
 
 MIB = 1 << 20
 DISK = 40 * MIB
-FILE = random.Random(12).randbytes(12 * MIB)
+SIZE = 12 * MIB
+RANDOM = random.Random(12).randbytes(SIZE - 1)
 NAME = "model.safetensors"
 TOO_LARGE = bytes(45 * MIB)
 """More than the disk has."""
@@ -43,6 +44,11 @@ def on_a_small_disk(cache: Path) -> tuple[str, ...]:
         pytest.skip("this system lets nobody mount a small disk for the test")
     command = [*run, f"{mount} && exec {sys.executable} -m model_mgmt_svc"]
     return "-c", f"import os; os.execvp('unshare', {command!r})"
+
+
+def file_of(letter: str) -> bytes:
+    """A file of `SIZE` bytes, another one for each letter: equal ones are on the disk once."""
+    return letter.encode() + RANDOM
 
 
 def models_in(cache: Path) -> set[str]:
@@ -81,7 +87,8 @@ async def refusal(service: ModelMgmt, model_id: str) -> Failure:
 async def test_a_full_disk(attack: Attacks, tmp_path: Path) -> None:
     """A full disk is cleared of what no model uses; else it is told, and no half file is left."""
     program = on_a_small_disk(tmp_path / "cache")
-    files = {f"org/{name}/{NAME}": FILE for name in "abcd"} | {f"org/large/{NAME}": TOO_LARGE}
+    files = {f"org/{name}/{NAME}": file_of(name) for name in "abcd"}
+    files[f"org/large/{NAME}"] = TOO_LARGE
     async with (
         Provider(files).running() as source,
         model_mgmt(
@@ -91,7 +98,7 @@ async def test_a_full_disk(attack: Attacks, tmp_path: Path) -> None:
         cache = Path(f"/proc/{service.process.pid}/root{service.cache}")
         with attack("12 full disk", processes=[service.process], bystander=None) as seen:
             for name in "abcadb":
-                assert await read(service, f"org/{name}") == FILE
+                assert await read(service, f"org/{name}") == file_of(name)
             assert models_in(cache) == {"org--a", "org--d", "org--b"}
             seen.say("4 models on a disk for 3: the least recently used went")
 
@@ -129,7 +136,7 @@ async def fills_up(service: ModelMgmt, source: Provider, cache: Path, room: bool
             file.write(bytes(MIB))
     go_on.set()
     if room:
-        assert await reading == FILE
+        assert await reading == file_of("c")
     else:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await reading
@@ -137,13 +144,14 @@ async def fills_up(service: ModelMgmt, source: Provider, cache: Path, room: bool
         assert "bytes are needed" in failure_of(caught.value).message
         assert half_files(cache) == []
     ballast.unlink()
-    assert await read(service, "org/c") == FILE
+    assert await read(service, "org/c") == file_of("c")
     remove(cache, "c")
 
 
 async def test_the_limit_of_a_cache(attack: Attacks, tmp_path: Path) -> None:
     """A cache has no more than its limit, and its metrics say how much it has."""
-    files = {f"org/{name}/{NAME}": FILE for name in "abcdef"} | {f"org/large/{NAME}": TOO_LARGE}
+    files = {f"org/{name}/{NAME}": file_of(name) for name in "abcdef"}
+    files[f"org/large/{NAME}"] = TOO_LARGE
     port = free_port()
     async with (
         Provider(files).running() as source,
@@ -153,7 +161,7 @@ async def test_the_limit_of_a_cache(attack: Attacks, tmp_path: Path) -> None:
     ):
         with attack("12 limit of a cache", processes=[service.process], bystander=None) as seen:
             for name in "abcdef":
-                assert await read(service, f"org/{name}") == FILE
+                assert await read(service, f"org/{name}") == file_of(name)
                 size = sum(path.stat().st_size for path in service.cache.rglob(NAME))
                 assert size <= DISK
             failure = await refusal(service, "org/large")
@@ -164,7 +172,7 @@ async def test_the_limit_of_a_cache(attack: Attacks, tmp_path: Path) -> None:
             figures = await asyncio.to_thread(figures_of, f"http://127.0.0.1:{port}/metrics")
             assert figures["model_cache_limit_bytes"] == DISK
             assert 0 < figures["model_cache_bytes"] <= DISK
-            assert figures["model_cache_evicted_bytes_total"] == 3 * len(FILE)
+            assert figures["model_cache_evicted_bytes_total"] == 3 * SIZE
             seen.say(f"6 models of 12 MiB within 40 MiB; told: {failure.message}")
 
 
@@ -175,7 +183,7 @@ async def test_files_have_limits_of_the_process_too(tmp_path: Path) -> None:
         "runpy.run_module('model_mgmt_svc', run_name='__main__')"
     )
     async with (
-        Provider({f"org/a/{NAME}": FILE, "org/b/config.json": b"{}"}).running() as source,
+        Provider({f"org/a/{NAME}": file_of("a"), "org/b/config.json": b"{}"}).running() as source,
         model_mgmt(tmp_path, provider=source.address, program=("-c", code)) as service,
     ):
         source.usual = honest
@@ -191,7 +199,8 @@ async def test_what_a_model_uses_stays(attack: Attacks, tmp_path: Path) -> None:
     names = ["org/a", "org/b", "org/c"]
     for name in names:
         folder = build("bert-nli", tmp_path / "models" / name)
-        (folder / "source.spm").write_bytes(FILE)  # a file that is fetched and not read
+        # A file that is fetched and not read.
+        (folder / "source.spm").write_bytes(file_of(name[-1]))
     full = "of the 31457280 bytes that it may have (TEXT_CACHE_LIMIT_MB)"
     limit = {"TEXT_CACHE_LIMIT_MB": "30"}
     with (
