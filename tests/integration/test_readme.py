@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ DOCUMENTS = (
 MAX_README_LINES = 150
 
 # What is made by running something, and so is not in a fresh clone.
-GENERATED = ("models/", "run/", "out/", "ml/")
+GENERATED = ("models/", "run/", "out/", "ml/", ".blobs/", ".quarantine/")
 # What has the form of a path and is none of the repository's.
 NO_PATHS = {
     *("org/name", "models/org/name/model.safetensors"),
@@ -38,6 +39,7 @@ NO_PATHS = {
     *("vocab.json", "tekken.json", "sentence_bert_config.json"),
     "config_sentence_transformers.json",
     "facebook/detr-resnet-50",
+    *("models.toml", "lease-EPOCH.json"),
 }
 # The models that are fetched: their ids have the form of paths too.
 ASSETS = (ROOT / "tools/models/assets.toml").read_text()
@@ -52,6 +54,8 @@ COVERED = {
     "curl -s http://127.0.0.1:9902/stats/prometheus": "test_make_up_and_down",
     "curl -s -X POST -H 'content-type: application/json' -d '{}' "
     "http://127.0.0.1:50051/ml.ModelManagementService/GetLoadedModels": "test_make_up_and_down",
+    ".venv/bin/python -m stack drain text": "test_make_up_and_down",
+    ".venv/bin/python -m stack drain text --undo": "test_make_up_and_down",
     "docker compose --profile demo up": "tests/containers/test_main_job.py",
     "python3 ml_server.py --port 50051": "tests/chaos/test_main_job.py",
     "make rust": "tests/integration/test_rust_client.py",
@@ -225,6 +229,9 @@ def test_make_up_and_down(port: int) -> None:
         assert "envoy_server_live" in page
         path = "ml.ModelManagementService/GetLoadedModels"
         assert "models" in json.loads(_read(f"http://127.0.0.1:{port}/{path}", process, b"{}"))
+        drain = [sys.executable, "-m", "stack", "drain", "text"]
+        wait_for("the drain", lambda: subprocess.run(drain, cwd=ROOT, check=False).returncode == 0)
+        subprocess.run([*drain, "--undo"], cwd=ROOT, check=True)
         down = make("down")
         assert down.returncode == 0, down.stdout + down.stderr
         output, _ = process.communicate(timeout=120)
