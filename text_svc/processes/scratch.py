@@ -41,11 +41,18 @@ def child_scratch(folder: Path) -> Path:
 def _make() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with contextlib.suppress(OSError):  # one that starts beside this one was faster
+        try:
             descriptor = _open(folder)
-            if _lock(descriptor) and os.path.samestat(os.fstat(descriptor), folder.stat()):
+        except FileNotFoundError:  # one that starts beside this one was faster
+            continue
+        try:
+            locked = _lock(descriptor)
+        except OSError:  # no locks: then no service removes the folder of another one
+            return folder, descriptor
+        with contextlib.suppress(FileNotFoundError):
+            if locked and os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return folder, descriptor
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _remove_abandoned() -> None:

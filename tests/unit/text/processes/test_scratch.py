@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -50,6 +52,15 @@ def test_what_a_killed_service_left_goes_with_the_next_start(tmp_path: Path) -> 
     with scratch_folder() as folder:
         assert list(tmp_path.iterdir()) == [folder]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with scratch_folder() as first, scratch_folder() as second:
+        assert set(tmp_path.iterdir()) == {first, second}
 
 
 def test_what_is_not_a_folder_of_a_service_stays(tmp_path: Path) -> None:
