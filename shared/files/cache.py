@@ -16,11 +16,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path, PurePosixPath
+from secrets import token_hex
 
 from shared.errors import UnavailableError
 from shared.files.blobs import WHOLE_FILE_MODE, Blobs
@@ -141,40 +143,41 @@ class CacheEntry:
             place = self.place()
             if not record or not place.is_file():
                 return None
-            stat = place.stat()
-            touched = stat.st_mtime_ns != record.get("mtime_ns")
+            facts = place.stat()
+            touched = facts.st_mtime_ns != record.get("mtime_ns")
             sha256, revision = str(record.get("sha256")), str(record.get("revision", ""))
-            if stat.st_size == record.get("size"):
+            if facts.st_size == record.get("size"):
                 if not hashed and not touched:
-                    return CachedFile(place, stat.st_size, sha256, revision)
+                    return CachedFile(place, facts.st_size, sha256, revision)
                 found = hash_file(place)
                 if found == sha256:
                     if touched:
                         self.record(place, sha256, revision)
-                    return CachedFile(place, stat.st_size, sha256, revision)
+                    return CachedFile(place, facts.st_size, sha256, revision)
             else:
-                found = f"{stat.st_size} bytes instead of {record.get('size')}"
+                found = f"{facts.st_size} bytes instead of {record.get('size')}"
             self.set_aside(sha256, found)
             return None
 
     def record(self, place: Path, sha256: str, revision: str = "") -> CachedFile:
         """Records size, hash, time and revision of a whole file."""
-        stat = place.stat()
-        facts = {"size": stat.st_size, "sha256": sha256, "mtime_ns": stat.st_mtime_ns}
+        found = place.stat()
+        facts = {"size": found.st_size, "sha256": sha256, "mtime_ns": found.st_mtime_ns}
         if revision:
             facts["revision"] = revision
         write_json(self._record, {"file": str(self._inner), **facts})
-        return CachedFile(place, stat.st_size, sha256, revision)
+        return CachedFile(place, found.st_size, sha256, revision)
 
     def discard(self) -> None:
         """Removes the whole file and its record, if they exist."""
         with disk_errors():
             self._forget()
-            self._record.unlink(missing_ok=True)
             self.place().unlink(missing_ok=True)
 
     def set_aside(self, expected: str, found: str, file: Path | None = None) -> None:
         """Takes a file that does not match its hash out of use, with its record.
+
+        Does nothing to a whole file that has been replaced meanwhile.
 
         Args:
             expected: the hash that it should have.
@@ -183,8 +186,9 @@ class CacheEntry:
         """
         with disk_errors():
             if file is None:
+                if str((read_record(self._record) or {}).get("sha256")) != expected:
+                    return
                 self._forget(shared=True)
-                self._record.unlink(missing_ok=True)
             file = file or self.place()
             with contextlib.suppress(FileNotFoundError):  # another process did it
                 if self.space is None:
@@ -210,10 +214,10 @@ class CacheEntry:
         Returns:
             None if it is not there, does not match, or cannot be linked.
         """
-        link = self.part.with_suffix(".link")
+        # A name of its own: a cancelled fetch may still read its link when the next one begins.
+        link = self.part.with_suffix(f".{token_hex(4)}.link")
         with disk_errors():
             self._state.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
             if not blobs.link(sha256, link, size):
                 return None
             try:
@@ -245,20 +249,32 @@ class CacheEntry:
             self.space.blobs.keep(file.path, file.sha256)
 
     def _forget(self, *, shared: bool = False) -> None:
-        """Takes the whole file out of the blobs before it is removed or replaced."""
+        """Takes the whole file out of the blobs before it is removed or replaced.
+
+        Its record goes first, so that nobody compares the next file with it.
+        """
         record = read_record(self._record) if self.space else None
+        self._record.unlink(missing_ok=True)
         if self.space and record:
             self.space.blobs.forget(self.place(), str(record.get("sha256")), shared=shared)
 
     def open_part(self) -> PartFile | None:
-        """The part with what an earlier attempt left in it; None while another fetch holds it."""
+        """The part with what an earlier attempt left in it; None if it cannot be had at the moment.
+
+        Another fetch holds it then, or it was not to be written any more and is gone now.
+        """
         with disk_errors():
             self._state.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = self._open_descriptor()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found = os.fstat(descriptor)
                 # The previous holder may have renamed or removed it between open and lock.
-                if not os.path.samestat(os.fstat(descriptor), self.part.stat()):
+                if not os.path.samestat(found, self.part.stat()):
+                    raise BlockingIOError
+                if found.st_nlink > 1 or not found.st_mode & stat.S_IWUSR:
+                    # Its holder was killed when it was whole: others may have the content already.
+                    self.part.unlink()
                     raise BlockingIOError
                 return PartFile(self, descriptor)
             except (BlockingIOError, FileNotFoundError):
@@ -267,6 +283,15 @@ class CacheEntry:
             except BaseException:
                 os.close(descriptor)
                 raise
+
+    def _open_descriptor(self) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self.part, flags, 0o644)
+        except PermissionError:
+            if not self.part.is_file() or self.part.stat().st_mode & stat.S_IWUSR:
+                raise
+            return os.open(self.part, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def cached_entries(
@@ -379,8 +404,8 @@ class PartFile:
             return file
 
     def _rename(self, sha256: str, revision: str) -> CachedFile:
-        os.fchmod(self._descriptor, WHOLE_FILE_MODE)
         os.fsync(self._descriptor)
+        os.fchmod(self._descriptor, WHOLE_FILE_MODE)
         place = self._entry.place()
         place.parent.mkdir(parents=True, exist_ok=True)
         self._entry.replace(self._entry.part, place, sha256)

@@ -225,7 +225,7 @@ class CacheSpace:
             self.quarantine.limit()
             oldest = time.time() - LEFTOVER_SECONDS
             for path in _entries(self._root / STATE_FOLDER):
-                if path.suffix in (".part", ".tmp", ".link") and _mtime(path) < oldest:
+                if path.suffix in (".part", ".tmp", ".link") and _left_at(path) < oldest:
                     _remove_leftover(path)
             for model in _entries(self._converted):
                 for path in _entries(model):
@@ -358,7 +358,8 @@ def _remove_leftover(part: Path) -> None:
     with contextlib.suppress(OSError), part.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         part.unlink()
-        part.with_suffix(".part.json").unlink(missing_ok=True)
+        if part.suffix == ".part":
+            part.with_suffix(".part.json").unlink(missing_ok=True)
         log.info("removed what an interrupted fetch had left", extra={"file": str(part)})
 
 
@@ -387,6 +388,15 @@ def _folders(folder: Path | None) -> list[Path]:
         for path in _entries(folder)
         if not path.name.startswith(".") and path.is_dir() and not path.is_symlink()
     ]
+
+
+def _left_at(path: Path) -> float:
+    """Unix time of the last change of a leftover; of a link when it was made, not its content."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return 0.0
+    return found.st_ctime if path.suffix == ".link" else found.st_mtime
 
 
 def _mtime(path: Path) -> float:
