@@ -12,6 +12,7 @@ import psutil
 from tests.chaos.log import Log
 from tests.chaos.models import WISHES
 from tests.chaos.world import World
+from text_svc.processes.scratch import PREFIX
 
 MIB = 1 << 20
 # How much more a process may hold at the end than when all models had just been loaded. The
@@ -84,19 +85,19 @@ def _files(world: World) -> Iterator[str]:
             yield f"file {path.relative_to(cache)}"
     for path in world.inside("state").glob("*.tmp"):
         yield f"file {path.name}"
-    yield from _scratch(world.scratch)
+    yield from in_scratch(world.scratch)
 
 
-def _scratch(scratch: Path) -> Iterator[str]:
-    """One folder of text_svc, and in it one for each model that is loaded."""
-    folders = [each for each in scratch.iterdir() if each.name.startswith("text-svc-")]
+def in_scratch(scratch: Path) -> Iterator[str]:
+    """What is there beside one folder of text_svc, and in it one for each model that is loaded."""
+    folders = [each for each in scratch.iterdir() if each.name.startswith(PREFIX)]
     if len(folders) > 1:
         yield f"{len(folders)} folders of text_svc, of which one is in use"
     inside = [each for folder in folders for each in folder.iterdir() if each.is_dir()]
     if len(inside) > len(WISHES) and len(folders) <= 1:
         yield f"{len(inside)} folders of models, {len(WISHES)} are loaded"
     for path in scratch.iterdir():
-        if not path.name.startswith("text-svc-"):
+        if not path.name.startswith(PREFIX):
             yield f"file {path.name}"
     sockets = [path for path in scratch.rglob("*") if path.is_socket()]
     if len(sockets) > len(WISHES):
