@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,8 @@ class Lease:
         self._clock = clock
         self._on_lost = on_lost
         self._sure_at = clock()
+        # When the last sign of life has failed since the disk did; long ago if none has.
+        self._failed_at = -math.inf
         self._disk_fails = ""
         # What a standby has seen last, for how long, and when it looked, on the monotonic clock.
         self._seen: Seen | None = None
@@ -125,8 +128,8 @@ class Lease:
         Raises:
             ShuttingDownError: another one has taken over.
         """
-        if not self.lost and self.epoch and self._clock() - self._sure_at >= self._seconds:
-            await self._renew()  # it was stopped, or its disk hangs
+        if self._is_unsure():  # it was stopped, or its disk hangs
+            await self._renew(if_unsure=True)
         if self.lost:
             raise ShuttingDownError("another model_mgmt_svc has taken over: try again")
 
@@ -167,9 +170,22 @@ class Lease:
         """Lets the next process have the lease at once."""
         await self._in_thread(self._files.give_back, 0 if self.lost else self.epoch)
 
-    async def _renew(self) -> None:
+    def _is_unsure(self) -> bool:
+        """Whether it is to look at the folder before it acts.
+
+        Not again right after a look that the disk has not answered: all calls would wait in a line.
+        """
+        now = self._clock()
+        return (
+            bool(self.epoch)
+            and not self.lost
+            and now - self._sure_at >= self._seconds
+            and now - self._failed_at >= self._seconds / RENEWALS
+        )
+
+    async def _renew(self, *, if_unsure: bool = False) -> None:
         async with self._changing:
-            if self.lost:
+            if self.lost or (if_unsure and not self._is_unsure()):
                 return
             before = self._clock()
             try:
@@ -180,6 +196,7 @@ class Lease:
                         held = await self._in_thread(self._take)
             except (OSError, TimeoutError) as error:
                 await self._still_held(error)
+                self._failed_at = self._clock()
                 return
             if not held:
                 self._lose()

@@ -185,11 +185,12 @@ class LeaseFiles:
             descriptor = os.open(self._path(epoch), os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return b""
-        with os.fdopen(descriptor, "rb") as file:
-            try:
-                return file.read(MAX_FILE_BYTES) or b""
-            except IsADirectoryError:
-                return b""
+        try:
+            return os.read(descriptor, MAX_FILE_BYTES)
+        except (IsADirectoryError, BlockingIOError):
+            return b""
+        finally:
+            os.close(descriptor)
 
     def _content(self, *, ended: bool = False) -> bytes:
         facts = {

@@ -253,6 +253,40 @@ async def test_what_lies_in_the_place_of_a_lease_counts_as_a_silent_holder(
     assert lease.epoch == 8
 
 
+async def test_a_folder_in_the_place_of_a_lease_counts_as_a_silent_holder(tmp_path: Path) -> None:
+    (tmp_path / "lease-7.json").mkdir()
+    lease = Lease(tmp_path, seconds=0.1)
+    await asyncio.wait_for(lease.wait(), 60)
+    assert lease.epoch == 8
+
+
+async def test_calls_do_not_stand_in_a_line_before_a_disk_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    looks = []
+    lease = Lease(tmp_path, clock=lambda: now)
+    assert await lease.take()
+    in_thread = lease._in_thread
+
+    async def hangs(work: Callable[..., object], *arguments: object) -> object:
+        looks.append(work)
+        raise TimeoutError
+
+    monkeypatch.setattr(lease, "_in_thread", hangs)
+    now = 1000.0
+    await asyncio.gather(*(lease.check() for _ in range(50)))
+    await lease.check()
+    assert looks == [lease._files.renew, lease._files.holds]
+    assert not lease.lost
+    # It looks again before it acts after another while.
+    monkeypatch.setattr(lease, "_in_thread", in_thread)
+    assert LeaseFiles(tmp_path).claim(2)
+    now = 1003.0
+    with pytest.raises(ShuttingDownError):
+        await lease.check()
+
+
 async def test_a_disk_that_is_full_does_not_lose_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
