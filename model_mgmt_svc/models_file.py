@@ -32,6 +32,8 @@ from shared.model_ids import ModelId, parse_model_id
 MAX_BYTES = 1 << 20
 MAX_MODELS = 1000
 
+# TOML has integers below this.
+_LARGE = 1 << 63
 _HEADER = re.compile(r"^\s*\[\[\s*models\s*\]\]")
 # Keys of a model that are no options.
 _ID, _TYPE, _ARCHITECTURE = "id", "type", "architecture"
@@ -94,6 +96,8 @@ def parse_models_file(content: bytes) -> list[FileModel]:
         raise ModelsFileError(_syntax(str(error), text)) from None
     except RecursionError:
         raise ModelsFileError("it is nested too deeply") from None
+    except ValueError:  # of Python itself, which limits the digits of a number
+        raise ModelsFileError("a number has too many digits") from None
     lines = text.split("\n")
     if unknown := sorted(tables.keys() - {"models"}):
         place = _line_of(lines, unknown[0], 0, len(lines))
@@ -160,6 +164,8 @@ def _text(name: str, value: object) -> str:
         return str(value).lower()
     if isinstance(value, str):
         return value
+    if isinstance(value, int) and abs(value) >= _LARGE:
+        raise OutOfRangeError(f"{name[:40]} has too many digits", field=name)
     if isinstance(value, int | float):
         return f"{value:.15g}" if isinstance(value, float) else str(value)
     if isinstance(value, list) and all(isinstance(each, str) for each in value):

@@ -74,6 +74,13 @@ def test_models_have_types_and_options() -> None:
             b'[[models]]\nid = "a"\n[[models]]\nid = "b"\naliases = ["a"]',
             "line 3: the name 'a' is that of the model in line 1, too",
         ),
+        (b'[[models]]\nid = "a"\npriority = ' + b"1" * 5000, "a number has too many digits"),
+        (
+            b'[[models]]\nid = "a"\npriority = 0x' + b"f" * 5000,
+            "line 3: priority has too many digits",
+        ),
+        (b'[[models]]\nid = "a"\nkeep_alive = nan', "line 3: option keep_alive must be -1"),
+        (b'[[models]]\nid = "a"\nkeep_alive = 1e400', "line 3: option keep_alive must be -1"),
         (b"a = " + b"[" * 100_000, "it is nested too deeply"),
         (b'[[models]]\nid = "a"\n' * 1001, "it has 1001 models; the limit is 1000"),
     ],
