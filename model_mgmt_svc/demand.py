@@ -143,6 +143,7 @@ class Demand:
         if not self._auto_load.on:
             raise _not_loaded(model_id)
         model_id = self._lifecycle.model_of(model_id)
+        self._tell_retry(model_id)
         self._tell_failure((model_id, ""))
         self._tell_failure((model_id, call))
         try:
@@ -166,12 +167,9 @@ class Demand:
 
     async def _find(self, model_id: ModelId) -> DesiredModel:
         """What a call asks for, with its type and options."""
-        for loading in self._lifecycle.loading():
-            if loading.model_id == model_id:
-                return loading
+        if loading := self._loading(model_id):
+            return loading
         if model := self._desired.get(model_id):
-            if not model.evicted:
-                self._tell_retry(model_id)
             return model
         if held := await self._lifecycle.held_as(model_id):
             return DesiredModel(model_id, held, asked=False)
@@ -182,10 +180,17 @@ class Demand:
             model = await self._resolve(model_id)
         return replace(model, life=LifeOptions(evict="forget"), asked=False)
 
+    def _loading(self, model_id: ModelId) -> DesiredModel | None:
+        """The model, if its load is in flight."""
+        return next((each for each in self._lifecycle.loading() if each.model_id == model_id), None)
+
     def _tell_retry(self, model_id: ModelId) -> None:
-        """Raises why a desired model has failed, unless it is about to be loaded again."""
-        retry = self._reconciler.retry(model_id)
-        if retry is None:
+        """Raises why a desired model has failed, unless it is about to be loaded again.
+
+        That is not remembered: the model may come back, and be evicted, at any time.
+        """
+        retry, desired = self._reconciler.retry(model_id), self._desired.get(model_id)
+        if retry is None or desired is None or desired.evicted or self._loading(model_id):
             return
         if retry.given_up:
             raise ModelNotLoadedError(

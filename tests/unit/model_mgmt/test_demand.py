@@ -458,7 +458,6 @@ async def test_a_model_that_is_restored_later_is_not_loaded_by_each_call() -> No
     with pytest.raises(ModelNotLoadedError, match="call LoadModel to try again"):
         await world.call(B)
     assert not world.loads
-    world.demand.forgive(A)
     world.retries[A] = replace(world.retries[A], wait_seconds=0.0)
     await world.call(A)
 
