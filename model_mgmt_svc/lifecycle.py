@@ -107,7 +107,10 @@ class _Load(SharedWork[LoadedModel]):
 
     def wish(self, model: DesiredModel) -> DesiredModel:
         """An entry of the record after what the callers have asked for."""
-        return replace(model, life=self.change.of(model.life), asked=model.asked or self.asked)
+        life = model.life
+        if self.asked and not model.sources:  # desired for calls alone until now
+            life = replace(life, evict=DEFAULT_LIFE.evict)
+        return replace(model, life=self.change.of(life), asked=model.asked or self.asked)
 
     @property
     def why(self) -> str:

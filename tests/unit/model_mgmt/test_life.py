@@ -61,6 +61,22 @@ async def test_a_change_of_a_caller_who_joins_a_load_is_made(plane: Plane) -> No
     assert plane.lifecycle.life_of(MODEL) == LifeOptions(pin=True, priority=3)
 
 
+async def test_what_was_loaded_for_calls_stays_desired_once_a_caller_asks_for_it(
+    plane: Plane,
+) -> None:
+    for_calls = replace(DESIRED, life=LifeOptions(evict="forget"), asked=False)
+    await plane.lifecycle.load(for_calls)
+    await plane.lifecycle.load(for_calls)
+    assert plane.lifecycle.life_of(MODEL) == LifeOptions(evict="forget")
+    await plane.lifecycle.load(DESIRED)
+    assert plane.lifecycle.life_of(MODEL) == LifeOptions()
+    assert await plane.lifecycle.evict(MODEL, "to make room for org/other")
+    assert [each.evicted for each in plane.desired.all()] == [True]
+    await plane.lifecycle.load(DESIRED, change(evict="forget"))
+    await plane.lifecycle.load(DESIRED)
+    assert plane.lifecycle.life_of(MODEL) == LifeOptions(evict="forget")
+
+
 async def test_a_load_that_fails_changes_nothing(plane: Plane) -> None:
     await plane.lifecycle.load(DESIRED, change(priority="1"))
     plane.first.restart()
