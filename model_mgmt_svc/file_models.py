@@ -185,7 +185,10 @@ class FileModels:
                 )
             self._waiting[model_id] = Waiting(kind, error.message, retry_at)
         else:
-            self._todo.discard(model_id)
+            if not self._lifecycle.is_loading(
+                model_id
+            ):  # a caller's, which takes it back if it fails
+                self._todo.discard(model_id)
             self._waiting.pop(model_id, None)
             self._reconciler.wake()
 

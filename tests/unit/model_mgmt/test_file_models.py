@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.file_models import FileModels
 from model_mgmt_svc.life_options import LifeOptions, split_life
 from model_mgmt_svc.reconciler import Reconciler
+from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.status import ModelStates, StatusState
+from shared.errors import InvalidModelError
 from shared.model_ids import ModelId
 from tests.support.waiting import until
 from tests.unit.model_mgmt.conftest import Plane
@@ -149,6 +153,31 @@ async def test_a_caller_keeps_its_options_of_a_load(followed: Followed) -> None:
     await followed.loaded(MODEL)
     assert [dict(load.options) for load in followed.plane.first.loads] == [{}]
     assert followed.plane.lifecycle.life_of(MODEL) == LifeOptions(pin=True, priority=2)
+
+
+async def test_a_load_of_a_caller_that_fails_meanwhile_does_not_take_it_away(
+    followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = followed.plane
+    check = plane.lifecycle.check
+    plane.first.go_on.clear()
+    plane.first.failures = [InvalidModelError("bad")]
+    loads: list[asyncio.Task[LoadedModel]] = []
+
+    async def check_beside_a_load(model: DesiredModel) -> Mapping[str, str]:
+        if model.file_entry is not None:
+            loads.append(asyncio.create_task(plane.lifecycle.load(DESIRED)))
+            await until(lambda: bool(plane.first.loads))
+        return await check(model)
+
+    monkeypatch.setattr(plane.lifecycle, "check", check_beside_a_load)
+    await followed.write(ONE)
+    plane.first.go_on.set()
+    with pytest.raises(InvalidModelError):
+        await loads[0]
+    monkeypatch.undo()
+    await followed.models.look()
+    assert followed.desired() == {MODEL: ("file",)}
 
 
 async def test_an_unload_by_a_caller_counts_until_the_entry_changes(followed: Followed) -> None:
