@@ -94,12 +94,16 @@ class Lease:
         self._thread = ThreadPoolExecutor(1, "lease")
 
     async def take(self) -> bool:
-        """Takes the lease if nobody holds it, or goes on without one; false for a standby."""
+        """Takes the lease if nobody holds it, or goes on without one; false for a standby.
+
+        One that has seen a holder stays a standby while the folder cannot be used.
+        """
         try:
             taken = await self._in_thread(self._take)
+            self._disk_fails = ""
         except OSError as error:
-            self._cannot_use(error)
-            taken = True
+            taken = not self._told
+            self._cannot_use(error, "waiting" if self._told else "going on without")
         STANDBY.set(not taken)
         if not taken and not self._told:
             self._told = True
@@ -263,11 +267,11 @@ class Lease:
         log.error("another model_mgmt_svc has taken over: this one acts no more, and ends")
         self._on_lost()
 
-    def _cannot_use(self, error: Exception) -> None:
+    def _cannot_use(self, error: Exception, then: str = "going on without") -> None:
         reason = getattr(error, "strerror", None) or "the disk does not answer in time"
         if reason != self._disk_fails:
             log.warning(
-                "the state folder cannot be used for the lease: going on without",
+                f"the state folder cannot be used for the lease: {then}",
                 extra={"folder": str(self._folder), "error": reason},
             )
         self._disk_fails = reason

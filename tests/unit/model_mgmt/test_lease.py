@@ -7,7 +7,7 @@ import contextlib
 import errno
 import fcntl
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -258,6 +258,26 @@ async def test_a_folder_in_the_place_of_a_lease_counts_as_a_silent_holder(tmp_pa
     lease = Lease(tmp_path, seconds=0.1)
     await asyncio.wait_for(lease.wait(), 60)
     assert lease.epoch == 8
+
+
+async def test_a_standby_stays_one_while_the_folder_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, standby = LeaseFiles(tmp_path), Lease(tmp_path)
+    assert holder.claim(1)
+    assert not await standby.take()
+    iterdir = Path.iterdir
+
+    def fails(_: Path) -> Iterator[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(Path, "iterdir", fails)
+    for _ in range(3):
+        assert not await standby.take()
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    holder.give_back(1)
+    assert await standby.take()
+    assert standby.epoch == 2
 
 
 async def test_calls_do_not_stand_in_a_line_before_a_disk_that_does_not_answer(
