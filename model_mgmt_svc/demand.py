@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from prometheus_client import Counter as Metric
+from prometheus_client import Counter
 
 from model_mgmt_svc.auto_load import AutoLoad
 from model_mgmt_svc.demand_line import Line
@@ -52,7 +52,7 @@ MAX_RESOLVED = 4
 # How many failures are remembered: whoever makes a call chooses the id.
 MAX_FAILURES = 1000
 
-LOADS = Metric("model_mgmt_loads_for_calls", "Loads for calls, by outcome.", ["outcome"])
+LOADS = Counter("model_mgmt_loads_for_calls", "Loads for calls, by outcome.", ["outcome"])
 
 # Finds the type of a model that nobody has asked for, and its file.
 Resolve = Callable[[ModelId], Awaitable[DesiredModel]]
