@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 from model_mgmt_svc.desired import DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
+from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import Replicas
 from shared.files.client import ModelFiles
 from tests.support.model_workers import ModelWorker
@@ -32,6 +33,23 @@ class Plane:
     @property
     def workers(self) -> tuple[ModelWorker, ModelWorker]:
         return self.first, self.second
+
+    def reconciler(
+        self,
+        interval: float = 60,
+        *,
+        max_failures: int = 3,
+        clock: Callable[[], float] = lambda: 0.0,
+    ) -> Reconciler:
+        """One of these parts; its loop does not run yet."""
+        return Reconciler(
+            self.replicas,
+            self.desired,
+            self.lifecycle,
+            interval=interval,
+            max_failures=max_failures,
+            clock=clock,
+        )
 
 
 @pytest.fixture

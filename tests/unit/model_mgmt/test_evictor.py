@@ -444,11 +444,4 @@ async def test_the_wish_is_on_the_disk_before_the_model_goes(plane: Plane) -> No
 
 @pytest.fixture
 def reconciler(plane: Plane) -> Reconciler:
-    return Reconciler(
-        plane.replicas,
-        plane.desired,
-        plane.lifecycle,
-        interval=0.01,
-        max_failures=3,
-        clock=lambda: 0.0,
-    )
+    return plane.reconciler(0.01)

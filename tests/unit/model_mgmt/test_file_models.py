@@ -11,7 +11,6 @@ import pytest
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.file_models import FileModels
 from model_mgmt_svc.life_options import LifeOptions, split_life
-from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.replicas import LoadedModel
 from model_mgmt_svc.status import ModelStates, StatusState
 from shared.errors import InvalidModelError
@@ -30,14 +29,7 @@ class Followed:
 
     def __init__(self, plane: Plane, path: Path) -> None:
         self.plane, self.path = plane, path
-        self.reconciler = Reconciler(
-            plane.replicas,
-            plane.desired,
-            plane.lifecycle,
-            interval=60,
-            max_failures=3,
-            clock=lambda: 0.0,
-        )
+        self.reconciler = plane.reconciler()
         self.start()
 
     def start(self) -> None:

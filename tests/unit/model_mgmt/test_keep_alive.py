@@ -7,7 +7,6 @@ import pytest
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.keep_alive import KeepAlive
 from model_mgmt_svc.life_options import split_life
-from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.status import ModelStates, StatusState
 from shared.model_ids import ModelId
 from tests.unit.model_mgmt.conftest import Plane
@@ -46,14 +45,7 @@ async def test_it_leaves_when_it_was_idle_for_long_enough_everywhere(plane: Plan
     model = plane.desired.get(MODEL)
     assert model
     assert model.evicted_why == "after 300 s without calls (option keep_alive)"
-    reconciler = Reconciler(
-        plane.replicas,
-        plane.desired,
-        plane.lifecycle,
-        interval=60,
-        max_failures=3,
-        clock=lambda: 0.0,
-    )
+    reconciler = plane.reconciler()
     await reconciler.round()
     states = ModelStates(plane.desired, plane.lifecycle, reconciler)
     (status,) = (await states.all()).values()

@@ -28,14 +28,7 @@ def change(**options: str) -> LifeChange:
 
 
 def reconciler_of(plane: Plane) -> Reconciler:
-    return Reconciler(
-        plane.replicas,
-        plane.desired,
-        plane.lifecycle,
-        interval=60,
-        max_failures=3,
-        clock=lambda: 0.0,
-    )
+    return plane.reconciler()
 
 
 async def test_they_change_without_a_reload_and_stay_over_other_loads(plane: Plane) -> None:

@@ -12,7 +12,6 @@ from ml.internal import worker_pb2 as pb
 from model_mgmt_svc import model_watch
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.model_watch import Changes, ModelWatch
-from model_mgmt_svc.reconciler import Reconciler
 from model_mgmt_svc.status import ModelStates, ModelStatus, StatusState
 from shared.errors import OutOfMemoryError, PipelineMismatchError
 from shared.model_ids import ModelId
@@ -28,14 +27,7 @@ class Watched:
 
     def __init__(self, plane: Plane) -> None:
         self.now = 0.0
-        self.reconciler = Reconciler(
-            plane.replicas,
-            plane.desired,
-            plane.lifecycle,
-            interval=0.01,
-            max_failures=2,
-            clock=lambda: self.now,
-        )
+        self.reconciler = plane.reconciler(0.01, max_failures=2, clock=lambda: self.now)
         states = ModelStates(plane.desired, plane.lifecycle, self.reconciler)
         self.watch = ModelWatch(states, look_seconds=0.01)
 

@@ -9,7 +9,7 @@ import pytest
 from ml.internal import worker_pb2 as pb
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
 from model_mgmt_svc.lifecycle import Lifecycle
-from model_mgmt_svc.reconciler import HEALTHY_SECONDS, Reconciler
+from model_mgmt_svc.reconciler import HEALTHY_SECONDS
 from shared.errors import (
     InvalidModelError,
     OutOfMemoryError,
@@ -38,14 +38,7 @@ class Rounds:
     def __init__(self, plane: Plane) -> None:
         self.clock = Clock()
         self.plane = plane
-        self.reconciler = Reconciler(
-            plane.replicas,
-            plane.desired,
-            plane.lifecycle,
-            interval=0.01,
-            max_failures=3,
-            clock=self.clock,
-        )
+        self.reconciler = plane.reconciler(0.01, clock=self.clock)
 
     async def round(self) -> None:
         """One round, and the end of what it has begun."""
@@ -227,14 +220,7 @@ async def test_the_loop_goes_on_after_a_round_that_failed(
 
 
 async def test_the_loop_ends_though_it_is_woken_in_the_same_moment(plane: Plane) -> None:
-    reconciler = Reconciler(
-        plane.replicas,
-        plane.desired,
-        plane.lifecycle,
-        interval=600,
-        max_failures=3,
-        clock=Clock(),
-    )
+    reconciler = plane.reconciler(600, clock=Clock())
     loop = asyncio.create_task(reconciler.run())
     await until(lambda: plane.first.admitted and plane.second.admitted)
     await until(lambda: bool(reconciler._woken._waiters))  # between two rounds
@@ -333,14 +319,7 @@ async def test_a_model_that_cannot_be_loaded_keeps_no_replica_out(
 
 
 async def test_the_loop_is_woken(plane: Plane) -> None:
-    reconciler = Reconciler(
-        plane.replicas,
-        plane.desired,
-        plane.lifecycle,
-        interval=600,
-        max_failures=3,
-        clock=Clock(),
-    )
+    reconciler = plane.reconciler(600, clock=Clock())
     loop = asyncio.create_task(reconciler.run())
     await until(lambda: plane.first.admitted and plane.second.admitted)
     plane.first.admitted = False
