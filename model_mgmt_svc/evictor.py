@@ -177,7 +177,11 @@ class Evictor:
         held = any(model.model_id == model_id and model.ready for model in _all(models_of))
         model = self._desired.get(model_id)
         if model and not held and not self._lock(model_id).locked():
-            await self._desired.put(replace(model, evicted_why="since there was no room for it"))
+            if _is_forgotten(model):
+                await self._desired.remove(model_id)
+            else:
+                why = "since there was no room for it"
+                await self._desired.put(replace(model, evicted_why=why))
             EVICTIONS.labels(model_id).inc()
             log.warning("a model does not fit into memory any more", extra={"model_id": model_id})
 

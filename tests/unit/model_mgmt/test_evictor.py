@@ -340,6 +340,18 @@ async def test_a_restore_takes_no_place_of_an_equal_and_then_counts_as_evicted(
     assert not reconciler.failed()
 
 
+async def test_one_that_is_forgotten_is_no_longer_desired_where_there_is_no_room_for_it(
+    plane: Plane, reconciler: Reconciler
+) -> None:
+    await load(plane, model("a", evict="forget"), B)
+    for worker in plane.workers:
+        worker.models.pop("a")
+        worker.budgets["host"] = SIZE
+    await reconciler.round()
+    await until(lambda: "a" not in reconciler._running)
+    assert [each.model_id for each in plane.desired.all()] == ["b"]
+
+
 async def test_a_restore_of_a_pinned_model_takes_the_place_of_others(
     plane: Plane, reconciler: Reconciler
 ) -> None:
