@@ -50,16 +50,17 @@ class KeepAlive:
 
     async def look(self) -> None:
         """Evicts the models that have been idle for too long."""
-        limited = {
-            model.model_id: model for model in self._desired.all() if self._is_limited(model)
-        }
-        if not limited:
+        if not any(map(self._is_limited, self._desired.all())):
             return
         held: dict[str, list[ReplicaModel]] = {}
         for models in (await self._lifecycle.models()).values():
             for each in models:
                 held.setdefault(each.model_id, []).append(each)
-        due = [model for name, model in limited.items() if self._is_due(model, held.get(name, []))]
+        due = [  # by the options of now: a LoadModel may have changed them meanwhile
+            model
+            for model in self._desired.all()
+            if self._is_limited(model) and self._is_due(model, held.get(model.model_id, []))
+        ]
         await asyncio.gather(*map(self._evict, due))
 
     def _is_limited(self, model: DesiredModel) -> bool:

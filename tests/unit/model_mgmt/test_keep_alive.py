@@ -7,6 +7,7 @@ import pytest
 from model_mgmt_svc.desired import DesiredModel
 from model_mgmt_svc.keep_alive import KeepAlive
 from model_mgmt_svc.life_options import split_life
+from model_mgmt_svc.replicas import Replica, ReplicaModel
 from model_mgmt_svc.status import ModelStates, StatusState
 from shared.model_ids import ModelId
 from tests.unit.model_mgmt.conftest import Plane
@@ -55,6 +56,22 @@ async def test_it_leaves_when_it_was_idle_for_long_enough_everywhere(plane: Plan
     assert not await look(plane)
     (status,) = (await states.all()).values()
     assert (status.state, status.keep_alive_seconds) == (StatusState.READY, 300)
+
+
+async def test_a_change_that_is_made_during_a_look_counts(
+    plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await load(plane, keep_alive="300")
+    idle(plane, 1000, 1000)
+    models = plane.lifecycle.models
+
+    async def models_beside_a_load() -> dict[Replica, list[ReplicaModel]]:
+        found = await models()
+        await load(plane, keep_alive="-1")
+        return found
+
+    monkeypatch.setattr(plane.lifecycle, "models", models_beside_a_load)
+    assert not await look(plane)
 
 
 async def test_with_0_it_leaves_after_its_last_call_and_not_before_the_first(plane: Plane) -> None:
