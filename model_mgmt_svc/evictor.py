@@ -186,16 +186,23 @@ class Evictor:
             log.warning("a model does not fit into memory any more", extra={"model_id": model_id})
 
     async def finish(self) -> None:
-        """Evicts models that the record says are evicted and that replicas hold all the same.
+        """Evicts models that the record says are evicted and that replicas hold all the same, and
+        forgets those that are to be.
 
         So it is after the death of this service in between, or on a replica that did not answer.
         """
         evicted = {model.model_id: model for model in self._desired.all() if model.evicted}
         if not evicted:
             return
-        for model in _all(await list_models(self._replicas.all())):
+        models = list(_all(await list_models(self._replicas.all())))
+        for model in models:
             if model.ready and model.model_id in evicted:
                 await self.evict(model.model_id, evicted[model.model_id].evicted_why)
+        for model_id in evicted.keys() - {model.model_id for model in models}:
+            now = self._desired.get(model_id)
+            busy = self._lock(model_id).locked() or self._is_loading(model_id)
+            if now and now.evicted and _is_forgotten(now) and not busy:
+                await self._desired.remove(model_id)
 
     async def _evict(self, model_id: ModelId, why: str, idle_within: float) -> bool:
         models_of = await list_models(self._replicas.all())

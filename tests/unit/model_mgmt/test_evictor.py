@@ -379,6 +379,15 @@ async def test_an_eviction_that_was_interrupted_is_finished(
     assert held(plane) == [["b"]] * 2
 
 
+async def test_one_that_was_to_be_forgotten_when_the_service_died_is_forgotten(
+    plane: Plane, reconciler: Reconciler
+) -> None:
+    await plane.desired.put(replace(model("a", evict="forget"), evicted_why="to make room for b"))
+    await plane.desired.put(replace(B, evicted_why="to make room for a"))
+    await reconciler.round()
+    assert evicted(plane) == {"b": "to make room for a"}
+
+
 async def test_a_load_finds_an_evicted_model_that_a_replica_holds_still(plane: Plane) -> None:
     await load(plane, A)
     await plane.desired.put(replace(A, evicted_why="to make room for c"))
