@@ -8,7 +8,8 @@
     at its limits, or its call broke                after `FetchLimits.attempts` of these in a row
                                                     without a new byte: give up, but on a provider
                                                     that is down or full not before
-                                                    `FetchLimits.patience_seconds`
+                                                    `FetchLimits.patience_seconds`; a new byte in
+                                                    the store counts, too
     the provider rejects the offset, or its size    restart at offset 0
     or hash is not that of the part
     wrong hash of a file that was resumed           restart at offset 0
@@ -190,9 +191,10 @@ class _Download:
         self._memory = memory
         self._rate = rate
         self._fetch = fetch
+        self._provided = 0  # the most bytes that the store has told of
 
     async def run(self) -> CachedFile:
-        failures = starts = 0
+        failures = starts = provided = 0
         failing_since = 0.0
         offset = self._part.written
         while starts < MAX_STARTS:
@@ -204,7 +206,8 @@ class _Download:
             except _StartOverError:
                 offset = 0
             except _InterruptedError as error:
-                failures = 1 if self._part.written > offset else failures + 1
+                came = self._part.written > offset or self._provided > provided
+                failures, provided = 1 if came else failures + 1, self._provided
                 now = time.monotonic()
                 failing_since = now if failures == 1 else failing_since
                 if self._gives_up(error, failures, now - failing_since):
@@ -259,6 +262,7 @@ class _Download:
                     raise self._fault("it ended without a hash")
                 seconds = self._limits.stall_seconds
                 fetch.written, fetch.total_size = answer.bytes_fetched, answer.bytes_total
+                self._provided = max(self._provided, answer.bytes_fetched)
                 fetch.announce()
                 if answer.sha256:
                     break

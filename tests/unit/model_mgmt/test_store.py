@@ -16,6 +16,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from ml import model_management_pb2 as pb
+from ml.internal import store_pb2
 from model_mgmt_svc.service import ModelManagementServicer, add_servicer
 from shared.errors import InvalidPathError, ModelFileNotFoundError, ServiceError
 from shared.files.client import ModelFiles
@@ -43,11 +44,24 @@ class _WithoutStore(ModelManagementServicer):
         yield
 
 
+class _Restarting(ModelManagementServicer):
+    """One that goes away more often than a fetch tries in a row, each time a little farther."""
+
+    asked = 0
+
+    async def Provide(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.asked += 1
+        if self.asked <= 2 * QUICK.attempts:
+            yield store_pb2.ProvideResponse(bytes_fetched=self.asked, bytes_total=len(CONTENT))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "")
+        async for step in super().Provide(request, context):
+            yield step
+
+
 @contextlib.asynccontextmanager
-async def serving(files: ModelFiles, *, store: bool = True) -> AsyncIterator[str]:
-    """The RPCs of files of model_mgmt_svc; without `store`, as one that has no links."""
+async def serving(files: ModelFiles, kind: type[ModelManagementServicer]) -> AsyncIterator[str]:
+    """The RPCs of files of model_mgmt_svc."""
     nothing = cast(Any, None)
-    kind = ModelManagementServicer if store else _WithoutStore
     servicer = kind(*(files, *[nothing] * 5), chunk_bytes=CHUNK_BYTES, max_file_streams=4)
     server = grpc.aio.server(interceptors=[ErrorInterceptor()])
     add_servicer(servicer, server)
@@ -67,11 +81,13 @@ class Machine:
         self.store_dir, self.cache_dir = root / "model_mgmt", root / "text"
 
     @contextlib.asynccontextmanager
-    async def running(self, *, store: bool = True) -> AsyncIterator[tuple[ModelFiles, ModelFiles]]:
+    async def running(
+        self, kind: type[ModelManagementServicer] = ModelManagementServicer
+    ) -> AsyncIterator[tuple[ModelFiles, ModelFiles]]:
         async with (
             self.source.running() as source,
             ModelFiles(source.address, self.store_dir, limits=QUICK) as own,
-            serving(own, store=store) as address,
+            serving(own, kind) as address,
             ModelFiles(
                 address,
                 self.cache_dir,
@@ -181,10 +197,16 @@ async def test_what_cannot_be_trusted_is_received_instead(machine: Machine, kind
 
 
 async def test_a_provider_without_a_store_is_asked_as_before(machine: Machine) -> None:
-    async with machine.running(store=False) as (_, text):
+    async with machine.running(_WithoutStore) as (_, text):
         place = await text.fetch(A, NAME)
         assert place.read_bytes() == CONTENT
         assert not place.samefile(machine.blob)
+
+
+async def test_what_the_store_has_brought_meanwhile_counts_as_progress(machine: Machine) -> None:
+    async with machine.running(_Restarting) as (_, text):
+        place = await text.fetch(A, NAME)
+        assert place.samefile(machine.blob)
 
 
 async def test_errors_are_those_of_a_stream(machine: Machine) -> None:
