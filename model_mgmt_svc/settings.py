@@ -100,7 +100,7 @@ class ModelMgmtSettings(FileSettings):
         ),
         description="How long calls wait at most for room that models in use take: then one that "
         "has been in memory for as long takes no more calls until it has been evicted. 0 loads in "
-        "the order of the calls.",
+        "the order of the calls. Also AUTO_LOAD_WAIT_SECONDS.",
     )
     auto_load_idle_seconds: float = Field(
         1.0,
