@@ -188,6 +188,20 @@ class DesiredModels:
             self._models[model.model_id] = model
             await self._save()
 
+    async def put_back(self, model: DesiredModel) -> None:
+        """Makes a model desired as it was before, without names that others have got since."""
+        aliases: list[ModelId] = []
+        try:
+            self.check_names(model.model_id, ())
+            for alias in model.life.aliases:
+                with contextlib.suppress(FailedPreconditionError):
+                    self.check_names(model.model_id, [alias])
+                    aliases.append(alias)
+        except FailedPreconditionError as error:
+            log.warning("a model is no longer desired", extra={"error": error.message})
+            return
+        await self.put(replace(model, life=replace(model.life, aliases=tuple(aliases))))
+
     async def remove(self, model_id: ModelId) -> bool:
         """Makes a model no longer desired; returns whether it was."""
         was_desired = self._models.pop(model_id, None) is not None

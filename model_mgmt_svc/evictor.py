@@ -164,7 +164,7 @@ class Evictor:
         for before in evicted:
             if self.has_gone(before, why):
                 now = self._desired.get(before.model_id) or before
-                await self._desired.put(replace(now, evicted_why=""))
+                await self._desired.put_back(replace(now, evicted_why=""))
 
     def has_gone(self, before: DesiredModel, why: str) -> bool:
         """Whether a model with this entry before is evicted for that reason, or forgotten."""

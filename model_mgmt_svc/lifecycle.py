@@ -707,7 +707,7 @@ class Lifecycle:
         # The load that its caller had asked for, which went on after a restart of this service.
         first_failed = isinstance(error, ServiceError) and not isinstance(error, UnavailableError)
         if plan.before and not (plan.before.loading and first_failed):
-            await self._desired.put(plan.before)
+            await self._desired.put_back(plan.before)
         else:
             await self._desired.remove(plan.desired.model_id)
             await self._free(plan.desired.model_id, plan.missing)

@@ -108,6 +108,22 @@ async def test_two_loads_at_once_do_not_get_the_same_alias(plane: Plane) -> None
     assert len(plane.desired.all()) == 1
 
 
+async def test_a_load_that_fails_takes_no_name_back_that_another_has_got(plane: Plane) -> None:
+    await plane.lifecycle.load(DESIRED, change(aliases="chat, talk"))
+    for worker in plane.workers:
+        worker.restart()
+    plane.first.go_on.clear()
+    plane.first.failures = [InvalidModelError("bad")]
+    load = asyncio.create_task(plane.lifecycle.load(DESIRED, change(aliases="")))
+    await until(lambda: plane.lifecycle.life_of(MODEL) == LifeOptions())
+    await plane.desired.put(replace(SECOND, life=LifeOptions(aliases=(CHAT,))))
+    plane.first.go_on.set()
+    with pytest.raises(InvalidModelError):
+        await load
+    assert plane.lifecycle.life_of(MODEL) == LifeOptions(aliases=(ModelId("talk"),))
+    assert plane.lifecycle.life_of(OTHER) == LifeOptions(aliases=(CHAT,))
+
+
 async def test_every_replica_knows_the_names_also_after_its_restart(plane: Plane) -> None:
     reconciler = reconciler_of(plane)
     await plane.lifecycle.load(DESIRED, change(aliases="chat,org/alias"))
