@@ -74,9 +74,11 @@ class Health:
             await self.set_all(True)
         log.info("serving")
         while drain:
+            drained = drain.drained
             for name in filter(None, self.names):
-                await self.set(name, not drain.drained)
-            await drain.changed()
+                await self.set(name, not drained)
+            if drain.drained == drained:  # else it has changed meanwhile
+                await drain.changed()
             log.info("drained by hand" if drain.drained else "the drain was ended")
 
     async def stop(self) -> None:

@@ -181,3 +181,23 @@ def test_the_command_without_a_replica(
     assert drain_command.drain("127.0.0.1:1") == 1
     assert "cannot be reached" in capsys.readouterr().out
     assert drain_command.undrain("127.0.0.1:1") == 1
+
+
+async def test_a_drain_that_ends_while_its_begin_is_told_is_told_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drain, health = Drain(), Health(["ml.Some"])
+    told: list[bool] = []
+
+    async def tell(name: str, serving: bool) -> None:
+        if name:
+            told.append(serving)
+            if told == [True, False]:
+                drain.end()
+
+    monkeypatch.setattr(health, "set", tell)
+    opening = asyncio.create_task(health.open(drain=drain))
+    await until(lambda: told == [True])
+    drain.begin()
+    await until(lambda: told == [True, False, True])
+    opening.cancel()
