@@ -185,9 +185,8 @@ class FileModels:
                 )
             self._waiting[model_id] = Waiting(kind, error.message, retry_at)
         else:
-            if not self._lifecycle.is_loading(
-                model_id
-            ):  # a caller's, which takes it back if it fails
+            # A caller's load that is in flight takes the model back if it fails.
+            if not self._lifecycle.is_loading(model_id):
                 self._todo.discard(model_id)
             self._waiting.pop(model_id, None)
             self._reconciler.wake()
