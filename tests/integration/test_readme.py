@@ -39,7 +39,7 @@ NO_PATHS = {
     *("vocab.json", "tekken.json", "sentence_bert_config.json"),
     "config_sentence_transformers.json",
     "facebook/detr-resnet-50",
-    *("models.toml", "lease-EPOCH.json"),
+    *("models.toml", "desired_models.json", "lease-EPOCH.json"),
 }
 # The models that are fetched: their ids have the form of paths too.
 ASSETS = (ROOT / "tools/models/assets.toml").read_text()
