@@ -1,8 +1,8 @@
 """What needs no server to be timed: one pass for all of a person, and the tasks on whole streams.
 
 `python -m tests.bench.bench_scenes` prints CPU milliseconds a frame, of all threads of this
-process, and writes out/bench/scenes.json. All arms run in turns, since this machine may not be
-alone:
+process, and writes out/bench/scenes.json and scenes.md. All arms run in turns, since this machine
+may not be alone:
 
 * holistic against face mesh, hands and pose one after the other, which find the same parts of a
   person, by the service's own detectors;
@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -103,6 +103,24 @@ def arms(folder: Path, frames: int) -> dict[str, Callable[[], float]]:
     }
 
 
+def report(cpu: Mapping[str, float], frames: int, rounds: int, cores: Sequence[float]) -> str:
+    """The table, from CPU milliseconds a frame by arm; `cores` are effective, before and after."""
+    share = cpu["holistic"] / cpu["mesh, hands and pose"]
+    rows = [f"| {name} | {value:.1f} |" for name, value in cpu.items()]
+    told = " and ".join(f"{each:.2f}" for each in cores)
+    return "\n".join(
+        [
+            f"{frames} frames, medians of {rounds} rounds; effective cores {told}.",
+            "",
+            "| arm | CPU ms a frame |",
+            "|---|---:|",
+            *rows,
+            "",
+            f"Holistic takes {share:.2f} times the CPU of mesh, hands and pose.",
+        ]
+    )
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -112,18 +130,18 @@ def main() -> None:
     cv2.setNumThreads(1)
     timed = arms(model_dir() / "vision", max(options.frames, WARM_UP_FRAMES + 1))
     runs: dict[str, list[float]] = {name: [] for name in timed}
-    cores = effective_cores()
+    cores = [effective_cores()]
     for _ in range(options.rounds):
         for name, run in timed.items():
             runs[name].append(run())
     medians = {name: statistics.median(each) for name, each in runs.items()}
-    for name, value in medians.items():
-        print(f"{name:24} {value:7.2f} ms of CPU a frame")
-    share = medians["holistic"] / medians["mesh, hands and pose"]
-    print(f"holistic takes {share:.2f} times the CPU of mesh, hands and pose")
+    cores.append(effective_cores())
+    table = report(medians, options.frames, options.rounds, cores)
+    print(table)
     OUT.mkdir(parents=True, exist_ok=True)
     result = {"cores": cores, "frames": options.frames, "cpu_ms": medians, "runs": runs}
     (OUT / "scenes.json").write_text(json.dumps(result, indent=2))
+    (OUT / "scenes.md").write_text(table + "\n")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "embeddings",
             "vision",
             "vision_profile",
+            "scenes",
             "link",
             "files",
         )
