@@ -248,7 +248,8 @@ class Reconciler:
             restores = [
                 self._planned(model.model_id)
                 for model in models
-                if not self._lifecycle.is_requested(model.model_id)
+                # A first load may fail for good; what was loaded before comes back, whoever asks.
+                if not (model.loading and self._lifecycle.is_requested(model.model_id))
             ]
             restores += self._lifecycle.evictions(replica)
             news = restores or self._auto_load or replica.lives != lives

@@ -410,3 +410,16 @@ async def test_a_load_that_a_caller_asks_for_is_no_restore(plane: Plane, rounds:
     assert not plane.first.told
     plane.first.go_on.set()
     await call
+
+
+async def test_what_was_loaded_before_comes_back_whoever_asks(one: Rounds) -> None:
+    """Callers of a restarted service are told to come again, also while LoadModel loads it."""
+    first = one.plane.first
+    first.models.clear()
+    first.go_on.clear()
+    call = asyncio.create_task(one.plane.lifecycle.load(DESIRED))
+    await until(lambda: one.plane.lifecycle.is_requested(DESIRED.model_id))
+    await one.reconciler.round()
+    assert [told.model_id for told in first.told] == [DESIRED.model_id]
+    first.go_on.set()
+    await call
