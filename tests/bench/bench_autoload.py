@@ -8,7 +8,7 @@ of a small embedding model, and prints loads a minute and how long calls take:
 
 Each caller calls one of the models all the time. `--seconds 600 --order grouped` is the long run:
 it fails if a call ends with an error other than its deadline, or a model is loaded twice within the
-longest wait. Results go to out/bench/autoload.json.
+longest wait. Results go to out/bench/autoload.json and .md.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -88,6 +90,7 @@ class Result:
             "p95 s": round(cuts[94], 3),
             "p99 s": round(cuts[98], 3),
             "longest s": round(max(self.took, default=0.0), 1),
+            "shortest s between two loads of a model": self.shortest_gap(),
             "errors": sum(self.faults().values()),
             "deadlines": self.errors.total() - sum(self.faults().values()),
         }
@@ -170,6 +173,22 @@ async def run_order(order: str, folder: Path, callers: int, seconds: float) -> R
             return await measure(channel, callers, seconds)
 
 
+def table(report: Mapping[str, Any]) -> str:
+    """The figures as a table of docs/benchmarks.md."""
+    heads = [*next(iter(report["orders"].values()))]
+    lines = [
+        f"{report['callers']} callers, {report['seconds']:g} s of each order.",
+        "",
+        f"| order | {' | '.join(heads)} |",
+        f"|---|{'---:|' * len(heads)}",
+        *(
+            f"| {order} | {' | '.join(f'{figures[head]:g}' for head in heads)} |"
+            for order, figures in report["orders"].items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench_autoload", description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=180.0, help="of each order")
@@ -196,6 +215,7 @@ def main() -> int:
         "orders": {order: result.figures() for order, result in results.items()},
     }
     (OUT / "autoload.json").write_text(json.dumps(report, indent=2))
+    (OUT / "autoload.md").write_text(table(report))
     faults = []
     for order, result in results.items():
         if result.faults():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from tests.chaos import leftovers
@@ -13,7 +16,7 @@ from tests.chaos.callers import RIGHT, Caller, Calls, make, open_channel, steady
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.faults import Faults
 from tests.chaos.log import Log
-from tests.chaos.models import WISHES, Wish
+from tests.chaos.models import ON_CALL, ORGANISATION, WISHES, Wish
 from tests.chaos.schedule import Fault
 from tests.chaos.world import World, clock_library, world
 from tests.support.stack import SERVICES, wait_for
@@ -25,6 +28,8 @@ WELL_SECONDS = 30.0
 USUAL_LOAD_SECONDS = 10.0
 LOAD_SECONDS = 600.0
 STORM_MODELS = (1, 4)
+# Calls load models in every other run: they do without, or wait for memory that others use.
+CALLS_LOAD = {"AUTO_LOAD": f"{ORGANISATION}/{ON_CALL}", "AUTO_LOAD_WAIT_SECONDS": "5"}
 
 
 def run(
@@ -39,25 +44,28 @@ def run(
 
     Args:
         faults: in their order.
-        seed: of the storms.
+        seed: of the storms; with an even one, calls load models.
         seconds: after which no other fault is caused; the run ends when all is well.
-        log_file: where all is written down.
+        log_file: where all is written down; the processes' own logs go beside it.
         storm_seconds: of each of the storms of loads, unloads and calls; 0 for none.
     """
     log = Log(log_file)
-    with world() as running:
+    calls_load = seed % 2 == 0
+    settings = CALLS_LOAD if calls_load else {}
+    with world(settings) as running, _logs_kept(running, log_file.with_suffix(".logs")):
         answers = running.models.answers()
         running.stack.wait_serving(SERVICES)
         calls = Calls(running.models, answers)
         bound = WELL_SECONDS * _slowness(running, log, calls)
-        log.add("start", seed=seed, bound=round(bound, 1))
+        log.add("start", seed=seed, bound=round(bound, 1), time=time.time(), calls_load=calls_load)
         services = leftovers.Services(running)
         address = running.stack.addresses["envoy"]
         causes = Faults(running, log, calls, bound)
         callers = [Caller(log, address, each) for each in steady(calls).values()]
         try:
             causes.wait_until_well(0, "the start")
-            _cause(causes, filter(_possible, faults), seconds)
+            possible = filter(partial(_is_possible, calls_load=calls_load), faults)
+            _cause(causes, possible, seconds)
             for models in STORM_MODELS if storm_seconds else ():
                 causes.storm(models, seed, storm_seconds)
             causes.wait_until_well(0, "everything")
@@ -75,7 +83,19 @@ def run(
     return verdict
 
 
-def _possible(fault: Fault) -> bool:
+@contextlib.contextmanager
+def _logs_kept(running: World, folder: Path) -> Iterator[None]:
+    """Copies what the processes have logged, also after a run that fails."""
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(running.stack.logs, folder)
+
+
+def _is_possible(fault: Fault, *, calls_load: bool) -> bool:
+    if fault.moment == "loading for calls":
+        return calls_load
     return fault.kind != "clock jumps" or clock_library() is not None
 
 

@@ -24,6 +24,7 @@ class Window:
 
     fault: Event
     begins: float
+    calls_load: bool = False
     ends: float = math.inf
 
     @property
@@ -71,6 +72,11 @@ def _is_load(call: Event) -> bool:
     return "load" in call["kind"].split()
 
 
+def _may_load(call: Event, window: Window) -> bool:
+    """A load, or a call that loads its model where calls do."""
+    return _is_load(call) or (window.calls_load and _of_passing_model(call))
+
+
 def _ends(call: Event, window: Window) -> bool:
     """Whether the fault ends a process, which may do without the call's."""
     return window.kind in (
@@ -104,7 +110,7 @@ RULES = (
         lambda call, window: (
             call["reason"] == "OUT_OF_MEMORY"
             and _of_passing_model(call)
-            and _is_load(call)
+            and _may_load(call, window)
             and (window.kind == "storm" or window.fault["moment"] == "evicting")
         ),
     ),
@@ -132,7 +138,7 @@ RULES = (
         "INTERNAL",
         "the process that a load needs was killed",
         lambda call, window: (
-            _is_load(call)
+            _may_load(call, window)
             and _ends(call, window)
             and window.target in ("model process", "stepper", "conversion")
         ),
@@ -228,11 +234,14 @@ def judge(events: Iterable[Event], needed: Iterable[str] = NEEDED) -> Verdict:
 def _windows(events: list[Event]) -> list[Window]:
     """The times of all faults; those that came together with another are over with the last."""
     windows: list[Window] = []
+    calls_load = False
     for event in events:
+        if event["what"] == "start":
+            calls_load = event["calls_load"]
         if event["what"] != "fault":
             continue
         if event["phase"] == "begins":
-            windows.append(Window(event, event["at"]))
+            windows.append(Window(event, event["at"], calls_load=calls_load))
         elif event["phase"] == "over":
             for window in windows:
                 window.ends = min(window.ends, event["at"])

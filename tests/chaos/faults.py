@@ -21,7 +21,7 @@ from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
 from tests.chaos.callers import CALL_SECONDS, NEEDED, RIGHT, Calls, make, open_channel
 from tests.chaos.log import Log
-from tests.chaos.models import CHAT, LONG_TOKENS, QUESTION, TEXTS, WISHES
+from tests.chaos.models import CHAT, LONG_TOKENS, ON_CALL, QUESTION, TEXTS, WISHES
 from tests.chaos.provider import Behaviour, held
 from tests.chaos.schedule import Fault
 from tests.chaos.storm import storm
@@ -32,9 +32,11 @@ READY, UNLOADING = models_pb.MODEL_STATE_READY, models_pb.MODEL_STATE_UNLOADING
 LEAVES = (UNLOADING, models_pb.MODEL_STATE_EVICTED)
 # For a moment to come that a fault is for; nothing is measured.
 MOMENT_SECONDS = 120.0
-# After the last try, a visiting model must be loaded within this time.
 LOOK_SECONDS = 0.1
+# The moments for which a visiting model may have been converted before.
+_AFTER_CONVERSION = ("loading", "loading for calls", "unloading", "evicting")
 BALLAST_BYTES = 1 << 20
+CALLS_THAT_WAIT = 3
 BAD_RECORD = b'{"models": [{"model_id": "org/mo'
 
 
@@ -100,7 +102,8 @@ class Faults:
         """Many threads load, unload and ask some models; these can be loaded and asked then."""
         self._number += 1
         number, fault = self._number, Fault("storm", value=f"{models} models")
-        names = [self._world.models.publish(f"storm-{models}-{each}") for each in range(models)]
+        publish = self._world.models.publish_known
+        names = [publish(f"storm-{models}-{each}") for each in range(models)]
         self._log.add("fault", number=number, phase="begins", **fault.fields())
         made = storm(self._world, self._log, self._calls, seed, names, seconds)
         self._log.add("fault", number=number, phase="ends", name=fault.name, calls=made)
@@ -160,7 +163,7 @@ class Faults:
             with self._generating():
                 yield CHAT
         else:
-            with self._visitor() as visitor, self._at[fault.moment](self, visitor):
+            with self._visitor(fault) as visitor, self._at[fault.moment](self, visitor):
                 yield visitor
 
     @contextlib.contextmanager
@@ -184,9 +187,16 @@ class Faults:
             stream.cancel()
 
     @contextlib.contextmanager
-    def _visitor(self) -> Iterator[str]:
-        """A model that nobody knows yet. In the end it is loaded, asked and unloaded."""
-        visitor = self._world.models.publish(f"visitor-{self._number}")
+    def _visitor(self, fault: Fault) -> Iterator[str]:
+        """A model that comes, and that in the end is loaded, asked and unloaded.
+
+        Nobody has fetched or converted it, where that matters for the moment of the fault.
+        """
+        if fault.moment in _AFTER_CONVERSION:
+            name = ON_CALL if fault.moment == "loading for calls" else "visitor"
+            visitor = self._world.models.publish_known(name)
+        else:
+            visitor = self._world.models.publish_new(f"visitor-{self._number}")
         try:
             yield visitor
             self._see_off(visitor)
@@ -256,6 +266,16 @@ class Faults:
         load.result()
 
     @contextlib.contextmanager
+    def _loading_for_calls(self, visitor: str) -> Iterator[None]:
+        """Calls wait for a model that nobody has loaded."""
+        calls = [self._in_background("embed", visitor) for _ in range(CALLS_THAT_WAIT)]
+        process = lambda: self._world.model_process(visitor)  # noqa: E731
+        self._wait("a process that loads for calls", process, calls[0])
+        yield
+        for call in calls:
+            call.result()
+
+    @contextlib.contextmanager
     def _unloading(self, visitor: str) -> Iterator[None]:
         if self._visit("load", visitor) != RIGHT:
             raise MomentError("the visitor could not be loaded")
@@ -285,8 +305,7 @@ class Faults:
     def _evicting(self, visitor: str) -> Iterator[None]:
         """The visitor makes way for another one, whose process is the one that loads then."""
         for last in "ab":  # one of them may find the guest's place
-            other = self._world.models.publish(f"{visitor.partition('/')[2]}-{last}")
-            self._others.append(other)
+            self._others.append(self._world.models.publish_known(f"visitor-{last}"))
         try:
             if self._visit("load", visitor) != RIGHT:
                 raise MomentError("the visitor could not be loaded")
@@ -308,6 +327,7 @@ class Faults:
         "fetching": _fetching,
         "converting": _converting,
         "loading": _loading,
+        "loading for calls": _loading_for_calls,
         "unloading": _unloading,
     }
 
@@ -391,7 +411,7 @@ def _provider_lies(world: World, fault: Fault, model: str) -> Iterator[None]:
 def _other_files(world: World, fault: Fault, model: str) -> Iterator[None]:
     """The provider comes back with a new version of the model that is being fetched."""
     os.kill(world.provider_pid, signal.SIGKILL)
-    world.models.publish(model.partition("/")[2], other=True)
+    world.models.publish(model, other=True)
     world.behave(Behaviour())
     world.start_provider()
     yield

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from mediapipe.tasks.python import BaseOptions, vision
 
 from ml import mediapipe_pb2
 from ml import transformers_pb2 as pb
+from shared.model_ids import ModelId, folder_name
 from tests.integration.vision.reference import REFERENCES, clip_for
 from tests.support import tiny_models, tiny_text
 from tests.support.embeddings import expected
+from tests.support.stack import CONVERTED
 from tests.support.vision_frames import rgb_frames
 
 ORGANISATION = "chaos"
 CHAT, EMBEDDER, LABELLER = f"{ORGANISATION}/chat", f"{ORGANISATION}/embedder", f"{ORGANISATION}/nli"
 GUEST = f"{ORGANISATION}/guest"
+# The last part of the id of a model that calls may load.
+ON_CALL = "on-call"
 
 QUESTION = "the sea and the sky"
 TEXTS = ["the sea", "the sky and a story of snow", "what is gravity?"]
@@ -86,6 +91,7 @@ class Models:
 
     def __init__(self, folder: Path, vision_models: Path) -> None:
         self.folder = folder
+        self._run = uuid.uuid4().hex[:8]
         self._text = folder / "text"
         self._vision = vision_models
         (folder / "vision").symlink_to(vision_models)
@@ -112,14 +118,24 @@ class Models:
             weights[name] = np.ascontiguousarray(weights[name][::-1])
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
-    def publish(self, name: str, *, other: bool = False) -> str:
-        """Makes a model that nobody has fetched or converted, with the files of the guest.
+    def publish_new(self, name: str) -> str:
+        """Makes a model that nobody has fetched or converted; the name begins its id's last part.
+
+        It has the files of the guest, and one of its own.
+        """
+        return self.publish(f"{ORGANISATION}/{name}-{self._run}")
+
+    def publish_known(self, name: str) -> str:
+        """The same, with an id that it has in all runs: one of them has converted it."""
+        return self.publish(f"{ORGANISATION}/{name}")
+
+    def publish(self, model_id: str, *, other: bool = False) -> str:
+        """Makes the files of a model, and returns its id.
 
         Args:
-            name: its id's last part.
+            model_id: its id.
             other: whether it has the other weights.
         """
-        model_id = f"{ORGANISATION}/{name}"
         source = self._text / (f"{GUEST}-other" if other else GUEST)
         target = self._text / model_id
         shutil.rmtree(target, ignore_errors=True)
@@ -127,13 +143,15 @@ class Models:
         config = json.loads((source / "config.json").read_text())
         # Fetched files and conversions are known by hashes: these are new.
         (target / "config.json").unlink()
-        (target / "config.json").write_text(json.dumps(config | {"_name_or_path": name}))
-        (target / PAD).write_bytes(random.Random(name).randbytes(PAD_BYTES))
+        (target / "config.json").write_text(json.dumps(config | {"_name_or_path": model_id}))
+        (target / PAD).write_bytes(random.Random(model_id).randbytes(PAD_BYTES))
         return model_id
 
     def withdraw(self, model_id: str) -> None:
-        """Removes a published model."""
+        """Removes a published model, and its conversion if no other run can use that."""
         shutil.rmtree(self._text / model_id, ignore_errors=True)
+        if model_id.endswith(self._run):
+            shutil.rmtree(CONVERTED / folder_name(ModelId(model_id)), ignore_errors=True)
 
     def answers(self) -> Answers:
         """Computes what is right; takes some seconds."""

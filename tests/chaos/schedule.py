@@ -11,7 +11,10 @@ from typing import Any
 SERVICES = ("text_svc", "vision_svc", "model_mgmt_svc", "envoy", "provider")
 MODEL_PARTS = ("model process", "stepper")
 # When a fault comes: at any time, or while a visiting model, or one of those that stay, is at it.
-MOMENTS = ("arriving", "fetching", "converting", "loading", "generating", "unloading", "evicting")
+MOMENTS = (
+    *("arriving", "fetching", "converting", "loading", "loading for calls"),
+    *("generating", "unloading", "evicting"),
+)
 LIES = ("bytes", "hash", "size")
 CLOCK_STEPS = (3600, -3600, 30 * 86_400)
 """Seconds by which the clock jumps."""
@@ -88,6 +91,7 @@ _LOADING = {
     "fetching": ("text_svc", "model_mgmt_svc", "provider", "envoy"),
     "converting": ("conversion", "text_svc", "model_mgmt_svc"),
     "loading": ("model process", "text_svc", "model_mgmt_svc", "envoy"),
+    "loading for calls": ("model process", "text_svc", "model_mgmt_svc"),
     "evicting": ("model process", "text_svc", "model_mgmt_svc"),
 }
 

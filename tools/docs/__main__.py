@@ -55,6 +55,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "scenes",
             "link",
             "files",
+            "autoload",
         )
     },
     OPERATIONS: {
