@@ -38,7 +38,7 @@ CALL_SECONDS = 120.0
 # The same of a load, which converts a model.
 LOAD_SECONDS = 600.0
 # Between two calls of a caller: the callers are many, and the cores two. Loads take the longest.
-PAUSE_SECONDS = 0.5
+PAUSE_SECONDS = 1.0
 LOAD_PAUSE_SECONDS = 3.0
 SCORE_TOLERANCE = 1e-3
 

@@ -32,7 +32,7 @@ READY, UNLOADING = models_pb.MODEL_STATE_READY, models_pb.MODEL_STATE_UNLOADING
 LEAVES = (UNLOADING, models_pb.MODEL_STATE_EVICTED)
 # For a moment to come that a fault is for; nothing is measured.
 MOMENT_SECONDS = 120.0
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.4
 # The moments for which a visiting model may have been converted before.
 _AFTER_CONVERSION = ("loading", "loading for calls", "unloading", "evicting")
 BALLAST_BYTES = 1 << 20
