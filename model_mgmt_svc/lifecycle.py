@@ -1,12 +1,13 @@
-"""Loading, unloading and listing models over the replicas of the services that hold them."""
+"""Loading, unloading and listing models over the replicas of the services that hold them.
+
+Who asks for a load, and who shares it, is here; `model_mgmt_svc.loader` has what it does.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import math
 from collections import defaultdict
 from collections.abc import (
     Awaitable,
@@ -14,24 +15,20 @@ from collections.abc import (
     Iterable,
     Iterator,
     Mapping,
-    Sequence,
 )
 from dataclasses import dataclass, replace
 from typing import TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
 from model_mgmt_svc.desired import DesiredModel, DesiredModels
-from model_mgmt_svc.eviction import Choice, Resident, describe
+from model_mgmt_svc.eviction import Choice, Resident
 from model_mgmt_svc.evictor import (
-    EVICTIONS,
     FREE_SECONDS,
     Evictor,
     Need,
     View,
     as_it_is,
     evicted_restore,
-    rank_of,
-    to_make_room_for,
 )
 from model_mgmt_svc.life_options import (
     DEFAULT_LIFE,
@@ -40,9 +37,9 @@ from model_mgmt_svc.life_options import (
     LifeOptions,
     split_life,
 )
-from model_mgmt_svc.outcomes import gather_outcomes, run_to_completion
+from model_mgmt_svc.loader import Load, Loader, check_type, ready_in, serves, service_of
+from model_mgmt_svc.outcomes import gather_outcomes
 from model_mgmt_svc.replicas import (
-    CONNECT_SECONDS,
     LoadedModel,
     Replica,
     ReplicaModel,
@@ -50,80 +47,24 @@ from model_mgmt_svc.replicas import (
     list_models,
 )
 from shared.errors import (
-    CallCancelledError,
     InvalidArgumentError,
     ModelNotLoadedError,
     OutOfMemoryError,
-    PipelineMismatchError,
     QueueFullError,
     ServiceError,
     UnavailableError,
-    UnknownPipelineError,
-    WorkerUnavailableError,
 )
-from shared.model_host import ModelLife, Restore, parse_needs
+from shared.model_host import ModelLife, Restore
 from shared.model_ids import ModelId
-from shared.pipelines import ServiceName, find_pipeline
-from shared.single_flight import SharedWork, SingleFlight
+from shared.single_flight import SingleFlight
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How often a load is tried that does not fit and has others evicted: more than twice where its
-# conversion needs other room than itself, or another load has taken what was free.
-MAX_TRIES = 8
 # How long a failed load is remembered: it is among the states of models, and if it went on without
 # callers, the next one is told.
 FAILED_SECONDS = 60.0
-
-
-class _Load(SharedWork[LoadedModel]):
-    """A load in flight, shared by all callers who ask for it.
-
-    Attributes:
-        model: what is loaded.
-        requested: whether a caller has asked for it; false if only the reconciler restores it.
-        callers: number of callers who wait, the reconciler left out.
-        change: what callers change of the model's options of life.
-        asked: whether one of them is a caller of LoadModel.
-        view: see `Need`.
-        evicted: the entries of the models that were evicted for it.
-        failure: why it has failed on a replica.
-        has_no_room: no other model can make room, and none is on its way in or out of memory.
-    """
-
-    def __init__(self, model: DesiredModel) -> None:
-        super().__init__()
-        self.model = model
-        self.requested = False
-        self.callers = 0
-        self.change = LifeChange()
-        self.asked = False
-        self.view: View = as_it_is
-        self.evicted: list[DesiredModel] = []
-        self.failure: ServiceError | None = None
-        self.has_no_room = False
-
-    def wish(self, model: DesiredModel) -> DesiredModel:
-        """An entry of the record after what the callers have asked for."""
-        life = model.life
-        if self.asked and not model.sources:  # desired for calls alone until now
-            life = replace(life, evict=DEFAULT_LIFE.evict)
-        return replace(model, life=self.change.of(life), asked=model.asked or self.asked)
-
-    @property
-    def why(self) -> str:
-        """Why models are evicted for it."""
-        return to_make_room_for(self.model.model_id)
-
-    def result(self) -> LoadedModel:
-        """As `SharedWork.result`."""
-        if self.task.cancelled():
-            raise CallCancelledError(
-                f"model {self.model.model_id!r} was unloaded while it was loading"
-            )
-        return super().result()
 
 
 @dataclass(frozen=True)
@@ -137,23 +78,6 @@ class FailedLoad:
     error: ServiceError
     at: float
     unseen: bool
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What a load has to do.
-
-    Attributes:
-        desired: the model, with the options that it has or will have.
-        before: its entry among the desired models until now; None if there is none.
-        missing: the replicas that lack it.
-        loaded: the model as the other replicas hold it.
-    """
-
-    desired: DesiredModel
-    before: DesiredModel | None
-    missing: Sequence[Replica]
-    loaded: Sequence[ReplicaModel]
 
 
 class Lifecycle:
@@ -178,14 +102,15 @@ class Lifecycle:
     ) -> None:
         self._replicas = replicas
         self._desired = desired
-        self._refresh = refresh
         self._max_loads = max_loads
-        self._start_seconds = start_seconds
         self._failed: dict[ModelId, FailedLoad] = {}
-        self._loads: SingleFlight[ModelId, _Load] = SingleFlight()
+        self._loads: SingleFlight[ModelId, Load] = SingleFlight()
         self._unloads: set[asyncio.Task[int]] = set()
         self._locks: WeakValueDictionary[ModelId, asyncio.Lock] = WeakValueDictionary()
         self._evictor = Evictor(replicas, desired, self._lock, self.is_loading)
+        self._loader = Loader(
+            replicas, desired, refresh, self._evictor, self._lock, start_seconds=start_seconds
+        )
         # What replicas held at the last look, and what of it nobody desired at the look before.
         self._held: dict[Replica, list[ReplicaModel]] = {}
         self._left: set[tuple[Replica, ModelId]] = set()
@@ -239,7 +164,7 @@ class Lifecycle:
         notes = filter(None, [note or loaded.note, self._evicted_for(load)])
         return replace(loaded, note=". ".join(notes))
 
-    def _evicted_for(self, load: _Load) -> str:
+    def _evicted_for(self, load: Load) -> str:
         """Which models have made room for a load, for its callers; empty if none has."""
         names = [each.model_id for each in load.evicted if self._evictor.has_gone(each, load.why)]
         if not names:
@@ -259,7 +184,7 @@ class Lifecycle:
         if load and load.requested:
             return load.model.pipeline_type
         models_of = await list_models(self._replicas.all())
-        held = (_ready(models, model_id) for models in models_of.values())
+        held = (ready_in(models, model_id) for models in models_of.values())
         return next((model.pipeline_type for model in held if model), "")
 
     def model_of(self, name: ModelId) -> ModelId:
@@ -285,8 +210,8 @@ class Lifecycle:
         """
         self._tell_unseen(model)
         for models in (await self.models()).values():
-            if loaded := _ready(models, model.model_id):
-                _check_type(loaded.pipeline_type, model)
+            if loaded := ready_in(models, model.model_id):
+                check_type(loaded.pipeline_type, model)
         with self._requested(model, change):
             pass
 
@@ -298,7 +223,7 @@ class Lifecycle:
         Raises:
             InvalidArgumentError: the pipeline type or an option is not valid.
         """
-        for replica in self._replicas.of(_service(model)):
+        for replica in self._replicas.of(service_of(model)):
             with contextlib.suppress(UnavailableError):
                 return await replica.check(model.pipeline_type, model.options)
         return model.options
@@ -345,7 +270,7 @@ class Lifecycle:
     async def is_ready(self, model: DesiredModel) -> bool:
         """Whether all replicas of its service that answer hold a model, one at least."""
         missing = await self.missing([model])
-        lacks = [bool(models) for replica, models in missing.items() if _serves(replica, model)]
+        lacks = [bool(models) for replica, models in missing.items() if serves(replica, model)]
         return bool(lacks) and not any(lacks)
 
     async def room(self, model: DesiredModel, needs: Mapping[str, int], view: View) -> Choice:
@@ -379,7 +304,7 @@ class Lifecycle:
         return [
             evicted_restore(model.model_id, model.evicted_why)
             for model in self._desired.all()
-            if model.evicted and _serves(replica, model) and not self.is_requested(model.model_id)
+            if model.evicted and serves(replica, model) and not self.is_requested(model.model_id)
         ]
 
     async def unload(self, model_id: ModelId) -> int:
@@ -460,7 +385,7 @@ class Lifecycle:
             replica: [
                 model
                 for model in desired
-                if _serves(replica, model) and _ready(models, model.model_id) is None
+                if serves(replica, model) and ready_in(models, model.model_id) is None
             ]
             for replica, models in self._held.items()
         }
@@ -511,13 +436,13 @@ class Lifecycle:
         return [
             ModelLife(model.model_id, model.life.aliases, model.life.as_options())
             for model in self._desired.all()
-            if model.life != DEFAULT_LIFE and _serves(replica, model)
+            if model.life != DEFAULT_LIFE and serves(replica, model)
         ]
 
     @contextlib.contextmanager
     def _requested(
         self, model: DesiredModel, change: LifeChange, view: View = as_it_is
-    ) -> Iterator[_Load]:
+    ) -> Iterator[Load]:
         """The load of a model that a caller has asked for, begun unless it is in flight.
 
         Raises:
@@ -529,7 +454,7 @@ class Lifecycle:
         if self._loads.get(model.model_id) is None and len(self._loads) >= self._max_loads:
             raise QueueFullError(f"{len(self._loads)} models are being loaded, which is the limit")
         with self._loads.join(model.model_id, lambda: self._start(model), goes_on=True) as load:
-            _check_type(load.model.pipeline_type, model)
+            check_type(load.model.pipeline_type, model)
             if not load.requested or view is as_it_is:
                 load.view = view
             load.requested = True
@@ -537,21 +462,21 @@ class Lifecycle:
             load.asked |= model.asked
             yield load
 
-    def _start(self, model: DesiredModel) -> _Load:
+    def _start(self, model: DesiredModel) -> Load:
         self._failed.pop(model.model_id, None)
-        load = _Load(model)
+        load = Load(model)
         load.task = asyncio.create_task(self._load(load))
         return load
 
-    async def _load(self, load: _Load) -> LoadedModel:
+    async def _load(self, load: Load) -> LoadedModel:
         try:
-            return await self._load_once(load)
+            return await self._loader.run(load)
         except ServiceError as error:
             if load.requested or load.model.loading:
                 self._keep_failed(load, error)
             raise
 
-    def _keep_failed(self, load: _Load, error: ServiceError) -> None:
+    def _keep_failed(self, load: Load, error: ServiceError) -> None:
         unseen = not load.callers
         if unseen:
             log.warning(
@@ -570,159 +495,6 @@ class Lifecycle:
             if asked == before and failed.unseen:
                 self._failed[model.model_id] = replace(failed, unseen=False)
                 raise failed.error
-
-    async def _load_once(self, load: _Load) -> LoadedModel:
-        async with self._lock(load.model.model_id):
-            plan = await self._plan(load)
-            if load.requested and not plan.loaded:
-                await self._refresh(plan.desired.files_id)
-            try:
-                loaded = await self._load_missing(load, plan)
-            except BaseException as error:
-                await run_to_completion(self._undo(load, plan, error))
-                raise
-            finally:
-                self._evictor.release(load.model.model_id)
-            EVICTIONS.labels(load.model.model_id)  # it has to exist before it can increase
-            if now := self._desired.get(load.model.model_id):  # of callers who came meanwhile
-                await self._desired.put(load.wish(now))
-            return LoadedModel.over([*plan.loaded, *loaded])
-
-    async def _plan(self, load: _Load) -> _Plan:
-        """Compares what is desired with what the replicas hold."""
-        desired = load.model
-        before = self._desired.get(desired.model_id)
-        if before:  # the rest may have changed since
-            desired = replace(
-                desired, life=before.life, asked=before.asked, file_entry=before.file_entry
-            )
-        if not load.requested and (before is None or before.evicted):
-            raise ModelNotLoadedError(f"model {desired.model_id!r} is no longer desired in memory")
-        replicas = await self._reachable(desired)
-        missing = [replica for replica, model in replicas.items() if model is None]
-        loaded = [model for model in replicas.values() if model is not None]
-        if loaded:  # a loaded model keeps its options
-            desired = before or replace(desired, options=loaded[0].options)
-        wish = replace(load.wish(desired), evicted_why="")
-        return _Plan(wish, before, missing, loaded)
-
-    async def _started(self, service: ServiceName) -> dict[Replica, list[ReplicaModel]]:
-        """The replicas of a service that answer once one does, each with its models.
-
-        Those that have been silent for longer than a start takes are not waited for.
-        """
-        while True:
-            replicas = self._replicas.of(service)
-            models_of = await list_models(replicas, CONNECT_SECONDS)
-            silent = min((replica.silent_seconds for replica in replicas), default=math.inf)
-            if models_of or silent >= self._start_seconds:
-                return models_of
-            await self._replicas.refresh()
-
-    async def _reachable(self, desired: DesiredModel) -> dict[Replica, ReplicaModel | None]:
-        """The replicas for a model that are up, each with the model if it holds it already."""
-        await self._replicas.refresh()
-        service = _service(desired)
-        models_of = await list_models(self._replicas.all())
-        if not any(replica.service == service for replica in models_of):
-            models_of |= await self._started(service)
-        for models in models_of.values():
-            if model := _ready(models, desired.model_id):
-                _check_type(model.pipeline_type, desired)
-        reachable = {
-            replica: _ready(models, desired.model_id)
-            for replica, models in models_of.items()
-            if replica.service == service
-        }
-        if not reachable:
-            raise WorkerUnavailableError(
-                f"{service}_svc, which runs {desired.pipeline_type} models, is not reachable"
-            )
-        return reachable
-
-    async def _load_missing(self, load: _Load, plan: _Plan) -> list[ReplicaModel]:
-        """Makes the model desired and loads it where it is missing.
-
-        Replicas that go away meanwhile do not matter as long as one is left.
-        """
-        is_first = not plan.loaded and (plan.before is None or plan.before.loading)
-        await self._desired.put(replace(plan.desired, loading=is_first))
-        models, errors = await gather_outcomes(
-            self._load_on(replica, load, plan) for replica in plan.missing
-        )
-        for error in errors:
-            if not models or not isinstance(error, UnavailableError):
-                raise error
-        if is_first and (desired := self._desired.get(plan.desired.model_id)):
-            await self._desired.put(replace(desired, loading=False))
-        return models
-
-    async def _load_on(self, replica: Replica, load: _Load, plan: _Plan) -> ReplicaModel:
-        """Loads a model on a replica; while it does not fit there, others are evicted for it."""
-        model = plan.desired
-        for tries in itertools.count(1):
-            try:
-                return await replica.load(model.model_id, model.pipeline_type, model.options)
-            except OutOfMemoryError as error:
-                if tries == MAX_TRIES:
-                    raise
-                try:
-                    await self._make_room(replica, load, plan, error)
-                except OutOfMemoryError as refusal:
-                    load.failure = load.failure or refusal
-                    raise
-            except ServiceError as error:
-                if not isinstance(error, UnavailableError):
-                    load.failure = load.failure or error
-                raise
-        raise AssertionError("the loop ends by itself")
-
-    async def _make_room(
-        self, replica: Replica, load: _Load, plan: _Plan, error: OutOfMemoryError
-    ) -> None:
-        """Evicts models after a load has not fitted.
-
-        Raises:
-            OutOfMemoryError: there cannot be room.
-            ServiceError: the load has failed on another replica.
-        """
-        needs = parse_needs(error.metadata.get("needs", ""))
-        if not needs or needs.keys() - replica.memory.keys():
-            raise error  # not of the budgets: its process went over its limit, for example
-        below = None if load.requested else rank_of(plan.desired)
-        need = Need(load.model.model_id, replica, needs, plan.missing, below, load.view)
-        async with self._evictor.making_room:
-            if load.failure:  # on another replica: nothing is evicted any more
-                raise load.failure
-            choice = await self._evictor.make_room(need, load.evicted)
-        if choice.enough:
-            return
-        load.has_no_room = not any(stay.resident.stays for stay in choice.stays)
-        holders = describe(choice.stays)
-        message = f"{error.message}. {holders}" if holders else error.message
-        raise OutOfMemoryError(message, metadata=error.metadata)
-
-    async def _undo(self, load: _Load, plan: _Plan, error: BaseException) -> None:
-        """After a load that failed: restores the desired models, frees what was loaded."""
-        # The load that its caller had asked for, which went on after a restart of this service.
-        first_failed = isinstance(error, ServiceError) and not isinstance(error, UnavailableError)
-        if plan.before and not (plan.before.loading and first_failed):
-            await self._desired.put_back(plan.before)
-        else:
-            await self._desired.remove(plan.desired.model_id)
-            await self._free(plan.desired.model_id, plan.missing)
-        await self._evictor.bring_back(load.evicted, load.why)
-
-    async def _free(self, model_id: ModelId, replicas: Sequence[Replica]) -> None:
-        """Frees what a load that failed has left on replicas."""
-        try:
-            async with asyncio.timeout(FREE_SECONDS):
-                _, errors = await gather_outcomes(replica.unload(model_id) for replica in replicas)
-        except TimeoutError:
-            errors = [UnavailableError(f"a replica did not free a model within {FREE_SECONDS:g} s")]
-        for error in errors:
-            if not isinstance(error, ModelNotLoadedError | WorkerUnavailableError):
-                log.warning("cannot clean up after a failed load", extra={"error": error.message})
 
     async def _kept_options(self, kept: Mapping[str, str], requested: DesiredModel) -> str:
         """Note for a caller who asks for other options than those that the loaded model has."""
@@ -761,26 +533,6 @@ class Lifecycle:
         return self._locks.setdefault(model_id, asyncio.Lock())
 
 
-def _service(model: DesiredModel) -> ServiceName:
-    return find_pipeline(model.pipeline_type).service
-
-
-def _serves(replica: Replica, model: DesiredModel) -> bool:
-    """Whether a model belongs on this replica; false for a type that this version does not know."""
-    try:
-        return replica.service == _service(model)
-    except UnknownPipelineError:
-        return False
-
-
-def _check_type(loaded: str, model: DesiredModel) -> None:
-    if loaded != model.pipeline_type:
-        raise PipelineMismatchError(
-            f"model {model.model_id!r} is loaded as {loaded}, not {model.pipeline_type}; "
-            "unload it first"
-        )
-
-
 def _told_life(replica: Replica, model_id: ModelId) -> LifeOptions:
     """The options of life that a replica was told of a model, before a record was lost."""
     told = next((each.options for each in replica.lives if each.model_id == model_id), {})
@@ -796,7 +548,3 @@ def _words(options: Mapping[str, str]) -> str:
 
 def _ids(models: Iterable[ReplicaModel]) -> set[ModelId]:
     return {model.model_id for model in models}
-
-
-def _ready(models: Iterable[ReplicaModel], model_id: ModelId) -> ReplicaModel | None:
-    return next((each for each in models if each.model_id == model_id and each.ready), None)
