@@ -39,7 +39,7 @@ test-hostile: models ## attack the services, and print what it did to them and t
 	@rm -f out/hostile.json
 	@$(PY) -m pytest tests/hostile $(XDIST)
 
-chaos: models ## cause faults under steady calls for MINUTES=10, in the order of SEED=1
+chaos: models ## cause faults under steady calls for MINUTES=10, in the order of SEED=1 (SEED="1 2": two runs)
 	@$(PY) -m tests.chaos --seed $(or $(SEED),1) --minutes $(or $(MINUTES),10)
 
 test-architectures: setup ## compare every architecture with transformers, and print the table

@@ -231,6 +231,24 @@ def judge(events: Iterable[Event], needed: Iterable[str] = NEEDED) -> Verdict:
     return Verdict(list(rows.values()), failures, kinds)
 
 
+def together(verdicts: Iterable[Verdict]) -> Verdict:
+    """One verdict on several runs."""
+    rows: dict[str, Row] = {}
+    failures: list[str] = []
+    kinds: dict[str, dict[str, int]] = {}
+    for verdict in verdicts:
+        failures += verdict.failures
+        for each in verdict.rows:
+            row = rows.setdefault(each.name, Row(each.name))
+            for name in ("times", "calls", "right", "refused", "wrong", "seconds"):
+                setattr(row, name, getattr(row, name) + getattr(each, name))
+        for kind, counts in verdict.calls.items():
+            before = kinds.setdefault(kind, dict.fromkeys(counts, 0))
+            for word, count in counts.items():
+                before[word] += count
+    return Verdict(list(rows.values()), failures, kinds)
+
+
 def _windows(events: list[Event]) -> list[Window]:
     """The times of all faults; those that came together with another are over with the last."""
     windows: list[Window] = []

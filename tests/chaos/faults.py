@@ -20,6 +20,7 @@ from ml import model_management_pb2_grpc as models_grpc
 from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
 from tests.chaos.callers import CALL_SECONDS, NEEDED, RIGHT, Calls, make, open_channel
+from tests.chaos.clock import FairClock
 from tests.chaos.log import Log
 from tests.chaos.models import CHAT, LONG_TOKENS, ON_CALL, QUESTION, TEXTS, WISHES
 from tests.chaos.provider import Behaviour, held
@@ -31,7 +32,7 @@ from tests.support.stack import wait_for
 READY, UNLOADING = models_pb.MODEL_STATE_READY, models_pb.MODEL_STATE_UNLOADING
 LEAVES = (UNLOADING, models_pb.MODEL_STATE_EVICTED)
 # For a moment to come that a fault is for; nothing is measured.
-MOMENT_SECONDS = 120.0
+MOMENT_SECONDS = 600.0
 LOOK_SECONDS = 0.4
 # The moments for which a visiting model may have been converted before.
 _AFTER_CONVERSION = ("loading", "loading for calls", "unloading", "evicting")
@@ -51,13 +52,17 @@ class Faults:
         world: what is broken.
         log: where it is noted.
         calls: the kinds of calls.
+        clock: counts the seconds of the bound.
         bound: seconds within which all must be well again after a fault.
     """
 
-    def __init__(self, world: World, log: Log, calls: Calls, bound: float) -> None:
+    def __init__(
+        self, world: World, log: Log, calls: Calls, clock: FairClock, bound: float
+    ) -> None:
         self._world = world
         self._log = log
         self._calls = calls
+        self._clock = clock
         self._bound = bound
         self._number = 0
         self._others: list[str] = []
@@ -120,18 +125,25 @@ class Faults:
 
     def wait_until_well(self, number: int, name: str) -> bool:
         """Waits until the desired models are READY and each kind of call is answered right."""
-        since = self._log.now()
-        give_up = time.monotonic() + self._bound
+        since, began = self._log.now(), self._clock.now()
         missing: list[str] = []
-        while time.monotonic() < give_up:
+        phase = "not well"
+        while phase == "not well" and self._clock.now() < began + self._bound:
             missing = [*self._not_ready(), *self._not_answered(since)]
-            if not missing:
-                seconds = round(self._log.now() - since, 2)
-                self._log.add("fault", number=number, phase="well", name=name, seconds=seconds)
-                return True
-            time.sleep(LOOK_SECONDS)
-        self._log.add("fault", number=number, phase="not well", name=name, missing=missing)
-        return False
+            if missing:
+                time.sleep(LOOK_SECONDS)
+            else:
+                phase = "well"
+        self._log.add(
+            "fault",
+            number=number,
+            phase=phase,
+            name=name,
+            missing=missing,
+            seconds=round(self._clock.now() - began, 2),
+            on_the_wall=round(self._log.now() - since, 2),
+        )
+        return phase == "well"
 
     def _states(self) -> dict[str, int]:
         """The states of all models; none while nobody answers."""
@@ -206,9 +218,9 @@ class Faults:
     def _see_off(self, visitor: str) -> None:
         """A model that a fault has hit can be loaded, answers right and can be unloaded."""
         for action in ("load", "embed", "unload"):
-            give_up = time.monotonic() + self._bound
+            give_up = self._clock.now() + self._bound
             while self._visit(action, visitor) != RIGHT:
-                if time.monotonic() > give_up:
+                if self._clock.now() > give_up:
                     self._log.add("visitor", model=visitor, failed=action)
                     return
                 if action == "embed":

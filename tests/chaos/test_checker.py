@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.callers import NEEDED
-from tests.chaos.checker import Verdict, contract, judge
+from tests.chaos.checker import Verdict, contract, judge, together
 from tests.chaos.faults import KINDS, Faults
 from tests.chaos.log import Event
 from tests.chaos.report import table
@@ -104,6 +104,19 @@ def test_all_else_is_a_failure(of: Fault, failed: Event) -> None:
     verdict = judged(of, failed)
     assert len(verdict.failures) == 1
     assert verdict.calls["chat"]["wrong"] == 1
+
+
+def test_runs_are_told_together() -> None:
+    one = judged(KILL, call(12, "right"))
+    both = together([one, judged(KILL, call(12, "wrong")), judged(STOP, call(12, "right"))])
+    assert [(row.name, row.times, row.right, row.wrong) for row in both.rows] == [
+        (KILL.name, 2, 1, 1),
+        (STOP.name, 1, 1, 0),
+    ]
+    assert both.rows[0].seconds == [8.0, 8.0]
+    assert both.calls == {"chat": {"right": 2, "refused": 0, "wrong": 1}}
+    assert len(both.failures) == 1
+    assert one.rows[0].times == 1  # as it was
 
 
 def test_what_is_not_well_or_left_over_is_a_failure() -> None:
