@@ -46,7 +46,7 @@ test-architectures: setup ## compare every architecture with transformers, and p
 	@$(PY) -m tests.architectures $(ARCHITECTURES)
 
 images: ## build the container images, one at a time
-	@set -e; for name in envoy model_mgmt text vision models provider; do \
+	@set -e; for name in envoy model_mgmt text vision http models provider; do \
 	  echo "building the image of $$name"; docker compose --profile demo build -q $$name; done
 
 test-containers: models ## test the images and the compose files; needs a container engine

@@ -17,22 +17,19 @@ log = logging.getLogger(__name__)
 Settings = TypeVar("Settings", bound=BaseSettings)
 
 
-class ServerSettings(BaseSettings):
+class ServiceSettings(BaseSettings):
     """Settings of every service. A subclass sets `env_prefix` and its default ports."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; containers use 0.0.0.0.")
-    port: int = Field(0, ge=0, le=65535, description="gRPC port.")
+    port: int = Field(0, ge=0, le=65535, description="Port.")
     metrics_host: str = Field("127.0.0.1", description="Address of the metrics page.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the metrics page; 0 is off.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Lowest log level that is written."
     )
     log_style: Literal["json", "text"] = Field("json", description="json, or text for humans.")
-    max_message_bytes: int = Field(
-        64 << 20, ge=1 << 10, description="Largest message received or sent, in bytes."
-    )
     max_concurrent_calls: int = Field(
         1024, ge=1, description="Most concurrent calls; more are RESOURCE_EXHAUSTED."
     )
@@ -42,30 +39,11 @@ class ServerSettings(BaseSettings):
         description="Most concurrent calls of one caller, as Envoy names it; more are "
         "RESOURCE_EXHAUSTED.",
     )
-    first_message_seconds: float = Field(
-        10.0,
-        gt=0,
-        le=25,
-        description="Seconds within which the first message of a stream must arrive; "
-        "DEADLINE_EXCEEDED after it. Must be shorter than the proxy's request_timeout.",
-    )
-    stream_idle_seconds: float = Field(
-        600.0,
-        gt=0,
-        description="Seconds without a message in either direction after which a stream is "
-        "DEADLINE_EXCEEDED. Must be shorter than the proxy's idle_timeout.",
-    )
     reader_seconds: float = Field(
         60.0,
         gt=0,
         description="Seconds that a stream waits for its caller to read a response; "
         "DEADLINE_EXCEEDED after it.",
-    )
-    max_watches: int = Field(
-        256,
-        ge=1,
-        description="Most streams of the health and reflection services at once; more are "
-        "RESOURCE_EXHAUSTED. They do not count as calls.",
     )
     max_stall_seconds: float = Field(
         60.0,
@@ -81,6 +59,34 @@ class ServerSettings(BaseSettings):
     )
     grace_seconds: float = Field(
         20.0, ge=0, description="On SIGTERM: time for running calls after the drain."
+    )
+
+
+class ServerSettings(ServiceSettings):
+    """Further settings of a gRPC server."""
+
+    port: int = Field(0, ge=0, le=65535, description="gRPC port.")
+    max_message_bytes: int = Field(
+        64 << 20, ge=1 << 10, description="Largest message received or sent, in bytes."
+    )
+    first_message_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=25,
+        description="Seconds within which the first message of a stream must arrive; "
+        "DEADLINE_EXCEEDED after it. Must be shorter than the proxy's request_timeout.",
+    )
+    stream_idle_seconds: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds without a message in either direction after which a stream is "
+        "DEADLINE_EXCEEDED. Must be shorter than the proxy's idle_timeout.",
+    )
+    max_watches: int = Field(
+        256,
+        ge=1,
+        description="Most streams of the health and reflection services at once; more are "
+        "RESOURCE_EXHAUSTED. They do not count as calls.",
     )
 
 

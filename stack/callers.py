@@ -51,7 +51,7 @@ def api_keys(text: str) -> dict[str, Any]:
         {
             "@type": f"{_API}.api_key_auth.v3.ApiKeyAuth",
             "credentials": [{"client": name, "key": key} for key, name in credentials.items()],
-            "key_sources": [{"header": "authorization"}],
+            "key_sources": [{"header": "authorization"}, {"header": "x-api-key"}],
             "forwarding": {"header": CALLER_KEY, "hide_credentials": True},
         },
     )

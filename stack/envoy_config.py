@@ -226,6 +226,7 @@ def _set_upstreams(
         "model_mgmt": ports.model_mgmt,
         "text": ports.text,
         "vision": ports.vision,
+        "http": ports.http,
         "admin": ports.envoy_admin,
     }
     for cluster in clusters:

@@ -171,10 +171,15 @@ class Layout:
             "FILE_PROVIDER_ADDR": own_files,
             "MODEL_DIR": str(self.models / "vision"),
         }
+        http = {
+            "TEXT_ADDR": f"{LOOPBACK}:{ports.text}",
+            "MODEL_MGMT_ADDR": own_files,
+        }
         return [
             _service("model_mgmt", ports.model_mgmt, ports.model_mgmt_metrics, model_mgmt),
             _service("text", ports.text, ports.text_metrics, text),
             _service("vision", ports.vision, ports.vision_metrics, vision),
+            _service("http", ports.http, ports.http_metrics, http),
         ]
 
 

@@ -38,6 +38,8 @@ class Ports:
     vision_metrics: int = 9463
     envoy_tls: int = 50053
     envoy_mtls: int = 50054
+    http: int = 50064
+    http_metrics: int = 9464
 
 
 def choose_ports(base: str | None, envoy: int | None) -> Ports:

@@ -123,7 +123,7 @@ watch_services() {
   local line name now
   while sleep 1; do
     while read -r line; do
-      [[ $line =~ ^cluster\.(model_mgmt|text|vision)\.membership_healthy:\ ([0-9]+) ]] || continue
+      [[ $line =~ ^cluster\.(model_mgmt|text|vision|http)\.membership_healthy:\ ([0-9]+) ]] || continue
       name=${BASH_REMATCH[1]}
       if ((BASH_REMATCH[2])) || [[ -z ${healthy_at[$name]:-} ]]; then healthy_at[$name]=$SECONDS; fi
       if ((SECONDS - healthy_at[$name] > WAIT_SECONDS)); then now=100; else now=0; fi

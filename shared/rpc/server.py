@@ -25,12 +25,12 @@ from shared.rpc.one_message import OneMessageInterceptor
 from shared.rpc.reflection import add_reflection
 from shared.rpc.stream_limits import StreamLimits, StreamLimitsInterceptor
 from shared.rpc.watches import HealthServicer, Watches
-from shared.settings import ServerSettings, log_settings, read_settings
+from shared.settings import ServerSettings, ServiceSettings, log_settings, read_settings
 from shared.telemetry import logs, tracing
 
 log = logging.getLogger(__name__)
 
-Settings = TypeVar("Settings", bound=ServerSettings)
+Settings = TypeVar("Settings", bound=ServiceSettings)
 
 _Status = health_pb2.HealthCheckResponse
 
@@ -198,7 +198,10 @@ async def _handlers_ended() -> None:
 
 
 def main(
-    service: str, kind: type[Settings], run: Callable[[Settings], Coroutine[Any, Any, None]]
+    service: str,
+    kind: type[Settings],
+    run: Callable[[Settings], Coroutine[Any, Any, None]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
     """Entry point of a service: sets up settings, logs, traces and metrics, then calls `run`.
 
@@ -206,6 +209,7 @@ def main(
         service: its name.
         kind: its settings class, read from the environment.
         run: serves until the process is told to stop.
+        loop_factory: makes the event loop; None is asyncio's own.
     """
     settings = read_settings(kind)
     faulthandler.register(signal.SIGUSR1)  # tracebacks in the log, see docs/operations.md
@@ -220,4 +224,5 @@ def main(
                 f"cannot serve metrics on {settings.metrics_host}:{settings.metrics_port}: "
                 f"{error.strerror}"
             )
-    asyncio.run(run(settings))
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(run(settings))

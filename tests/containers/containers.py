@@ -18,7 +18,7 @@ from tests.support.processes import free_port
 from tests.support.stack import ROOT, wait_for
 from tools.models import model_dir
 
-SERVICES = ("model_mgmt", "text", "vision")
+SERVICES = ("model_mgmt", "text", "vision", "http")
 IMAGES = ("envoy", *SERVICES, "models", "provider")
 # Limits on waiting; they end a test that hangs and measure nothing.
 HEALTHY_SECONDS = 180.0

@@ -55,7 +55,7 @@ def test_only_model_mgmt_and_the_fetcher_have_a_way_out_and_envoy_a_way_in() -> 
     assert merged["networks"]["services"]["internal"] is True
     assert members == {
         "front": {"envoy"},
-        "services": {"envoy", "model_mgmt", "text", "vision"},
+        "services": {"envoy", "model_mgmt", "text", "vision", "http"},
         "application": {"model_mgmt"},
         "downloads": {"models"},
     }
@@ -101,7 +101,8 @@ def test_nothing_waits_for_anything_but_the_demos_provider() -> None:
 def test_a_stop_leaves_time_to_drain(services: dict[str, dict[str, Any]]) -> None:
     # 3 s of drain and 20 s of grace in a service; 25 s in Envoy.
     periods = {
-        name: services[name]["stop_grace_period"] for name in ("model_mgmt", "text", "vision")
+        name: services[name]["stop_grace_period"]
+        for name in ("model_mgmt", "text", "vision", "http")
     }
     assert set(periods.values()) == {"30s"}
     assert services["envoy"]["stop_grace_period"] == "35s"
@@ -117,7 +118,7 @@ def test_traces_go_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -
         for service, settings in services.items()
         if name in settings["environment"]
     }
-    tracing = ("envoy", "envoy-tls", "model_mgmt", "text", "vision")
+    tracing = ("envoy", "envoy-tls", "model_mgmt", "text", "vision", "http")
     assert endpoints == dict.fromkeys(tracing, endpoint)
 
 

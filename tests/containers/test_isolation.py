@@ -15,11 +15,12 @@ from tests.containers.containers import ContainerSet, execute, python
 
 INTERNAL_METHODS = ("Load", "Unload", "List", "Admit")
 # Every port that one of the containers listens on.
-PORTS = (50051, 50052, 50061, 50062, 50063, 9461, 9462, 9463, 9901)
+PORTS = (50051, 50052, 50061, 50062, 50063, 50064, 9461, 9462, 9463, 9464, 9901)
 WRITABLE = {
     "model_mgmt": {"/tmp", "/var/cache/ml", "/var/lib/ml"},
     "text": {"/tmp", "/var/cache/ml"},
     "vision": {"/tmp", "/var/cache/ml"},
+    "http": {"/tmp"},
     "envoy": {"/tmp"},
     "provider": {"/tmp"},
 }

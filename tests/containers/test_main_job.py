@@ -55,7 +55,7 @@ def test_the_main_job_from_the_first_second(
     """The client does not wait for the services, nor try again: its calls wait."""
     containers = ContainerSet(tmp_path)
     try:
-        containers.up("envoy", "model_mgmt", "text", "vision", "provider")
+        containers.up("envoy", "model_mgmt", "text", "vision", "http", "provider")
         with grpc.insecure_channel(containers.address) as channel:
             # Docker accepts connections before Envoy listens, and breaks them off.
             grpc.channel_ready_future(channel).result(timeout=30)

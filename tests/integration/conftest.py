@@ -46,7 +46,7 @@ def front(
 def envoy_ports(stack: Stack) -> Ports:
     """Ports of an Envoy of its own in front of the services of the shared stack."""
     known = {name: int(address.split(":")[1]) for name, address in stack.addresses.items()}
-    services = {name: known[name] for name in ("model_mgmt", "text", "vision")}
+    services = {name: known[name] for name in ("model_mgmt", "text", "vision", "http")}
     return replace(stack_ports(), **services)
 
 

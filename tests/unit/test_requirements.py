@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "ml", "tools")
+OWN = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "http_svc", "ml", "tools")
 # Each lock, the folder of what it is for, and modules that the search must have found there.
 LOCKS = {
     "model_mgmt": ("model_mgmt_svc", {"grpc", "pydantic"}),
     "text": ("text_svc", {"grpc", "pydantic"}),
     "vision": ("vision_svc", {"grpc", "pydantic"}),
+    "http": ("http_svc", {"starlette", "uvicorn", "grpc", "pydantic"}),
     "models": ("tools/models", {"httpx", "pydantic", "mediapipe"}),
 }
 # Imported where the environment asks for traces, with an error that says what to install.

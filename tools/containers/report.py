@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 COMPOSE = ("docker", "compose", "--profile", "demo")
 # What is started: all but `models`, which would fetch them.
-STARTED = ("envoy", "model_mgmt", "text", "vision", "provider")
+STARTED = ("envoy", "model_mgmt", "text", "vision", "http", "provider")
 # Each container and its name in the health service that Envoy routes to.
 HEALTH_NAMES = {
     "envoy": None,

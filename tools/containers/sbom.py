@@ -23,6 +23,7 @@ LOCKS = {
     "model_mgmt": ("model_mgmt",),
     "text": ("text", "torch"),
     "vision": ("vision",),
+    "http": ("http",),
     "models": ("models",),
     "native": ("dev", "torch"),
 }

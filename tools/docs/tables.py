@@ -11,17 +11,23 @@ from typing import Any, get_args
 import yaml
 from pydantic.fields import FieldInfo
 
+from http_svc.settings import HttpSettings
 from model_mgmt_svc.settings import ModelMgmtSettings
 from shared import errors
 from shared.pipelines import ANY, PIPELINES, TEXT_PIPELINES
-from shared.settings import ServerSettings, variable_name
+from shared.settings import ServerSettings, ServiceSettings, variable_name
 from text_svc.options import LoadOptions
 from text_svc.settings import TextSettings
 from tools.docs.places import ROOT, row
 from tools.models import manifest
 from vision_svc.settings import VisionSettings
 
-SERVICES: tuple[type[ServerSettings], ...] = (ModelMgmtSettings, TextSettings, VisionSettings)
+SERVICES: tuple[type[ServiceSettings], ...] = (
+    ModelMgmtSettings,
+    TextSettings,
+    VisionSettings,
+    HttpSettings,
+)
 PROTOS = ("model_management", "transformers", "mediapipe")
 ALERTS = ROOT / "deploy" / "monitoring" / "rules" / "alerts.yml"
 
@@ -44,7 +50,7 @@ _METRICS = {
     "_gauge": "gauge",
     "Histogram": "histogram",
 }
-_METRIC_FOLDERS = ("shared", "model_mgmt_svc", "text_svc", "vision_svc")
+_METRIC_FOLDERS = ("shared", "model_mgmt_svc", "text_svc", "vision_svc", "http_svc")
 # The template language of Prometheus in an alert's sentence.
 _LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
 _VALUE = re.compile(r"\{\{ \$value(?: \| humanize\w*)? \}\}( %)?")
@@ -55,7 +61,7 @@ def _default(field: FieldInfo) -> str:
     return f"`{text}`"
 
 
-def _rows(settings: type[ServerSettings], names: Iterator[str]) -> Iterator[str]:
+def _rows(settings: type[ServiceSettings], names: Iterator[str]) -> Iterator[str]:
     for name in names:
         field = settings.model_fields[name]
         yield row(f"`{variable_name(settings, name)}`", _default(field), str(field.description))

@@ -1,0 +1,188 @@
+"""/v1/chat/completions."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from ml import transformers_pb2 as pb
+from shared.errors import InvalidArgumentError, ModelNotLoadedError, QueueFullError
+from tests.unit.http.conftest import Door
+
+PATH = "/v1/chat/completions"
+HELLO = {"model": "org/tiny", "messages": [{"role": "user", "content": "Say hello."}]}
+
+
+async def test_an_answer_in_one_piece(door: Door) -> None:
+    answer = await door.post(PATH, HELLO)
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == "org/tiny"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {
+                "role": "assistant",
+                "content": "Hello.",
+                "refusal": None,
+                "annotations": [],
+            },
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
+async def test_a_stream_begins_with_the_role_and_ends_with_done(door: Door) -> None:
+    door.script.pieces, door.script.finish = ["Ünï", '"\n'], "length"
+    *chunks, (_, done) = await door.events(PATH, HELLO)
+    assert done == "[DONE]"
+    assert len({chunk["id"] for _, chunk in chunks}) == 1
+    assert {chunk["object"] for _, chunk in chunks} == {"chat.completion.chunk"}
+    assert all("usage" not in chunk for _, chunk in chunks)
+    choices = [chunk["choices"][0] for _, chunk in chunks]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": "", "refusal": None},
+        {"content": "Ünï"},
+        {"content": '"\n'},
+        {},
+    ]
+    assert [choice["finish_reason"] for choice in choices] == [None, None, None, "length"]
+
+
+async def test_usage_is_a_chunk_of_its_own_if_it_is_asked_for(door: Door) -> None:
+    body = HELLO | {"stream_options": {"include_usage": True}}
+    *chunks, (_, last), (_, done) = await door.events(PATH, body)
+    assert done == "[DONE]"
+    assert last["choices"] == []
+    assert last["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    assert all(chunk["usage"] is None for _, chunk in chunks)
+
+
+async def test_parameters_reach_the_model(door: Door) -> None:
+    picture = base64.b64encode(b"a picture").decode()
+    sound = base64.b64encode(b"a sound").decode()
+    parts = [
+        {"type": "text", "text": "What"},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}},
+        {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
+        {"type": "text", "text": "is it?"},
+    ]
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": parts, "name": "somebody"},
+    ]
+    await door.post(
+        PATH,
+        {
+            "model": "m",
+            "messages": messages,
+            "temperature": 0,
+            "top_p": 0.5,
+            "top_k": -1,
+            "seed": -1,
+            "stop": "END",
+            "max_tokens": 5,
+            "max_completion_tokens": 6,
+            "n": 1,
+            "frequency_penalty": 0,
+            "logprobs": False,
+            "tools": [],
+            "response_format": {"type": "text"},
+            "user": "ignored",
+            "something new": {"is": "ignored"},
+        },
+    )
+    assert door.script.requests == [
+        pb.ChatRequest(
+            model="m",
+            messages=[
+                pb.ChatMessage(role="system", content="Be brief."),
+                pb.ChatMessage(
+                    role="user",
+                    content="What\nis it?",
+                    images=[pb.ImageData(data=b"a picture")],
+                    audio=[pb.AudioData(data=b"a sound")],
+                ),
+            ],
+            temperature=0,
+            top_p=0.5,
+            top_k=0,
+            seed=2**64 - 1,
+            stop=["END"],
+            max_tokens=6,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"modalities": ["text", "audio"]}, "modalities"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "zip"}]}]}, "messages[0].content[0]"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "warm"}, "temperature"),
+    ],
+)
+async def test_what_is_not_supported_is_refused(door: Door, fields: dict, param: str) -> None:
+    error = await door.refused(PATH, HELLO | fields)
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert door.script.requests == []
+
+
+@pytest.mark.parametrize("url", ["https://example.com/a.png", "file:///etc/passwd", "data:,x", "x"])
+async def test_no_address_is_fetched(door: Door, url: str) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": url}}]
+    error = await door.refused(PATH, HELLO | {"messages": [{"role": "user", "content": parts}]})
+    assert "must be a data URL" in error["message"]
+
+
+async def test_a_model_that_is_not_loaded_is_not_found(door: Door) -> None:
+    door.script.error = ModelNotLoadedError("the model 'x' is not loaded")
+    for body in (HELLO, HELLO | {"stream": True}):
+        error = await door.refused(PATH, body, 404)
+        assert error == {
+            "message": "the model 'x' is not loaded",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "model_not_found",
+        }
+
+
+async def test_a_full_queue_says_when_to_come_again(door: Door) -> None:
+    door.script.error = QueueFullError("64 generations wait", retry_after=2.5)
+    answer = await door.client.post(PATH, json=HELLO | {"stream": True})
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_an_error_in_the_middle_of_a_stream_is_an_event(door: Door) -> None:
+    door.script.error, door.script.fails_after = InvalidArgumentError("it broke"), 1
+    *_, (_, last) = await door.events(PATH, HELLO)
+    assert last == {
+        "error": {
+            "message": "it broke",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_argument",
+        }
+    }
+
+
+async def test_the_caller_that_envoy_names_is_passed_on(door: Door) -> None:
+    await door.post(PATH, HELLO, **{"x-ml-caller": "somebody"})
+    assert door.script.callers == ["somebody"]
