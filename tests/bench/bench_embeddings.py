@@ -1,16 +1,15 @@
-"""Embeddings: sentence-transformers in process, infinity, and ours through Envoy, in one run.
+"""Embeddings: libraries in process, infinity, and ours through Envoy, in one run.
 
 `python -m tests.bench.bench_embeddings` prints a table and writes out/bench/embeddings.json,
-.md and .png. All run interleaved, a stretch each in turn, since this machine may not be alone. A
-tonic client calls ours; beside another server, a Python client does too, as it calls that one.
+.md and .png. All run interleaved, a stretch each in turn. A tonic client calls ours; beside another
+server, a Python client does too, as it calls that one. A peer that cannot be started is left out,
+and the table says why. `--short` measures ours and the libraries of the same bits alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
 import random
 import statistics
 from collections.abc import Sequence
@@ -21,20 +20,22 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
-from tests.bench.cores import effective_cores
 from tests.bench.embeddings_ours import Ours
-from tests.bench.embeddings_peers import Infinity, SentenceTransformers
+from tests.bench.embeddings_peers import Child, Conversion, Infinity, sentence_transformers
 from tests.bench.embeddings_types import Calls, Embedding
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
-from tools.models import REPOSITORY
+from tests.bench.text_types import memory_mib
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # the backend comes first
 
-OUT = REPOSITORY / "out" / "bench"
 CALLERS = (1, 8, 32)
 BULK = 512
 DTYPES = ("float32", "bfloat16", "int8")
+# `encode` of all sentences in one call: what the table compares rates with.
+ENCODE = "sentence-transformers, float32"
 WORDS = """
 the tide reached harbour wall while keeper slept counted ships in fog and read letters of music
 science history weather prices apples people who ask about an answer that nobody knew
@@ -102,67 +103,91 @@ async def check(embeds: Sequence[Embedding], texts: Sequence[str]) -> dict[str, 
     return smallest
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All arms, interleaved: callers of one sentence, and one caller of all."""
-    rust = RustClient.chosen(options.client)
-    ours = Ours(options.dtypes, rust, python=options.infinity)
-    peers: list[Embedding] = [SentenceTransformers()]
-    if options.infinity:
-        peers.append(Infinity())
-    texts = sentences(BULK)
-    parts: list[Any] = [ours, *peers]
-    started: list[Any] = []
-    try:
-        for each in parts:
-            started.append(each)
+def peers_of(options: argparse.Namespace) -> list[Embedding]:
+    """What ours is compared with; the first one's vectors are what all others must be near."""
+    first: list[Embedding] = [sentence_transformers("float32")]
+    same_bits = [Conversion(dtype) for dtype in options.dtypes]
+    if options.short:
+        return [*first, *same_bits]
+    backends = [("bfloat16", "torch"), ("float32", "onnx"), ("int8", "onnx")]
+    backends += [("float32", "openvino"), ("bfloat16", "openvino")]
+    return [*first, *same_bits, *(sentence_transformers(*each) for each in backends), Infinity()]
+
+
+async def start(parts: Sequence[Any], running: list[Any]) -> dict[str, str]:
+    """Adds those that start to `running`, and returns why the others do not; the first two, ours
+    and `encode`, must."""
+    left_out: dict[str, str] = {}
+    for each in parts:
+        try:
             await each.start()
-        embeds: list[Embedding] = [*peers, *ours.arms]
+        except Exception as error:
+            if len(running) < 2:
+                raise
+            left_out[each.name] = f"{type(error).__name__}: {error}"
+        else:
+            running.append(each)
+    return left_out
+
+
+async def measure(options: argparse.Namespace, rust: RustClient | None) -> dict[str, Any]:
+    """All arms, interleaved: callers of one sentence, and one caller of all."""
+    ours = Ours(options.dtypes, rust, python=not options.short)
+    texts = sentences(BULK)
+    running: list[Any] = []
+    try:
+        left_out = await start([ours, *peers_of(options)], running)
+        embeds: list[Embedding] = [*running[1:], *ours.arms]
         cosines = await check(embeds, texts[:128])
-        arms: dict[tuple[str, str, int], Arm] = {}
+        arms = {
+            (embed, callers): Arm()
+            for embed in embeds
+            for callers in (*options.callers, BULK)
+            # a library has one caller at a time
+            if not isinstance(embed, Child) or callers not in options.callers[1:]
+        }
         for _ in range(options.rounds):
-            for embed in embeds:
-                for callers in (*options.callers, BULK):
-                    if embed is peers[0] and callers in options.callers[1:]:
-                        continue  # a library has one caller at a time
-                    arm = arms.setdefault((embed.name, embed.client, callers), Arm())
-                    arm.add(*await stretch(embed, texts, callers, options.seconds))
+            for (embed, callers), arm in sorted(arms.items(), key=lambda each: each[0][1]):
+                arm.add(*await stretch(embed, texts, callers, options.seconds))
+        memory = {each.name: memory_mib(pids) for each in embeds if (pids := each.pids())}
+        memory["ours, all together"] = memory_mib(ours.pids())
     finally:
-        for each in reversed(started):
+        for each in reversed(running):
             await each.stop()
     return {
         "cosines": cosines,
+        "left_out": left_out,
+        "memory_mib": memory,
         "results": [
-            {"name": name, "client": client, "callers": callers, **arm.summary()}
-            for (name, client, callers), arm in arms.items()
+            {"name": embed.name, "client": embed.client, "callers": callers, **arm.summary()}
+            for (embed, callers), arm in arms.items()
         ],
     }
 
 
 def table(report: dict[str, Any]) -> str:
-    """The results as Markdown, rates beside those of `encode` of all sentences at once."""
-    results = report["results"]
-    base = next(
-        each["rate"]
-        for each in results
-        if (each["name"], each["callers"]) == (SentenceTransformers.name, BULK)
-    )
-    before, after = report["effective_cores"]
+    """The results as Markdown, rates beside those of all sentences at once in process: by
+    `encode`, and by the engine of ours at the same bits."""
+    at_once = {each["name"]: each["rate"] for each in report["results"] if each["callers"] == BULK}
     lines = [
-        (
-            f"{report['rounds']} rounds of {report['seconds']:g} s; "
-            f"effective cores {before:.2f} before, {after:.2f} after."
-        ),
+        f"Medians of {report['rounds']} rounds of {report['seconds']:g} s.",
         "",
-        "| | client | callers | sentences/s | of encode | p50 ms | p99 ms | cosine |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| | client | callers | sentences/s | of encode | of OpenVINO | p50 ms | p99 ms | cosine |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for each in results:
+    for each in report["results"]:
         who = f"1 of {BULK}" if each["callers"] == BULK else str(each["callers"])
+        engine = at_once.get(f"OpenVINO, {each['name'].rpartition(' ')[2]}")
+        share = f"{each['rate'] / engine:.2f}" if engine else ""
         lines.append(
             f"| {each['name']} | {each['client']} | {who} | "
-            f"{each['rate']:.0f} | {each['rate'] / base:.2f} | "
+            f"{each['rate']:.0f} | {each['rate'] / at_once[ENCODE]:.2f} | {share} | "
             f"{each['p50_ms']:.1f} | {each['p99_ms']:.1f} | {report['cosines'][each['name']]:.5f} |"
         )
+    lines += ["", "| memory, MiB | at the end |", "|---|---:|"]
+    lines += [f"| {name} | {held:.0f} |" for name, held in report["memory_mib"].items()]
+    for name, why in report["left_out"].items():
+        lines += ["", f"Left out: {name}: {why}."]
     return "\n".join(lines)
 
 
@@ -187,37 +212,26 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of one stretch")
+    parser = parser_of(__doc__)
+    parser.add_argument("--seconds", type=float, help="of one stretch")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one round of a second each")
     parser.add_argument("--callers", type=int, nargs="+", default=list(CALLERS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument(
-        "--infinity", action="store_true", help="infinity-emb too; needs its packages"
-    )
     add_option(parser)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.seconds = options.seconds or (2.0 if options.short else 4.0)
+    return options
 
 
 def main() -> None:
+    """Entry point."""
     options = parse_arguments()
-    if options.quick:
-        options.rounds, options.seconds = 1, 1.0
-    cores = effective_cores()
-    report = asyncio.run(measure(options))
-    report |= {
-        "effective_cores": [cores, effective_cores()],
-        "machine": platform.processor() or platform.machine(),
-        "rounds": options.rounds,
-        "seconds": options.seconds,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "embeddings.json").write_text(json.dumps(report, indent=2))
+    rust = RustClient.chosen(options.client)
+    with quiet_machine(busy=options.busy) as machine:
+        report = asyncio.run(measure(options, rust))
+    report |= {"rounds": options.rounds, "seconds": options.seconds}
+    publish(options.out, "embeddings", machine, report, table(report))
     plot(report, options.out / "embeddings.png")
-    (options.out / "embeddings.md").write_text(table(report) + "\n")
-    print(table(report))
 
 
 if __name__ == "__main__":

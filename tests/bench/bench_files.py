@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -34,13 +33,13 @@ import psutil
 
 from ml import model_management_pb2 as pb
 from ml import model_management_pb2_grpc
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.support.processes import free_port, process, ready_channel
 from tests.support.providers import CHUNK_BYTES
-from tests.support.stack import MODEL_MGMT, ROOT, TEXT, Stack, open_aio_channel, stack_in
+from tests.support.stack import MODEL_MGMT, TEXT, Stack, open_aio_channel, stack_in
 from tests.support.tiny_parts import SMALL, bert_tokenizer, save
 
-OUT = ROOT / "out" / "bench"
 ARMS = ("bare", "service", "Envoy")
 FILE_MODEL, FILE_NAME = "bench/file", "model.safetensors"
 ENCODER = "bench/encoder"
@@ -201,8 +200,8 @@ def table(report: dict[str, Any]) -> str:
     speeds = report["mb_per_second"]
     lines = [
         (
-            f"Effective cores {report['effective_cores']} before, "
-            f"{report['effective_cores_after']} after; chunks of {CHUNK_BYTES} bytes."
+            f"A file of {report['file_mb']} MiB in chunks of {CHUNK_BYTES} bytes; medians of "
+            f"{report['rounds']} rounds, and of {report['loads']} loads with a warm cache."
         ),
         "",
         "| GetModelFile | MB/s | of bare | CPU s/GB: client | server | Envoy |",
@@ -233,30 +232,22 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--serve", nargs=2, metavar=("PORT", "BYTES"), help=argparse.SUPPRESS)
     parser.add_argument("--file-mb", type=int, default=256, help="MiB of the file that is streamed")
     parser.add_argument("--model-mb", type=int, default=1024, help="MiB of the model's weights")
-    parser.add_argument("--rounds", type=int, default=7, help="of the streams")
+    parser.add_argument("--rounds", type=int, help="of the streams")
     parser.add_argument("--loads", type=int, default=3, help="with a warm cache")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     options = parser.parse_args()
+    options.rounds = options.rounds or (3 if options.short else 7)
     if options.serve:
         asyncio.run(serve_bare(*map(int, options.serve)))
         sys.exit()
-    before = round(effective_cores(), 2)
-    report = measure(options)
-    report |= {
-        "file_mb": options.file_mb,
-        "model_mb": options.model_mb,
-        "rounds": options.rounds,
-        "effective_cores": before,
-        "effective_cores_after": round(effective_cores(), 2),
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "files.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.out / "files.md").write_text(table(report) + "\n")
-    print(table(report))
+    with quiet_machine(busy=options.busy) as machine:
+        report = measure(options)
+    for name in ("file_mb", "model_mb", "rounds", "loads"):
+        report[name] = getattr(options, name)
+    publish(options.out, "files", machine, report, table(report))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,8 @@ from ml import transformers_pb2_grpc
 from shared.errors import WorkerUnavailableError
 from shared.rpc.server import create_server
 from shared.settings import ServerSettings
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.support.stack import ROOT
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
@@ -41,7 +41,6 @@ from text_svc.link.server import Handlers, listen
 from text_svc.models.registry import Registry
 from text_svc.service import TransformersForwarder
 
-OUT = ROOT / "out" / "bench"
 # Of the stub: how often it gives each caller a token, and the length of a vector.
 STEP_SECONDS = 0.005
 DIMENSIONS = 384
@@ -251,11 +250,7 @@ async def measure(options: argparse.Namespace) -> dict[str, dict[str, list[Ends]
 def table(report: dict[str, Any]) -> str:
     """Markdown: medians by arm."""
     lines = [
-        f"{report['callers']} callers, {report['rounds']} rounds, medians.",
-        (
-            f"Effective cores {report['effective_cores']} before, "
-            f"{report['effective_cores_after']} after."
-        ),
+        f"{report['callers']} callers, medians of {report['rounds']} rounds.",
         "",
         "| CPU ms | client end | server end | both |",
         "|---|---:|---:|---:|",
@@ -287,30 +282,24 @@ def medians(rounds: dict[str, dict[str, list[Ends]]]) -> dict[str, dict[str, lis
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--serve", nargs=2, metavar=("ROLE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=600, help="tokens of a generation")
     parser.add_argument("--calls", type=int, default=3200, help="embedding calls of a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     options = parser.parse_args()
     if options.serve:
         asyncio.run(serve(options.serve[0], Path(options.serve[1])))
-    before = round(effective_cores(), 2)
-    rounds = asyncio.run(measure(options))
+    with quiet_machine(busy=options.busy) as machine:
+        rounds = asyncio.run(measure(options))
     report = {
         "callers": options.callers,
         "rounds": options.rounds,
-        "effective_cores": before,
-        "effective_cores_after": round(effective_cores(), 2),
         "cpu_ms": medians(rounds),
         "all_rounds": rounds,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "link.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.out / "link.md").write_text(table(report) + "\n")
-    print(table(report))
+    publish(options.out, "link", machine, report, table(report))
 
 
 if __name__ == "__main__":

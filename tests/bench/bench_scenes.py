@@ -1,8 +1,7 @@
 """What needs no server to be timed: one pass for all of a person, and the tasks on whole streams.
 
 `python -m tests.bench.bench_scenes` prints CPU milliseconds a frame, of all threads of this
-process, and writes out/bench/scenes.json and scenes.md. All arms run in turns, since this machine
-may not be alone:
+process, and writes out/bench/scenes.json and scenes.md. All arms run in turns:
 
 * holistic against face mesh, hands and pose one after the other, which find the same parts of a
   person, by the service's own detectors;
@@ -12,8 +11,6 @@ may not be alone:
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +20,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.integration.vision.reference import clip_for
-from tools.models import REPOSITORY, model_dir
+from tools.models import model_dir
 from vision_svc import tasks
 from vision_svc.assets import Assets
 from vision_svc.detector import Mode, StreamTask, VisionTask
@@ -34,7 +32,6 @@ from vision_svc.instances import Instances
 from vision_svc.options import parse_options
 from vision_svc.scenes.inputs import FrameFeatures, TemplateSource, TemplateWish
 
-OUT = REPOSITORY / "out" / "bench"
 STEP_MS = 33
 WARM_UP_FRAMES = 5
 Arm = Callable[[], None]
@@ -103,18 +100,16 @@ def arms(folder: Path, frames: int) -> dict[str, Callable[[], float]]:
     }
 
 
-def report(cpu: Mapping[str, float], frames: int, rounds: int, cores: Sequence[float]) -> str:
-    """The table, from CPU milliseconds a frame by arm; `cores` are effective, before and after."""
+def table(cpu: Mapping[str, float], frames: int, rounds: int) -> str:
+    """Markdown, from CPU milliseconds a frame by arm."""
     share = cpu["holistic"] / cpu["mesh, hands and pose"]
-    rows = [f"| {name} | {value:.1f} |" for name, value in cpu.items()]
-    told = " and ".join(f"{each:.2f}" for each in cores)
     return "\n".join(
         [
-            f"{frames} frames, medians of {rounds} rounds; effective cores {told}.",
+            f"{frames} frames, medians of {rounds} rounds.",
             "",
             "| arm | CPU ms a frame |",
             "|---|---:|",
-            *rows,
+            *(f"| {name} | {value:.1f} |" for name, value in cpu.items()),
             "",
             f"Holistic takes {share:.2f} times the CPU of mesh, hands and pose.",
         ]
@@ -122,26 +117,22 @@ def report(cpu: Mapping[str, float], frames: int, rounds: int, cores: Sequence[f
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--rounds", type=int, default=5)
+    """Entry point."""
+    parser = parser_of(__doc__)
+    parser.add_argument("--frames", type=int, help="of a clip")
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    frames = max(options.frames or (60 if options.short else 150), WARM_UP_FRAMES + 1)
     cv2.setNumThreads(1)
-    timed = arms(model_dir() / "vision", max(options.frames, WARM_UP_FRAMES + 1))
+    timed = arms(model_dir() / "vision", frames)
     runs: dict[str, list[float]] = {name: [] for name in timed}
-    cores = [effective_cores()]
-    for _ in range(options.rounds):
-        for name, run in timed.items():
-            runs[name].append(run())
+    with quiet_machine(busy=options.busy) as machine:
+        for _ in range(options.rounds):
+            for name, run in timed.items():
+                runs[name].append(run())
     medians = {name: statistics.median(each) for name, each in runs.items()}
-    cores.append(effective_cores())
-    table = report(medians, options.frames, options.rounds, cores)
-    print(table)
-    OUT.mkdir(parents=True, exist_ok=True)
-    result = {"cores": cores, "frames": options.frames, "cpu_ms": medians, "runs": runs}
-    (OUT / "scenes.json").write_text(json.dumps(result, indent=2))
-    (OUT / "scenes.md").write_text(table + "\n")
+    report = {"frames": frames, "cpu_ms": medians, "runs": runs}
+    publish(options.out, "scenes", machine, report, table(medians, frames, options.rounds))
 
 
 if __name__ == "__main__":

@@ -1,60 +1,71 @@
 """Generation: ours through Envoy, the libraries in process, and other servers, in one run.
 
-`python -m tests.bench.bench_text` prints a table and writes out/bench/text.json, .md and .png. Same
+`python -m tests.bench.bench_text` prints tables and writes out/bench/text.json, .md and .png. Same
 weights, same machine, same questions; a stretch is some callers with one question each, and the
-peers take turns, since this machine may not be alone. A tonic client asks ours; for the ratios to
-servers that Python asks, Python asks ours as well, in turns of its own. A peer that cannot be
-started is left out, and the reason is printed.
+peers take turns. A tonic client asks ours; for the ratios to servers that Python asks, Python asks
+ours as well, in turns of its own. A peer that cannot be started is left out, and the tables say
+why. `--short` measures ours and the engine in process alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import platform
 from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
 from typing import Any
 
-from tests.bench.cores import effective_cores
+from tests.bench.gguf_files import eight_bits, four_bits
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
-from tests.bench.text_peers import ByPython, Child, Ours, OursLiteRt
+from tests.bench.text_peers import ByPython, Ours, OursLiteRt, generate, litert_lm, openvino_genai
 from tests.bench.text_report import plot, table
 from tests.bench.text_servers import LlamaCpp, TransformersServe
-from tests.bench.text_types import Peer, Stretch, label, questions, ratio, summary
-from tests.support.stack import ROOT
+from tests.bench.text_types import (
+    Peer,
+    Repeated,
+    Stretch,
+    label,
+    memory_mib,
+    questions,
+    ratio,
+    summary,
+    system_prompt,
+)
 
-OUT = ROOT / "out" / "bench"
-CALLERS = (1, 4, 8, 16)
+CALLERS = (1, 8, 16)
+# Questions after a system prompt that was asked about before.
+AGAIN = 4
 
 # In the order of the table; "openvino" needs the conversion that "ours" of its dtype makes.
 PEERS: dict[str, Callable[[RustClient | None], Peer]] = {
     "ours": lambda rust: Ours("float32", rust=rust),
-    "openvino": lambda _: Child("openvino", "float32"),
+    "openvino": lambda _: openvino_genai("float32"),
     "ours-int8": lambda rust: Ours("int8", rust=rust),
-    "openvino-int8": lambda _: Child("openvino", "int8"),
+    "openvino-int8": lambda _: openvino_genai("int8"),
     "ours-bfloat16": lambda rust: Ours("bfloat16", rust=rust),
-    "openvino-bfloat16": lambda _: Child("openvino", "bfloat16"),
+    "openvino-bfloat16": lambda _: openvino_genai("bfloat16"),
     "ours-litert": lambda rust: OursLiteRt(rust),
+    "litert-lm": lambda _: litert_lm(),
     "ours-transformers": lambda rust: Ours("float32", "transformers", rust),
-    "generate": lambda _: Child("generate", "float32"),
+    "generate": lambda _: generate(),
     "serve": lambda _: TransformersServe(),
-    "llama.cpp": lambda _: LlamaCpp(),
+    "llama.cpp-q8": lambda _: LlamaCpp("Q8_0", eight_bits),
+    "llama.cpp-q4": lambda _: LlamaCpp("Q4_1", four_bits),
 }
+SHORT = tuple(PEERS)[:6]
 # What is compared with what; the figure of the first by that of the second.
 RATIOS = (
     ("ours", "openvino"),
     ("ours-int8", "openvino-int8"),
     ("ours-bfloat16", "openvino-bfloat16"),
+    ("ours-litert", "litert-lm"),
     ("ours-transformers", "generate"),
     ("ours", "serve"),
-    ("ours", "llama.cpp"),
-    ("ours-int8", "llama.cpp"),
-    ("ours-litert", "llama.cpp"),
-    ("ours-litert", "ours-int8"),
+    ("ours-int8", "llama.cpp-q8"),
+    ("ours-int8", "llama.cpp-q4"),
 )
-SERVERS = ("serve", "llama.cpp")
+SERVERS = ("serve", "llama.cpp-q8", "llama.cpp-q4")
 
 
 def ratios(peers: Collection[str]) -> Iterator[tuple[str, str]]:
@@ -71,9 +82,12 @@ def by_python(name: str) -> str:
     return f"{name}-python"
 
 
-async def started(names: list[str], rust: RustClient | None) -> dict[str, Peer]:
-    """The peers that start, each after a first answer."""
+async def started(
+    names: Collection[str], rust: RustClient | None
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that start, each after a first answer, and why the others do not."""
     peers: dict[str, Peer] = {}
+    left_out: dict[str, str] = {}
     for name in names:
         peer = PEERS[name](rust)
         try:
@@ -81,7 +95,8 @@ async def started(names: list[str], rust: RustClient | None) -> dict[str, Peer]:
             await peer.start()
             await peer.stretch(questions(2, 0), 8)
         except Exception as error:  # noqa: BLE001  # whatever it is, the others go on
-            print(f"left out: {peer.name}: {type(error).__name__}: {error}", flush=True)
+            left_out[peer.name] = f"{type(error).__name__}: {error}"
+            print(f"left out: {peer.name}: {left_out[peer.name]}", flush=True)
             await _stopped(peer)
         else:
             peers[name] = peer
@@ -89,7 +104,7 @@ async def started(names: list[str], rust: RustClient | None) -> dict[str, Peer]:
         one = peers.get(ours)
         if rust and theirs in SERVERS and theirs in peers and isinstance(one, Ours):
             peers.setdefault(by_python(ours), ByPython(one))
-    return peers
+    return peers, left_out
 
 
 async def _stopped(peer: Peer) -> None:
@@ -102,16 +117,20 @@ async def _stopped(peer: Peer) -> None:
 async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[str, Any]:
     """Figures by peer and number of callers, ratios of peers, and gains from more callers."""
     stretches: dict[str, dict[str, list[Stretch]]] = {name: {} for name in peers}
+    repeated: dict[str, list[Repeated]] = {name: [] for name in peers}
     number = 0
     for round_ in range(options.rounds):
+        turns = list(peers) if round_ % 2 else list(reversed(peers))
         for callers in options.callers:
-            for name in peers if round_ % 2 else reversed(peers):
+            for name in turns:
                 number += 1
                 asked = questions(callers, number)
                 stretch = await peers[name].stretch(asked, options.tokens)
                 stretches[name].setdefault(str(callers), []).append(stretch)
+        for name in turns:
+            number += 1
+            repeated[name].append(await repeat(peers[name], number))
     return {
-        "clients": {label(peer): peer.client for peer in peers.values()},
         "peers": {
             label(peers[name]): {callers: summary(each) for callers, each in by_callers.items()}
             for name, by_callers in stretches.items()
@@ -130,48 +149,53 @@ async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[s
             }
             for name, by_callers in stretches.items()
         },
+        "repeated": {label(peers[name]): Repeated.medians(each) for name, each in repeated.items()},
+        "memory_mib": {
+            label(peer): memory_mib(pids) for peer in peers.values() if (pids := peer.pids())
+        },
     }
 
 
+async def repeat(peer: Peer, number: int) -> Repeated:
+    """Questions of one caller after a system prompt: the first ever, and then others."""
+    system = system_prompt(number)
+    cold, *warm = [
+        (await peer.stretch([question], 2, system)).first[0]
+        for question in questions(1 + AGAIN, number)
+    ]
+    return Repeated(cold, warm)
+
+
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser = parser_of(__doc__)
+    parser.add_argument("--peers", nargs="+", choices=PEERS)
     parser.add_argument("--callers", nargs="+", type=int, default=CALLERS)
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48, help="new tokens of an answer")
+    parser.add_argument("--rounds", type=int, default=3)
     add_option(parser)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.peers = options.peers or (SHORT if options.short else PEERS)
+    return options
 
 
-async def run(options: argparse.Namespace) -> dict[str, Any]:
-    rust = RustClient.chosen(options.client)
-    before = round(effective_cores(), 2)
-    peers = await started(options.peers, rust)
+async def run(options: argparse.Namespace, rust: RustClient | None) -> dict[str, Any]:
+    peers, left_out = await started(options.peers, rust)
     try:
         figures = await measure(peers, options)
     finally:
         for peer in peers.values():
             await _stopped(peer)
-    return {
-        "machine": platform.processor() or platform.machine(),
-        "effective_cores": before,
-        "effective_cores_after": round(effective_cores(), 2),
-        "tokens": options.tokens,
-        "rounds": options.rounds,
-        **figures,
-    }
+    return {"tokens": options.tokens, "rounds": options.rounds, "left_out": left_out, **figures}
 
 
 def main() -> None:
     """Entry point."""
     options = parse_arguments()
-    report = asyncio.run(run(options))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "text.json").write_text(json.dumps(report, indent=2) + "\n")
+    rust = RustClient.chosen(options.client)
+    with quiet_machine(busy=options.busy) as machine:
+        report = asyncio.run(run(options, rust))
+    publish(options.out, "text", machine, report, table(report))
     plot(report, options.out / "text.png")
-    (options.out / "text.md").write_text(table(report) + "\n")
-    print(table(report))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Vision tasks: MediaPipe alone, with decoding, and our streams through Envoy, in one run.
 
-`python -m tests.bench.bench_vision` prints a table and writes out/bench/vision.json and .png. It
-starts the stack that it measures. (a) is MediaPipe's call on decoded frames, (b) decodes first, (c)
-is a tonic client's stream through Envoy, with eight frames on their way, or one where latency is
-measured. All run interleaved, since this machine may not be alone. It takes about eight minutes.
+`python -m tests.bench.bench_vision` prints tables and writes out/bench/vision.json, .md and .png.
+It starts the stack that it measures. (a) is MediaPipe's call on decoded frames, (b) decodes first,
+(c) is a tonic client's stream through Envoy, with eight frames on their way, or one where latency
+is measured. All run interleaved. `--short` leaves raw frames out.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -19,17 +17,17 @@ from typing import Any
 import cv2
 import numpy as np
 
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
 from tests.bench.vision_arms import FORMATS, Clip, Run, run_library
 from tests.bench.vision_report import plot, table
 from tests.bench.vision_wire import IN_FLIGHT, Wire, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
-from tools.models import REPOSITORY, model_dir
+from tools.models import model_dir
 from vision_svc.process_setup import tune_allocator
 
-OUT = REPOSITORY / "out" / "bench"
 STREAMS = (1, 2, 4)
 SENDER_FPS = 60.0
 
@@ -74,35 +72,15 @@ def measure(
     return {arm: summary(each) for arm, each in runs.items()}
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
-    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
-    parser.add_argument("--rounds", type=int, default=2)
-    add_option(parser)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
-    return parser.parse_args()
-
-
-def main() -> None:
-    options = parse_arguments()
-    rust = RustClient.chosen(options.client)
-    tune_allocator()  # as the service does: the arms differ in nothing but the way
-    cv2.setNumThreads(1)
+def measure_all(rust: RustClient | None, options: argparse.Namespace) -> dict[str, Any]:
+    """Every task, through a stack of its own for all."""
     folder = model_dir() / "vision"
-    report: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "effective_cores": round(effective_cores(), 2),
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "tasks": {},
-    }
+    tasks: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as run_dir, stack_in(Path(run_dir)) as stack:
         stack.wait_serving([VISION])
         wire = wire_to(stack, rust, Path(run_dir))
-        report["client"] = wire.client
         for task in options.tasks:
+            print(f"measuring {task}", flush=True)
             clip = Clip.of(task)
             figures: dict[str, Any] = {
                 name: measure(wire, folder, task, clip, name, options) for name in options.formats
@@ -112,15 +90,37 @@ def main() -> None:
                 "p50_ms": float(np.percentile(ages, 50) * 1000),
                 "p95_ms": float(np.percentile(ages, 95) * 1000),
             }
-            report["tasks"][task] = figures
-            print(table({**report, "tasks": {task: figures}}), flush=True)
-    report["effective_cores_after"] = round(effective_cores(), 2)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "vision.json").write_text(json.dumps(report, indent=1))
+            tasks[task] = figures
+    return {
+        "client": wire.client,
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "tasks": tasks,
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = parser_of(__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
+    parser.add_argument("--rounds", type=int, default=3)
+    add_option(parser)
+    options = parser.parse_args()
+    options.formats = options.formats or (FORMATS[:1] if options.short else FORMATS)
+    return options
+
+
+def main() -> None:
+    """Entry point."""
+    options = parse_arguments()
+    rust = RustClient.chosen(options.client)
+    tune_allocator()  # as the service does: the arms differ in nothing but the way
+    cv2.setNumThreads(1)
+    with quiet_machine(busy=options.busy) as machine:
+        report = measure_all(rust, options)
+    publish(options.out, "vision", machine, report, table(report))
     plot(report, options.out / "vision.png")
-    text = table(report)
-    (options.out / "vision.md").write_text(text + "\n")
-    print(f"\n{text}\n\nwritten: {options.out}/vision.json, vision.md, vision.png")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,27 @@ import numpy as np
 
 from ml import model_management_pb2, model_management_pb2_grpc
 from ml import transformers_pb2 as pb
+from shared.model_ids import folder_name
 from tests.bench.embeddings_types import FOLDER, Calls, PythonCalls
 from tests.bench.rust_client import PYTHON, TONIC, RustClient
-from tests.support.stack import MODELS, Stack, start_stack
+from tests.support.stack import CONVERTED, MODELS, Stack, start_stack
+
+
+def model_id(dtype: str) -> str:
+    """The name under which ours serves a dtype."""
+    return f"bench/minilm-{dtype}"
+
+
+def converted_folder(dtype: str) -> Path:
+    """The conversion that text_svc has made for a dtype.
+
+    Raises:
+        FileNotFoundError: it has made none.
+    """
+    found = list((CONVERTED / folder_name(model_id(dtype))).glob("feature-extraction-*"))
+    if not found:
+        raise FileNotFoundError(f"no conversion for {dtype}: let ours run first")
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 class Ours:
@@ -59,6 +77,11 @@ class Ours:
             )
             arm.connect(self._stack.addresses["envoy"], self._channel)
 
+    def pids(self) -> Sequence[int]:
+        """Of text_svc, which has all models, and Envoy."""
+        assert self._stack
+        return [self._stack.pids[name] for name in ("text_svc", "envoy")]
+
     async def stop(self) -> None:
         await self._channel.close()
         if self._stack:
@@ -74,7 +97,10 @@ class _PythonArm(PythonCalls):
     def __init__(self, dtype: str) -> None:
         self.name = f"ours, {dtype}"
         self.dtype = dtype
-        self.model = f"bench/minilm-{dtype}"
+        self.model = model_id(dtype)
+
+    def pids(self) -> Sequence[int]:
+        return []
 
     def connect(self, _address: str, channel: grpc.aio.Channel) -> None:
         # Bytes: the client shares the machine, and must not cost more than a client has to.

@@ -41,6 +41,9 @@ class Embedding(Protocol):
     name: str
     client: str
 
+    def pids(self) -> Sequence[int]:
+        """Its processes, without their children; none where another one counts them."""
+
     async def start(self) -> None:
         """Makes it ready; the first call afterwards is as fast as the others."""
 

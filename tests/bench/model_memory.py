@@ -8,7 +8,6 @@ not depend on how busy the machine is.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import shutil
@@ -25,8 +24,9 @@ import numpy as np
 
 from ml import transformers_pb2 as pb
 from ml.internal import worker_pb2
+from tests.bench.results import parser_of
 from tests.support.optional_models import SHARED
-from tests.support.stack import MODELS, ROOT
+from tests.support.stack import MODELS
 from tests.support.text_service import TextClient, TextService, text_service
 from tools.docs.places import row
 
@@ -40,7 +40,6 @@ REST_SECONDS = 3.0
 GIVE_BACK_SECONDS = 5.0
 # Said and measured may differ by this, see docs/operations.md.
 MAX_DIFFERENCE = 0.1
-OUT = ROOT / "out" / "bench"
 
 Work = Callable[[TextClient, str], Awaitable[object]]
 
@@ -211,8 +210,7 @@ async def run(cases: Sequence[Case], folder: Path) -> tuple[str, float]:
 
 def main() -> int:
     """Prints the table; 1 if a figure is not what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the table")
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path, help="keeps the conversions, for another run")
     parser.add_argument("--cases", nargs="+", help="names, by default all")
     options = parser.parse_args()

@@ -18,13 +18,14 @@ from typing import Any
 import cv2
 
 from ml import mediapipe_pb2 as pb
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
 from tests.bench.vision_arms import FORMATS, Clip, Run, run_library
 from tests.bench.vision_wire import IN_FLIGHT, wire_to
 from tests.integration.vision.reference import REFERENCES
 from tests.support.stack import VISION, stack_in
-from tools.models import REPOSITORY, model_dir
+from tools.models import model_dir
 from vision_svc.frames.decoder import FrameDecoder
 from vision_svc.frames.types import (
     EncodedFrame,
@@ -33,7 +34,6 @@ from vision_svc.frames.types import (
 from vision_svc.frames.wire import read_frame
 from vision_svc.process_setup import tune_allocator
 
-OUT = REPOSITORY / "out" / "bench"
 # Columns and the threads that they add up, by process and name; the rest is "other".
 COLUMNS: dict[str, Callable[[str, str], bool]] = {
     "client": lambda process, _: process == "client",
@@ -125,13 +125,12 @@ def steps(clip: Clip) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--tasks", nargs="+", choices=REFERENCES, default=list(REFERENCES))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--seconds", type=float, default=1.0, help="of one stretch")
     parser.add_argument("--rounds", type=int, default=3)
     add_option(parser)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the result")
     return parser.parse_args()
 
 
@@ -142,8 +141,11 @@ def main() -> None:
     cv2.setNumThreads(1)
     folder = model_dir() / "vision"
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    print("\n".join(lines))
-    with tempfile.TemporaryDirectory() as run_dir, stack_in(Path(run_dir)) as stack:
+    with (
+        quiet_machine(busy=options.busy) as machine,
+        tempfile.TemporaryDirectory() as run_dir,
+        stack_in(Path(run_dir)) as stack,
+    ):
         stack.wait_serving([VISION])
         wire = wire_to(stack, rust, Path(run_dir))
         for task in options.tasks:
@@ -161,15 +163,10 @@ def main() -> None:
                     )
                     runs.append(wire.run(task, clip, name, streams=1, seconds=options.seconds))
                 lines.append(row(task, name, library, runs, wire.clocks(task, clip, name)))
-                print(lines[-1], flush=True)
-    cores = (
-        f"640 x 480, {IN_FLIGHT} frames on their way, the client is {wire.client}; "
-        f"effective cores {effective_cores():.2f}"
-    )
-    text = "\n".join([cores, "", *lines, "", NOTES, "", steps(clip)])
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "vision_profile.md").write_text(text + "\n")
-    print(f"\n{NOTES}\n\n{steps(clip)}\n\nwritten: {options.out}/vision_profile.md")
+        single = steps(clip)
+    told = f"640 x 480, {IN_FLIGHT} frames on their way, the client is {wire.client}."
+    table = "\n".join([told, "", *lines, "", NOTES, "", single])
+    publish(options.out, "vision_profile", machine, {}, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A library in a process of its own: `python -m tests.bench.text_child ENGINE FOLDER DTYPE`.
 
-Reads stretches as JSON lines (`{"prompts": [[ids]], "tokens": n}`), answers with arrival times.
+Reads stretches as JSON lines (`{"texts": [prompt], "prompts": [[ids]], "tokens": n}`, the same
+prompts as text and as ids), answers with arrival times.
 """
 
 from __future__ import annotations
@@ -10,9 +11,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-Run = Callable[[list[list[int]], int], list[list[float]]]
+
+@dataclass(frozen=True)
+class Asked:
+    """Prompts as text and as ids, and how many new tokens each gets."""
+
+    texts: list[str]
+    prompts: list[list[int]]
+    tokens: int
+
+
+Run = Callable[[Asked], list[list[float]]]
 
 
 def openvino(folder: str, dtype: str) -> Run:
@@ -37,15 +49,15 @@ def openvino(folder: str, dtype: str) -> Run:
         {"INFERENCE_PRECISION_HINT": PRECISIONS[dtype], "INFERENCE_NUM_THREADS": 2},
     )
 
-    def run(prompts: list[list[int]], tokens: int) -> list[list[float]]:
+    def run(asked: Asked) -> list[list[float]]:
         config = genai.GenerationConfig()
-        config.max_new_tokens = tokens
+        config.max_new_tokens = asked.tokens
         start = time.perf_counter()
         handles = [
             pipeline.add_request(index, ov.Tensor(np.array([prompt])), config)
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(asked.prompts)
         ]
-        arrivals: list[list[float]] = [[] for _ in prompts]
+        arrivals: list[list[float]] = [[] for _ in handles]
         while pipeline.has_non_finished_requests():
             pipeline.step()
             now = time.perf_counter() - start
@@ -90,12 +102,12 @@ def generate(folder: str, dtype: str) -> Run:
                 streamer=clock,
             )
 
-    def run(prompts: list[list[int]], tokens: int) -> list[list[float]]:
-        arrivals: list[list[float]] = [[] for _ in prompts]
+    def run(asked: Asked) -> list[list[float]]:
+        arrivals: list[list[float]] = [[] for _ in asked.prompts]
         start = time.perf_counter()
         threads = [
-            threading.Thread(target=one, args=(prompt, tokens, Clock(start, times)))
-            for prompt, times in zip(prompts, arrivals, strict=True)
+            threading.Thread(target=one, args=(prompt, asked.tokens, Clock(start, times)))
+            for prompt, times in zip(asked.prompts, arrivals, strict=True)
         ]
         for thread in threads:
             thread.start()
@@ -106,14 +118,36 @@ def generate(folder: str, dtype: str) -> Run:
     return run
 
 
+def litert_lm(file: str, _: str) -> Run:
+    """LiteRT-LM, which has one queue for all sessions: one prompt after the other."""
+    import litert_lm as library
+
+    library.set_min_log_severity(library.LogSeverity.ERROR)
+    engine = library.Engine(file, backend=library.Backend.CPU(thread_count=2), cache_dir=":nocache")
+
+    def one(text: str, tokens: int, start: float) -> list[float]:
+        with engine.create_session(
+            apply_prompt_template=False, max_output_tokens=tokens
+        ) as session:
+            session.run_prefill([text])
+            return [time.perf_counter() - start for _ in session.run_decode_async()]
+
+    def run(asked: Asked) -> list[list[float]]:
+        start = time.perf_counter()
+        return [one(text, asked.tokens, start) for text in asked.texts]
+
+    return run
+
+
 def main() -> None:
     """Serves stretches until stdin ends."""
     engine, folder, dtype = sys.argv[1:]
-    run: Run = {"openvino": openvino, "generate": generate}[engine](folder, dtype)
+    run: Run = {"openvino": openvino, "generate": generate, "litert_lm": litert_lm}[engine](
+        folder, dtype
+    )
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        print(json.dumps(run(asked["prompts"], asked["tokens"])), flush=True)
+        print(json.dumps(run(Asked(**json.loads(line)))), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,13 @@ class Ours:
         # Bytes: the client shares the machine, and must not cost more than a client has to.
         self._chat: Any = self._channel.unary_stream("/ml.TransformersService/ChatCompletion")
 
-    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+    def pids(self) -> Sequence[int]:
+        assert self._stack
+        return [self._stack.pids[name] for name in ("text_svc", "envoy")]
+
+    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
         if not self._rust:
-            return await self.python_stretch(questions, tokens)
+            return await self.python_stretch(questions, tokens, system)
         assert self._stack
         outcome = await asyncio.to_thread(
             self._rust.run,
@@ -73,17 +78,18 @@ class Ours:
             endpoint=f"http://{self._stack.addresses['envoy']}",
             rpc="chat",
             model=self.model,
+            system=system,
             questions=list(questions),
             max_tokens=tokens,
             temperature=0.0,
         )
         return Stretch([arrivals(each["messages"], each["tokens"]) for each in outcome["callers"]])
 
-    async def python_stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+    async def python_stretch(self, questions: Sequence[str], tokens: int, system: str) -> Stretch:
         """The same, called by Python whatever the client is."""
         requests = [
             pb.ChatRequest(
-                messages=[pb.ChatMessage(**message) for message in as_chat(question)],
+                messages=[pb.ChatMessage(**message) for message in as_chat(question, system)],
                 model=self.model,
                 temperature=0,
                 max_tokens=tokens,
@@ -120,10 +126,7 @@ class OursLiteRt(Ours):
         super().__init__("its own weights", "litert", rust)
 
     async def start(self) -> None:
-        file = await asyncio.to_thread(litert_files.language_model)
-        if file is None:
-            raise FileNotFoundError(f"{litert_files.VARIABLE} names no .litertlm file")
-        self._options = {"file": file}
+        self._options = {"file": (await asyncio.to_thread(litert_file)).name}
         await super().start()
 
 
@@ -139,8 +142,11 @@ class ByPython:
     async def start(self) -> None:
         """The services are those of the other."""
 
-    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
-        return await self._ours.python_stretch(questions, tokens)
+    def pids(self) -> Sequence[int]:
+        return []
+
+    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
+        return await self._ours.python_stretch(questions, tokens, system)
 
     async def stop(self) -> None:
         """The other stops them."""
@@ -165,22 +171,27 @@ def converted_folder(dtype: str) -> Path:
 
 
 class Child:
-    """A library called in a process of its own."""
+    """A library called in a process of its own.
+
+    Args:
+        name: what tables call it.
+        engine: of `text_child`.
+        dtype: what it computes with.
+        folder: makes or finds the model; may take a minute the first time.
+    """
 
     client = IN_PROCESS
 
-    def __init__(self, engine: str, dtype: str) -> None:
-        self.name = {"openvino": "OpenVINO GenAI", "generate": "transformers generate"}[engine]
-        self.name += f", {dtype}"
-        self._engine, self._dtype = engine, dtype
+    def __init__(self, name: str, engine: str, dtype: str, folder: Callable[[], Path]) -> None:
+        self.name = f"{name}, {dtype}"
+        self._engine, self._dtype, self._folder = engine, dtype, folder
         self._tokenizer = FastTokenizer(MODEL_FOLDER)
         self._template = ChatTemplate(
             self._tokenizer.chat_template, self._tokenizer.special_tokens, 1 << 20
         )
 
     async def start(self) -> None:
-        own = self._engine == "generate"
-        folder = MODEL_FOLDER if own else converted_folder(self._dtype)
+        folder = await asyncio.to_thread(self._folder)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.bench.text_child"),
             *(self._engine, str(folder), self._dtype),
@@ -192,12 +203,13 @@ class Child:
         )
         await self._answer()
 
-    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
-        prompts = [
-            self._tokenizer.encode(await self._template.render(as_chat(each)), special=False)
-            for each in questions
-        ]
-        line = json.dumps({"prompts": prompts, "tokens": tokens}) + "\n"
+    def pids(self) -> Sequence[int]:
+        return [self._process.pid]
+
+    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
+        texts = [await self._template.render(as_chat(each, system)) for each in questions]
+        prompts = [self._tokenizer.encode(each, special=False) for each in texts]
+        line = json.dumps({"texts": texts, "prompts": prompts, "tokens": tokens}) + "\n"
         assert self._process.stdin is not None
         self._process.stdin.write(line.encode())
         return Stretch(await self._answer())
@@ -213,3 +225,30 @@ class Child:
         await self._template.close()
         self._process.kill()
         await self._process.wait()
+
+
+def openvino_genai(dtype: str) -> Child:
+    """OpenVINO GenAI with the conversion that ours has made."""
+    return Child("OpenVINO GenAI", "openvino", dtype, partial(converted_folder, dtype))
+
+
+def generate() -> Child:
+    """transformers' `generate`."""
+    return Child("transformers generate", "generate", "float32", lambda: MODEL_FOLDER)
+
+
+def litert_lm() -> Child:
+    """LiteRT-LM with its own file."""
+    return Child("LiteRT-LM", "litert_lm", "its own weights", litert_file)
+
+
+def litert_file() -> Path:
+    """The .litertlm file of the model.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    name = litert_files.language_model()
+    if name is None:
+        raise FileNotFoundError(f"no .litertlm: {litert_files.VARIABLE} names one")
+    return MODELS / "text" / litert_files.LANGUAGE_MODEL / name

@@ -13,15 +13,16 @@ from matplotlib import pyplot as plt
 
 
 def table(report: dict[str, Any]) -> str:
-    """Markdown: tokens a second for each number of callers, latencies, ratios of peers, gains."""
+    """Markdown: tokens a second for each number of callers, latencies, ratios of peers, gains,
+    what a repeated prompt saves, and memory."""
     peers, gains = report["peers"], report["gains"]
     callers = list(next(iter(peers.values()), {}))
+    left_out = [f"Left out: {name}: {why}." for name, why in report["left_out"].items()]
     return "\n\n".join(
         [
             (
-                f"{report['tokens']} new tokens an answer, greedy, {report['rounds']} rounds; "
-                f"effective cores {report['effective_cores']} before, "
-                f"{report['effective_cores_after']} after."
+                f"{report['tokens']} new tokens an answer, greedy; medians of {report['rounds']} "
+                "rounds."
             ),
             _table(
                 "tokens/s for … callers",
@@ -46,6 +47,20 @@ def table(report: dict[str, Any]) -> str:
                 callers,
                 {n: [f"{g[c]['tokens_per_s']:.2f}" for c in callers] for n, g in gains.items()},
             ),
+            _table(
+                "first token after a system prompt of 500 tokens, one caller, ms",
+                ["never seen", "seen before", "share"],
+                {
+                    n: [f"{r['cold_ms']:.0f}", f"{r['warm_ms']:.0f}", f"{r['share']:.0%}"]
+                    for n, r in report["repeated"].items()
+                },
+            ),
+            _table(
+                "memory, MiB",
+                ["at the end"],
+                {n: [f"{held:.0f}"] for n, held in report["memory_mib"].items()},
+            ),
+            *left_out,
         ]
     )
 
@@ -81,6 +96,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axis.set_xlabel("callers")
         axis.set_ylabel(label)
     axes[0].legend(fontsize=7)
-    figure.suptitle(f"SmolLM2-135M, {report['effective_cores']} effective cores")
+    figure.suptitle("SmolLM2-135M")
     figure.savefig(path, dpi=110)
     plt.close(figure)

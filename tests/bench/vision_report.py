@@ -67,12 +67,10 @@ def table(report: dict[str, Any]) -> str:
     lines = [_HEAD, "|" + "---|" * (_HEAD.count("|") - 1)]
     for task, figures in report["tasks"].items():
         lines += [_row(task, name, arms) for name, arms in figures.items() if name != "latest"]
-    cores = f"effective cores {report['effective_cores']}"
-    if "effective_cores_after" in report:
-        cores += f" before, {report['effective_cores_after']} after"
+    rounds = f"medians of {report['rounds']} rounds of {report['seconds']:g} s"
     return "\n".join(
         [
-            f"640 x 480; the client of (c) is {report['client']}; {cores}",
+            f"640 x 480; {rounds}; the client of (c) is {report['client']}.",
             "",
             *lines,
             "",
@@ -108,6 +106,6 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axis.set_ylabel("frames a second, all streams")
             axis.set_yscale("log")
             axis.legend(fontsize=7)
-    figure.suptitle(f"Vision at 640 x 480, {report['effective_cores']} effective cores")
+    figure.suptitle("Vision at 640 x 480")
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -82,7 +82,7 @@ def rendered(take_figures: bool) -> dict[Path, str]:
             if take_figures and path.exists():
                 documents[document] = place(documents[document], name, path.read_text())
     measured = figures.read(documents[BENCHMARKS])
-    six = f"{figures.table(measured)}\n\n{figures.cores(documents[BENCHMARKS])}"
+    six = f"{figures.table(measured)}\n\n{figures.conditions(documents[BENCHMARKS])}"
     documents[README] = place(documents[README], "figures", six)
     return documents
 

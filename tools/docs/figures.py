@@ -94,8 +94,8 @@ def _text(table: list[list[str]]) -> Iterator[Figure]:
 def _embeddings(table: list[list[str]]) -> Iterator[Figure]:
     head, *rows = table
     rate, callers_column = head.index("sentences/s"), head.index("callers")
-    library = [each for each in rows if each[0] == "sentence-transformers"]
-    best = next(each for each in library if each[callers_column] == ALL_AT_ONCE)
+    at_once = [each for each in rows if each[callers_column] == ALL_AT_ONCE]
+    best = _starting(at_once, "sentence-transformers")
     for callers in EMBEDDING_CALLERS:
         mine = [each for each in rows if each[callers_column] == callers]
         ours = _starting(mine, "ours, float32")
@@ -132,14 +132,20 @@ def read(benchmarks: str) -> list[Figure]:
     return [*_text(text), *_embeddings(embeddings), *_vision(vision)]
 
 
-def cores(benchmarks: str) -> str:
-    """A sentence with the cores that each benchmark found free, before and after it."""
-    found = []
+def conditions(benchmarks: str) -> str:
+    """The machine, the cores that each benchmark found free, before and after it, and which
+    benchmarks were run on a busy machine."""
+    found, busy, machine = [], [], ""
     for name in ("text", "embeddings", "vision"):
-        head = taken(benchmarks, f"{name} benchmark").partition("|")[0]
-        numbers = re.findall(r"\d+\.\d+", head.partition("effective cores")[2])
-        found.append(f"{name} {' and '.join(numbers)}")
-    return f"Effective cores, of 2, before and after: {', '.join(found)}."
+        head = taken(benchmarks, f"{name} benchmark").partition("\n|")[0]
+        cores = re.search(r"[Ee]ffective cores ([\d.]+) before, ([\d.]+) after", head)
+        found.append(f"{name} {' and '.join(cores.groups())}" if cores else f"{name} unknown")
+        if "busy machine" in head:
+            busy.append(name)
+        if described := re.search(r"Measured on ([^;]+);", head):
+            machine = f"{described[1]}. "
+    told = f"{machine}Effective cores before and after: {', '.join(found)}."
+    return f"{told} Taken on a busy machine: {', '.join(busy)}." if busy else told
 
 
 def table(figures: Sequence[Figure]) -> str:

@@ -17,6 +17,9 @@ pub struct Plan {
     endpoint: String,
     rpc: Rpc,
     model: String,
+    /// What the model is told before each question; empty for nothing.
+    #[serde(default)]
+    system: String,
     /// One for each caller; each has its own connection.
     questions: Vec<String>,
     max_tokens: i32,
@@ -83,8 +86,12 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
 }
 
 fn chat_request(plan: &Plan, question: &str) -> ChatRequest {
+    let mut messages = vec![ChatMessage::user(question)];
+    if !plan.system.is_empty() {
+        messages.insert(0, ChatMessage::system(&plan.system));
+    }
     ChatRequest {
-        messages: vec![ChatMessage::user(question)],
+        messages,
         model: plan.model.clone(),
         temperature: Some(plan.temperature),
         max_tokens: plan.max_tokens,
