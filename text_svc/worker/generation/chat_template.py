@@ -30,6 +30,10 @@ START_SECONDS = 30.0
 CHECK_SECONDS = 10.0
 
 
+class NoToolsError(Exception):
+    """The chat template takes no tools; whoever renders knows what to do then."""
+
+
 class ChatTemplate:
     """Renders conversations. Close it after use.
 
@@ -88,19 +92,30 @@ class ChatTemplate:
         return await self._render(self._request(messages))
 
     async def render_texts(
-        self, messages: Sequence[Mapping[str, Any]], texts: Sequence[str] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        texts: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        think: bool | None = None,
     ) -> str:
-        """As `render`, with the contents in the form that the template wants.
+        """As `render`, with the messages in the form that the template wants.
 
         Args:
             messages: their contents are strings; or parts, if there are `texts`.
             texts: the contents as strings.
+            tools: that the model may call, as OpenAI's API has them.
+            think: for the template's switch of reasoning; None for its default.
 
         Raises:
             As `render`.
-            InvalidArgumentError: also if the template leaves out a text of a user or of the system.
+            InvalidArgumentError: also if the template leaves out a text, other than an assistant's.
+            NoToolsError: the template leaves out the tools.
+            FailedPreconditionError: also if it has no switch of reasoning.
         """
-        return await self._render(self._request(messages) | {"texts": texts})
+        asked: dict[str, Any] = {"texts": texts, "tools": list(tools) or None}
+        if think is not None:
+            asked["think"] = think
+        return await self._render(self._request(messages) | asked)
 
     async def _render(self, request: dict[str, Any]) -> str:
         if self._source is None:
@@ -117,6 +132,12 @@ class ChatTemplate:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {answer['error']}",
                 field="messages",
+            )
+        if "no_tools" in answer:
+            raise NoToolsError
+        if "no_switch" in answer:
+            raise FailedPreconditionError(
+                "the model's chat template has no switch of reasoning, so think must be absent"
             )
         if "left_out" in answer:
             field = f"messages[{answer['left_out']}].content"

@@ -3,10 +3,6 @@
 A template is a program that came with a model, so it does not run in the worker. Here it runs in
 jinja2's sandbox, with little memory and no files to write, and the worker kills the process if it
 takes too long. Requests and replies are JSON, one per line; the first line is the template.
-
-A template wants the content of a message as a string, or as a list of parts with a type, and gives
-no error for the other one: it leaves the text out, or writes the list as Python does. So a
-conversation with other texts is rendered first, and where these come out decides.
 """
 
 from __future__ import annotations
@@ -14,11 +10,10 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from jinja2 import Template, nodes
+from jinja2 import Template, meta, nodes
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -27,15 +22,29 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shared.process import die_with_parent
 from text_svc.link.json_lines import BlockingJsonLines
 from text_svc.processes import sandbox
+from text_svc.worker.generation import template_forms
+from text_svc.worker.generation.template_forms import Messages, Seen
 
 MEMORY_BYTES = 512 << 20
 # Shapes of conversations whose form is remembered, and the longest of them, in messages.
 MAX_KNOWN_SHAPES = 256
 MAX_KNOWN_MESSAGES = 64
-# Roles whose text a template must not leave out. Of the assistant's, many write only a part.
-CARRIED = ("system", "user")
+# Variables by which templates switch reasoning on or off.
+SWITCHES = ("enable_thinking", "thinking")
 
-Messages = list[dict[str, Any]]
+
+class _Form(NamedTuple):
+    """What a template makes of conversations of one shape.
+
+    Attributes:
+        number: of the form that it wants, see `template_forms`.
+        left_out: the message that it leaves out in all forms.
+        tools: whether it writes the tools.
+    """
+
+    number: int
+    left_out: int | None
+    tools: bool
 
 
 class _Generation(Extension):
@@ -93,57 +102,74 @@ class Renderer:
         self._limit = max_characters
         self._environment = environment()
         self._template: Template | None = None
-        self._known: dict[str, tuple[int, int | None]] = {}
+        self._known: dict[str, _Form] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply to a request, the template's variables.
 
-        With `texts`, the messages are rendered in the form that the template wants: as they are, or
-        with these contents. None stands for the contents in the other form.
+        With `texts`, the messages are rendered in the form that the template wants, see
+        `template_forms`; None stands for contents that are strings. `think` is for the template's
+        own switch.
 
         Returns:
             "text"; or "error", why the template cannot be rendered; or "left_out", the index of a
-            message whose text does not come out in either form.
+            message whose text does not come out in any form; or "no_tools", for tools that do not
+            come out; or "no_switch".
         """
+        if (think := request.pop("think", None)) is not None:
+            switches = self._switches()
+            if not switches:
+                return {"no_switch": True}
+            request |= dict.fromkeys(switches, think)
         if "texts" not in request:
             return self._rendered(request)
-        messages, texts = request["messages"], request.pop("texts")
-        forms = [messages, _with_contents(messages, texts or map(_parts, messages))]
-        form, left_out = self._form(request, forms)
-        if left_out is not None:
-            return {"left_out": left_out}
-        return self._rendered(request | {"messages": forms[form]})
+        forms = template_forms.forms(request["messages"], request.pop("texts"))
+        form = self._form(request, forms)
+        if form.left_out is not None:
+            return {"left_out": form.left_out}
+        if request.get("tools") and not form.tools:
+            return {"no_tools": True}
+        return self._rendered(request | {"messages": forms[form.number]})
 
-    def _form(self, request: dict[str, Any], forms: list[Messages]) -> tuple[int, int | None]:
-        """The form that the template wants, and the message that it leaves out in both."""
-        shape = json.dumps(_probe(forms[0]))
+    def _switches(self) -> list[str]:
+        """Those of SWITCHES that the template reads; none if it is broken, which calls show."""
+        try:
+            read = meta.find_undeclared_variables(self._environment.parse(self._source))
+        except TemplateError:
+            return []
+        return [name for name in SWITCHES if name in read]
+
+    def _form(self, request: dict[str, Any], forms: list[Messages]) -> _Form:
+        shape = json.dumps([template_forms.probe(forms[0]), bool(request.get("tools"))])
         if shape in self._known:
             return self._known[shape]
-        left_out = [self._left_out(request, forms[0])]
-        if left_out[0] != []:
-            left_out.append(self._left_out(request, forms[1]))
-        found: tuple[int, int | None] = (left_out.index([]), None) if [] in left_out else (0, None)
-        if [] not in left_out and left_out[0] is not None:  # else its error is told
-            found = 0, min((each for each in left_out if each), key=len)[0]
+        form = self._find_form(request, forms)
         if len(self._known) < MAX_KNOWN_SHAPES and len(forms[0]) <= MAX_KNOWN_MESSAGES:
-            self._known[shape] = found
-        return found
+            self._known[shape] = form
+        return form
 
-    def _left_out(self, request: dict[str, Any], messages: Messages) -> list[int] | None:
-        """The messages of such a conversation that do not come out; None if there is an error."""
-        probe = _probe(messages)
-        answer = self._rendered(request | {"messages": probe})
-        if "error" in answer:
-            return None
-        out = answer["text"].casefold()
-        return [
-            index
-            for index, message in enumerate(probe)
-            if message["role"] in CARRIED
-            for word in _words(message["content"])
-            # The last two are a list that was written as text.
-            if word not in out or f"'text': '{word}" in out or f'"text": "{word}' in out
-        ]
+    def _find_form(self, request: dict[str, Any], forms: list[Messages]) -> _Form:
+        all_seen: list[Seen | None] = []
+        for index, form in enumerate(forms):
+            seen = self._seen(request, form)
+            if seen and not seen.left_out and seen.calls:
+                return _Form(index, None, seen.tools)
+            all_seen.append(seen)
+        # Some templates leave out the calls of earlier turns.
+        for index, seen in enumerate(all_seen):
+            if seen and not seen.left_out:
+                return _Form(index, None, seen.tools)
+        if all_seen[0] is None:
+            return _Form(0, None, True)  # its error is told
+        left_out = min((seen.left_out for seen in all_seen if seen), key=len)
+        return _Form(0, left_out[0], True)
+
+    def _seen(self, request: dict[str, Any], messages: Messages) -> Seen | None:
+        """What comes out of such a conversation; None if there is an error."""
+        probed = template_forms.probe(messages)
+        tools = [template_forms.PROBE_TOOL] if request.get("tools") else None
+        answer = self._rendered(request | {"messages": probed, "tools": tools})
+        return None if "error" in answer else template_forms.seen(probed, answer["text"])
 
     def _rendered(self, variables: dict[str, Any]) -> dict[str, str]:
         text: list[str] = []
@@ -163,37 +189,6 @@ class Renderer:
         except Exception as error:  # noqa: BLE001  # any error is the template's
             return {"error": str(error)[:200] or type(error).__name__}
         return {"text": whole}
-
-
-def _with_contents(messages: Messages, contents: Iterable[Any]) -> Messages:
-    return [
-        message | {"content": content} for message, content in zip(messages, contents, strict=True)
-    ]
-
-
-def _parts(message: dict[str, Any]) -> list[dict[str, str]]:
-    return [{"type": "text", "text": message["content"]}]
-
-
-def _probe(messages: Messages) -> Messages:
-    """A conversation of the same shape, in which each text is a word that is nowhere else."""
-
-    def content(index: int, own: Any) -> Any:
-        if isinstance(own, str):
-            return f"word{index}end" if own else ""
-        return [
-            part | {"text": f"word{index}part{number}end"} if part.get("text") else part
-            for number, part in enumerate(own)
-        ]
-
-    return _with_contents(
-        messages, [content(index, message["content"]) for index, message in enumerate(messages)]
-    )
-
-
-def _words(content: Any) -> list[str]:
-    texts = [content] if isinstance(content, str) else [part.get("text") for part in content]
-    return [text for text in texts if text]
 
 
 def main() -> None:
