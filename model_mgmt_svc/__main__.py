@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
-import time
-from collections.abc import AsyncIterator
 from functools import partial
 
 import grpc
@@ -18,19 +15,9 @@ from ml import (  # noqa: F401  # imported so that reflection can describe the s
     transformers_pb2,
 )
 from ml.internal import worker_pb2_grpc
-from model_mgmt_svc.auto_load import AutoLoad
-from model_mgmt_svc.demand import Demand
-from model_mgmt_svc.demand_line import Line
-from model_mgmt_svc.desired import DesiredModels
-from model_mgmt_svc.file_models import FileModels
-from model_mgmt_svc.health import HealthWatch
-from model_mgmt_svc.keep_alive import KeepAlive
 from model_mgmt_svc.lease import Lease
-from model_mgmt_svc.lifecycle import Lifecycle
 from model_mgmt_svc.model_watch import ModelWatch
-from model_mgmt_svc.reconciler import Reconciler
-from model_mgmt_svc.replicas import Replicas
-from model_mgmt_svc.resolve import resolve_unasked
+from model_mgmt_svc.plane import BEHIND, Plane, opened
 from model_mgmt_svc.service import (
     NAME,
     ModelDemandServicer,
@@ -38,17 +25,10 @@ from model_mgmt_svc.service import (
     add_servicer,
 )
 from model_mgmt_svc.settings import ModelMgmtSettings
-from model_mgmt_svc.status import ModelStates
-from shared.files.client import ModelFiles
-from shared.files.fetch import FetchLimits
-from shared.files.space import CacheSpace
-from shared.pipelines import ServiceName
 from shared.rpc.server import Health, main, serve
 from shared.rpc.standby import serve_as_standby
 
 _SERVICE = model_management_pb2.DESCRIPTOR.services_by_name["ModelManagementService"]
-# The services behind this one: the proxy asks here for their health and reflection.
-BEHIND: dict[ServiceName, str] = {"text": "ml.TransformersService", "vision": "ml.MediapipeService"}
 
 
 async def run(settings: ModelMgmtSettings) -> None:
@@ -74,112 +54,32 @@ def _end_process() -> None:
 
 async def _lead(settings: ModelMgmtSettings, lease: Lease) -> None:
     """Serves as the holder of the lease."""
-    addresses: dict[ServiceName, str] = {
-        "text": settings.text_addrs,
-        "vision": settings.vision_addrs,
-    }
-    auto_load = AutoLoad.parse(settings.auto_load)
-    desired = DesiredModels(settings.state_dir / "desired_models.json", lease)
-    space = CacheSpace.of(
-        settings, settings.cache_dir, kept=lambda: [model.files_id for model in desired.all()]
-    )
-    async with (
-        desired,
-        ModelFiles(
-            settings.file_provider_addr,
-            settings.cache_dir,
-            limits=FetchLimits.of(settings),
-            space=space,
-        ) as files,
-        Replicas(addresses, lease) as replicas,
-        contextlib.aclosing(
-            Lifecycle(
-                replicas,
-                desired,
-                files.refresh,
-                max_loads=settings.max_loads,
-                start_seconds=settings.start_seconds,
-            )
-        ) as lifecycle,
-    ):
-        reconciler = Reconciler(
-            replicas,
-            desired,
-            lifecycle,
-            interval=settings.reconcile_seconds,
-            max_failures=settings.max_load_failures,
-            clock=time.monotonic,
-            auto_load=auto_load.on,
-        )
-        line = Line(
-            wait_seconds=settings.auto_load_wait_seconds,
-            idle_seconds=settings.auto_load_idle_seconds,
-            clock=time.monotonic,
-        )
-        demand = Demand(
-            auto_load, line, desired, lifecycle, reconciler, partial(resolve_unasked, files)
-        )
-
-        file_models = FileModels(
-            settings.models_file,
-            files,
-            desired,
-            lifecycle,
-            reconciler,
-            interval=settings.reconcile_seconds,
-        )
-        keep_alive = KeepAlive(
-            desired,
-            lifecycle,
-            keep_alive=settings.keep_alive,
-            interval=settings.reconcile_seconds,
-        )
-        states = ModelStates(
-            desired,
-            lifecycle,
-            reconciler,
-            keep_alive=settings.keep_alive,
-            waiting=file_models.waiting,
-            demand=demand,
-        )
-
-        def register(server: grpc.aio.Server, health: Health) -> None:
-            servicer = ModelManagementServicer(
-                files,
-                lifecycle,
-                reconciler,
-                demand,
-                ModelWatch(states),
-                health.watches,
-                chunk_bytes=settings.chunk_bytes,
-                max_file_streams=settings.max_file_streams,
-            )
-            add_servicer(servicer, server)
-            worker_pb2_grpc.add_ModelDemandServicer_to_server(ModelDemandServicer(demand), server)
-
-        @contextlib.asynccontextmanager
-        async def background(health: Health) -> AsyncIterator[None]:
-            watch = HealthWatch(replicas, BEHIND, health, on_waiting=reconciler.wake)
-            tasks = [
-                asyncio.create_task(each.run())
-                for each in (reconciler, watch, file_models, keep_alive)
-            ]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                await demand.aclose()
-
+    async with opened(settings, lease) as plane:
         await serve(
             settings,
             [NAME],
-            register,
+            partial(_register, settings, plane),
             internal_names=list(BEHIND.values()),
-            lifespan=background,
+            lifespan=plane.at_work,
             watch_seconds=settings.watch_seconds,
         )
+
+
+def _register(
+    settings: ModelMgmtSettings, plane: Plane, server: grpc.aio.Server, health: Health
+) -> None:
+    servicer = ModelManagementServicer(
+        plane.files,
+        plane.lifecycle,
+        plane.reconciler,
+        plane.demand,
+        ModelWatch(plane.states),
+        health.watches,
+        chunk_bytes=settings.chunk_bytes,
+        max_file_streams=settings.max_file_streams,
+    )
+    add_servicer(servicer, server)
+    worker_pb2_grpc.add_ModelDemandServicer_to_server(ModelDemandServicer(plane.demand), server)
 
 
 if __name__ == "__main__":

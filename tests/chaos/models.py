@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
+import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,10 @@ from mediapipe.tasks.python import BaseOptions, vision
 
 from ml import mediapipe_pb2
 from ml import transformers_pb2 as pb
-from shared.model_ids import ModelId, folder_name
 from tests.integration.vision.reference import REFERENCES, clip_for
 from tests.support import tiny_models, tiny_text
 from tests.support.embeddings import expected
-from tests.support.stack import CONVERTED
+from tests.support.stack import ROOT
 from tests.support.vision_frames import rgb_frames
 
 ORGANISATION = "chaos"
@@ -37,6 +38,7 @@ LONG_TOKENS = 3000
 FRAMES = 8
 # The answers of two libraries to the same numbers differ by rounding.
 VECTOR_TOLERANCE = 1e-3
+CONVERTED = ROOT / "run" / "chaos-converted"
 # Of a file that a visiting model has and nothing reads: a fetch can be held in the middle of it.
 PAD_BYTES = 2 << 20
 PAD = "source.spm"
@@ -148,10 +150,26 @@ class Models:
         return model_id
 
     def withdraw(self, model_id: str) -> None:
-        """Removes a published model, and its conversion if no other run can use that."""
+        """Removes a published model."""
         shutil.rmtree(self._text / model_id, ignore_errors=True)
-        if model_id.endswith(self._run):
-            shutil.rmtree(CONVERTED / folder_name(ModelId(model_id)), ignore_errors=True)
+
+    def take_conversions(self, folder: Path) -> None:
+        """Copies into a folder what earlier runs have converted of the models of all runs."""
+        CONVERTED.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(CONVERTED, folder)
+
+    def keep_conversions(self, folder: Path) -> None:
+        """Copies from there what this run has converted of them."""
+        for manifest in folder.glob("*/*/conversion.json"):
+            model, conversion = manifest.parent.parent.name, manifest.parent.name
+            kept = CONVERTED / model / conversion
+            if not model.endswith(self._run) and not kept.exists():
+                new = Path(tempfile.mkdtemp(dir=CONVERTED.parent)) / conversion
+                shutil.copytree(manifest.parent, new)
+                kept.parent.mkdir(exist_ok=True)
+                with contextlib.suppress(OSError):  # another run was as quick
+                    new.rename(kept)
+                shutil.rmtree(new.parent)
 
     def answers(self) -> Answers:
         """Computes what is right; takes some seconds."""

@@ -58,7 +58,11 @@ class World:
         run = self.folder / "run"
         for name in ("cache", "state"):
             (run / name).mkdir(parents=True)
+        # Not the folder of other stacks, from which those that lack room would remove theirs.
+        converted = self.folder / "converted"
+        self.models.take_conversions(converted)
         environment = {
+            "TEXT_CONVERTED_DIR": str(converted),
             "TMPDIR": str(self.scratch),
             "TEXT_HANG_SECONDS": str(HANG_SECONDS),
             "TEXT_MEMORY_BUDGET_MB": str(BUDGET_MIB),
@@ -157,6 +161,7 @@ class World:
     def close(self) -> None:
         """Ends everything, and removes the folder."""
         self.stack.stop()
+        self.models.keep_conversions(self.folder / "converted")
         if self._provider is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._provider.pid, signal.SIGCONT)
