@@ -472,7 +472,8 @@ class Lifecycle:
         try:
             return await self._loader.run(load)
         except ServiceError as error:
-            if load.requested or load.model.loading:
+            unloaded = isinstance(error, ModelNotLoadedError)  # since its restore began
+            if load.requested or (load.model.loading and not unloaded):
                 self._keep_failed(load, error)
             raise
 

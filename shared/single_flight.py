@@ -78,12 +78,12 @@ class SingleFlight(Generic[K, W]):
 
     @contextmanager
     def join(self, key: K, start: Callable[[], W], *, goes_on: bool = False) -> Iterator[W]:
-        """Joins the work for a key, or starts it.
+        """Joins the work for a key, or starts it; what has just ended was for those before.
 
         It is cancelled when its last caller leaves, unless one of them has said that it `goes_on`.
         """
         work = self._flights.get(key)
-        if work is None:
+        if work is None or work.task.done():
             work = self._flights[key] = start()
             self._tasks.add(work.task)
             work.task.add_done_callback(partial(self._ended, key, work))

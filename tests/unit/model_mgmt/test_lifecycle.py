@@ -350,6 +350,14 @@ async def test_unloading_while_it_loads_tells_those_who_wait(plane: Plane) -> No
     assert await plane.lifecycle.loaded() == []
 
 
+async def test_a_restore_that_comes_after_an_unload_is_nobodys_failure(plane: Plane) -> None:
+    """The load that a caller had asked for goes on after a restart of this service, or does not."""
+    with pytest.raises(ModelNotLoadedError, match="no longer desired"):
+        await plane.lifecycle.restore(dataclasses.replace(DESIRED, loading=True))
+    assert plane.lifecycle.failed() == []
+    assert (await plane.lifecycle.load(DESIRED)).replicas == 2
+
+
 async def test_an_unload_goes_on_when_its_caller_goes_away(plane: Plane) -> None:
     await plane.lifecycle.load(DESIRED)
     unload = asyncio.create_task(plane.lifecycle.unload(MODEL))

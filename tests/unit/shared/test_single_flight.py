@@ -47,6 +47,26 @@ async def test_callers_at_once_share_and_later_ones_do_not() -> None:
     assert await runs.call() == 2
 
 
+async def test_nobody_joins_what_has_just_ended() -> None:
+    runs = Runs()
+    later: list[asyncio.Task[int]] = []
+
+    async def run() -> int:
+        # Its next step comes before the flight hears of the end of this one.
+        later.append(asyncio.create_task(runs.call()))
+        raise CallCancelledError("of those before")
+
+    def start() -> SharedWork[int]:
+        work: SharedWork[int] = SharedWork()
+        work.task = asyncio.create_task(run())
+        return work
+
+    runs.go_on.set()
+    with runs.flights.join("key", start) as work, pytest.raises(CallCancelledError):
+        await work.finished()
+    assert await later[0] == 1
+
+
 async def test_it_goes_on_if_one_of_them_has_said_so() -> None:
     runs = Runs()
 
