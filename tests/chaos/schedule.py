@@ -105,7 +105,7 @@ SHORT = (
     Fault("provider lies", "", "arriving", value="bytes"),
     Fault("kill", "envoy"),
     Fault("record of desired models damaged"),
-    Fault("kill", "text_svc", "loading"),
+    Fault("kill", "text_svc", "loading for calls"),
     Fault("kill", "model_mgmt_svc", "evicting"),
     Fault("disk of the caches full", "", "arriving"),
     Fault("kill", "vision_svc"),
