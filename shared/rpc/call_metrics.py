@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -34,7 +35,7 @@ from shared.rpc.interceptors import (
     behaviour,
 )
 from shared.rpc.status import CODES
-from shared.telemetry.logs import set_request_id
+from shared.telemetry.logs import request_id, set_request_id
 from shared.telemetry.process_metrics import process_figures
 from shared.telemetry.tracing import (
     REQUEST_ID_KEY,
@@ -82,51 +83,84 @@ def serve_metrics(host: str, port: int) -> None:
 
 
 class CallInterceptor(WrappingInterceptor):
-    """Counts, times and traces every call, sets its request id and logs its end."""
+    """Counts, times and traces every call, sets its request id and logs its end.
+
+    Args:
+        logged: share of the calls with status OK that are logged, see `ServerSettings`.
+    """
+
+    def __init__(self, logged: float = 1.0) -> None:
+        super().__init__()
+        self._logged = logged
 
     def wrap(self, handler: Handler, method: str) -> UnaryCall | StreamCall:
-        return _observe(handler, method)
+        return _observe(handler, method, self._logged)
+
+
+class _Method:
+    """The metrics of one method; their labels are looked up once."""
+
+    def __init__(self, kind: str, method: str, logged: float) -> None:
+        self.name = method
+        _, self.service, self.method = method.split("/")
+        self._labels = labels = (kind, self.service, self.method)
+        self.quiet = self.service.startswith(_QUIET)
+        self.started = STARTED.labels(*labels)
+        self.in_flight = IN_FLIGHT.labels(*labels)
+        self.handling = HANDLING.labels(*labels)
+        self.received = RECEIVED.labels(*labels)
+        self.sent = SENT.labels(*labels)
+        self._handled: dict[str, Counter] = {}
+        self._logged_below = logged * 2**32
+
+    def handled(self, code: str) -> Counter:
+        """The counter of calls that ended with a code."""
+        if code not in self._handled:
+            self._handled[code] = HANDLED.labels(*self._labels, code)
+        return self._handled[code]
+
+    def logs(self, code: str) -> bool:
+        """Whether the end of the current call is logged."""
+        if self.quiet:
+            return False
+        return code != "OK" or zlib.crc32(request_id().encode()) < self._logged_below
 
 
 class _Call:
     """The metrics of one call, from start to end."""
 
-    def __init__(self, kind: str, method: str, context: Context) -> None:
-        _, self.service, self.method = method.split("/")
-        self.labels = (kind, self.service, self.method)
+    def __init__(self, method: _Method, context: Context) -> None:
+        self._method = method
         self.complete = False
         self._start = time.perf_counter()
         metadata = dict(context.invocation_metadata() or ())
         set_request_id(str(metadata.get(REQUEST_ID_KEY) or uuid.uuid4()))
         set_caller(metadata)
-        self._quiet = self.service.startswith(_QUIET)
-        self._span = None if self._quiet else start_call(method, metadata)
-        STARTED.labels(*self.labels).inc()
-        IN_FLIGHT.labels(*self.labels).inc()
-        self._received = RECEIVED.labels(*self.labels)
-        self._sent = SENT.labels(*self.labels)
+        self._span = None if method.quiet else start_call(method.name, metadata)
+        method.started.inc()
+        method.in_flight.inc()
 
     def received(self) -> None:
-        self._received.inc()
+        self._method.received.inc()
 
     def sent(self, message: Any) -> None:
-        self._sent.inc()
+        self._method.sent.inc()
         # Clients may drop a stream after its last message: that is a normal end.
         self.complete = bool(getattr(message, "done", False) or getattr(message, "is_last", False))
 
     def end(self, context: Context, error: BaseException | None) -> None:
-        code = self._code(context, error)
+        code, method = self._code(context, error), self._method
         seconds = time.perf_counter() - self._start
-        IN_FLIGHT.labels(*self.labels).dec()
-        HANDLING.labels(*self.labels).observe(seconds)
-        HANDLED.labels(*self.labels, code).inc()
+        method.in_flight.dec()
+        method.handling.observe(seconds)
+        method.handled(code).inc()
         end_call(self._span, code)
-        if not self._quiet:
+        if method.logs(code):
             log.info(
                 "call ended",
                 extra={
-                    "grpc_service": self.service,
-                    "grpc_method": self.method,
+                    "grpc_service": method.service,
+                    "grpc_method": method.method,
                     "grpc_code": code,
                     "caller": caller(),
                     "ms": round(seconds * 1000, 2),
@@ -144,12 +178,13 @@ class _Call:
         return CODES[number].name if number in CODES else "UNKNOWN"
 
 
-def _observe(handler: Handler, method: str) -> UnaryCall | StreamCall:
+def _observe(handler: Handler, name: str, logged: float) -> UnaryCall | StreamCall:
     inner = behaviour(handler)
     if handler.request_streaming:
         kind = "bidi_stream" if handler.response_streaming else "client_stream"
     else:
         kind = "server_stream" if handler.response_streaming else "unary"
+    method = _Method(kind, name, logged)
 
     async def counted(requests: AsyncIterator[Any], call: _Call) -> AsyncIterator[Any]:
         async for request in requests:
@@ -157,7 +192,7 @@ def _observe(handler: Handler, method: str) -> UnaryCall | StreamCall:
             yield request
 
     def begin(request: Any, context: Context) -> tuple[_Call, Any]:
-        call = _Call(kind, method, context)
+        call = _Call(method, context)
         if handler.request_streaming:
             return call, counted(request, call)
         call.received()

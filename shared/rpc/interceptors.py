@@ -10,7 +10,7 @@ import abc
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -137,6 +137,42 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
         if known is None or known[0] is not handler:
             known = self._wrapped[method] = (handler, rewrap(handler, self.wrap(handler, method)))
         return known[1]
+
+
+class Interceptors(grpc.aio.ServerInterceptor):
+    """Several interceptors, the outermost one first, which change each handler once.
+
+    grpc.aio asks every interceptor at every call, in a coroutine each. What they return depends on
+    the handler and its method alone, so here they are asked at a method's first call.
+    """
+
+    def __init__(self, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:
+        self._interceptors = tuple(interceptors)
+        self._made: dict[str, tuple[Handler, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler  # an unknown method, see `WrappingInterceptor`
+        method = handler_call_details.method
+        known = self._made.get(method)
+        if known is None or known[0] is not handler:
+            made = handler
+            for interceptor in reversed(self._interceptors):
+                made = await interceptor.intercept_service(_returning(made), handler_call_details)
+            known = self._made[method] = (handler, made)
+        return known[1]
+
+
+def _returning(handler: Any) -> Callable[[grpc.HandlerCallDetails], Awaitable[Any]]:
+    async def continuation(_: grpc.HandlerCallDetails) -> Any:
+        return handler
+
+    return continuation
 
 
 class ErrorInterceptor(WrappingInterceptor):

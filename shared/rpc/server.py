@@ -19,7 +19,7 @@ from shared.rpc.call_limit import CallLimitInterceptor
 from shared.rpc.call_metrics import CallInterceptor, serve_metrics
 from shared.rpc.channels import client_options
 from shared.rpc.drain import Drain
-from shared.rpc.interceptors import ErrorInterceptor
+from shared.rpc.interceptors import ErrorInterceptor, Interceptors
 from shared.rpc.loop_watch import LoopWatch
 from shared.rpc.one_message import OneMessageInterceptor
 from shared.rpc.reflection import add_reflection
@@ -105,13 +105,17 @@ def create_server(settings: ServerSettings, drain: Drain | None = None) -> grpc.
     """A grpc.aio server with the interceptors and limits of every service, not yet bound."""
     return grpc.aio.server(
         interceptors=[
-            OneMessageInterceptor(),
-            CallInterceptor(),
-            ErrorInterceptor(),
-            StreamLimitsInterceptor(StreamLimits.of(settings)),
-            CallLimitInterceptor(
-                settings.max_concurrent_calls, settings.max_calls_per_caller, drain
-            ),
+            Interceptors(
+                [
+                    OneMessageInterceptor(),
+                    CallInterceptor(settings.logged_calls),
+                    ErrorInterceptor(),
+                    StreamLimitsInterceptor(StreamLimits.of(settings)),
+                    CallLimitInterceptor(
+                        settings.max_concurrent_calls, settings.max_calls_per_caller, drain
+                    ),
+                ]
+            )
         ],
         options=server_options(settings),
     )

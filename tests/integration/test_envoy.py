@@ -198,6 +198,35 @@ def test_the_access_log_has_the_status_of_a_failure(stack: Stack, channel: grpc.
     assert line["grpc_code"] == str(failure.value.code().value[0])
 
 
+def test_of_calls_that_succeed_the_access_log_can_have_a_share(
+    stack: Stack, channel: grpc.Channel
+) -> None:
+    stub, name = models_grpc.ModelManagementServiceStub(channel), uuid.uuid4()
+    admin = stack.addresses["envoy_admin"]
+
+    def share(percent: int) -> None:
+        assert get(admin, f"/runtime_modify?ml.logged_calls={percent}", "POST")[0] == 200
+
+    def named(number: int) -> list[tuple[str, str]]:
+        return [("x-request-id", f"test-{name}-{number}")]
+
+    share(0)
+    try:
+        stub.GetLoadedModels(common_pb.EmptyRequest(), metadata=named(1))
+        with pytest.raises(grpc.RpcError):
+            list(
+                text_grpc.TransformersServiceStub(channel).ChatCompletion(
+                    ANY_MODEL_MISSING, metadata=named(2)
+                )
+            )
+    finally:
+        share(100)
+    stub.GetLoadedModels(common_pb.EmptyRequest(), metadata=named(3))
+    for number in (2, 3):
+        wait_for("a line", lambda number=number: access_lines(stack, f"test-{name}-{number}"))
+    assert not access_lines(stack, f"test-{name}-1")
+
+
 def test_metadata_ask_for_a_greedy_answer(channel: grpc.Channel) -> None:
     """As a client must whose proto has a plain float: it cannot send a temperature of 0."""
     models = models_grpc.ModelManagementServiceStub(channel)

@@ -145,3 +145,31 @@ async def test_unknown_methods_get_no_label(served: tuple[_Text, grpc.aio.Channe
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     names = {s.labels.get("grpc_service") for m in REGISTRY.collect() for s in m.samples}
     assert "ml.Nothing" not in names
+
+
+@pytest.mark.parametrize(("share", "lines"), [(1.0, 40), (0.5, 22), (0.0, 0)])
+async def test_a_share_of_the_calls_that_succeed_is_logged(
+    share: float, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "shared.calls")
+    server, text = create_server(ServerSettings(logged_calls=share)), _Text()
+    rpc.add_TransformersServiceServicer_to_server(text, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rpc.TransformersServiceStub(channel)
+        for number in range(40):
+            named = (("x-request-id", f"call-{number}"),)
+            await stub.GenerateEmbeddings(pb.GenerateEmbeddingsRequest(), metadata=named)
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in stub.GenerateText(pb.TextRequest(prompt="fail")):
+                pass
+        ended = [line for line in caplog.records if line.message == "call ended"]
+        await until(lambda: len(_failed(caplog)) == 1)
+    await server.stop(0)
+    assert len([line for line in ended if vars(line)["grpc_code"] == "OK"]) == lines
+
+
+def _failed(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ended = (vars(line) for line in caplog.records if line.message == "call ended")
+    return [line["grpc_code"] for line in ended if line["grpc_code"] != "OK"]
