@@ -109,9 +109,7 @@ class OneModel:
         return self._link.call(rpc, requests, metadata={"x-request-id": "1"}, timeout=timeout)
 
     async def unary(self, rpc: str, request: bytes, timeout: float | None) -> Payload:
-        metadata = {"x-request-id": "1"}
-        async with aclosing(self._link.call(rpc, request, metadata=metadata)) as responses:
-            return await anext(responses)
+        return await self._link.unary(rpc, request, metadata={"x-request-id": "1"})
 
 
 async def serve(role: str, folder: Path) -> None:

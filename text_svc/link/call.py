@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from ml.internal.link_pb2 import Ended, Envelope, Usage
+from shared.errors import InternalError
 from text_svc.link.framing import EnvelopeProtocol
 
 # Bytes of a call's messages, one way, that may be in flight or wait to be read. A message may be
@@ -35,11 +36,15 @@ class Call:
     Args:
         connection: carries the envelopes.
         number: identifies the call on that connection.
+
+    Attributes:
+        timer: what ends the call when it takes too long, at the end that makes it.
     """
 
     def __init__(self, connection: EnvelopeProtocol, number: int) -> None:
         self._connection = connection
-        self._number = number
+        self.number = number
+        self.timer: asyncio.TimerHandle | None = None
         self._inbox: deque[Payload] = deque()
         self._news = asyncio.Event()
         self._finished = False
@@ -90,37 +95,51 @@ class Call:
         if self._failure is not None:
             raise self._failure
 
+    async def payload(self) -> Payload:
+        """The message from the other end, of a call that has one.
+
+        Raises:
+            Exception: the one that `fail` was given.
+            InternalError: the call has ended without a message.
+        """
+        while not self._inbox:
+            if self._finished:
+                raise self._failure or InternalError(
+                    "a model's process has ended a call unanswered"
+                )
+            self._news.clear()
+            await self._news.wait()
+        return self._inbox.popleft()
+
     async def send(self, message: bytes, usage: Usage | None = None) -> None:
         """Sends a message, once fewer than `WINDOW_BYTES` are in flight."""
         while self._in_flight >= WINDOW_BYTES:
             self._room.clear()
             await self._room.wait()
         self._in_flight += len(message)
-        self._connection.send(Envelope(call=self._number, message=message, usage=usage))
+        self._connection.send(Envelope(call=self.number, message=message, usage=usage))
 
     def begin(self, envelope: Envelope) -> None:
         """Sends the first envelope of the call."""
-        envelope.call = self._number
+        envelope.call = self.number
         self._in_flight += len(envelope.message)
         self._connection.send(envelope)
 
     def last(self) -> None:
         """Says that no more messages follow."""
-        self._connection.send(Envelope(call=self._number, last=True))
+        self._connection.send(Envelope(call=self.number, last=True))
 
     def cancel(self) -> None:
         """Says that nobody waits for the call any more."""
-        self._connection.send(Envelope(call=self._number, cancel=True))
+        self._connection.send(Envelope(call=self.number, cancel=True))
 
     def end(self, ended: Ended, message: bytes | None = None, usage: Usage | None = None) -> None:
         """Ends the call, with a last message if there is one."""
-        self._connection.send(
-            Envelope(call=self._number, message=message, ended=ended, usage=usage)
-        )
+        self._connection.send(Envelope(call=self.number, message=message, ended=ended, usage=usage))
 
     def _return_credit(self, size: int) -> None:
         self._unreturned += size
         # Credit goes back per half window, so short messages cost no extra envelope.
         if self._unreturned >= WINDOW_BYTES // 2 and not self._finished:
-            self._connection.send(Envelope(call=self._number, credit=self._unreturned))
+            self._connection.send(Envelope(call=self.number, credit=self._unreturned))
             self._unreturned = 0

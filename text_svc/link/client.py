@@ -84,15 +84,7 @@ class Link:
                 `gone` makes when the connection has ended.
             TimeoutError: the call took too long.
         """
-        if not self._open:
-            if self._failing:
-                await asyncio.wait({self._failing})
-            raise self._gone()
-        number = next(self._numbers)
-        call = self._calls[number] = Call(self._connection, number)
-        timer = None
-        if timeout is not None:
-            timer = asyncio.get_running_loop().call_later(timeout, call.fail, TimeoutError())
+        call = await self._call(timeout)
         begin = Begin(method=method, metadata=metadata)
         sending: asyncio.Task[None] | None = None
         if isinstance(requests, bytes):
@@ -105,13 +97,51 @@ class Link:
                 async for response in responses:
                     yield response
         finally:
-            if timer:
-                timer.cancel()
-            if self._calls.pop(number, None):
-                call.cancel()
+            self._leave(call)
             if sending:
                 sending.cancel()
                 await asyncio.wait({sending})
+
+    async def unary(
+        self,
+        method: str,
+        request: bytes,
+        *,
+        metadata: Mapping[str, str],
+        timeout: float | None = None,
+    ) -> Payload:
+        """Calls a method with one request and one response; see `call`.
+
+        Cancelling it stops the work.
+        """
+        call = await self._call(timeout)
+        call.begin(
+            Envelope(begin=Begin(method=method, metadata=metadata), message=request, last=True)
+        )
+        try:
+            return await call.payload()
+        finally:
+            self._leave(call)
+
+    async def _call(self, timeout: float | None) -> Call:
+        """A new call, which fails after the timeout; `_leave` ends it."""
+        if not self._open:
+            if self._failing:
+                await asyncio.wait({self._failing})
+            raise self._gone()
+        number = next(self._numbers)
+        call = self._calls[number] = Call(self._connection, number)
+        if timeout is not None:
+            loop = asyncio.get_running_loop()
+            call.timer = loop.call_later(timeout, call.fail, TimeoutError())
+        return call
+
+    def _leave(self, call: Call) -> None:
+        """Forgets a call; if it has not ended, the process is told that nobody waits for it."""
+        if call.timer:
+            call.timer.cancel()
+        if self._calls.pop(call.number, None):
+            call.cancel()
 
     def ping(self) -> None:
         """Sends a heartbeat; its answer changes `unanswered` and `stuck`."""

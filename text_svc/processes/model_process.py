@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,8 +134,8 @@ class ModelProcess:
 
     async def unary(self, method: str, request: bytes, timeout: float | None) -> Payload:
         """Forwards a call with one response. Raises what `stream` does."""
-        async with aclosing(self.stream(method, request, timeout)) as responses:
-            return await anext(responses)
+        metadata = dict(outgoing_metadata())
+        return await self._link.unary(method, request, metadata=metadata, timeout=timeout)
 
     async def memory(self) -> ProcessMemory:
         """What it holds now, or held when it was measured last, a second ago or a little more."""

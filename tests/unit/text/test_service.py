@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,8 +67,7 @@ class Model:
         return self.link.call(rpc, requests, metadata={}, timeout=timeout)
 
     async def unary(self, rpc: str, request: bytes, timeout: float | None) -> Payload:
-        async with aclosing(self.link.call(rpc, request, metadata={})) as responses:
-            return await anext(responses)
+        return await self.link.unary(rpc, request, metadata={}, timeout=timeout)
 
 
 @asynccontextmanager

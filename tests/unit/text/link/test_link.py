@@ -49,6 +49,11 @@ class Answering:
             raise InputTooLargeError("over the limit of 7", metadata={"limit": "7"})
         if request.text == "bug":
             raise ZeroDivisionError
+        if request.text == "endless":
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.stopped.set()
         if request.text == "request id":
             return pb.InferResponse(text=request_id())
         return pb.InferResponse(text=request.text)
@@ -90,8 +95,8 @@ class Ends:
 
     async def infer(self, text: str) -> str:
         request = pb.InferRequest(text=text).SerializeToString()
-        async with aclosing(self.link.call("Infer", request, metadata=METADATA)) as answers:
-            return pb.InferResponse.FromString((await anext(answers)).data).text
+        answer = await self.link.unary("Infer", request, metadata=METADATA)
+        return pb.InferResponse.FromString(answer.data).text
 
     def generate(self, prompt: str, count: int, model: str = "", **options: Any) -> Any:
         request = pb.TextRequest(model=model, prompt=prompt, max_length=count).SerializeToString()
@@ -229,6 +234,27 @@ async def test_a_call_that_takes_too_long_stops_its_work(tmp_path: Path) -> None
             with pytest.raises(TimeoutError):
                 [each async for each in answers]
         await asyncio.wait_for(both.handlers.stopped.wait(), 60)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "too long", "connection"])
+async def test_a_call_with_one_answer_that_ends_early_stops_its_work(
+    tmp_path: Path, end: str
+) -> None:
+    request = pb.InferRequest(text="endless").SerializeToString()
+    async with ends(tmp_path) as both:
+        timeout = 0.05 if end == "too long" else None
+        answer = asyncio.create_task(
+            both.link.unary("Infer", request, metadata=METADATA, timeout=timeout)
+        )
+        assert await both.infer("meanwhile") == "meanwhile"
+        if end == "cancelled":
+            answer.cancel()
+        if end == "connection":
+            both.link.close()
+        with pytest.raises((asyncio.CancelledError, TimeoutError, WorkerUnavailableError)):
+            await answer
+        await asyncio.wait_for(both.handlers.stopped.wait(), 60)
+        assert not both.link._calls
 
 
 async def test_the_end_of_the_connection_ends_its_calls(tmp_path: Path) -> None:
