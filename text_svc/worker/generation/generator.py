@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from text_svc.worker.engines.sampling import (
     Sampling,
     SamplingDefaults,
 )
+from text_svc.worker.generation.bursts import Bursts
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Detokenizer, Tokenizer
@@ -79,10 +81,15 @@ class TextGenerator:
         self._template = ChatTemplate(
             tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
         )
+        self._bursts = Bursts()
         running, waiting = engine.limits.running, engine.limits.waiting
         self._places = Places(
             running + waiting, f"{running} generations run and {waiting} wait, which is the limit"
         )
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """Marks a call whose prompt is being read; see `Bursts`."""
+        return self._bursts.preparing()
 
     async def encode(self, prompt: str) -> list[int]:
         """Token ids of a plain prompt, with the special tokens that the model expects."""
@@ -136,28 +143,30 @@ class TextGenerator:
         continued = prompt if self._engine.limits.new_tokens is None else ()
         text = _GenerationText(self._tokenizer.detokenizer(continued), sampling.stop)
         first = last = 0.0
+        await self._bursts.together()
         place = self._places.take(generation.caller, partial(self._leave, generation))
-        self._engine.submit(generation)
         try:
-            while True:
-                for output in await generation.take():
-                    if output.error:
-                        raise output.error
-                    now = time.perf_counter()
-                    if last:
-                        self._metrics.gap(now - last)
-                    first, last = first or now, now
-                    delta = text.add(output)
-                    if delta.finish_reason:
-                        usage = Usage(
-                            len(prompt),
-                            delta.tokens_generated,
-                            generation.started - begun,
-                            first - begun,
-                        )
-                        yield replace(delta, usage=usage)
-                        return
-                    yield delta
+            with self._bursts.running():
+                self._engine.submit(generation)
+                while True:
+                    for output in await generation.take():
+                        if output.error:
+                            raise output.error
+                        now = time.perf_counter()
+                        if last:
+                            self._metrics.gap(now - last)
+                        first, last = first or now, now
+                        delta = text.add(output)
+                        if delta.finish_reason:
+                            usage = Usage(
+                                len(prompt),
+                                delta.tokens_generated,
+                                generation.started - begun,
+                                first - begun,
+                            )
+                            yield replace(delta, usage=usage)
+                            return
+                        yield delta
         finally:
             self._places.free(place)
             self._engine.cancel(generation)

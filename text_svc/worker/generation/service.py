@@ -35,7 +35,8 @@ class GenerationHandlers:
         """A stream of text; the last response has `done`, and no text."""
         check_sizes([request.prompt], "prompt", self._max_bytes)
         sampling = self._generator.defaults.complete(_sampling_request(request, "max_length"))
-        prompt = await self.read_text(request)
+        with self._generator.preparing():
+            prompt = await self.read_text(request)
         generation = self._generator.generate(prompt.ids, sampling, prompt.inputs)
         async with aclosing(generation) as deltas:
             async for delta in deltas:
@@ -56,7 +57,8 @@ class GenerationHandlers:
         contents = [message.content for message in request.messages]
         check_sizes(contents, "messages", self._max_bytes, empty=True)
         sampling = self._generator.defaults.complete(_sampling_request(request, "max_tokens"))
-        prompt = await self.read_chat(request)
+        with self._generator.preparing():
+            prompt = await self.read_chat(request)
         generation = self._generator.generate(prompt.ids, sampling, prompt.inputs)
         async with aclosing(generation) as deltas:
             async for delta in deltas:
