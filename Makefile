@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ bench-embeddings: models ## time embeddings against sentence-transformers and in
 
 bench-perplexity: models ## measure the perplexity of each dtype
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
+
+bench-cpu: models ## CPU of a token and of an embedding call, by process
+	@$(PY) -m tests.bench.bench_cpu $(BENCH)
 
 bench-files: setup ## speed of GetModelFile beside a bare gRPC stream, and of loading 1 GB
 	@$(PY) -m tests.bench.bench_files $(BENCH)
