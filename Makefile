@@ -10,9 +10,11 @@ XDIST := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 PY := $(VENV)/bin/python
 SETUP := $(VENV)/.ready
+# Where there is an NVIDIA card, an environment with the CUDA build of PyTorch.
+CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +46,17 @@ chaos: models ## cause faults under steady calls for MINUTES=10, in the order of
 
 test-architectures: setup ## compare every architecture with transformers, and print the table
 	@$(PY) -m tests.architectures $(ARCHITECTURES)
+
+$(VENV)-cuda/.ready: $(SETUP) requirements/torch-cuda.txt
+	@PYTHON="$(PYTHON)" TORCH_INDEX_URL="$(TORCH_INDEX_URL)" tools/setup.sh "$(VENV)-cuda"
+	@$(VENV)-cuda/bin/python -m pip --disable-pip-version-check install -q --no-deps --require-hashes -r requirements/torch-cuda.txt
+	@touch $@
+
+test-cuda: models $(CUDA_VENV)/.ready ## test on a CUDA device; skipped, with the reason, without one
+	@CUDA_TESTS=$(or $(CUDA_TESTS),$(if $(wildcard /dev/nvidia0),required)) $(CUDA_VENV)/bin/python -m pytest tests/cuda
+
+bench-cuda: models $(CUDA_VENV)/.ready ## time generation on a CUDA device against transformers and vLLM
+	@$(CUDA_VENV)/bin/python -m tests.bench.bench_cuda $(BENCH)
 
 images: ## build the container images, one at a time
 	@set -e; for name in envoy model_mgmt text vision http models provider; do \

@@ -2,25 +2,26 @@
 
 `python -m tests.bench.bench_text` prints tables and writes out/bench/text.json, .md and .png. Same
 weights, same machine, same questions; a stretch is some callers with one question each, and the
-peers take turns. A tonic client asks ours; for the ratios to servers that Python asks, Python asks
-ours as well, in turns of its own. A peer that cannot be started is left out, and the tables say
-why. `--short` measures ours and the engine in process alone.
+peers take turns. A tonic client asks ours over gRPC; beside servers that speak OpenAI's protocol,
+the client that asks them asks ours too, over HTTP through Envoy, in turns of its own. A peer that
+cannot be started is left out, and the tables say why. `--short` measures ours and the engine in
+process alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.bench.gguf_files import eight_bits, four_bits
 from tests.bench.machine import quiet_machine
 from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
-from tests.bench.text_peers import ByPython, Ours, OursLiteRt, generate, litert_lm, openvino_genai
+from tests.bench.text_peers import Ours, OursLiteRt, generate, litert_lm, openvino_genai
 from tests.bench.text_report import plot, table
-from tests.bench.text_servers import LlamaCpp, TransformersServe
+from tests.bench.text_servers import ByHttp, HttpPeer, LlamaCpp, TransformersServe
 from tests.bench.text_types import (
     Peer,
     Repeated,
@@ -55,6 +56,7 @@ PEERS: dict[str, Callable[[RustClient | None], Peer]] = {
 }
 SHORT = tuple(PEERS)[:6]
 # What is compared with what; the figure of the first by that of the second.
+Pairs = Sequence[tuple[str, str]]
 RATIOS = (
     ("ours", "openvino"),
     ("ours-int8", "openvino-int8"),
@@ -65,31 +67,32 @@ RATIOS = (
     ("ours-int8", "llama.cpp-q8"),
     ("ours-int8", "llama.cpp-q4"),
 )
-SERVERS = ("serve", "llama.cpp-q8", "llama.cpp-q4")
 
 
-def ratios(peers: Collection[str]) -> Iterator[tuple[str, str]]:
-    """The pairs to compare, like with like: beside a server, ours as Python asks it."""
-    for ours, theirs in RATIOS:
-        if theirs in SERVERS and by_python(ours) in peers:
-            ours = by_python(ours)
+def ratios(peers: Collection[str], compared: Pairs) -> Iterator[tuple[str, str]]:
+    """The pairs to compare, like with like: beside a server, ours as HTTP clients ask it."""
+    for ours, theirs in compared:
         if ours in peers and theirs in peers:
-            yield ours, theirs
+            yield (by_http(ours) if by_http(ours) in peers and is_server(theirs) else ours), theirs
 
 
-def by_python(name: str) -> str:
-    """The name of the same services asked by Python."""
-    return f"{name}-python"
+def is_server(name: str) -> bool:
+    """Whether a peer is asked over HTTP."""
+    return name.startswith(("serve", "llama.cpp", "vllm"))
+
+
+def by_http(name: str) -> str:
+    """The name of the same services asked over HTTP."""
+    return f"{name}-http"
 
 
 async def started(
-    names: Collection[str], rust: RustClient | None
+    wanted: Mapping[str, Peer], compared: Pairs
 ) -> tuple[dict[str, Peer], dict[str, str]]:
     """The peers that start, each after a first answer, and why the others do not."""
     peers: dict[str, Peer] = {}
     left_out: dict[str, str] = {}
-    for name in names:
-        peer = PEERS[name](rust)
+    for name, peer in wanted.items():
         try:
             print(f"starting {peer.name}", flush=True)
             await peer.start()
@@ -100,10 +103,10 @@ async def started(
             await _stopped(peer)
         else:
             peers[name] = peer
-    for ours, theirs in RATIOS:
-        one = peers.get(ours)
-        if rust and theirs in SERVERS and theirs in peers and isinstance(one, Ours):
-            peers.setdefault(by_python(ours), ByPython(one))
+    for ours, theirs in compared:
+        one, other = peers.get(ours), peers.get(theirs)
+        if isinstance(one, Ours) and isinstance(other, HttpPeer):
+            peers.setdefault(by_http(ours), ByHttp(one))
     return peers, left_out
 
 
@@ -114,7 +117,12 @@ async def _stopped(peer: Peer) -> None:
         print(f"{peer.name} was not stopped: {error}")
 
 
-async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[str, Any]:
+async def measure(
+    peers: dict[str, Peer],
+    compared: Pairs,
+    options: argparse.Namespace,
+    memory: Callable[[Sequence[int]], float],
+) -> dict[str, Any]:
     """Figures by peer and number of callers, ratios of peers, and gains from more callers."""
     stretches: dict[str, dict[str, list[Stretch]]] = {name: {} for name in peers}
     repeated: dict[str, list[Repeated]] = {name: [] for name in peers}
@@ -140,7 +148,7 @@ async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[s
                 callers: ratio(each, stretches[theirs][callers])
                 for callers, each in stretches[ours].items()
             }
-            for ours, theirs in ratios(peers)
+            for ours, theirs in ratios(peers, compared)
         },
         "gains": {
             label(peers[name]): {
@@ -151,7 +159,7 @@ async def measure(peers: dict[str, Peer], options: argparse.Namespace) -> dict[s
         },
         "repeated": {label(peers[name]): Repeated.medians(each) for name, each in repeated.items()},
         "memory_mib": {
-            label(peer): memory_mib(pids) for peer in peers.values() if (pids := peer.pids())
+            label(peer): memory(pids) for peer in peers.values() if (pids := peer.pids())
         },
     }
 
@@ -178,10 +186,23 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
-async def run(options: argparse.Namespace, rust: RustClient | None) -> dict[str, Any]:
-    peers, left_out = await started(options.peers, rust)
+async def run(
+    wanted: Mapping[str, Peer],
+    compared: Pairs,
+    options: argparse.Namespace,
+    memory: Callable[[Sequence[int]], float] = memory_mib,
+) -> dict[str, Any]:
+    """The report: figures of all peers that start.
+
+    Args:
+        wanted: the peers by name, in the order of the tables.
+        compared: names of peers, the figure of the first by that of the second.
+        options: callers, tokens and rounds.
+        memory: MiB of some processes and their children.
+    """
+    peers, left_out = await started(wanted, compared)
     try:
-        figures = await measure(peers, options)
+        figures = await measure(peers, compared, options, memory)
     finally:
         for peer in peers.values():
             await _stopped(peer)
@@ -193,7 +214,8 @@ def main() -> None:
     options = parse_arguments()
     rust = RustClient.chosen(options.client)
     with quiet_machine(busy=options.busy) as machine:
-        report = asyncio.run(run(options, rust))
+        wanted = {name: PEERS[name](rust) for name in options.peers}
+        report = asyncio.run(run(wanted, RATIOS, options))
     publish(options.out, "text", machine, report, table(report))
     plot(report, options.out / "text.png")
 

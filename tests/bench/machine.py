@@ -68,7 +68,7 @@ def describe() -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return (
-        f"{_cpu()}, {named_cores()} cores, {memory:.0f} GiB; {platform.system()} "
+        f"{_cpu()}{_gpus()}, {named_cores()} cores, {memory:.0f} GiB; {platform.system()} "
         f"{platform.release()}, {', '.join(versions)}, commit {_commit()}"
     )
 
@@ -78,6 +78,13 @@ def _cpu() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _gpus() -> str:
+    """Each NVIDIA card, as its driver calls it."""
+    told = Path("/proc/driver/nvidia/gpus").glob("*/information")
+    names = [path.read_text().partition("Model:")[2].splitlines()[0].strip() for path in told]
+    return "".join(f", {name}" for name in names)
 
 
 def _commit() -> str:

@@ -1,4 +1,4 @@
-"""A library in a process of its own: `python -m tests.bench.text_child ENGINE FOLDER DTYPE`.
+"""A library in a process of its own: `python -m tests.bench.text_child ENGINE FOLDER DTYPE DEVICE`.
 
 Reads stretches as JSON lines (`{"texts": [prompt], "prompts": [[ids]], "tokens": n}`, the same
 prompts as text and as ids), answers with arrival times.
@@ -27,7 +27,7 @@ class Asked:
 Run = Callable[[Asked], list[list[float]]]
 
 
-def openvino(folder: str, dtype: str) -> Run:
+def openvino(folder: str, dtype: str, _: str) -> Run:
     """OpenVINO GenAI's continuous batching, as lean as it can be called."""
     import numpy as np
     import openvino as ov
@@ -70,13 +70,14 @@ def openvino(folder: str, dtype: str) -> Run:
     return run
 
 
-def generate(folder: str, dtype: str) -> Run:
+def generate(folder: str, dtype: str, device: str) -> Run:
     """transformers' `generate`, a thread a caller."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.generation.streamers import BaseStreamer
 
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    model.eval().to(device)
 
     class Clock(BaseStreamer):
         def __init__(self, start: float, times: list[float]) -> None:
@@ -91,7 +92,7 @@ def generate(folder: str, dtype: str) -> Run:
             pass
 
     def one(prompt: list[int], tokens: int, clock: Clock) -> None:
-        ids = torch.tensor([prompt])
+        ids = torch.tensor([prompt], device=device)
         with torch.inference_mode():
             model.generate(
                 ids,
@@ -118,7 +119,7 @@ def generate(folder: str, dtype: str) -> Run:
     return run
 
 
-def litert_lm(file: str, _: str) -> Run:
+def litert_lm(file: str, _dtype: str, _device: str) -> Run:
     """LiteRT-LM, which has one queue for all sessions: one prompt after the other."""
     import litert_lm as library
 
@@ -141,10 +142,9 @@ def litert_lm(file: str, _: str) -> Run:
 
 def main() -> None:
     """Serves stretches until stdin ends."""
-    engine, folder, dtype = sys.argv[1:]
-    run: Run = {"openvino": openvino, "generate": generate, "litert_lm": litert_lm}[engine](
-        folder, dtype
-    )
+    engine, *arguments = sys.argv[1:]
+    engines = {"openvino": openvino, "generate": generate, "litert_lm": litert_lm}
+    run: Run = engines[engine](*arguments)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(Asked(**json.loads(line)))), flush=True)

@@ -38,14 +38,17 @@ class Ours:
         dtype: of the model.
         engine: of the model.
         rust: the tonic client, with a connection a caller; without it Python calls, over one.
+        options: more of the load.
     """
 
     model = MODEL
 
-    def __init__(self, dtype: str, engine: str = "auto", rust: RustClient | None = None) -> None:
+    def __init__(
+        self, dtype: str, engine: str = "auto", rust: RustClient | None = None, **options: str
+    ) -> None:
         self.name = f"ours, {dtype}" + ("" if engine == "auto" else f", {engine}")
         self.client = TONIC if rust else PYTHON
-        self._options = {"dtype": dtype, "engine": engine}
+        self._options = {"dtype": dtype, "engine": engine, **options}
         self._rust = rust
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
         self._stack: Stack | None = None
@@ -68,14 +71,19 @@ class Ours:
         assert self._stack
         return [self._stack.pids[name] for name in ("text_svc", "envoy")]
 
+    @property
+    def address(self) -> str:
+        """Of Envoy."""
+        assert self._stack
+        return self._stack.addresses["envoy"]
+
     async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
         if not self._rust:
-            return await self.python_stretch(questions, tokens, system)
-        assert self._stack
+            return await self._python_stretch(questions, tokens, system)
         outcome = await asyncio.to_thread(
             self._rust.run,
             "text",
-            endpoint=f"http://{self._stack.addresses['envoy']}",
+            endpoint=f"http://{self.address}",
             rpc="chat",
             model=self.model,
             system=system,
@@ -85,8 +93,7 @@ class Ours:
         )
         return Stretch([arrivals(each["messages"], each["tokens"]) for each in outcome["callers"]])
 
-    async def python_stretch(self, questions: Sequence[str], tokens: int, system: str) -> Stretch:
-        """The same, called by Python whatever the client is."""
+    async def _python_stretch(self, questions: Sequence[str], tokens: int, system: str) -> Stretch:
         requests = [
             pb.ChatRequest(
                 messages=[pb.ChatMessage(**message) for message in as_chat(question, system)],
@@ -130,28 +137,6 @@ class OursLiteRt(Ours):
         await super().start()
 
 
-class ByPython:
-    """The same services called by Python, to be compared with servers that Python calls."""
-
-    client = PYTHON
-
-    def __init__(self, ours: Ours) -> None:
-        self.name = ours.name
-        self._ours = ours
-
-    async def start(self) -> None:
-        """The services are those of the other."""
-
-    def pids(self) -> Sequence[int]:
-        return []
-
-    async def stretch(self, questions: Sequence[str], tokens: int, system: str = "") -> Stretch:
-        return await self._ours.python_stretch(questions, tokens, system)
-
-    async def stop(self) -> None:
-        """The other stops them."""
-
-
 def arrivals(messages: Sequence[float], tokens: int) -> list[float]:
     """When each token came: a message may hold the text of two tokens, and the last has none."""
     return [*messages[:-1], *[messages[-1]] * (tokens - len(messages) + 1)]
@@ -177,14 +162,18 @@ class Child:
         name: what tables call it.
         engine: of `text_child`.
         dtype: what it computes with.
+        device: what computes, where the engine has a choice.
         folder: makes or finds the model; may take a minute the first time.
     """
 
     client = IN_PROCESS
 
-    def __init__(self, name: str, engine: str, dtype: str, folder: Callable[[], Path]) -> None:
+    def __init__(
+        self, name: str, engine: str, dtype: str, folder: Callable[[], Path], device: str = "cpu"
+    ) -> None:
         self.name = f"{name}, {dtype}"
-        self._engine, self._dtype, self._folder = engine, dtype, folder
+        self._engine, self._folder = engine, folder
+        self._dtype, self._device = dtype, device
         self._tokenizer = FastTokenizer(MODEL_FOLDER)
         self._template = ChatTemplate(
             self._tokenizer.chat_template, self._tokenizer.special_tokens, 1 << 20
@@ -194,7 +183,7 @@ class Child:
         folder = await asyncio.to_thread(self._folder)
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.bench.text_child"),
-            *(self._engine, str(folder), self._dtype),
+            *(self._engine, str(folder), self._dtype, self._device),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
@@ -232,9 +221,9 @@ def openvino_genai(dtype: str) -> Child:
     return Child("OpenVINO GenAI", "openvino", dtype, partial(converted_folder, dtype))
 
 
-def generate() -> Child:
+def generate(dtype: str = "float32", device: str = "cpu") -> Child:
     """transformers' `generate`."""
-    return Child("transformers generate", "generate", "float32", lambda: MODEL_FOLDER)
+    return Child("transformers generate", "generate", dtype, lambda: MODEL_FOLDER, device)
 
 
 def litert_lm() -> Child:

@@ -69,10 +69,15 @@ class TextService:
 
     def metric(self, name: str, model: str) -> float:
         """The value of this model's sample on the metrics page; 0 if there is none."""
+        return self.sample(name, model=model)
+
+    def sample(self, name: str, **label: str) -> float:
+        """The value of the sample with this label on the metrics page; 0 if there is none."""
+        ((key, value),) = label.items()
         url = f"http://127.0.0.1:{self.metrics_port}/metrics"
         with urllib.request.urlopen(url) as page:
             for line in page.read().decode().splitlines():
-                if line.startswith(f"{name}{{") and f'model="{model}"' in line:
+                if line.startswith(f"{name}{{") and f'{key}="{value}"' in line:
                     return float(line.rpartition(" ")[2])
         return 0.0
 
