@@ -14,7 +14,11 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
+=======
+.PHONY: help setup up down demo test test-hostile test-architectures test-cuda chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory bench-cuda rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
+>>>>>>> 88fb2ce (Other servers have a benchmark of their own)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +78,7 @@ audit: setup ## look up known vulnerabilities of all pinned packages
 pin-images: setup ## pin the base images by digest; asks their registries
 	@$(PY) -m tools.containers.pin_images
 
-bench: bench-vision bench-scenes bench-text bench-embeddings bench-perplexity bench-link bench-files ## run all benchmarks
+bench: bench-vision bench-scenes bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-files ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
@@ -91,13 +95,16 @@ bench-scenes: models ## time holistic against its parts, templates, auto flip an
 profile-vision: models ## show where the time of each vision task goes
 	@$(PY) -m tests.bench.profile_vision $(BENCH)
 
-bench-text: models ## time generation against the libraries and other servers
+bench-text: models ## time generation against the library in process
 	@$(PY) -m tests.bench.bench_text $(BENCH)
 
-bench-embeddings: models ## time embeddings against sentence-transformers and infinity
+bench-servers: models ## time generation against other servers and engines
+	@$(PY) -m tests.bench.bench_servers $(BENCH)
+
+bench-embeddings: models ## time embeddings against the libraries in process and infinity
 	@$(PY) -m tests.bench.bench_embeddings $(BENCH)
 
-bench-perplexity: models ## measure the perplexity of each dtype
+bench-perplexity: models ## measure the perplexity of each dtype and of peers
 	@$(PY) -m tests.bench.bench_perplexity $(BENCH)
 
 bench-cpu: models ## CPU of a token and of an embedding call, by process

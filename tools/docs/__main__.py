@@ -48,6 +48,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
         f"{name} benchmark": ROOT / f"out/bench/{name}.md"
         for name in (
             "text",
+            "servers",
             "perplexity",
             "embeddings",
             "vision",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Sequence
 
-from tests.bench.bench_text import run
 from tests.bench.text_report import table
+from tests.bench.text_run import run
 from tests.bench.text_types import Stretch, system_prompt
 
 
