@@ -14,11 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
-=======
-.PHONY: help setup up down demo test test-hostile test-architectures test-cuda chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-files bench-autoload bench-memory bench-model-memory bench-cuda rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images
->>>>>>> 88fb2ce (Other servers have a benchmark of their own)
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,7 +74,7 @@ audit: setup ## look up known vulnerabilities of all pinned packages
 pin-images: setup ## pin the base images by digest; asks their registries
 	@$(PY) -m tools.containers.pin_images
 
-bench: bench-vision bench-scenes bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-files ## run all benchmarks
+bench: bench-text bench-embeddings bench-vision bench-servers bench-cpu bench-link bench-files bench-scenes bench-perplexity bench-model-memory ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import tempfile
 import time
@@ -25,13 +24,13 @@ import psutil
 from ml import model_management_pb2 as management
 from ml import model_management_pb2_grpc
 from tests.bench.bench_embeddings import sentences
-from tests.bench.cores import effective_cores
+from tests.bench.machine import quiet_machine
+from tests.bench.results import parser_of, publish
 from tests.bench.rust_client import RustClient, add_option
 from tests.bench.text_types import questions
 from tests.bench.wire_calls import Caller
-from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack, stack_in
+from tests.support.stack import CHAT, EMBEDDER, Stack, stack_in
 
-OUT = ROOT / "out" / "bench"
 # What the commands of processes hold, by hop; the first that fits counts.
 HOPS = {
     "OpenVINO's steps": "worker.engines.openvino_process",
@@ -74,9 +73,8 @@ async def load(stack: Stack) -> None:
             )
 
 
-async def measure(options: argparse.Namespace) -> dict[str, Any]:
+async def measure(options: argparse.Namespace, rust: RustClient | None) -> dict[str, Any]:
     """Medians of the rounds, by row and hop."""
-    rust = RustClient.chosen(options.client)
     texts = sentences(512)
     rounds: dict[str, list[dict[str, float]]] = {}
     with (
@@ -118,12 +116,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     """Markdown: a row for each unit of work."""
-    before, after = report["effective_cores"]
     lines = [
-        (
-            f"{report['rounds']} rounds, medians; effective cores {before:.2f} before, {after:.2f} "
-            "after."
-        ),
+        f"Medians of {report['rounds']} rounds.",
         "",
         f"| CPU ms of | {' | '.join(HOPS)} | {' and '.join(OUTSIDE)} |",
         "|---" * (len(HOPS) + 2) + "|",
@@ -136,26 +130,20 @@ def table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--text-callers", type=int, nargs="*", default=[1, 8, 16])
     parser.add_argument("--embedding-callers", type=int, nargs="*", default=[1, 8, 32])
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of embedding calls")
+    parser.add_argument("--seconds", type=float, help="of embedding calls")
     parser.add_argument("--rounds", type=int, default=3)
     add_option(parser)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
     options = parser.parse_args()
-    before = effective_cores()
-    figures = asyncio.run(measure(options))
-    report = {
-        "rounds": options.rounds,
-        "effective_cores": [before, effective_cores()],
-        "cpu_ms": figures,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "cpu.json").write_text(json.dumps(report, indent=2) + "\n")
-    (options.out / "cpu.md").write_text(table(report) + "\n")
-    print(table(report))
+    options.seconds = options.seconds or (2.0 if options.short else 4.0)
+    rust = RustClient.chosen(options.client)
+    with quiet_machine(busy=options.busy) as machine:
+        figures = asyncio.run(measure(options, rust))
+    report = {"rounds": options.rounds, "cpu_ms": figures}
+    publish(options.out, "cpu", machine, report, table(report))
 
 
 if __name__ == "__main__":

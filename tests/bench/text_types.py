@@ -145,7 +145,7 @@ def label(peer: Peer) -> str:
     return f"{peer.name} ({peer.client})"
 
 
-def as_chat(question: str, system: str) -> list[dict[str, Any]]:
+def as_chat(question: str, system: str = "") -> list[dict[str, Any]]:
     """A question as a conversation, after the system prompt if there is one."""
     told = [{"role": "system", "content": system}] if system else []
     return [*told, {"role": "user", "content": question}]

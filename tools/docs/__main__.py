@@ -55,6 +55,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "vision_profile",
             "scenes",
             "link",
+            "cpu",
             "files",
             "autoload",
         )
