@@ -19,6 +19,7 @@ from mediapipe.tasks.python import BaseOptions, vision
 
 from ml import mediapipe_pb2
 from ml import transformers_pb2 as pb
+from shared.model_ids import ModelId, folder_name
 from tests.integration.vision.reference import REFERENCES, clip_for
 from tests.support import tiny_models, tiny_text
 from tests.support.embeddings import expected
@@ -87,12 +88,14 @@ class Models:
     """Makes the models in `folder/text`.
 
     Attributes:
+        converted: the folder for their conversions.
         frames: messages of a video with a face.
         picture: the first of them as a picture.
     """
 
     def __init__(self, folder: Path, vision_models: Path) -> None:
         self.folder = folder
+        self.converted = folder / "converted"
         self._run = uuid.uuid4().hex[:8]
         self._text = folder / "text"
         self._vision = vision_models
@@ -121,55 +124,71 @@ class Models:
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     def publish_new(self, name: str) -> str:
-        """Makes a model that nobody has fetched or converted; the name begins its id's last part.
+        """Makes a model that nobody has fetched or converted, and returns its id.
 
         It has the files of the guest, and one of its own.
+
+        Args:
+            name: begins the last part of its id.
         """
-        return self.publish(f"{ORGANISATION}/{name}-{self._run}")
+        model_id = f"{ORGANISATION}/{name}-{self._run}"
+        self.publish(model_id)
+        return model_id
 
     def publish_known(self, name: str) -> str:
-        """The same, with an id that it has in all runs: one of them has converted it."""
-        return self.publish(f"{ORGANISATION}/{name}")
+        """Makes a model that is just as the guest, which saves its conversion; returns its id."""
+        model_id = f"{ORGANISATION}/{name}"
+        self._link(GUEST, model_id)
+        converted = self.converted / folder_name(ModelId(GUEST))
+        for manifest in converted.glob("*/conversion.json"):
+            target = self.converted / folder_name(ModelId(model_id)) / manifest.parent.name
+            if not target.exists():
+                shutil.copytree(manifest.parent, target)
+        return model_id
 
-    def publish(self, model_id: str, *, other: bool = False) -> str:
-        """Makes the files of a model, and returns its id.
+    def publish(self, model_id: str, *, other: bool = False) -> None:
+        """Makes the files of a new model.
 
         Args:
             model_id: its id.
             other: whether it has the other weights.
         """
-        source = self._text / (f"{GUEST}-other" if other else GUEST)
-        target = self._text / model_id
-        shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(source, target, copy_function=os.link)
-        config = json.loads((source / "config.json").read_text())
+        source = f"{GUEST}-other" if other else GUEST
+        target = self._link(source, model_id)
+        config = json.loads((target / "config.json").read_text())
         # Fetched files and conversions are known by hashes: these are new.
         (target / "config.json").unlink()
         (target / "config.json").write_text(json.dumps(config | {"_name_or_path": model_id}))
         (target / PAD).write_bytes(random.Random(model_id).randbytes(PAD_BYTES))
-        return model_id
+
+    def _link(self, source: str, model_id: str) -> Path:
+        target = self._text / model_id
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self._text / source, target, copy_function=os.link)
+        return target
 
     def withdraw(self, model_id: str) -> None:
         """Removes a published model."""
         shutil.rmtree(self._text / model_id, ignore_errors=True)
 
-    def take_conversions(self, folder: Path) -> None:
-        """Copies into a folder what earlier runs have converted of the models of all runs."""
+    def take_conversions(self) -> None:
+        """Copies what earlier runs have converted of the models that all runs have."""
         CONVERTED.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(CONVERTED, folder)
+        shutil.copytree(CONVERTED, self.converted)
 
-    def keep_conversions(self, folder: Path) -> None:
-        """Copies from there what this run has converted of them."""
-        for manifest in folder.glob("*/*/conversion.json"):
-            model, conversion = manifest.parent.parent.name, manifest.parent.name
-            kept = CONVERTED / model / conversion
-            if not model.endswith(self._run) and not kept.exists():
-                new = Path(tempfile.mkdtemp(dir=CONVERTED.parent)) / conversion
-                shutil.copytree(manifest.parent, new)
-                kept.parent.mkdir(exist_ok=True)
-                with contextlib.suppress(OSError):  # another run was as quick
-                    new.rename(kept)
-                shutil.rmtree(new.parent)
+    def keep_conversions(self) -> None:
+        """Keeps what this run has converted of them for the next ones."""
+        for model_id in (CHAT, EMBEDDER, GUEST):
+            name = folder_name(ModelId(model_id))
+            for manifest in (self.converted / name).glob("*/conversion.json"):
+                kept = CONVERTED / name / manifest.parent.name
+                if not kept.exists():
+                    new = Path(tempfile.mkdtemp(dir=CONVERTED.parent)) / kept.name
+                    shutil.copytree(manifest.parent, new)
+                    kept.parent.mkdir(exist_ok=True)
+                    with contextlib.suppress(OSError):  # another run was as quick
+                        new.rename(kept)
+                    shutil.rmtree(new.parent)
 
     def answers(self) -> Answers:
         """Computes what is right; takes some seconds."""

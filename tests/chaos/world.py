@@ -59,10 +59,9 @@ class World:
         for name in ("cache", "state"):
             (run / name).mkdir(parents=True)
         # Not the folder of other stacks, from which those that lack room would remove theirs.
-        converted = self.folder / "converted"
-        self.models.take_conversions(converted)
+        self.models.take_conversions()
         environment = {
-            "TEXT_CONVERTED_DIR": str(converted),
+            "TEXT_CONVERTED_DIR": str(self.models.converted),
             "TMPDIR": str(self.scratch),
             "TEXT_HANG_SECONDS": str(HANG_SECONDS),
             "TEXT_MEMORY_BUDGET_MB": str(BUDGET_MIB),
@@ -161,7 +160,7 @@ class World:
     def close(self) -> None:
         """Ends everything, and removes the folder."""
         self.stack.stop()
-        self.models.keep_conversions(self.folder / "converted")
+        self.models.keep_conversions()
         if self._provider is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._provider.pid, signal.SIGCONT)
