@@ -19,6 +19,7 @@ from text_svc.processes.specs import (
     WorkerSpec,
 )
 from text_svc.processes.tracebacks import write_tracebacks_on_signal
+from text_svc.worker.light_imports import import_torch
 from text_svc.worker.memory import give_back, give_back_when_idle
 from text_svc.worker.pipelines import load
 from text_svc.worker.steps import look_at_all
@@ -65,6 +66,8 @@ def main() -> None:
     spec = begin(WorkerSpec, "text_svc.worker")
     write_tracebacks_on_signal()
     tracing.configure("text_svc.worker", {"model": spec.model_id})
+    if spec.engine == "transformers":
+        import_torch()
     try:
         asyncio.run(serve(spec))
     except ServiceError as error:
