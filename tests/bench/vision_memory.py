@@ -2,18 +2,20 @@
 
 Opens that many short streams of each task, four at a time, on a service of its own for each task,
 and compares what the process holds after all of them with what it held after the first 30: at most
-150 MB more. It prints the first figure at once and the growth as it goes, and writes
-out/bench/vision_memory.json after each task. All tasks take hours; `--seconds` ends a task earlier,
-and its line says after how many streams. A test runs a small one.
+150 MB more. It prints the first figure at once and the growth as it goes, and writes both to
+out/bench/vision_memory.json and vision_memory.md, where tasks that are not run keep their lines.
+All tasks take an hour or two; `--seconds` ends a task earlier, and its line says after how many
+streams, as it does if the benchmark is stopped. A test runs a small one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -106,7 +108,7 @@ def measure(
     *,
     first: int = FIRST_STREAMS,
     seconds: float = float("inf"),
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[Held], None] = lambda _: None,
 ) -> Held:
     """Runs streams of a task until there were as many, or the time is over.
 
@@ -116,23 +118,44 @@ def measure(
         streams: how many in all.
         first: after how many the first figure is taken.
         seconds: no more streams are begun after that long.
-        say: gets each figure as it is taken, in words.
+        say: gets what is held as it is measured, from the first streams on.
 
     Raises:
         grpc.RpcError: a stream failed.
     """
     video, end = requests(task), time.monotonic() + seconds
     run_streams(channel, task, first, video)
-    before = after = settled_rss(pid)
-    say(f"{before / 1e6:.0f} MB after {first} streams")
-    done = first
-    while done < streams and time.monotonic() < end:
-        count = min(_STEP, streams - done)
+    before = settled_rss(pid)
+    held = Held(first, before, before)
+    say(held)
+    while held.streams < streams and time.monotonic() < end:
+        count = min(_STEP, streams - held.streams)
         run_streams(channel, task, count, video)
-        done += count
-        after = settled_rss(pid)
-        say(f"{(after - before) / 1e6:+.0f} MB after {done}")
-    return Held(done, before, after)
+        held = Held(held.streams + count, before, settled_rss(pid))
+        say(held)
+    return held
+
+
+def record(task: str, held: Held) -> None:
+    """Adds a task's figures to those that were taken before, or replaces its own."""
+    taken = json.loads(OUT.read_text()) if OUT.exists() else {}
+    taken[task] = asdict(held)
+    all_held = {each: Held(**taken[each]) for each in stream_tasks() if each in taken}
+    part = OUT.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(taken, indent=1) + "\n")
+    part.replace(OUT)
+    OUT.with_suffix(".md").write_text(report(all_held))
+
+
+def report(held: Mapping[str, Held]) -> str:
+    """A table of what was held, in Markdown."""
+    rows = [
+        f"| {task} | {each.streams:,} | {each.before / 1e6:.0f} | {each.after / 1e6:.0f} |"
+        f" {each.growth / 1e6:+.0f} |"
+        for task, each in held.items()
+    ]
+    head = f"| RPC | streams | MB after {FIRST_STREAMS} | MB after all | growth |"
+    return "\n".join((head, "|---|---:|---:|---:|---:|", *rows)) + "\n"
 
 
 def measure_alone(task: str, streams: int, seconds: float) -> Held | None:
@@ -148,10 +171,19 @@ def measure_alone(task: str, streams: int, seconds: float) -> Held | None:
         "VISION_MODEL_DIR": str(MODELS / "vision"),
         "VISION_LOG_LEVEL": "ERROR",
         "VISION_ADMISSION_SECONDS": "0",
+        # The benchmark may run beside other work, at a low priority.
+        "VISION_FIRST_MESSAGE_SECONDS": "25",
+        "VISION_READER_SECONDS": "600",
     }
 
-    def say(words: str) -> None:
-        print(f"{task}: {words}", flush=True)
+    def say(held: Held) -> None:
+        figure = (
+            f"{held.after / 1e6:.0f} MB"
+            if held.streams <= FIRST_STREAMS
+            else f"{held.growth / 1e6:+.0f} MB"
+        )
+        print(f"{task}: {figure} after {held.streams} streams", flush=True)
+        record(task, held)
 
     with (
         OUT.with_suffix(".log").open("ab") as log,  # its libraries print lines for each stream
@@ -164,7 +196,7 @@ def measure_alone(task: str, streams: int, seconds: float) -> Held | None:
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
                 raise
-            say(str(error.details()))
+            print(f"{task}: {error.details()}", flush=True)
             return None
 
 
@@ -175,15 +207,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="at most for each task")
     parser.add_argument("--tasks", nargs="+", default=stream_tasks(), help="RPCs, by default all")
     options = parser.parse_args()
-    results: dict[str, dict[str, int]] = {}
     too_much = []
     OUT.parent.mkdir(parents=True, exist_ok=True)
     for task in options.tasks:
-        if held := measure_alone(task, options.streams, options.seconds):
-            results[task] = asdict(held)
-            OUT.write_text(json.dumps(results, indent=1) + "\n")
-            if held.growth > MAX_GROWTH_BYTES:
-                too_much.append(task)
+        held = measure_alone(task, options.streams, options.seconds)
+        if held and held.growth > MAX_GROWTH_BYTES:
+            too_much.append(task)
     for task in too_much:
         print(f"{task}: more than {MAX_GROWTH_BYTES / 1e6:.0f} MB left behind")
     return int(bool(too_much))
