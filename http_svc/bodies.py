@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from python_multipart.multipart import FormParser, parse_options_header
 from starlette.datastructures import Headers
 
 from http_svc import metrics
+from shared.caller import caller
 from shared.errors import InputTooLargeError, InvalidArgumentError, QueueFullError
 from shared.text import cut
 
@@ -43,7 +45,7 @@ Result = TypeVar("Result")
 
 
 class BodyReader:
-    """Reads bodies, of which all together have a limit.
+    """Reads bodies, of which all together have a limit, and those of one caller half of it.
 
     Args:
         max_bytes: of one body.
@@ -54,6 +56,7 @@ class BodyReader:
         self._max_bytes = max_bytes
         self._memory = memory
         self._taken = 0
+        self._taken_by: Counter[str] = Counter()
 
     @asynccontextmanager
     async def body(self, headers: Headers, receive: Receive) -> AsyncIterator[bytes]:
@@ -64,7 +67,7 @@ class BodyReader:
             QueueFullError: there are too many others.
             ClientGoneError: the client left.
         """
-        taken = 0
+        taken, name = 0, caller()
         parts: list[bytes] = []
         try:
             length = headers.get("content-length", "")
@@ -76,14 +79,14 @@ class BodyReader:
                     raise ClientGoneError
                 part = message.get("body", b"")
                 taken += len(part)
-                self._take(len(part))
+                self._take(name, len(part))
                 self._check(taken)
                 parts.append(part)
                 if not message.get("more_body"):
                     break
             yield parts[0] if len(parts) == 1 else b"".join(parts)
         finally:
-            self._take(-taken, check=False)
+            self._give(name, taken)
 
     def _check(self, size: int) -> None:
         if size > self._max_bytes:
@@ -92,14 +95,24 @@ class BodyReader:
                 metadata={"limit": str(self._max_bytes)},
             )
 
-    def _take(self, size: int, *, check: bool = True) -> None:
+    def _take(self, name: str, size: int) -> None:
         self._taken += size
+        self._taken_by[name] += size
         metrics.BODY_BYTES.set(self._taken)
-        if check and self._taken > self._memory:
+        limit = self._memory // 2 if name else self._memory
+        if self._taken > self._memory or self._taken_by[name] > limit:
             raise QueueFullError(
-                f"the bodies of all requests have {self._memory} bytes, which is the limit",
+                f"the bodies of all requests have {self._memory} bytes, or those of this caller "
+                "half of them, which is the limit",
                 metadata={"limit": str(self._memory)},
             )
+
+    def _give(self, name: str, size: int) -> None:
+        self._taken -= size
+        self._taken_by[name] -= size
+        if not self._taken_by[name]:
+            del self._taken_by[name]
+        metrics.BODY_BYTES.set(self._taken)
 
 
 async def parse(kind: type[Kind], data: bytes) -> Kind:
@@ -152,8 +165,15 @@ async def parse_form(kind: type[Kind], headers: Headers, data: bytes) -> tuple[K
 def _parsed_form(kind: type[Kind], boundary: bytes, data: bytes) -> tuple[Kind, bytes]:
     fields: dict[str, Any] = {}
     files: list[bytes] = []
+    parts = 0
 
     def take_field(field: Any) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MAX_FIELDS or len(field.value or b"") > MAX_FIELD_BYTES:
+            raise FormParserError(
+                f"it has more than {MAX_FIELDS} fields, or one of more than {MAX_FIELD_BYTES} bytes"
+            )
         name = (field.field_name or b"").decode(errors="replace")
         value = (field.value or b"").decode(errors="replace")
         if name.endswith("[]"):
@@ -166,18 +186,14 @@ def _parsed_form(kind: type[Kind], boundary: bytes, data: bytes) -> tuple[Kind, 
             file.file_object.seek(0)
             files.append(file.file_object.read())
 
-    parser = FormParser(
-        "multipart/form-data",
-        take_field,
-        take_file,
-        boundary=boundary,
-        config={
-            "MAX_MEMORY_FILE_SIZE": len(data) + 1,  # nothing is written to the disk
-            "MAX_FIELDS": MAX_FIELDS,
-            "MAX_FIELD_SIZE": MAX_FIELD_BYTES,
-        },
-    )
     try:
+        parser = FormParser(
+            "multipart/form-data",
+            take_field,
+            take_file,
+            boundary=boundary,
+            config={"MAX_MEMORY_FILE_SIZE": len(data) + 1},  # nothing is written to the disk
+        )
         parser.write(data)
         parser.finalize()
     except FormParserError as error:

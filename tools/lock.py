@@ -132,6 +132,17 @@ def lock_torch_cuda(version: str, folder: Path) -> None:
     output.write_text(HEADER + output.read_text())
 
 
+def lock_judges(*, keep: bool) -> None:
+    """Writes `requirements/judges.txt`: clients and suites that judge http_svc in the tests."""
+    output = ROOT / "requirements" / "judges.txt"
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
+    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--no-emit-index-url"] + ([] if keep else ["--upgrade"])
+    command += ["tests/judges/requirements.in", "-o", str(output)]
+    subprocess.run(command, check=True, cwd=ROOT)
+    output.write_text(HEADER.replace("pyproject.toml", command[-3]) + output.read_text())
+
+
 def missing_wheels(folder: Path) -> list[str]:
     """Where `requirements/dev.txt`, which holds all pins, cannot be installed from wheels alone.
 

@@ -111,6 +111,8 @@ def _message(identifier: str, model: str) -> dict[str, Any]:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
+        "stop_details": None,
+        "container": None,
         "usage": _usage(pb.GenerationUsage()),
     }
 
@@ -125,6 +127,11 @@ def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
         "output_tokens": usage.generated_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
+        "cache_creation": None,
+        "inference_geo": None,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
 
 

@@ -13,12 +13,13 @@ from pydantic import Field, JsonValue
 from http_svc.answers import Answer, Events, as_json, event, whole_json
 from http_svc.bodies import Body
 from http_svc.content import image
+from http_svc.errors import openai
 from http_svc.openai.chat import joined
 from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
-from shared.errors import MissingFieldError
+from shared.errors import MissingFieldError, ServiceError
 
 
 class TextPart(Body):
@@ -169,18 +170,26 @@ class _Response:
         first += self._event("response.output_item.added", output_index=0, item=item)
         first += self._event("response.content_part.added", **place, part=_part(""))
         texts: list[str] = []
-        async with aclosing(responses):
-            async for response in responses:
-                piece, first = first, b""
-                if response.content:
-                    texts.append(response.content)
-                    piece += self._event(
-                        "response.output_text.delta", **place, delta=response.content, logprobs=[]
-                    )
-                if response.done:
-                    piece += self._end("".join(texts), response, place)
-                if piece:
-                    yield piece
+        try:
+            async with aclosing(responses):
+                async for response in responses:
+                    piece, first = first, b""
+                    if response.content:
+                        texts.append(response.content)
+                        piece += self._event(
+                            "response.output_text.delta",
+                            **place,
+                            delta=response.content,
+                            logprobs=[],
+                        )
+                    if response.done:
+                        piece += self._end("".join(texts), response, place)
+                    if piece:
+                        yield piece
+        except ServiceError as error:
+            if first:  # nothing has been sent: the error has a status
+                raise
+            yield self._event("error", **openai(error)["error"])
 
     def _end(self, text: str, last: pb.ChatResponse, place: dict[str, Any]) -> bytes:
         whole = self.ended(text, last)
@@ -204,7 +213,7 @@ class _Response:
         }
 
     def _event(self, kind: str, **fields: Any) -> bytes:
-        data = {"type": kind, "sequence_number": self._sequence, **fields}
+        data = {**fields, "type": kind, "sequence_number": self._sequence}
         self._sequence += 1
         return event(as_json(data), kind)
 
@@ -216,7 +225,7 @@ def _part(text: str) -> dict[str, Any]:
 def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": usage.generated_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,

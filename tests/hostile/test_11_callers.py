@@ -132,6 +132,14 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
         assert (status, body["code"]) == (401, grpc.StatusCode.UNAUTHENTICATED.value[0])
         assert "Bearer KEY" in body["message"]
         assert post_json(address, RPC, {}, authorization=f"Bearer {ALICE}")[0] == 200
+        # The same at the paths of http_svc, whose errors are OpenAI's.
+        texts = {"model": "nobody/nothing", "input": "x"}
+        for headers in ({}, {"x-api-key": "x" * 32}, {"authorization": f"Bearer {'x' * 32}"}):
+            status, body = post_json(address, "v1/embeddings", texts, **headers)
+            assert (status, body["error"]["type"]) == (401, "authentication_error")
+        for headers in ({"x-api-key": ALICE}, {"authorization": f"Bearer {ALICE}"}):
+            status, body = post_json(address, "v1/embeddings", texts, **headers)
+            assert (status, body["error"]["code"]) == (404, "model_not_found")
         web, _ = post(address, RPC, bytes(5), content_type="application/grpc-web+proto")
         assert web.headers["grpc-status"] == "16"
         seen.say("UNAUTHENTICATED without a known key")
@@ -142,6 +150,8 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
     wait_for("lines of the access log", lambda: {"alice", "bob"} <= callers())
     service_log = keyed.logs / "model_mgmt_svc.log"
     wait_for("a line of the service", lambda: '"caller": "alice"' in service_log.read_text())
+    http_log = keyed.logs / "http_svc.log"
+    wait_for("a line of http_svc", lambda: '"caller": "alice"' in http_log.read_text())
     for log in keyed.logs.iterdir():
         for secret in (ALICE, BOB):
             assert secret not in log.read_text(errors="replace"), log.name

@@ -238,7 +238,7 @@ def test_make_up_and_down(port: int) -> None:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, 9)
-    for name in ("envoy", "model_mgmt_svc", "text_svc", "vision_svc", "provider"):
+    for name in ("envoy", "model_mgmt_svc", "text_svc", "vision_svc", "http_svc", "provider"):
         assert re.search(rf"^{name}\s", output, re.MULTILINE), output
     assert str(port) in output
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 import pytest
+from starlette.datastructures import Headers
 
-from shared.errors import UnavailableError
+from http_svc.bodies import BodyReader
+from shared.caller import CALLER_KEY, set_caller
+from shared.errors import QueueFullError, UnavailableError
 from tests.unit.http.conftest import Door, served_with
 
 CHAT = "/v1/chat/completions"
@@ -110,3 +114,23 @@ async def test_a_client_that_does_not_read_holds_no_generation(door: Door) -> No
             while door.script.running:
                 await asyncio.sleep(0.01)
         writer.close()
+
+
+async def test_one_caller_may_fill_half_of_the_memory_for_bodies() -> None:
+    reader = BodyReader(max_bytes=100, memory=120)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x" * 50}
+
+    async with contextlib.AsyncExitStack() as open_bodies:
+        set_caller({CALLER_KEY: "alice"})
+        await open_bodies.enter_async_context(reader.body(Headers(), receive))
+        with pytest.raises(QueueFullError, match="120 bytes"):
+            await open_bodies.enter_async_context(reader.body(Headers(), receive))
+        set_caller({CALLER_KEY: "bob"})
+        await open_bodies.enter_async_context(reader.body(Headers(), receive))
+        set_caller({CALLER_KEY: "carol"})
+        with pytest.raises(QueueFullError, match="120 bytes"):
+            await open_bodies.enter_async_context(reader.body(Headers(), receive))
+    async with reader.body(Headers(), receive) as body:
+        assert body == b"x" * 50

@@ -1,0 +1,173 @@
+"""http_svc before judges that nobody here wrote: clients and suites of others, offline.
+
+Suites that judge the form of answers run in front of services whose answers are written down, the
+clients in front of real models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from http_svc.serving import bind, serve
+from http_svc.settings import HttpSettings
+from ml import model_management_pb2 as mgmt
+from ml import model_management_pb2_grpc as mgmt_rpc
+from ml import transformers_pb2 as pb
+from tests.judges.environment import judges_python
+from tests.support.scripted_services import Script, scripted_services
+from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack
+
+SPEECH = "openai/whisper-tiny.en"
+VOICE = "rhasspy/en_US-joe-medium"
+RANKER = "cross-encoder/ms-marco-MiniLM-L-12-v2"
+MODELS = {
+    CHAT: "text-generation",
+    EMBEDDER: "feature-extraction",
+    SPEECH: "automatic-speech-recognition",
+    VOICE: "text-to-speech",
+    RANKER: "reranking",
+}
+JUDGES = Path(__file__).parent
+_SECONDS = 500
+
+TOOLS = "tools are refused: they are not supported"
+# What llm-comply does not pass, with the reason.
+NOT_PASSED = {
+    "chat-tool-calling": TOOLS,
+    "anth-tool-calling": TOOLS,
+    "tool-calling": TOOLS,
+}
+# What it does not try with models of other names.
+SKIPPED = {"chat-reasoning-summary", "anth-thinking-display", "reasoning-summary"}
+
+
+@pytest.fixture(scope="module")
+def python() -> Path:
+    try:
+        return judges_python()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = f"the judges cannot be installed: {(error.stderr or '')[-500:]}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def written_down() -> Iterator[str]:
+    """The address of http_svc in front of services whose answers are written down."""
+    script = Script(
+        inferred=pb.InferResponse(
+            text="Hello.",
+            audio=pb.AudioData(data=bytes(4000), format="pcm_f32le", rate=8000, channels=1),
+        ),
+        models=[mgmt.ModelStatus(model_id="org/tiny", state=mgmt.MODEL_STATE_READY)],
+    )
+    listening = bind("127.0.0.1", 0)
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    async def run() -> None:
+        async with scripted_services(script) as behind:
+            settings = HttpSettings(
+                text_addr=behind, model_mgmt_addr=behind, drain_seconds=0, grace_seconds=1
+            )
+            await serve(settings, listening, stop)
+
+    address = "http://{}:{}".format(*listening.getsockname())
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    yield address
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture(scope="module")
+def real(stack: Stack) -> Iterator[str]:
+    """The address of Envoy in front of real models."""
+    with stack.channel() as channel:
+        stub = mgmt_rpc.ModelManagementServiceStub(channel)
+        for model, kind in MODELS.items():
+            stub.LoadModel(mgmt.LoadModelRequest(model_id=model, pipeline_type=kind))
+    yield f"http://{stack.addresses['envoy']}"
+    with stack.channel() as channel:
+        stub = mgmt_rpc.ModelManagementServiceStub(channel)
+        for model in (SPEECH, VOICE, RANKER):
+            stub.UnloadModel(mgmt.UnloadModelRequest(model_id=model))
+
+
+def judge(command: list[str], address: str) -> str:
+    """What a judge printed; it passed everything."""
+    environment = {
+        **os.environ,
+        "OPENAI_BASE_URL": f"{address}/v1",
+        "ANTHROPIC_BASE_URL": address,
+        "CHAT": CHAT,
+        "EMBEDDER": EMBEDDER,
+        "LANGSMITH_TRACING": "false",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "NO_PROXY": "*",
+    }
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        command, env=environment, cwd=JUDGES, capture_output=True, text=True, timeout=_SECONDS
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def test_llm_comply(python: Path, written_down: str) -> None:
+    said = judge([str(python), "comply.py", f"{written_down}/v1", "org/tiny"], written_down)
+    found = json.loads(said)
+    assert {name for name, each in found.items() if each["status"] == "skipped"} == SKIPPED
+    failed = {name: each["errors"] for name, each in found.items() if each["status"] == "failed"}
+    assert set(failed) == set(NOT_PASSED), failed
+    assert len(found) == 31
+
+
+def test_schemathesis_finds_no_server_error(python: Path, written_down: str) -> None:
+    command = [str(python), "-m", "schemathesis.cli", "run", f"{written_down}/v1/openapi.json"]
+    command += ["--checks", "not_a_server_error", "--max-examples", "5", "--seed", "1"]
+    command += ["--phases", "examples,coverage,fuzzing", "--no-color"]
+    judge(command, written_down)
+
+
+def test_openai(python: Path, real: str) -> None:
+    said = judge([str(python), "openai_client.py", CHAT, EMBEDDER, SPEECH, VOICE], real)
+    assert said.count("passed") == 7
+
+
+def test_the_document_runs(python: Path, real: str) -> None:
+    text = (ROOT / "docs" / "openai.md").read_text()
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert [language for language, _ in blocks] == ["sh", "python", "python"]
+    for language, block in blocks:
+        code = block.replace("http://localhost:50051", real)
+        said = judge([str(python) if language == "python" else "bash", "-c", code], real)
+        assert said.strip()
+        if language == "sh":
+            assert "data: [DONE]" in said
+            assert '"embedding"' in said
+
+
+def test_anthropic(python: Path, real: str) -> None:
+    assert "passed" in judge([str(python), "anthropic_client.py", CHAT], real)
+
+
+def test_litellm(python: Path, real: str) -> None:
+    assert "passed" in judge([str(python), "litellm_client.py", CHAT, EMBEDDER, RANKER], real)
+
+
+def test_langchain(python: Path, real: str) -> None:
+    command = [str(python), "-m", "pytest", "-q", "-rfE", "-c", os.devnull, "--rootdir", "."]
+    command += ["-p", "pytest_asyncio", "-p", "pytest_socket", "-o", "asyncio_mode=auto"]
+    said = judge([*command, "langchain_suite.py"], real)
+    assert "passed" in said
