@@ -179,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"requirements/torch.txt{'' if made else f' is kept: {index} cannot be reached'}")
         lock_torch_cuda(version, Path(temporary))
         print("requirements/torch-cuda.txt")
+        lock_judges(keep=options.keep)
+        print("requirements/judges.txt")
         if missing := missing_wheels(Path(temporary)):
             sys.exit("\n".join(["Some pins have no wheel for:", *missing]))
     print(f"every pin has wheels for Python {', '.join(PYTHONS)} on {', '.join(PLATFORMS)}")
