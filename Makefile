@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +74,7 @@ audit: setup ## look up known vulnerabilities of all pinned packages
 pin-images: setup ## pin the base images by digest; asks their registries
 	@$(PY) -m tools.containers.pin_images
 
-bench: bench-text bench-embeddings bench-vision bench-servers bench-cpu bench-link bench-files bench-scenes bench-perplexity bench-model-memory ## run all benchmarks
+bench: bench-text bench-embeddings bench-vision bench-servers bench-cpu bench-link bench-door bench-files bench-scenes bench-perplexity bench-model-memory ## run all benchmarks
 
 bench-vision: models ## time every vision task against MediaPipe in process
 	@$(PY) -m tests.bench.bench_vision $(BENCH)
@@ -114,6 +114,9 @@ bench-autoload: models ## loads a minute and p95 of callers over three models of
 
 bench-link: setup ## CPU of a token between text_svc and a model's process, beside gRPC
 	@$(PY) -m tests.bench.bench_link $(BENCH)
+
+bench-door: setup ## what http_svc costs over gRPC: time of a request, CPU of a token
+	@$(PY) -m tests.bench.bench_door $(BENCH)
 
 rust: ## build, lint and test the Rust client
 	@python3 -m tools.cargo fmt --all --check

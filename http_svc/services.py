@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -62,7 +62,7 @@ class Services:
         return await self._text.call("Infer", request, pb.InferResponse, self.settings.call_seconds)
 
     def transcribe(
-        self, requests: Iterable[pb.TranscribeRequest]
+        self, requests: Sequence[pb.TranscribeRequest]
     ) -> AsyncGenerator[pb.TranscribeResponse, None]:
         """Transcribes speech, segment by segment."""
         return self._text.exchange("TranscribeStream", requests, pb.TranscribeResponse)

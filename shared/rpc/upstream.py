@@ -6,8 +6,7 @@ Errors are `ServiceError`s, as if the other service had raised them here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -87,7 +86,7 @@ class Upstream:
             raise _error(error) from None
         return answer
 
-    async def stream(
+    def stream(
         self, method: str, request: _Message, response: type[Response]
     ) -> AsyncGenerator[Response, None]:
         """Makes a call that answers with a stream, which is cancelled when this is closed.
@@ -95,27 +94,31 @@ class Upstream:
         Raises:
             ServiceError: as for `call`.
         """
-        await self._serving()
         start = self._callable(method, request, response, self._channel.unary_stream)
-        async with aclosing(_responses(start(request, metadata=outgoing_metadata()))) as responses:
-            async for message in responses:
-                yield message
+        return self._responses(start, request)
 
-    async def exchange(
-        self, method: str, requests: Iterable[_Message], response: type[Response]
+    def exchange(
+        self, method: str, requests: Sequence[_Message], response: type[Response]
     ) -> AsyncGenerator[Response, None]:
         """Makes a call of two streams, with requests that are all there.
 
         Raises:
             ServiceError: as for `call`.
         """
+        start = self._callable(method, requests[0], response, self._channel.stream_stream)
+        return self._responses(start, iter(requests))
+
+    async def _responses(self, start: Any, request: Any) -> AsyncGenerator[Any, None]:
+        """The messages of a call, which is cancelled when this is closed."""
         await self._serving()
-        first, *others = requests
-        start = self._callable(method, first, response, self._channel.stream_stream)
-        call = start(iter((first, *others)), metadata=outgoing_metadata())
-        async with aclosing(_responses(call)) as responses:
-            async for message in responses:
+        call = start(request, metadata=outgoing_metadata())
+        try:
+            while (message := await call.read()) is not grpc.aio.EOF:
                 yield message
+        except grpc.aio.AioRpcError as error:
+            raise _error(error) from None
+        finally:
+            call.cancel()  # nothing happens to a call that has ended
 
     def _callable(self, method: str, request: _Message, response: type[_Message], make: Any) -> Any:
         made = self._calls.get(method)
@@ -136,17 +139,6 @@ class Upstream:
             raise UnavailableError(
                 f"{self._service} is down, and did not start within {self._wait_seconds:g} s"
             ) from None
-
-
-async def _responses(call: Any) -> AsyncGenerator[Any, None]:
-    """The messages of a call, which is cancelled when this is closed."""
-    try:
-        while (message := await call.read()) is not grpc.aio.EOF:
-            yield message
-    except grpc.aio.AioRpcError as error:
-        raise _error(error) from None
-    finally:
-        call.cancel()  # nothing happens to a call that has ended
 
 
 def _error(error: grpc.aio.AioRpcError) -> ServiceError:

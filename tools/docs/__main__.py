@@ -56,6 +56,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "scenes",
             "link",
             "cpu",
+            "door",
             "files",
             "autoload",
         )
