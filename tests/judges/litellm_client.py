@@ -19,7 +19,7 @@ assert answer.choices[0].message.content
 chunks = list(litellm.completion(f"openai/{CHAT}", HELLO, max_tokens=8, stream=True, **common))
 assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 vectors = litellm.embedding(f"openai/{EMBEDDER}", ["a cat"], encoding_format="float", **common)
-assert len(vectors.data[0]["embedding"]) == 384
+assert vectors.data[0]["embedding"]
 ranked = litellm.rerank(
     model=f"cohere/{RANKER}",
     query="What is a cat?",

@@ -1,7 +1,7 @@
 """http_svc before judges that nobody here wrote: clients and suites of others, offline.
 
-Suites that judge the form of answers run in front of services whose answers are written down, the
-clients in front of real models.
+They run in front of services whose answers are written down, and OpenAI's client in front of real
+models, too.
 """
 
 from __future__ import annotations
@@ -28,13 +28,11 @@ from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack
 
 SPEECH = "openai/whisper-tiny.en"
 VOICE = "rhasspy/en_US-joe-medium"
-RANKER = "cross-encoder/ms-marco-MiniLM-L-12-v2"
 MODELS = {
     CHAT: "text-generation",
     EMBEDDER: "feature-extraction",
     SPEECH: "automatic-speech-recognition",
     VOICE: "text-to-speech",
-    RANKER: "reranking",
 }
 JUDGES = Path(__file__).parent
 _SECONDS = 500
@@ -67,12 +65,14 @@ def written_down() -> Iterator[str]:
     script = Script(
         inferred=pb.InferResponse(
             text="Hello.",
+            documents=[pb.RankedDocument(index=0, score=0.75)],
             audio=pb.AudioData(data=bytes(4000), format="pcm_f32le", rate=8000, channels=1),
         ),
         models=[mgmt.ModelStatus(model_id="org/tiny", state=mgmt.MODEL_STATE_READY)],
     )
     listening = bind("127.0.0.1", 0)
-    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    runner, stop = asyncio.Runner(), asyncio.Event()
+    loop = runner.get_loop()
 
     async def run() -> None:
         async with scripted_services(script) as behind:
@@ -82,12 +82,12 @@ def written_down() -> Iterator[str]:
             await serve(settings, listening, stop)
 
     address = "http://{}:{}".format(*listening.getsockname())
-    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread = threading.Thread(target=lambda: runner.run(run()))
     thread.start()
     yield address
     loop.call_soon_threadsafe(stop.set)
     thread.join()
-    loop.close()
+    runner.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def real(stack: Stack) -> Iterator[str]:
     yield f"http://{stack.addresses['envoy']}"
     with stack.channel() as channel:
         stub = mgmt_rpc.ModelManagementServiceStub(channel)
-        for model in (SPEECH, VOICE, RANKER):
+        for model in (SPEECH, VOICE):
             stub.UnloadModel(mgmt.UnloadModelRequest(model_id=model))
 
 
@@ -113,7 +113,6 @@ def judge(command: list[str], address: str) -> str:
         "CHAT": CHAT,
         "EMBEDDER": EMBEDDER,
         "LANGSMITH_TRACING": "false",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "NO_PROXY": "*",
     }
     environment.pop("PYTEST_ADDOPTS", None)
@@ -158,16 +157,30 @@ def test_the_document_runs(python: Path, real: str) -> None:
             assert '"embedding"' in said
 
 
-def test_anthropic(python: Path, real: str) -> None:
-    assert "passed" in judge([str(python), "anthropic_client.py", CHAT], real)
+def test_anthropic(python: Path, written_down: str) -> None:
+    assert "passed" in judge([str(python), "anthropic_client.py", CHAT], written_down)
 
 
-def test_litellm(python: Path, real: str) -> None:
-    assert "passed" in judge([str(python), "litellm_client.py", CHAT, EMBEDDER, RANKER], real)
+def test_litellm(python: Path, written_down: str) -> None:
+    command = [str(python), "litellm_client.py", CHAT, EMBEDDER, "org/ranker"]
+    assert "passed" in judge(command, written_down)
 
 
-def test_langchain(python: Path, real: str) -> None:
-    command = [str(python), "-m", "pytest", "-q", "-rfE", "-c", os.devnull, "--rootdir", "."]
-    command += ["-p", "pytest_asyncio", "-p", "pytest_socket", "-o", "asyncio_mode=auto"]
-    said = judge([*command, "langchain_suite.py"], real)
+def test_langchain(python: Path, written_down: str) -> None:
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-rfE",
+        "--noconftest",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        ".",
+    ]
+    # One event loop for all, since langchain-openai keeps its connections.
+    loops = ("asyncio_default_fixture_loop_scope", "asyncio_default_test_loop_scope")
+    command += ["-o", "asyncio_mode=auto", *(f"-o{name}=session" for name in loops)]
+    said = judge([*command, "langchain_suite.py"], written_down)
     assert "passed" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from ml import model_management_pb2_grpc as mgmt_rpc
 from ml import transformers_pb2 as pb
 from ml import transformers_pb2_grpc as text_rpc
 from shared.caller import caller
-from shared.errors import ServiceError
+from shared.errors import ModelNotLoadedError, ServiceError
 from shared.rpc.server import Health, create_server
 from shared.settings import ServerSettings
 
@@ -32,10 +33,11 @@ class Script:
         fails_after: pieces after which it fails; None does not.
         error: what it fails with.
         endless: the generation goes on until it is cancelled.
-        embeddings: the vectors.
+        embeddings: the vectors, in turn.
         inferred: the answer of Infer.
         segments: of TranscribeStream, one a message.
         models: of ListModels.
+        absent: the model that is not loaded.
         requests: what was asked, in order.
         callers: who asked.
         cancelled: set when a generation was cancelled.
@@ -54,6 +56,7 @@ class Script:
     inferred: pb.InferResponse = field(default_factory=pb.InferResponse)
     segments: list[pb.TranscriptSegment] = field(default_factory=list)
     models: list[mgmt.ModelStatus] = field(default_factory=list)
+    absent: str = "no/no"
     requests: list[object] = field(default_factory=list)
     callers: list[str] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -63,6 +66,8 @@ class Script:
     def asked(self, request: object) -> None:
         self.requests.append(request)
         self.callers.append(caller())
+        if getattr(request, "model", "") == self.absent:
+            raise ModelNotLoadedError(f"the model {self.absent!r} is not loaded")
         if self.error and self.fails_after is None:
             raise self.error
 
@@ -103,7 +108,8 @@ class _Text(text_rpc.TransformersServiceServicer):
 
     async def GenerateEmbeddings(self, request, context):
         self._script.asked(request)
-        vectors = [pb.GeneratedEmbedding(values=values) for values in self._script.embeddings]
+        values = itertools.cycle(self._script.embeddings)
+        vectors = [pb.GeneratedEmbedding(values=next(values)) for _ in request.texts]
         return pb.GeneratedEmbeddingsResponse(embeddings=vectors, tokens=5)
 
     async def Infer(self, request, context):
