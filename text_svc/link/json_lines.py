@@ -46,22 +46,34 @@ class JsonLines:
         self._on_message, self._on_end = on_message, on_end
         self._max_line_bytes = max_line_bytes
         self._unread, self._unsent = bytearray(), bytearray()
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         for descriptor in (stdin, stdout):
             os.set_blocking(descriptor, False)
         self._loop.add_reader(stdout, self._read)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends a message; what the pipe does not take now is sent later."""
+        """Sends a message at the end of this turn of the event loop, or once the pipe takes it.
+
+        So the child finds all messages of a turn at once: what it begins with the first one has
+        the others in it.
+        """
         if not self._unsent:
-            self._loop.add_writer(self._stdin, self._write)
+            self._loop.call_soon(self._write_all)
         self._unsent += _encoded(message)
-        self._write()
 
     def close(self) -> None:
         """Stops reading and writing; the descriptors stay open."""
+        self._closed = True
         self._loop.remove_reader(self._stdout)
         self._loop.remove_writer(self._stdin)
+
+    def _write_all(self) -> None:
+        if self._closed:
+            return
+        self._write()
+        if self._unsent:
+            self._loop.add_writer(self._stdin, self._write)
 
     def _write(self) -> None:
         try:

@@ -60,6 +60,26 @@ async def test_messages_of_every_length_come_back_in_order() -> None:
             assert [await ends.received.get() for _ in sent] == sent
 
 
+async def test_messages_of_one_turn_leave_in_one_write() -> None:
+    child_in, stdin = os.pipe()
+    stdout, child_out = os.pipe()
+    ends = Ends(stdin, stdout)
+    try:
+        for number in range(3):
+            ends.lines.send({"id": number})
+        await asyncio.sleep(0)
+        assert os.read(child_in, READ_BYTES) == b'{"id":0}\n{"id":1}\n{"id":2}\n'
+        ends.lines.send({"id": 3})
+        ends.lines.close()
+        await asyncio.sleep(0)
+        os.set_blocking(child_in, False)
+        with pytest.raises(BlockingIOError):  # nothing is written to descriptors that may be gone
+            os.read(child_in, READ_BYTES)
+    finally:
+        for descriptor in (child_in, stdin, stdout, child_out):
+            os.close(descriptor)
+
+
 @pytest.mark.parametrize(
     "program",
     [
