@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import random
 import statistics
 from collections.abc import Sequence
@@ -122,6 +123,8 @@ async def start(parts: Sequence[Any], running: list[Any]) -> dict[str, str]:
         try:
             await each.start()
         except Exception as error:
+            with contextlib.suppress(Exception):  # it may not have got far enough
+                await each.stop()
             if len(running) < 2:
                 raise
             left_out[each.name] = f"{type(error).__name__}: {error}"
