@@ -79,19 +79,6 @@ def test_the_main_job_from_the_first_second(
     check_main_job(run_client(stubs, stack.addresses["envoy"], models))
 
 
-def test_the_main_job_where_calls_load_their_models(
-    private_stack: Callable[..., Stack],
-    stubs: Path,
-    models: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Whoever loads models by name, as ever, notices nothing of it."""
-    monkeypatch.setenv("AUTO_LOAD", "true")
-    stack = private_stack()
-    stack.wait_listening()
-    check_main_job(run_client(stubs, stack.addresses["envoy"], models))
-
-
 def test_the_main_job(stack: Stack, stubs: Path, models: Path) -> None:
     check_main_job(run_client(stubs, stack.addresses["envoy"], models))
 
