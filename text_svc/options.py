@@ -60,6 +60,21 @@ class LoadOptions(BaseModel):
         None,
         description="A branch, a tag or a commit of the model; by default the file provider's.",
     )
+    tool_format: Literal[
+        "auto",
+        "deepseek",
+        "functiongemma",
+        "gemma4",
+        "glm4",
+        "hermes",
+        "llama3",
+        "mistral",
+        "phi4",
+        "qwen3-coder",
+    ] = Field(
+        "auto",
+        description="How the model writes calls of tools; auto is as its chat template says.",
+    )
     threads: int | None = Field(
         None,
         ge=1,

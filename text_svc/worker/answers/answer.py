@@ -47,6 +47,9 @@ class AnswerForm:
 class Answer:
     """Takes one answer apart: texts in, pieces out.
 
+    Attributes:
+        marks: see `AnswerForm`.
+
     Args:
         form: what it may have.
         prompt: the text that it answers; its end says whether the answer begins as reasoning.
@@ -56,6 +59,7 @@ class Answer:
     def __init__(
         self, form: AnswerForm, prompt: str = "", new_id: Callable[[], str] | None = None
     ) -> None:
+        self.marks = form.marks
         size = form.format.id_characters if form.format else 0
         self._pieces = Pieces(new_id or (lambda: _new_id(size)), parallel=form.parallel)
         self._stages: list[_Stage] = []

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from shared.caller import caller
 from shared.errors import InvalidArgumentError, ServiceError
 from shared.places import Places
+from text_svc.worker.answers.answer import Answer
+from text_svc.worker.answers.pieces import Piece
 from text_svc.worker.engines.base import (
     Engine,
     FinishReason,
@@ -28,6 +30,7 @@ from text_svc.worker.generation.bursts import Bursts
 from text_svc.worker.generation.chat_template import ChatTemplate
 from text_svc.worker.generation.stop_strings import StopFilter
 from text_svc.worker.tokenizers.base import Detokenizer, Tokenizer
+from text_svc.worker.tokenizers.marks import MarkKeeper
 from text_svc.worker.tokenizing import PIECE_CHARACTERS, in_thread
 
 # Longer texts are tokenized in a thread, so that they do not block the event loop.
@@ -36,10 +39,17 @@ INLINE_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class Prompt:
-    """A tokenized prompt, and what else the engine reads of it, see `Generation.inputs`."""
+    """A tokenized prompt.
+
+    Attributes:
+        ids: of its tokens.
+        inputs: what else the engine reads of it, see `Generation.inputs`.
+        answer: makes what takes its answer apart; None for an answer that is text alone.
+    """
 
     ids: list[int]
     inputs: Mapping[str, Any] | None = None
+    answer: Callable[[], Answer] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,22 @@ class Usage:
     generated_tokens: int
     queue_seconds: float
     first_token_seconds: float
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Delta:
-    """New text of a generation. The last delta has a finish reason and usage, and may have text."""
+    """New text of a generation. The last delta has a finish reason and usage, and may have text.
+
+    Attributes:
+        pieces: what the text is, of an answer that is taken apart.
+    """
 
     text: str
     tokens_generated: int
-    finish_reason: FinishReason | None = None
+    finish_reason: FinishReason | Literal["tool_calls"] | None = None
     usage: Usage | None = None
+    pieces: Sequence[Piece] = ()
 
 
 class TextGenerator:
@@ -78,6 +94,7 @@ class TextGenerator:
         self._engine = engine
         self._tokenizer = tokenizer
         self._long_texts = ThreadPoolExecutor(1, "long texts")
+        self._marks: dict[tuple[str, ...], dict[int, str]] = {}
         self._template = ChatTemplate(
             tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
         )
@@ -109,10 +126,19 @@ class TextGenerator:
         return await self._encode(text, special=False)
 
     async def render(
-        self, messages: Sequence[Mapping[str, Any]], texts: Sequence[str] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        texts: Sequence[str] | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        think: bool | None = None,
     ) -> str:
         """A conversation in the model's chat template; see `ChatTemplate.render_texts`."""
-        return await self._template.render_texts(messages, texts)
+        return await self._template.render_texts(messages, texts, tools, think)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model."""
+        return self._tokenizer
 
     def check_template(self) -> None:
         """Tries the chat template; see `ChatTemplate.check`. Blocks."""
@@ -123,6 +149,7 @@ class TextGenerator:
         prompt: list[int],
         sampling: Sampling,
         inputs: Mapping[str, Any] | None = None,
+        answer: Answer | None = None,
     ) -> AsyncGenerator[Delta, None]:
         """Generates a text. Closing the async generator stops the work within one step.
 
@@ -130,6 +157,7 @@ class TextGenerator:
             prompt: token ids.
             sampling: the checked parameters; `max_new_tokens` is lowered to what fits.
             inputs: see `Prompt`.
+            answer: takes the answer apart; it may end the generation.
 
         Raises:
             InvalidArgumentError: the prompt is empty or does not fit.
@@ -141,7 +169,7 @@ class TextGenerator:
         begun = time.perf_counter()
         # Where an encoder reads the prompt, the answer does not continue it.
         continued = prompt if self._engine.limits.new_tokens is None else ()
-        text = _GenerationText(self._tokenizer.detokenizer(continued), sampling.stop)
+        text = _GenerationText(self._detokenizer(continued, answer), sampling.stop, answer)
         first = last = 0.0
         await self._bursts.together()
         place = self._places.take(generation.caller, partial(self._leave, generation))
@@ -163,6 +191,7 @@ class TextGenerator:
                                 delta.tokens_generated,
                                 generation.started - begun,
                                 first - begun,
+                                text.reasoning_tokens,
                             )
                             yield replace(delta, usage=usage)
                             return
@@ -183,6 +212,15 @@ class TextGenerator:
         # Several callers' long texts together would take the process over its limit of memory.
         pool = self._long_texts if len(text) > PIECE_CHARACTERS else None
         return await in_thread(pool, self._tokenizer.encode, text, special=special)
+
+    def _detokenizer(self, continued: Sequence[int], answer: Answer | None) -> Detokenizer:
+        make = partial(self._tokenizer.detokenizer, continued)
+        if answer is None or not answer.marks:
+            return make()
+        if answer.marks not in self._marks:
+            self._marks[answer.marks] = self._tokenizer.special_tokens_in(answer.marks)
+        kept = self._marks[answer.marks]
+        return MarkKeeper(make, kept) if kept else make()
 
     def _leave(self, generation: Generation, error: ServiceError) -> bool:
         """Ends a generation that still waits; one that runs goes on."""
@@ -217,15 +255,38 @@ class TextGenerator:
 
 
 class _GenerationText:
-    """The text of one generation, step by step."""
+    """The text of one generation, step by step, and what it is made of.
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    Attributes:
+        reasoning_tokens: how many tokens have been reasoning.
+    """
+
+    def __init__(
+        self, detokenizer: Detokenizer, stops: Sequence[str], answer: Answer | None
+    ) -> None:
+        self.reasoning_tokens = 0
         self._detokenizer = detokenizer
         self._stops = StopFilter(stops)
+        self._answer = answer
         self._tokens = 0
 
     def add(self, output: StepOutput) -> Delta:
         """The text that can be sent now, with a finish reason if the generation has ended."""
+        if self._answer is None:
+            return self._add(output)
+        before, reasoned = self._tokens, self._answer.reasons
+        delta = self._add(output)
+        pieces = self._answer.add(delta.text)
+        if reasoned or self._answer.reasons:
+            self.reasoning_tokens += self._tokens - before
+        reason = delta.finish_reason or ("stop" if self._answer.complete else None)
+        if reason:
+            pieces += self._answer.end()
+        if reason == "stop" and self._answer.calls:
+            reason = "tool_calls"
+        return replace(delta, pieces=pieces, finish_reason=reason)
+
+    def _add(self, output: StepOutput) -> Delta:
         sent = []
         for token in output.tokens:
             self._tokens += 1

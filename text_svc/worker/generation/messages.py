@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from shared.errors import InvalidArgumentError, MissingFieldError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "developer", "user", "assistant", "tool")
 MAX_MESSAGES = 1024
 
 

@@ -9,14 +9,17 @@ from typing import Any
 from ml import transformers_pb2 as pb
 from text_svc.link.server import Handlers
 from text_svc.processes.specs import WorkerSpec
+from text_svc.worker.answers.pieces import Piece
 from text_svc.worker.checks import check_sizes, refuse_media
 from text_svc.worker.engines.sampling import SamplingRequest
+from text_svc.worker.generation.chat import Chat, ChatModel
 from text_svc.worker.generation.generator import (
     Prompt,
     TextGenerator,
     Usage,
 )
 from text_svc.worker.generation.messages import check_messages
+from text_svc.worker.generation.tools import texts_of
 
 
 class GenerationHandlers:
@@ -26,6 +29,10 @@ class GenerationHandlers:
         self._generator = generator
         self._max_bytes = spec.max_prompt_bytes
         self._pipeline = spec.pipeline
+        tokenizer = generator.tokenizer
+        self.chat_model = ChatModel(
+            tokenizer.chat_template, tokenizer.has_token, spec.options.tool_format
+        )
 
     def table(self) -> Handlers:
         """The handlers by the names of their RPCs."""
@@ -54,16 +61,18 @@ class GenerationHandlers:
     ) -> AsyncGenerator[pb.ChatResponse, None]:
         """The same for a conversation."""
         check_messages([message.role for message in request.messages])
-        contents = [message.content for message in request.messages]
-        check_sizes(contents, "messages", self._max_bytes, empty=True)
+        check_sizes(list(texts_of(request)), "messages", self._max_bytes, empty=True)
         sampling = self._generator.defaults.complete(_sampling_request(request, "max_tokens"))
         with self._generator.preparing():
             prompt = await self.read_chat(request)
-        generation = self._generator.generate(prompt.ids, sampling, prompt.inputs)
+        answer = prompt.answer() if prompt.answer else None
+        generation = self._generator.generate(prompt.ids, sampling, prompt.inputs, answer)
         async with aclosing(generation) as deltas:
             async for delta in deltas:
-                if delta.text:
+                if answer is None and delta.text:
                     yield pb.ChatResponse(content=delta.text)
+                for piece in delta.pieces:
+                    yield _piece(piece)
         yield pb.ChatResponse(
             done=True, finish_reason=delta.finish_reason, usage=_usage(delta.usage)
         )
@@ -75,13 +84,15 @@ class GenerationHandlers:
 
     async def read_chat(self, request: pb.ChatRequest) -> Prompt:
         """Reads the messages of a request whose texts are within the limits."""
-        return Prompt(await self._generator.encode_chat(self.messages(request)))
+        chat = self.chat(request)
+        ids = await self._generator.encode_rendered(await chat.render(self._generator.render))
+        return Prompt(ids, answer=chat.answer)
 
-    def messages(self, request: pb.ChatRequest) -> list[dict[str, str]]:
-        """The messages of a request, which may have texts alone, as chat templates take them."""
+    def chat(self, request: pb.ChatRequest) -> Chat:
+        """The conversation of a request, which may have texts alone."""
         for index, message in enumerate(request.messages):
             refuse_media(message, self._pipeline, f"messages[{index}].")
-        return [{"role": one.role, "content": one.content} for one in request.messages]
+        return self.chat_model.read(request)
 
 
 def _sampling_request(
@@ -102,6 +113,19 @@ def _sampling_request(
     )
 
 
+def _piece(piece: Piece) -> pb.ChatResponse:
+    call = piece.call
+    return pb.ChatResponse(
+        content=piece.content,
+        reasoning=piece.reasoning,
+        tool_calls=[
+            pb.ToolCallDelta(index=call.index, id=call.id, name=call.name, arguments=call.arguments)
+        ]
+        if call
+        else [],
+    )
+
+
 def _usage(usage: Usage | None) -> pb.GenerationUsage | None:
     if usage is None:
         return None
@@ -110,4 +134,5 @@ def _usage(usage: Usage | None) -> pb.GenerationUsage | None:
         generated_tokens=usage.generated_tokens,
         queue_seconds=usage.queue_seconds,
         first_token_seconds=usage.first_token_seconds,
+        reasoning_tokens=usage.reasoning_tokens,
     )

@@ -27,6 +27,9 @@ from text_svc.worker.model_thread import ModelThread
 Turn = dict[str, Any]
 Part = dict[str, str]
 
+# Writes a conversation with the model's chat template: see `ChatTemplate.render_texts`.
+Render = Callable[[list[Turn], list[str]], Awaitable[str]]
+
 
 @dataclass(frozen=True)
 class MediaTokens:
@@ -137,7 +140,7 @@ class MediaPrompts:
     def __init__(
         self,
         model: MediaModel,
-        render: Callable[[list[Turn], list[str]], Awaitable[str]],
+        render: Render,
         templated: bool,
         spec: WorkerSpec,
     ) -> None:
@@ -160,15 +163,26 @@ class MediaPrompts:
         self._check([message])
         return await self._read(await self._place(message), [message])
 
-    async def of_chat(self, messages: Sequence[pb.ChatMessage]) -> Prompt:
+    async def of_chat(
+        self, messages: Sequence[pb.ChatMessage], turns: Sequence[Turn], render: Render
+    ) -> Prompt:
         """The prompt of a ChatCompletion.
 
+        Args:
+            messages: of the request.
+            turns: the same as chat templates take them, without their media.
+            render: writes them.
+
         Raises:
-            As `of_text` and `ChatTemplate.render_texts`.
+            As `of_text` and `render`.
         """
         parsed = _parse_chat(messages)
         self._check(parsed)
-        return await self._read(await self._rendered(parsed), parsed)
+        placed = [
+            turn | self._turn(one) | {"role": turn["role"]}
+            for turn, one in zip(turns, parsed, strict=True)
+        ]
+        return await self._read(await render(placed, list(map(self._text, parsed))), parsed)
 
     async def place_in(self, request: pb.InferRequest) -> None:
         """Turns the text of an Infer into what the model reads. Raises what `of_text` does."""

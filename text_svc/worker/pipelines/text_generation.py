@@ -32,8 +32,10 @@ class TextHandlers(GenerationHandlers):
         return Prompt(prompt.ids, {PROMPT_TEXT: request.prompt})
 
     async def read_chat(self, request: pb.ChatRequest) -> Prompt:
-        text = await self._generator.render(self.messages(request))
-        return Prompt(await self._generator.encode_rendered(text), {PROMPT_TEXT: text})
+        chat = self.chat(request)
+        text = await chat.render(self._generator.render)
+        ids = await self._generator.encode_rendered(text)
+        return Prompt(ids, {PROMPT_TEXT: text}, chat.answer)
 
 
 class TextGeneration:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -146,7 +148,11 @@ class MultimodalHandlers(GenerationHandlers):
         return await self._prompts.of_text(request)
 
     async def read_chat(self, request: pb.ChatRequest) -> Prompt:
-        return await self._prompts.of_chat(request.messages)
+        chat = self.chat_model.read(request)
+        prompt = await self._prompts.of_chat(
+            request.messages, chat.turns, partial(chat.render, self._generator.render)
+        )
+        return replace(prompt, answer=chat.answer)
 
     async def infer(self, request: pb.InferRequest) -> pb.InferResponse:
         """Places the media in the prompt, then as `InferHandlers`."""

@@ -22,6 +22,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, special: bool) -> list[int]:
         """Token ids. `special` adds the special tokens that the model expects around a prompt."""
 
+    def has_token(self, text: str) -> bool:
+        """Whether one token of the vocabulary is this text."""
+
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        """Special tokens, by id, whose text is a part of one of these."""
+
     def detokenizer(self, prompt: Sequence[int] = ()) -> Detokenizer:
         """A detokenizer for one generation.
 

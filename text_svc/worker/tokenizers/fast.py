@@ -63,6 +63,16 @@ class FastTokenizer:
     def detokenizer(self, prompt: Sequence[int] = ()) -> FastDetokenizer:
         return self._detokenizers.after(prompt)
 
+    def has_token(self, text: str) -> bool:
+        return self.backend.token_to_id(text) is not None
+
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        return {
+            token: added.content
+            for token, added in self.backend.get_added_tokens_decoder().items()
+            if added.special and any(added.content in text for text in texts)
+        }
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         # Unlike `encode`, this releases the interpreter's lock.
         with tokenizing():

@@ -25,6 +25,17 @@ class SlowTokenizer:
         self._dropped = dropped
         self._special = frozenset(tokenizer.all_special_ids)
 
+    def has_token(self, text: str) -> bool:
+        return text in self._tokenizer.get_vocab()
+
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        tokens = zip(
+            self._tokenizer.all_special_ids, self._tokenizer.all_special_tokens, strict=True
+        )
+        return {
+            token: special for token, special in tokens if any(special in text for text in texts)
+        }
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         with tokenizing():
             ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]
