@@ -166,12 +166,21 @@ def restrict(allowed: Mapping[Path, int], connect_ports: Iterable[int] = ()) -> 
         for port in connect_ports if kernel.tcp else ():
             rule = _NetPort(allowed=_NET_CONNECT, port=port)
             _call(_ADD_RULE, rules, _RULE_NET_PORT, ctypes.byref(rule), 0)
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        take_no_privileges()
         _call(_RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
+
+
+def take_no_privileges() -> None:
+    """From here on, no program that this process or a child starts has more privileges than it.
+
+    Raises:
+        OSError: the kernel cannot.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _allow(rules: int, path: Path, rights: int) -> None:

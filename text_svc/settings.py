@@ -166,3 +166,8 @@ class TextSettings(ModelHostSettings):
         "start; off.",
     )
     threads: int = Field(0, ge=0, description="Threads of a model's process; 0 is one per core.")
+    fork_server: bool = Field(
+        True,
+        description="Whether a process is kept that has imported the libraries, about 100 MB, and "
+        "forks itself for the processes of models on OpenVINO, which load sooner.",
+    )

@@ -8,6 +8,7 @@ import signal
 import socket
 import uuid
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import grpc
@@ -18,7 +19,8 @@ from tests.support.attack import Attacks
 from tests.support.sandboxed_child import TrialReport, TrialSpec
 from tests.support.stack import Stack
 from tests.support.text_service import READY, text_service
-from text_svc.processes.spawn import spawn
+from text_svc.processes.fork_server import ForkServer
+from text_svc.processes.spawn import library_environment, spawn
 
 MODEL = "tiny/llama"
 ALLOWED = {
@@ -46,7 +48,7 @@ def model_folder(parent: Path, name: str) -> Path:
     return folder
 
 
-async def outcomes(folder: Path, sandbox: str) -> dict[str, str]:
+async def outcomes(folder: Path, sandbox: str, forks: ForkServer | None = None) -> dict[str, str]:
     """What a child's attempts come to."""
     with listeners() as (port, abstract):
         spec = TrialSpec(
@@ -61,7 +63,7 @@ async def outcomes(folder: Path, sandbox: str) -> dict[str, str]:
             port=port,
             abstract=abstract,
         )
-        child = await spawn("tests.support.sandboxed_child", spec, threads=1)
+        child = await spawn("tests.support.sandboxed_child", spec, threads=1, forks=forks)
         try:
             return (await child.report(TrialReport, "trying", 60)).outcomes
         finally:
@@ -76,6 +78,11 @@ async def test_a_process_of_a_model_opens_nothing_else(
     with attack("1 files of the machine", stack) as seen:
         free = await outcomes(tmp_path / "off", "off")
         held = await outcomes(tmp_path / "on", "required")
+        async with aclosing(ForkServer(library_environment(1))) as forks:
+            await forks.start(tmp_path / "forks")
+            forked = await outcomes(tmp_path / "forked", "required", forks)
+            assert forks.served == 1
+        assert forked == held
         refused = {name for name, outcome in held.items() if outcome in ("EACCES", "EPERM")}
         assert {name for name, outcome in held.items() if outcome == "done"} == ALLOWED
         assert refused == held.keys() - ALLOWED

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class TrialSpec(ChildSpec):
         abstract: the name of an abstract socket on which something listens.
         take_bytes: memory to take instead of all that.
         take: how: "private" memory, or memory that is "shared".
+        wait: tries nothing, and goes on.
     """
 
     own: Path
@@ -38,6 +40,7 @@ class TrialSpec(ChildSpec):
     abstract: str = ""
     take_bytes: int = 0
     take: str = "private"
+    wait: bool = False
 
     def reads(self) -> list[Path]:
         return [self.own]
@@ -116,6 +119,9 @@ def take(spec: TrialSpec) -> None:
 def main() -> None:
     """Entry point; the one argument is a `TrialSpec` as JSON."""
     spec = begin(TrialSpec, "trial")
+    if spec.wait:
+        spec.send(TrialReport())
+        time.sleep(60)
     if spec.take_bytes:
         take(spec)
         spec.send(TrialReport())

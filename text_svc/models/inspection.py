@@ -9,6 +9,7 @@ from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from shared.model_ids import ModelId
 from text_svc.formats.weights import WeightSizes
 from text_svc.inspection.spec import MEMORY_BYTES, InspectionReport, InspectionSpec
+from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.spawn import spawn
 from text_svc.settings import TextSettings
 
@@ -17,10 +18,16 @@ MAX_INSPECTIONS = 2
 
 
 class Inspector:
-    """Starts inspections, of which only `MAX_INSPECTIONS` run at once."""
+    """Starts inspections, of which only `MAX_INSPECTIONS` run at once.
 
-    def __init__(self, settings: TextSettings) -> None:
+    Args:
+        settings: limits.
+        forks: forks their processes, if there is one.
+    """
+
+    def __init__(self, settings: TextSettings, forks: ForkServer | None = None) -> None:
         self._settings = settings
+        self._forks = forks
         self._running = asyncio.Semaphore(MAX_INSPECTIONS)
 
     async def inspect(
@@ -60,7 +67,7 @@ class Inspector:
             log_level=settings.log_level,
             log_style=settings.log_style,
         )
-        child = await spawn("text_svc.inspection", spec, threads=1)
+        child = await spawn("text_svc.inspection", spec, threads=1, forks=self._forks)
         try:
             return await child.report(
                 InspectionReport, f"inspecting model {model_id}", settings.inspection_seconds

@@ -36,6 +36,7 @@ from text_svc.models.engine_choice import (
 from text_svc.models.inspection import Inspector
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions
+from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.scratch import child_scratch
 from text_svc.processes.specs import WorkerSpec
@@ -87,6 +88,7 @@ class Loader:
 
     Args:
         models: gives all models that hold a share of the budget.
+        forks: forks processes, if there is one.
     """
 
     def __init__(
@@ -94,10 +96,12 @@ class Loader:
         settings: TextSettings,
         files: ModelFiles,
         models: Callable[[], Iterable[ManagedModel]],
+        forks: ForkServer | None = None,
     ) -> None:
         self._settings = settings
         self._files = files
-        self._inspector = Inspector(settings)
+        self._forks = forks
+        self._inspector = Inspector(settings, forks)
         self.scratch = Path()
         self.budget = MemoryBudget(settings, models)
 
@@ -127,6 +131,8 @@ class Loader:
             self._spec(model, folder, engine, cache_bytes),
             self._settings.load_timeout_seconds,
             partial(_note_share, model),
+            # The others import more than is ready.
+            self._forks if engine.name == "openvino" else None,
         )
 
     async def _load_litert(self, model: ManagedModel) -> None:

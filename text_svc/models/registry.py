@@ -35,8 +35,10 @@ from text_svc.models.engine_choice import effective_options, wanted_engine
 from text_svc.models.loader import Loader
 from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions, parse_options
+from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.model_process import ModelProcess
 from text_svc.processes.scratch import scratch_folder
+from text_svc.processes.spawn import library_environment
 from text_svc.settings import TextSettings
 
 log = logging.getLogger(__name__)
@@ -76,13 +78,15 @@ class Registry:
         self._models: dict[ModelId, ManagedModel] = {}
         self.ends: Counter[tuple[ModelId, str]] = Counter()
         self._watchers: set[asyncio.Task[None]] = set()
-        self._loader = Loader(settings, files, self._models.values)
+        self._forks = ForkServer(library_environment(threads=1)) if settings.fork_server else None
+        self._loader = Loader(settings, files, self._models.values, self._forks)
         self._folders = ExitStack()
 
     async def __aenter__(self) -> Self:
-        self._loader.scratch = await asyncio.to_thread(
-            self._folders.enter_context, scratch_folder()
-        )
+        scratch = await asyncio.to_thread(self._folders.enter_context, scratch_folder())
+        self._loader.scratch = scratch
+        if self._forks:
+            await self._forks.start(scratch / "fork-server")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -93,6 +97,8 @@ class Registry:
         )
         for watcher in self._watchers:
             watcher.cancel()
+        if self._forks:
+            await self._forks.aclose()
         await asyncio.to_thread(self._folders.close)
 
     def memory(self) -> list[MemoryPool]:

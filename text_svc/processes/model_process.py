@@ -15,6 +15,7 @@ from shared.telemetry.process_metrics import process_tree, proportional_bytes
 from shared.telemetry.tracing import outgoing_metadata
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
+from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.heartbeat import until_hung
 from text_svc.processes.load_share import LoadShare
 from text_svc.processes.memory import limit_error
@@ -77,6 +78,7 @@ class ModelProcess:
         spec: WorkerSpec,
         timeout: float,
         on_share: Callable[[float | None], None] = lambda _: None,
+        forks: ForkServer | None = None,
     ) -> ModelProcess:
         """Starts a worker and waits until it serves.
 
@@ -84,6 +86,7 @@ class ModelProcess:
             spec: what it loads.
             timeout: seconds that it may take to load it.
             on_share: is told the share of the weights that was read, again and again.
+            forks: see `spawn`.
 
         Raises:
             ServiceError: why the model cannot be loaded, as the worker reports it.
@@ -99,6 +102,7 @@ class ModelProcess:
                 "PROMETHEUS_MULTIPROC_DIR": str(spec.scratch),
                 FOLDER: str(tracebacks),
             },
+            forks=forks,
         )
         following = asyncio.create_task(_follow_share(spec, child.pid, on_share))
         try:

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from shared.errors import (
     InternalError,
@@ -20,6 +20,7 @@ from shared.errors import (
 )
 from shared.process import OUT_OF_MEMORY_EXIT, exit_text
 from text_svc.processes import sandbox
+from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.memory import CRASHES, LastWords, MemoryWatch, limit_error, oom_kills
 from text_svc.processes.specs import ChildSpec, Report
 
@@ -62,12 +63,24 @@ def library_environment(threads: int) -> dict[str, str]:
     }
 
 
+class _Process(Protocol):
+    """What is used of `asyncio.subprocess.Process`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None: ...
+    async def wait(self) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
+
+
 class Child:
     """A process made by `spawn`."""
 
     def __init__(
         self,
-        process: asyncio.subprocess.Process,
+        process: _Process,
         report_fd: int,
         spec: ChildSpec,
         last_words: LastWords,
@@ -161,7 +174,12 @@ class Child:
 
 
 async def spawn(
-    module: str, spec: ChildSpec, *, threads: int, environment: Mapping[str, str] | None = None
+    module: str,
+    spec: ChildSpec,
+    *,
+    threads: int,
+    environment: Mapping[str, str] | None = None,
+    forks: ForkServer | None = None,
 ) -> Child:
     """Starts `python -m MODULE SPEC` with a pipe for its report.
 
@@ -170,19 +188,26 @@ async def spawn(
         spec: the command; `parent_pid` and `report_fd` are filled in here.
         threads: of OpenMP.
         environment: variables besides those of `child_environment`.
+        forks: forks it, if it can, for a module that it has imported.
     """
     read_fd, write_fd = os.pipe()
     last_words = LastWords()
     try:
         await asyncio.to_thread(spec.scratch.mkdir, mode=0o700, exist_ok=True)
         spec = spec.model_copy(update={"parent_pid": os.getpid(), "report_fd": write_fd})
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module, spec.model_dump_json()),
-            pass_fds=(write_fd,),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=last_words.write_fd,
-            env=child_environment(spec, threads) | dict(environment or {}),
-        )
+        command = spec.model_dump_json()
+        variables = child_environment(spec, threads) | dict(environment or {})
+        process: _Process | None = None
+        if forks:
+            process = await forks.fork(module, command, variables, write_fd, last_words.write_fd)
+        if process is None:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", module, command),
+                pass_fds=(write_fd,),
+                stdin=asyncio.subprocess.DEVNULL,
+                stderr=last_words.write_fd,
+                env=variables,
+            )
     except BaseException:
         os.close(read_fd)
         shutil.rmtree(spec.scratch, ignore_errors=True)  # it holds nothing yet

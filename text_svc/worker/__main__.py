@@ -13,7 +13,9 @@ from shared.telemetry import tracing
 from text_svc.formats.cleaned import links_in
 from text_svc.formats.load_errors import loading_errors
 from text_svc.link.server import Activity, listen
+from text_svc.processes import helpers
 from text_svc.processes.child import begin
+from text_svc.processes.forking import is_forked
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
@@ -21,7 +23,7 @@ from text_svc.processes.specs import (
 from text_svc.processes.tracebacks import write_tracebacks_on_signal
 from text_svc.worker.light_imports import import_torch
 from text_svc.worker.memory import give_back, give_back_when_idle
-from text_svc.worker.pipelines import load
+from text_svc.worker.pipelines import helpers_of, load
 from text_svc.worker.steps import look_at_all
 from text_svc.worker.trial import try_calls
 
@@ -33,6 +35,7 @@ async def serve(spec: WorkerSpec) -> None:
     """
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     loaded = await asyncio.to_thread(load, spec)
+    await asyncio.to_thread(helpers.end_waiting)
     if spec.trial_seconds:
         with loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)):
             await try_calls(spec.model_id, loaded.handlers, loaded.trial, spec.trial_seconds)
@@ -64,6 +67,8 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 def main() -> None:
     """Entry point; the one argument is a `WorkerSpec` as JSON."""
     spec = begin(WorkerSpec, "text_svc.worker")
+    if is_forked():
+        helpers.prefork(helpers_of(spec))
     write_tracebacks_on_signal()
     tracing.configure("text_svc.worker", {"model": spec.model_id})
     if spec.engine == "transformers":

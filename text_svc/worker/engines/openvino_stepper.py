@@ -11,19 +11,18 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 from collections.abc import Callable, Sequence
-from typing import IO, Any
+from typing import Any
 
 from shared.errors import InvalidModelError
 from text_svc.link.json_lines import JsonLines
-from text_svc.processes import run_module
+from text_svc.processes import helpers
 from text_svc.worker.engines.base import FinishReason
 
 log = logging.getLogger(__name__)
 
-_PROCESS = "text_svc.worker.engines.openvino_process"
+PROCESS = "text_svc.worker.engines.openvino_process"
 CLOSE_SECONDS = 5.0
 
 # The number, the new tokens and the finish reason of each generation that a step brought forward.
@@ -59,15 +58,9 @@ class OpenVinoStepper:
         self._on_death = on_death
         self._lines: JsonLines | None = None
         self._given_back: asyncio.Future[bool] | None = None
-        self._process = subprocess.Popen(  # noqa: S603  # its own module
-            run_module.command(_PROCESS, str(os.getpid())),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        stdin, stdout = self._pipes()
-        stdin.write(json.dumps(setup).encode() + b"\n")
-        reply = json.loads(stdout.readline() or '{"error": "its process ended"}')
+        self._process = helpers.take(PROCESS)
+        self._process.stdin.write(json.dumps(setup).encode() + b"\n")
+        reply = json.loads(self._process.stdout.readline() or '{"error": "its process ended"}')
         if "error" in reply:
             self._process.wait()
             log.error("OpenVINO cannot load the model", extra={"error": reply["error"]})
@@ -105,7 +98,7 @@ class OpenVinoStepper:
             self._lines.close()
         if self._given_back:
             self._given_back.cancel()
-        self._pipes()[0].close()  # tells the process to end
+        self._process.stdin.close()  # tells the process to end
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
@@ -115,17 +108,14 @@ class OpenVinoStepper:
             self._process.kill()
             self._process.wait()
 
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        return self._process.stdin, self._process.stdout
-
     def _connected(self) -> JsonLines:
         """The lines to the process, made on first use, when the event loop runs."""
         if self._lines is None:
-            stdin, stdout = self._pipes()
             self._lines = JsonLines(
-                stdin.fileno(), stdout.fileno(), self._on_message, self._on_death
+                self._process.stdin.fileno(),
+                self._process.stdout.fileno(),
+                self._on_message,
+                self._on_death,
             )
         return self._lines
 

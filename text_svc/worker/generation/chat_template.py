@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,9 +19,9 @@ from shared.errors import (
     InvalidModelError,
 )
 from text_svc.link.json_lines import JsonLines
-from text_svc.processes import run_module
+from text_svc.processes import helpers, run_module
 
-_PROCESS = "text_svc.worker.generation.chat_template_process"
+PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
 # How long a new process may take until it is ready, on a busy machine.
 START_SECONDS = 30.0
@@ -65,17 +64,11 @@ class ChatTemplate:
             return
         question = self._request([{"role": "user", "content": "?"}]) | {"texts": None}
         lines = "".join(json.dumps(each) + "\n" for each in (self._setup(), question))
+        process = helpers.take(PROCESS)
         try:
-            done = subprocess.run(  # noqa: S603  # its own module
-                run_module.command(_PROCESS, str(os.getpid())),
-                input=lines.encode(),
-                stdout=subprocess.PIPE,
-                timeout=CHECK_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
+            answers = helpers.communicate(process, lines.encode(), CHECK_SECONDS).splitlines()
+        except TimeoutError:
             return  # calls will show whether it works
-        answers = done.stdout.splitlines()
         if len(answers) == 2 and "left_out" in json.loads(answers[1]):
             raise InvalidModelError(
                 "the model's chat template leaves out what a user says, as a string and as a list "
@@ -191,7 +184,7 @@ class ChatTemplate:
         self._pipes = (stdin, stdout)
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *run_module.command(_PROCESS, str(os.getpid())),
+                *run_module.command(PROCESS, str(os.getpid())),
                 stdin=child_in,
                 stdout=child_out,
             )

@@ -195,7 +195,8 @@ def main() -> None:
     """Entry point; the one argument is the parent's process id."""
     die_with_parent(int(sys.argv[1]))
     sandbox.enter()
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    # Not of addresses: a process that was forked has large libraries mapped.
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     lines = BlockingJsonLines()

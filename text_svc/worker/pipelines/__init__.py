@@ -17,8 +17,10 @@ from text_svc.formats.cleaned import cleaned_folder, links_in
 from text_svc.formats.load_errors import loading_errors
 from text_svc.formats.own_code import code_named
 from text_svc.formats.recipe import model_folder
-from text_svc.processes.specs import WorkerSpec
+from text_svc.processes.specs import EngineName, WorkerSpec
 from text_svc.worker import tokenizing
+from text_svc.worker.engines import openvino_stepper
+from text_svc.worker.generation import chat_template
 from text_svc.worker.loaded import LoadedPipeline
 from text_svc.worker.memory import NoCache
 from text_svc.worker.trial import calls
@@ -62,6 +64,16 @@ CLASSES = {
 
 # These read modules.json and the modules' files themselves.
 _READ_MODULES = (pipelines.FEATURE_EXTRACTION.name, pipelines.RERANKING.name)
+
+# The modules of processes that a model's process starts when it loads, by pipeline and engine.
+_HELPERS: dict[tuple[str, EngineName], tuple[str, ...]] = {
+    (pipelines.TEXT_GENERATION.name, "openvino"): (openvino_stepper.PROCESS, chat_template.PROCESS)
+}
+
+
+def helpers_of(spec: WorkerSpec) -> tuple[str, ...]:
+    """The modules of the processes that it starts for its load."""
+    return _HELPERS.get((spec.pipeline, spec.engine), ())
 
 
 def load(spec: WorkerSpec) -> LoadedPipeline:
