@@ -8,6 +8,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +66,24 @@ def load(
         raise OutOfMemoryError(
             f"a KV cache of {spec.cache_bytes} bytes has no room for a block of {block_bytes} bytes"
         )
-    engine = OpenVinoEngine(
-        folder,
-        limits=Limits(
-            context=min(own, blocks * BLOCK_TOKENS),
-            running=spec.max_running,
-            waiting=spec.max_waiting,
-        ),
-        end_tokens=manifest.end_tokens,
-        cache_blocks=blocks,
-        block_bytes=block_bytes,
-        precision=precision,
-        threads=spec.threads,
-        metrics=metrics,
-    )
+    with ThreadPoolExecutor(1) as thread:  # while the model is loaded in its process
+        tokenizer = thread.submit(FastTokenizer, folder)
+        engine = OpenVinoEngine(
+            folder,
+            limits=Limits(
+                context=min(own, blocks * BLOCK_TOKENS),
+                running=spec.max_running,
+                waiting=spec.max_waiting,
+            ),
+            end_tokens=manifest.end_tokens,
+            cache_blocks=blocks,
+            block_bytes=block_bytes,
+            precision=precision,
+            threads=spec.threads,
+            metrics=metrics,
+        )
     report = WorkerReport(weights_bytes=manifest.weight_bytes)
-    return engine, FastTokenizer(folder), report
+    return engine, tokenizer.result(), report
 
 
 def blocks_of(tokens: int) -> int:

@@ -172,7 +172,7 @@ class Front:
 @pytest.fixture
 async def front(tmp_path: Path) -> AsyncIterator[Front]:
     plane, restores = ControlPlane(), Restores()
-    settings = TextSettings(cache_dir=tmp_path)
+    settings = TextSettings(cache_dir=tmp_path, fork_server=False)
     files = ModelFiles("127.0.0.1:1", tmp_path)
     demand = Demand(plane.want, 100)
     async with Registry(settings, files, restores, demand=demand) as registry:

@@ -48,7 +48,9 @@ async def registry_of_endless_loads(
         loads.append(model)
         await asyncio.Event().wait()
 
-    settings = TextSettings(cache_dir=folder, abandoned_load_seconds=abandoned_load_seconds)
+    settings = TextSettings(
+        cache_dir=folder, abandoned_load_seconds=abandoned_load_seconds, fork_server=False
+    )
     async with Registry(settings, ModelFiles("127.0.0.1:1", folder)) as registry:
         registry._loader.load = load
         yield registry, loads
