@@ -116,24 +116,28 @@ class Loader:
         if wanted == "litert":
             await self._load_litert(model)
             return
-        folder = await self._fetch(model)
-        sizes = await self._inspector.inspect(
-            model.model_id, folder, child_scratch(self.scratch), _float_bytes(model.options)
-        )
+        with model.part("files"):
+            folder = await self._fetch(model)
+        with model.part("inspection"):
+            sizes = await self._inspector.inspect(
+                model.model_id, folder, child_scratch(self.scratch), _float_bytes(model.options)
+            )
         engine = EnginePlan(wanted, sizes.total)
         if wanted == "openvino":
-            engine = await self._converted(model, folder, sizes.total)
+            with model.part("conversion"):
+                engine = await self._converted(model, folder, sizes.total)
         if _packs_a_head(model, engine):
             engine = replace(engine, weight_bytes=sizes.total + sizes.shared_head)
         cache_bytes = self._reserve(model, engine.weight_bytes)
         model.state, model.engine, model.note = ModelState.LOADING, engine.name, engine.note
-        model.process = await ModelProcess.start(
-            self._spec(model, folder, engine, cache_bytes),
-            self._settings.load_timeout_seconds,
-            partial(_note_share, model),
-            # The others import more than is ready.
-            self._forks if engine.name == "openvino" else None,
-        )
+        with model.part("process"):
+            model.process = await ModelProcess.start(
+                self._spec(model, folder, engine, cache_bytes),
+                self._settings.load_timeout_seconds,
+                partial(_note_share, model),
+                # The others import more than is ready.
+                self._forks if engine.name == "openvino" else None,
+            )
 
     async def _load_litert(self, model: ManagedModel) -> None:
         """Loads a model that is one file, which LiteRT reads."""

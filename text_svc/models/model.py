@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from shared.model_host import HOST, HostedModel, ModelState
@@ -24,6 +27,7 @@ class ManagedModel(HostedModel):
         abandoning: ends the load, unless a caller comes back for it in time.
         idle: set when it answers no calls.
         closed: while above 0, it takes no calls although it is READY.
+        seconds: that the parts of its load took, by name.
     """
 
     options: LoadOptions
@@ -36,6 +40,16 @@ class ManagedModel(HostedModel):
     abandoning: asyncio.Task[None] | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Notes how long a part of its load takes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - start, 3)
 
     @property
     def reserved_bytes(self) -> int:

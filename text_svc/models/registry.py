@@ -311,6 +311,7 @@ class Registry:
                 "cache_limit": model.cache_limit_bytes,
                 "pid": process.pid,
                 "note": model.note,
+                "seconds": model.seconds | process.report.seconds,
             },
         )
         for how in ("hung", "died"):

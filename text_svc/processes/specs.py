@@ -12,6 +12,8 @@ from text_svc.formats.cleaned import link_files, links_in
 from text_svc.options import LoadOptions
 from text_svc.processes.sandbox import SandboxMode
 
+# The parts of a load in the model's process.
+LoadPart = Literal["reading", "trial", "giving back"]
 EngineName = Literal["openvino", "transformers", "litert"]
 
 
@@ -134,7 +136,9 @@ class WorkerReport(Report):
     Attributes:
         weights_bytes: of its parameters and buffers, or of the file that has them.
         vram_bytes: of an accelerator's memory that it holds.
+        seconds: that the parts of its load took, by name.
     """
 
     weights_bytes: int = 0
     vram_bytes: int = 0
+    seconds: dict[LoadPart, float] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 from ml.internal.link_pb2 import MemoryFigures
@@ -34,11 +35,14 @@ async def serve(spec: WorkerSpec) -> None:
     Never returns; the front ends the process.
     """
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
+    began = time.monotonic()
     loaded = await asyncio.to_thread(load, spec)
+    read = time.monotonic()
     await asyncio.to_thread(helpers.end_waiting)
     if spec.trial_seconds:
         with loading_errors(spec.model_id, spec.folder, links_in(spec.scratch)):
             await try_calls(spec.model_id, loaded.handlers, loaded.trial, spec.trial_seconds)
+    tried = time.monotonic()
     memory, activity = loaded.memory, Activity()
     server = await listen(
         loaded.handlers,
@@ -51,7 +55,13 @@ async def serve(spec: WorkerSpec) -> None:
         activity=activity,
     )
     await give_back(memory)  # what the load and the trial have left
-    spec.send(loaded.report)
+    seconds = {
+        "reading": read - began,
+        "trial": tried - read,
+        "giving back": time.monotonic() - tried,
+    }
+    rounded = {part: round(each, 3) for part, each in seconds.items()}
+    spec.send(loaded.report.model_copy(update={"seconds": rounded}))
     if spec.give_back_seconds:
         await give_back_when_idle(memory, activity.idle_seconds, spec.give_back_seconds)
     await server.serve_forever()
