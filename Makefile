@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,6 +108,12 @@ bench-cpu: models ## CPU of a token and of an embedding call, by process
 
 bench-files: setup ## speed of GetModelFile beside a bare gRPC stream, and of loading 1 GB
 	@$(PY) -m tests.bench.bench_files $(BENCH)
+
+bench-loads: models ## LoadModel of converted models, by the parts of a load
+	@$(PY) -m tests.bench.bench_loads $(BENCH)
+
+bench-connections: models ## up to 1,024 token streams, idle connections, and 200 video streams
+	@$(PY) -m tests.bench.bench_connections $(BENCH)
 
 bench-autoload: models ## loads a minute and p95 of callers over three models of which two fit
 	@$(PY) -m tests.bench.bench_autoload $(BENCH)

@@ -59,6 +59,8 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "door",
             "files",
             "autoload",
+            "connections",
+            "loads",
         )
     },
     OPERATIONS: {
