@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the Python environment in a folder: `tools/setup.sh FOLDER`. `make setup` runs it.
 #
-# uv does it where it is installed, otherwise pip, which takes two to three times as long. Both
+# uv does it, which pip installs where there is none; pip alone takes two to three times as long. Both
 # check every file against the hashes in requirements/. PYTHON names the interpreter; by default it
 # is the first of python3.11 to python3.14 that works, and if there is none, uv downloads one.
 set -u
@@ -50,7 +50,10 @@ install_torch() {
 }
 
 with_uv() {
-  "$uv" venv -q --seed --allow-existing --python "$python" "$venv" || return
+  "$uv" venv -q --seed --allow-existing --python "$python" "$venv" && install_by_uv
+}
+
+install_by_uv() {
   install_torch &
   # Compiled here as pip does it: a model's process may not write beside the packages.
   "$uv" pip install -q --compile-bytecode --python "$venv/bin/python" --no-deps --require-hashes \
@@ -64,6 +67,15 @@ with_pip() {
   "$python" -m venv "$venv" && install_torch && install --require-hashes -r requirements/dev.txt
 }
 
+# uv of the requirements, in the environment itself, with pip's settings.
+install_uv() {
+  "$python" -m venv "$venv" || return
+  sed -n '/^uv==/,/[^\\]$/p' requirements/dev.txt > "$venv/uv.txt"
+  install --require-hashes -r "$venv/uv.txt" || return
+  eval "$("$venv/bin/python" tools/uv_settings.py)"
+  uv=$venv/bin/uv
+}
+
 find_python
 if [ -n "$uv" ]; then
   echo "making the environment in $venv with $python and uv (about a minute)"
@@ -74,8 +86,11 @@ if [ -n "$uv" ]; then
     works "$python" && with_pip
   } || exit 1
 else
-  echo "making the environment in $venv with $python and pip (about two minutes)"
-  with_pip || exit 1
+  echo "making the environment in $venv with $python (about a minute)"
+  install_uv && install_by_uv || {
+    echo "uv has failed, see above; trying pip alone (about two minutes)"
+    with_pip
+  } || exit 1
 fi
 install --no-build-isolation -e . || exit 1
 "$venv/bin/python" -m compileall -q ml shared model_mgmt_svc text_svc vision_svc http_svc stack tools
