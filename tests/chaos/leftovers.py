@@ -69,6 +69,7 @@ def _processes(world: World) -> Iterator[str]:
     for name, pid in world.stack.pids.items():
         owned.add(pid)
         if name == "text_svc":
+            owned |= {each.pid for each in world.children("fork_server_process")}
             for wish in WISHES:
                 for worker in world.model_process(wish.model_id):
                     owned |= {worker.pid, *(child.pid for child in worker.children(recursive=True))}

@@ -57,7 +57,8 @@ class Job:
         os.environ.clear()
         os.environ.update(self.environment)
         tempfile.tempdir = None  # it depends on the environment
-        spec = json.dumps(json.loads(self.spec) | {"report_fd": self.report_fd})
+        values = json.loads(self.spec) | {"report_fd": self.report_fd}
+        spec = json.dumps(values, separators=(",", ":"))
         show_command((sys.executable, "-m", self.module, spec))
         sys.argv = [self.module, spec]
         module = import_module(self.module)
