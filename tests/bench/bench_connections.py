@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -228,26 +228,33 @@ async def one_video(
     sent: list[float] = []
     start = time.monotonic()
 
-    async def camera() -> AsyncIterator[mediapipe_pb2.VideoFrame]:
+    async def camera() -> None:
         number = 0
         while time.monotonic() < start + seconds:
             sent.append(time.monotonic())
-            yield mediapipe_pb2.VideoFrame(
-                frame_data=frames[number % len(frames)], format="jpeg", frame_number=number
+            await call.write(
+                mediapipe_pb2.VideoFrame(
+                    frame_data=frames[number % len(frames)], format="jpeg", frame_number=number
+                )
             )
             number += 1
             await asyncio.sleep(max(0, start + number / VIDEO_FPS - time.monotonic()))
+        await call.done_writing()
 
-    stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+    call = mediapipe_pb2_grpc.MediapipeServiceStub(channel).StreamFaceDetection()
+    sending = asyncio.create_task(camera())
     answered = 0
     try:
-        async for response in stub.StreamFaceDetection(camera()):
+        async for response in call:
             video.latencies.append(time.monotonic() - sent[response.frame_number])
             answered += 1
     except grpc.aio.AioRpcError as error:
         video.refused[reason_of(error)] += 1
         video.refused_seconds.append(time.monotonic() - start)
         return
+    finally:
+        sending.cancel()  # a refused call takes no frame, and says so once more
+        await asyncio.gather(sending, return_exceptions=True)
     video.fps.append(answered / seconds)
 
 
