@@ -130,13 +130,11 @@ async def test_a_caller_that_is_cancelled_leaves_no_child(tmp_path: Path) -> Non
 
 
 def test_children_and_fork_server_end_with_a_front_that_is_killed(tmp_path: Path) -> None:
-    front = subprocess.Popen(
-        (sys.executable, "-c", FRONT, str(tmp_path)), stdout=subprocess.PIPE, cwd=ROOT
-    )
-    assert front.stdout is not None
-    started = [psutil.Process(int(pid)) for pid in front.stdout.readline().split()]
-    assert len(set(started)) == 2
-    front.send_signal(signal.SIGKILL)
-    front.wait()
+    command = (sys.executable, "-c", FRONT, str(tmp_path))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as front:
+        assert front.stdout is not None
+        started = [psutil.Process(int(pid)) for pid in front.stdout.readline().split()]
+        assert len(set(started)) == 2
+        front.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive
