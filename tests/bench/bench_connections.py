@@ -224,38 +224,48 @@ def jpegs() -> Iterable[bytes]:
 async def one_video(
     channel: grpc.aio.Channel, frames: Sequence[bytes], seconds: float, video: Video
 ) -> None:
-    """Sends frames at a camera's pace and counts the answers."""
+    """Sends frames at a camera's pace, once the first is answered, and counts the answers."""
     sent: list[float] = []
+    runs = asyncio.Event()
     start = time.monotonic()
 
+    async def send(number: int) -> None:
+        sent.append(time.monotonic())
+        frame = frames[number % len(frames)]
+        await call.write(
+            mediapipe_pb2.VideoFrame(frame_data=frame, format="jpeg", frame_number=number)
+        )
+
     async def camera() -> None:
-        number = 0
-        while time.monotonic() < start + seconds:
-            sent.append(time.monotonic())
-            await call.write(
-                mediapipe_pb2.VideoFrame(
-                    frame_data=frames[number % len(frames)], format="jpeg", frame_number=number
-                )
-            )
-            number += 1
-            await asyncio.sleep(max(0, start + number / VIDEO_FPS - time.monotonic()))
+        await send(0)
+        await runs.wait()  # a frame after a refusal would hide its status
+        began = time.monotonic()
+        for number in range(1, round(seconds * VIDEO_FPS) + 1):
+            await send(number)
+            await asyncio.sleep(max(0, began + number / VIDEO_FPS - time.monotonic()))
         await call.done_writing()
 
     call = mediapipe_pb2_grpc.MediapipeServiceStub(channel).StreamFaceDetection()
     sending = asyncio.create_task(camera())
+    begin = end = start
     answered = 0
     try:
         async for response in call:
-            video.latencies.append(time.monotonic() - sent[response.frame_number])
-            answered += 1
+            end = time.monotonic()
+            if runs.is_set():
+                video.latencies.append(end - sent[response.frame_number])
+                answered += 1
+            else:
+                begin = end
+                runs.set()
     except grpc.aio.AioRpcError as error:
         video.refused[reason_of(error)] += 1
         video.refused_seconds.append(time.monotonic() - start)
         return
     finally:
-        sending.cancel()  # a refused call takes no frame, and says so once more
+        sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-    video.fps.append(answered / seconds)
+    video.fps.append(answered / max(end - begin, seconds))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
