@@ -54,6 +54,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "vision",
             "vision_profile",
             "scenes",
+            "vision_memory",
             "link",
             "cpu",
             "door",
