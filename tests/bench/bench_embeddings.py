@@ -111,7 +111,7 @@ def peers_of(options: argparse.Namespace) -> list[Embedding]:
     if options.short:
         return [*first, *same_bits]
     backends = [("bfloat16", "torch"), ("float32", "onnx"), ("int8", "onnx")]
-    backends += [("float32", "openvino"), ("bfloat16", "openvino")]
+    backends.append(("float32", "openvino"))
     return [*first, *same_bits, *(sentence_transformers(*each) for each in backends), Infinity()]
 
 

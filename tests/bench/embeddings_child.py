@@ -31,8 +31,6 @@ def sentence_transformers(backend: str, folder: str, dtype: str) -> Encode:
         model = SentenceTransformer(folder, backend="onnx", device="cpu")
         export_dynamic_quantized_onnx_model(model, "avx512_vnni", folder)
         options = {"file_name": "onnx/model_qint8_avx512_vnni.onnx"}
-    elif backend == "openvino" and dtype == "bfloat16":
-        options = {"ov_config": {"INFERENCE_PRECISION_HINT": "bf16"}}
     model = SentenceTransformer(folder, backend=backend, device="cpu", model_kwargs=options)
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
