@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -99,56 +97,6 @@ TOOLS_TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
     "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
 )
-
-
-def save_writer(
-    folder: Path, answer: Sequence[str], chat_template: str, special: Collection[str] = ()
-) -> Path:
-    """A Llama whose greedy answer to each chat is this one.
-
-    Args:
-        folder: of the model.
-        answer: in pieces, all different, each of which becomes a token of the vocabulary.
-        chat_template: its prompts end with <assistant>.
-        special: those of the pieces that are special tokens.
-    """
-    import torch
-    from tokenizers import AddedToken, Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    save_tokenizer(folder, chat_template)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for piece in answer:
-        if piece in special:
-            tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True)])
-        else:
-            tokenizer.add_tokens([AddedToken(piece, normalized=False)])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    size = tokenizer.get_vocab_size()
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=size + size % 2,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
-    written = ["<assistant>", *answer, "</s>"]
-    tokens = [tokenizer.token_to_id(piece) for piece in written]
-    with torch.no_grad():  # each token leads to the next one, whatever came before
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.embed_tokens.weight.zero_().fill_diagonal_(1)
-        model.lm_head.weight.zero_()
-        for token, following in pairwise(tokens):
-            model.lm_head.weight[following, token] = 1
-    model.save_pretrained(folder)
-    return folder
 
 
 def save_mamba(folder: Path) -> Path:
