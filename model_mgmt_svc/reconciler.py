@@ -252,7 +252,7 @@ class Reconciler:
                 if not (model.loading and self._lifecycle.is_requested(model.model_id))
             ]
             restores += self._lifecycle.evictions(replica)
-            news = restores or self._auto_load or replica.lives != lives
+            news = restores or self._auto_load or replica.lives != lives or not replica.told
             if not news and replica not in self._told:
                 continue
             self._told.add(replica)

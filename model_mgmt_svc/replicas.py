@@ -147,6 +147,7 @@ class Replica:
 
     Attributes:
         admitted: whether it takes calls, as of the last `list`.
+        told: whether `tell_models` has been called since it started, as of the last `list`.
         drained: whether somebody has drained it by hand, as of the last `list`.
         died: the models whose processes have ended by themselves, as of the last `list`.
         memory: its memory by device, as of the last `list`; empty if it does not count it.
@@ -158,6 +159,7 @@ class Replica:
         self.service = service
         self.address = address
         self.admitted = True
+        self.told = True
         self.drained = False
         self._lease = lease
         self.died: list[ReplicaModel] = []
@@ -281,7 +283,7 @@ class Replica:
                     return []  # a service without models to manage
                 raise
         self._seen_at = time.monotonic()
-        self.admitted, self.drained = answer.admitted, answer.drained
+        self.admitted, self.drained, self.told = answer.admitted, answer.drained, answer.told
         models = [_replica_model(model) for model in answer.models]
         self.died = [model for model in models if model.died]
         self.memory = {

@@ -187,16 +187,18 @@ class Restores:
 
     Attributes:
         auto_load: whether it may load a model for the calls that ask for it.
+        told: whether the control plane has told anything since the service started.
     """
 
     def __init__(self) -> None:
         self.auto_load = False
+        self.told = False
         self._by_id: dict[ModelId, Restore] = {}
         self._told_at = 0.0
 
     def replace(self, restores: Iterable[Restore], *, auto_load: bool = False) -> None:
         """Takes what the control plane tells, in place of what it told before."""
-        self.auto_load = auto_load
+        self.auto_load, self.told = auto_load, True
         self._by_id = {restore.model_id: restore for restore in restores}
         self._told_at = time.monotonic()
 

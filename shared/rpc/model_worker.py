@@ -95,6 +95,7 @@ class ModelWorkerServicer(worker_pb2_grpc.ModelWorkerServicer):
         return worker_pb2.ListResponse(
             models=map(_model_info, host.models()),
             admitted=self._admission.admitted,
+            told=self._restores.told,
             drained=self._drain.drained,
             memory=[worker_pb2.MemoryPool(**asdict(pool)) for pool in host.memory()],
             lives=map(_life_message, self._names.lives),

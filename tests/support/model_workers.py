@@ -59,6 +59,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.cancelled = 0
         self.admitted = False
         self.drained = False
+        self.was_told = False
         self.epochs: list[int] = []  # in the order in which they were seen
         self.health = health.aio.HealthServicer()
         self.address = ""
@@ -123,11 +124,13 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             models=self.models.values(),
             admitted=self.admitted,
             drained=self.drained,
+            told=self.was_told,
             lives=self.lives,
             memory=memory,
         )
 
     async def TellModels(self, request, context):
+        self.was_told = True
         self.told = list(request.restores)
         self.lives = list(request.lives)
         return pb.TellModelsResponse()

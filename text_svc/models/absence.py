@@ -13,7 +13,7 @@ MIN_RETRY_SECONDS = 1.0
 
 
 def absence(
-    model_id: ModelId, model: ManagedModel | None, restore: Restore | None, *, admitted: bool = True
+    model_id: ModelId, model: ManagedModel | None, restore: Restore | None, *, settled: bool = True
 ) -> ServiceError:
     """The error of a call to a model that is not ready.
 
@@ -24,10 +24,11 @@ def absence(
         model_id: of the call.
         model: what is known of it here; None if nothing is.
         restore: what the control plane does to bring it back; None if it does nothing.
-        admitted: whether the control plane has told this replica what it should have. A proxy that
-            has not noticed a restart sends calls before.
+        settled: whether the control plane has told this replica what comes back, and admitted it.
+            Calls come before where a proxy has not noticed a restart, or where the replica let
+            itself in since the control plane was away.
     """
-    if not admitted and restore is None and (model is None or model.state in _LOADING):
+    if not settled and restore is None and (model is None or model.state in _LOADING):
         return WorkerUnavailableError(
             f"model {model_id} is not ready: the service has just started, and its models are "
             "being loaded again",

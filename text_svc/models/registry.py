@@ -258,8 +258,8 @@ class Registry:
         return model if takes else None
 
     def _absence(self, model_id: ModelId, model: ManagedModel | None) -> ServiceError:
-        admitted = self._admission is None or self._admission.admitted
-        return absence(model_id, model, self._restores.get(model_id), admitted=admitted)
+        settled = self._admission is None or (self._admission.admitted and self._restores.told)
+        return absence(model_id, model, self._restores.get(model_id), settled=settled)
 
     async def _follow(self, model: ManagedModel) -> AsyncGenerator[LoadProgress]:
         task = model.task

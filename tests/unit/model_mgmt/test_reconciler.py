@@ -107,6 +107,16 @@ async def test_tries_become_rarer_and_end(plane: Plane, rounds: Rounds) -> None:
     assert plane.desired.all() == [DESIRED]
 
 
+async def test_a_replica_is_told_once_even_that_nothing_comes_back(
+    plane: Plane, rounds: Rounds
+) -> None:
+    """It may have let itself in while there was no control plane."""
+    plane.first.admitted = True
+    await rounds.round()
+    assert plane.first.was_told
+    assert plane.first.told == []
+
+
 async def test_a_provider_that_is_down_is_not_the_models_fault(
     plane: Plane, rounds: Rounds
 ) -> None:

@@ -181,7 +181,9 @@ async def test_calls_that_wait_and_the_time_for_those_under_way_pass_through() -
         unload = pb.UnloadRequest(model_id="org/name", if_idle=True, idle_within_seconds=2.5)
         assert not (await worker.Unload(unload)).busy
         assert host.idle_within == 2.5
+        assert not (await worker.List(pb.ListRequest())).told
         await worker.TellModels(pb.TellModelsRequest(auto_load=True))
+        assert (await worker.List(pb.ListRequest())).told
         assert restores.auto_load
         await worker.TellModels(pb.TellModelsRequest())
         assert not restores.auto_load

@@ -97,6 +97,6 @@ def test_the_time_until_the_next_try_passes(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("known", [None, model(ModelState.LOADING)])
 def test_a_service_that_has_just_started_does_not_know_yet(known: ManagedModel | None) -> None:
-    error = absence(NAME, known, None, admitted=False)
+    error = absence(NAME, known, None, settled=False)
     assert isinstance(error, WorkerUnavailableError)
     assert "has just started" in error.message

@@ -18,9 +18,10 @@ from shared.errors import (
     WorkerUnavailableError,
 )
 from shared.files.client import ModelFiles
-from shared.model_host import ModelState
+from shared.model_host import ModelState, Restores
 from shared.model_ids import ModelId
 from shared.pipelines import TEXT_PIPELINES
+from shared.rpc.admission import Admission
 from tests.support.waiting import until
 from text_svc.models.model import ManagedModel
 from text_svc.models.registry import Registry
@@ -125,6 +126,22 @@ async def test_every_call_to_a_model_that_has_died_is_told_that_it_comes_back(
                 with pytest.raises(WorkerUnavailableError, match="about to be loaded again"):
                     async with registry.use(MODEL, call):
                         pass
+
+
+async def test_a_replica_that_let_itself_in_asks_callers_to_come_again_until_it_is_told(
+    tmp_path: Path,
+) -> None:
+    admission, restores = Admission(0), Restores()
+    await admission.wait()
+    files = ModelFiles("127.0.0.1:1", tmp_path)
+    registry = Registry(TextSettings(cache_dir=tmp_path), files, restores, admission)
+    with pytest.raises(WorkerUnavailableError, match="just started"):
+        async with registry.use(MODEL, "ChatCompletion"):
+            pass
+    restores.replace([])
+    with pytest.raises(ModelNotLoadedError, match="LoadModel first"):
+        async with registry.use(MODEL, "ChatCompletion"):
+            pass
 
 
 async def test_only_an_idle_model_goes_if_asked_so(tmp_path: Path) -> None:
