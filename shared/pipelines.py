@@ -62,7 +62,7 @@ TEXT_GENERATION = Pipeline(
     "text",
     aliases=("chat", "code", "chat-completion", "conversational", "code-generation"),
     architecture_suffixes=("ForCausalLM", "LMHeadModel"),
-    calls=("GenerateText", "ChatCompletion"),
+    calls=("GenerateText", "ChatCompletion", "TokenCount"),
     kinds=(
         *("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi"),
         *("phi3", "gpt2", "gpt_neox", "opt", "bloom", "falcon"),
@@ -211,7 +211,7 @@ VISUAL_LANGUAGE = _infer(
         *("MllamaForConditionalGeneration", "Mistral3ForConditionalGeneration"),
         *("Llama4ForConditionalGeneration", "Qwen2AudioForConditionalGeneration"),
     ),
-    calls=("GenerateText", "ChatCompletion"),
+    calls=("GenerateText", "ChatCompletion", "TokenCount"),
     kinds=(
         *("llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
         *("phi3vision", "phi3_v", "phi4_multimodal", "smolvlm", "idefics2", "idefics3", "gemma3"),
@@ -224,7 +224,7 @@ VISUAL_LANGUAGE = _infer(
 JANUS = _infer(
     *("janus", "any-to-any"),
     architectures=("JanusForConditionalGeneration",),
-    calls=("GenerateText", "ChatCompletion"),
+    calls=("GenerateText", "ChatCompletion", "TokenCount"),
     kinds=("janus",),
     infers=("image to text", "image and prompt to text", "text to image"),
     ids=("janus",),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -70,6 +71,46 @@ async def test_the_process_of_an_openvino_model_has_neither_torch_nor_transforme
     assert len(processes) >= 2
     for process in processes:
         assert not [each.path for each in process.memory_maps() if "libtorch" in each.path]
+
+
+async def test_answers_have_the_form_that_a_call_asks_for(llama: TextClient) -> None:
+    """In the model's own processes, with what they may read and write."""
+    form = pb.ResponseFormat(regex="(yes|no)-[0-9]{3}")
+    asked = {"model": LLAMA, "prompt": "the sea", "max_length": 60, "temperature": 1.5}
+    text, last = await llama.generate(**asked, response_format=form)
+    assert re.fullmatch("(yes|no)-[0-9]{3}", text)
+    assert last.finish_reason == "stop"
+    chat = pb.ChatRequest(
+        model=LLAMA,
+        messages=[pb.ChatMessage(role="user", content="?")],
+        response_format=pb.ResponseFormat(choice=pb.Choices(texts=["red", "blue"])),
+        n=2,
+        logprobs=True,
+    )
+    messages = [message async for message in llama.text.ChatCompletion(chat)]
+    for index in range(2):
+        own = [message for message in messages if message.index == index]
+        assert "".join(message.content for message in own) in ("red", "blue")
+        assert [message.finish_reason for message in own if message.finish_reason] == ["stop"]
+        logprobs = [each for message in own for each in message.logprobs]
+        assert b"".join(each.utf8 for each in logprobs) in (b"red", b"blue")
+        assert all(each.logprob <= 0 for each in logprobs)
+    assert [message.done for message in messages] == [False] * (len(messages) - 1) + [True]
+    for refused in (
+        {"response_format": pb.ResponseFormat(regex="(a")},
+        {"response_format": pb.ResponseFormat(json_schema='{"not": {}}')},
+        {"response_format": pb.ResponseFormat()},
+        {"logit_bias": {3: 1.0}},
+        {"echo": True},
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await llama.generate(**asked, **refused)
+        assert code_of(caught) is grpc.StatusCode.INVALID_ARGUMENT
+    counted = await llama.text.TokenCount(pb.TokenCountRequest(model=LLAMA, text="the sea"))
+    assert counted.tokens == last.usage.prompt_tokens
+    assert counted.context == tiny_text.CONTEXT
+    counted = await llama.text.TokenCount(pb.TokenCountRequest(model=LLAMA, messages=chat.messages))
+    assert counted.tokens == messages[-1].usage.prompt_tokens
 
 
 async def test_an_architecture_without_converter_is_served_by_transformers_with_a_note(

@@ -12,6 +12,7 @@ import nncf
 import openvino
 import torch
 from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, SchedulerConfig
+from openvino_tokenizers import convert_tokenizer
 from optimum.exporters.openvino import export_from_model
 from optimum.exporters.tasks import TasksManager
 from transformers import AutoConfig
@@ -19,7 +20,7 @@ from transformers import AutoConfig
 from text_svc.convert.refused import RefusedError, refusal
 from text_svc.convert.spec import Weights
 from text_svc.formats.json_files import GENERATION_CONFIG
-from text_svc.formats.manifest import MODEL, Manifest
+from text_svc.formats.manifest import DETOKENIZER, MODEL, TOKENIZER, Manifest
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.torch_models.decoding_rules import decoding_rules
 from text_svc.torch_models.pretrained import context_length, end_tokens_of
@@ -77,6 +78,7 @@ def convert(source: Path, target: Path, weights: Weights) -> Manifest:
         log.exception("the model cannot be converted")
         raise refusal(error) from None
     tokenizer.save_pretrained(target)
+    _convert_tokenizer(tokenizer, target)
     return Manifest(
         context=context_length(model),
         cache_width=width,
@@ -97,6 +99,22 @@ def _check_architecture(config: Any) -> None:
         tasks = {}
     if TASK not in tasks:
         raise RefusedError(f"{kind} has no exporter")
+
+
+def _convert_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes the tokenizer as OpenVINO GenAI reads it.
+
+    A model goes without where that cannot be: then it follows no form of answers.
+    """
+    try:
+        models = convert_tokenizer(tokenizer, with_detokenizer=True, skip_special_tokens=True)
+        for model, name in zip(models, (TOKENIZER, DETOKENIZER), strict=True):
+            openvino.save_model(model, folder / name)
+    except Exception as error:  # noqa: BLE001  # tokenizers fail in ways of their own
+        log.warning("the tokenizer cannot be converted", extra={"why": str(error)[:300]})
+        for name in (TOKENIZER, DETOKENIZER):
+            for path in folder.glob(f"{Path(name).stem}.*"):
+                path.unlink()
 
 
 def _cache_width(model: Any) -> int:

@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "conversion.json"
 MODEL = "openvino_model.xml"
+# The tokenizer as OpenVINO GenAI reads it, which needs the vocabulary for forms of answers.
+TOKENIZER, DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
 # A manifest has some kilobytes.
 MAX_MANIFEST_BYTES = 1 << 20
 # A folder that is not complete yet has this prefix and the id of the process that fills it.

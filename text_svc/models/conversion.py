@@ -30,9 +30,12 @@ from text_svc.settings import TextSettings
 log = logging.getLogger(__name__)
 
 # Increased when `text_svc.convert` makes something else of the same files.
-FORMAT = 4
+FORMAT = 5
 # Packages whose version changes the result.
-PACKAGES = ("openvino", "openvino-genai", "optimum-intel", "nncf", "torch", "transformers")
+PACKAGES = (
+    *("openvino", "openvino-genai", "openvino-tokenizers", "optimum-intel", "nncf", "torch"),
+    "transformers",
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.sampling import Sampling
 
 FinishReason = Literal["stop", "length"]
@@ -30,6 +31,13 @@ class Engine(Protocol):
 
     def submit(self, generation: Generation) -> None:
         """Starts or queues a generation. Callers take turns, as in `shared.turns.Turns`."""
+
+    async def compile(self, form: Form) -> None:
+        """Compiles the form of an answer before its generation is submitted.
+
+        Raises:
+            InvalidArgumentError: it cannot be compiled, or takes too much for that.
+        """
 
     def cancel(self, generation: Generation) -> None:
         """Stops a generation within one step; does nothing if it has already ended."""
@@ -60,6 +68,7 @@ class Limits:
         waiting: most generations that wait; further ones are refused.
         new_tokens: most tokens to generate, for a decoder that gets the prompt from an encoder.
         repetition_penalty: whether the engine has one.
+        features: those of `sampling.OPTIONAL` that it has.
     """
 
     context: int
@@ -67,6 +76,7 @@ class Limits:
     waiting: int
     new_tokens: int | None = None
     repetition_penalty: bool = True
+    features: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False)
@@ -108,6 +118,19 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class TokenScore:
+    """The log-probability of a token, of the model's own scores.
+
+    Attributes:
+        top: the likeliest tokens in its place and theirs, best first, as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What one step of the engine added to a generation.
 
@@ -118,6 +141,7 @@ class StepOutput:
             right in all outputs together.
         finish_reason: set in the last output.
         error: the generation failed; this is its last output.
+        scores: of `tokens`, if the generation wants log-probabilities.
     """
 
     tokens: Sequence[int]
@@ -125,3 +149,4 @@ class StepOutput:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     text: str = ""
+    scores: Sequence[TokenScore] = ()

@@ -38,6 +38,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.litert import reason
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -138,6 +139,11 @@ class LiteRtLmTokenizer:
             ids: list[int] = self._model.tokenize(text)
         return ids
 
+    def token(self, token: int) -> tuple[str, bytes]:
+        """Not used: LiteRT-LM gives no log-probabilities."""
+        text: str = self._model.detokenize([token])
+        return text, text.encode()
+
     def detokenizer(self, prompt: Sequence[int] = ()) -> _NoDetokenizer:
         """Not used: LiteRT-LM writes text."""
         del prompt
@@ -210,6 +216,9 @@ class LiteRtLmEngine:
         self._tokenizer = tokenizer
         self._metrics = metrics
         self._threads = GenerationThreads(limits, "litert-lm", metrics)
+
+    async def compile(self, form: Form) -> None:
+        raise NotImplementedError("it does not have this feature")
 
     def submit(self, generation: Generation) -> None:
         run = _Run(generation, asyncio.get_running_loop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 from shared.errors import InternalError, InvalidModelError, OutOfMemoryError
 from shared.turns import Turns
-from text_svc.formats.manifest import Manifest
+from text_svc.formats.manifest import TOKENIZER, Manifest
 from text_svc.processes.specs import (
     WorkerReport,
     WorkerSpec,
@@ -23,9 +24,12 @@ from text_svc.worker.engines.base import (
     Generation,
     Limits,
     StepOutput,
+    TokenScore,
 )
 from text_svc.worker.engines.cache_blocks import CacheBlocks
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.openvino_rehearsal import Rehearsal
 from text_svc.worker.engines.openvino_stepper import OpenVinoStepper, Step
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.steps import Steps
@@ -33,6 +37,8 @@ from text_svc.worker.tokenizers.fast import FastTokenizer
 
 log = logging.getLogger(__name__)
 
+# Attributes of GenerationConfig with the names that `Sampling` has.
+_SAME = ("presence_penalty", "frequency_penalty", "ignore_eos")
 # Tokens of a block of the KV cache; OpenVINO's value for CPUs.
 BLOCK_TOKENS = 32
 # The precision of the computation by the option dtype.
@@ -40,6 +46,12 @@ PRECISIONS = {"auto": "f32", "float32": "f32", "bfloat16": "bf16", "int8": "bf16
 # Of a number in the KV cache: OpenVINO keeps float16 there for both. A processor for which it keeps
 # less has a cache of the same tokens in less memory, see `OpenVinoEngine.cache_limit_bytes`.
 NUMBER_BYTES = 2
+# What its sampler has besides; it gives the log-probability of the chosen token alone.
+FEATURES = frozenset(
+    {"min_p", "presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos", "logprobs"}
+)
+# Compiled forms stay in the pipeline. When they have taken this much, it is made anew.
+MAX_FORM_BYTES = 128 << 20
 # A cache that holds less than this is not given back: making it anew costs more than that is worth.
 MIN_GIVEN_BACK_BYTES = 64 << 20
 # A model that took longer to load keeps its cache, since a caller might have to wait as long.
@@ -74,6 +86,7 @@ def load(
                 context=min(own, blocks * BLOCK_TOKENS),
                 running=spec.max_running,
                 waiting=spec.max_waiting,
+                features=FEATURES | ({"response_format"} if _knows_forms(folder) else set()),
             ),
             end_tokens=manifest.end_tokens,
             cache_blocks=blocks,
@@ -84,6 +97,11 @@ def load(
         )
     report = WorkerReport(weights_bytes=manifest.weight_bytes)
     return engine, tokenizer.result(), report
+
+
+def _knows_forms(folder: Path) -> bool:
+    """Whether a converted model can follow a form: OpenVINO needs its vocabulary for that."""
+    return (folder / TOKENIZER).exists()
 
 
 def blocks_of(tokens: int) -> int:
@@ -138,6 +156,9 @@ class OpenVinoEngine:
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
         self._steps = Steps()
+        self._rehearsal = Rehearsal(folder)
+        self._form_bytes = 0
+        self._renewal: asyncio.Task[None] | None = None
         self._cancelling = False  # until the process tells of the next step
         began = time.monotonic()
         self._stepper = OpenVinoStepper(
@@ -173,16 +194,23 @@ class OpenVinoEngine:
         """
         if self._running or self._giving_back:
             return
-        renew = (
+        await self._give_back(
             self.cache_bytes >= MIN_GIVEN_BACK_BYTES and self._load_seconds <= MAX_RENEWAL_SECONDS
         )
+
+    async def _give_back(self, renew: bool) -> None:
         self._giving_back = True
         try:
             if await self._stepper.give_back(renew=renew):
                 self._written.clear()
+                self._form_bytes = 0
         finally:
             self._giving_back = False
             self._admit()
+
+    async def compile(self, form: Form) -> None:
+        """See `Engine`."""
+        self._form_bytes += await self._rehearsal.check(form.compiled())
 
     def submit(self, generation: Generation) -> None:
         self._waiting.add(generation.caller, generation)
@@ -197,9 +225,17 @@ class OpenVinoEngine:
             self._admit()
 
     async def close(self) -> None:
+        await self._rehearsal.close()
         await self._stepper.close()
 
     def _admit(self) -> None:
+        if self._form_bytes > MAX_FORM_BYTES and not self._giving_back:
+            if not self._running:
+                self._renewal = asyncio.ensure_future(self._give_back(renew=True))
+                self._giving_back = True
+            self._metrics.generations(len(self._running), len(self._waiting))
+            self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
+            return
         while len(self._running) < self.limits.running and not self._giving_back:
             generation = self._waiting.first()
             if generation is None or _blocks(generation) > self._free_blocks:
@@ -244,6 +280,19 @@ class OpenVinoEngine:
             }
             if sampling.top_k:
                 config["top_k"] = sampling.top_k
+            if sampling.min_p:
+                config["min_p"] = sampling.min_p
+        for name in sampling.wanted:
+            if name in _SAME:
+                config[name] = getattr(sampling, name)
+            elif name == "min_tokens":
+                config["min_new_tokens"] = sampling.min_tokens
+            elif name == "logprobs":
+                config["logprobs"] = 1
+            elif name == "response_format":
+                assert sampling.response_format is not None, "it is wanted"
+                form = sampling.response_format.compiled()
+                config["form"] = {form.kind: form.text}
         return config
 
     # A number that is not in `_by_number` belongs to a generation that was cancelled meanwhile.
@@ -255,13 +304,18 @@ class OpenVinoEngine:
         self._cancelling = False
         if step:  # else it has read a piece of a prompt
             self._metrics.step(len(step))
-        for number, tokens, reason in step:
+        for number, tokens, reason, logprobs in step:
             if generation := self._by_number.get(number):
                 self._generated[generation] += tokens
                 if reason:
                     self._forget(generation)
                 new = tokens[:-1] if reason == "stop" else tokens
-                generation.put(StepOutput(new, len(tokens), reason))
+                scores = (
+                    [TokenScore(*each) for each in zip(new, logprobs, strict=False)]
+                    if logprobs
+                    else ()
+                )
+                generation.put(StepOutput(new, len(tokens), reason, scores=scores))
         self._admit()
 
     def _on_refused(self, number: int, error: str) -> None:

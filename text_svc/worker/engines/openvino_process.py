@@ -7,9 +7,9 @@ All messages are JSON, one per line:
          {"cancel": 1}
          {"give_back": {"renew": true or false}}, while there is no generation
     out: {"ready": true} or {"error": …}, once
-         {"steps": [[id, [tokens], "stop" or "length" or null], …]}, after each step; empty after
-             one that only read a piece of a prompt. The first has "cache_bytes" besides: the size
-             of the key-value cache
+         {"steps": [[id, [tokens], "stop" or "length" or null, [log-probabilities] or null], …]},
+             after each step; empty after one that only read a piece of a prompt. The first has
+             "cache_bytes" besides: the size of the key-value cache
          {"given_back": true, "renewed": true or false}
          {"id": 1, "error": …}
 """
@@ -31,6 +31,7 @@ from openvino_genai import (
     GenerationFinishReason,
     GenerationStatus,
     SchedulerConfig,
+    StructuredOutputConfig,
 )
 
 from shared.process import die_with_parent
@@ -43,6 +44,15 @@ from text_svc.processes.tracebacks import write_tracebacks_on_signal
 STEP_TOKENS = 256
 
 _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: "length"}
+
+
+# In a generation's config, what is no attribute of GenerationConfig, see `structured_output`.
+FORM = "form"
+
+
+def structured_output(form: dict[str, str]) -> StructuredOutputConfig:
+    """A form of answers: {"json_schema", "regex" or "grammar": text}."""
+    return StructuredOutputConfig(**form)
 
 
 def make_pipeline(
@@ -83,6 +93,7 @@ class _Steps:
         self._lines = lines
         self._told_size = False
         self._handles: dict[int, Any] = {}
+        self._with_logprobs: set[int] = set()
 
     def serve(self) -> None:
         """Runs until stdin ends."""
@@ -131,7 +142,10 @@ class _Steps:
     def _begin(self, command: dict[str, Any]) -> None:
         config = GenerationConfig()
         for name, value in command["config"].items():
-            setattr(config, name, set(value) if isinstance(value, list) else value)
+            if name == FORM:
+                config.structured_output_config = structured_output(value)
+            else:
+                setattr(config, name, set(value) if isinstance(value, list) else value)
         prompt = openvino.Tensor(np.array([command["prompt"]], dtype=np.int64))
         try:
             handle = self._pipeline.add_request(command["id"], prompt, config)
@@ -139,20 +153,26 @@ class _Steps:
             self._lines.send({"id": command["id"], "error": str(error)})
         else:
             self._handles[command["id"]] = handle
+            if config.logprobs:
+                self._with_logprobs.add(command["id"])
 
     def _report(self) -> None:
         steps = []
+        self._with_logprobs &= self._handles.keys()
         for number, handle in list(self._handles.items()):
             tokens: list[int] = []
+            logprobs: list[float] | None = [] if number in self._with_logprobs else None
             reason = None
             while handle.can_read():
                 for output in handle.read().values():
                     tokens += output.generated_ids
+                    if logprobs is not None:
+                        logprobs += output.generated_log_probs
                     reason = _REASONS.get(output.finish_reason)
             if reason:
                 del self._handles[number]
             if tokens:
-                steps.append((number, tokens, reason))
+                steps.append((number, tokens, reason, logprobs))
             elif handle.get_status() != GenerationStatus.RUNNING:  # dropped in silence
                 del self._handles[number]
                 self._lines.send({"id": number, "error": "the cache has no room for it"})

@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 PROCESS = "text_svc.worker.engines.openvino_process"
 CLOSE_SECONDS = 5.0
 
-# The number, the new tokens and the finish reason of each generation that a step brought forward.
-Step = Sequence[tuple[int, list[int], FinishReason | None]]
+# The number, the new tokens, the finish reason and the tokens' log-probabilities, if it wants them,
+# of each generation that a step brought forward.
+Step = Sequence[tuple[int, list[int], FinishReason | None, list[float] | None]]
 
 
 class OpenVinoStepper:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
 from text_svc.formats.json_files import GENERATION_CONFIG, read_json_object
+from text_svc.worker.engines.forms import Form
 
 # For parameters that neither the request nor the model's generation_config sets.
 DEFAULT_TEMPERATURE = 0.7
@@ -26,6 +27,11 @@ MAX_REPETITION_PENALTY = 100.0
 MAX_SEED = 2**64 - 1
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_PENALTY = 2.0
+MAX_LOGIT_BIAS = 100.0
+MAX_BIASED_TOKENS = 1024
+MAX_TOP_LOGPROBS = 20
+MAX_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,15 @@ class Sampling:
         repetition_penalty: 1 is off.
         seed: None for a random one.
         stop: strings that end the generated text.
+        min_p: tokens below this share of the likeliest one's probability are left out; 0 is off.
+        presence_penalty: taken from the score of each token that was generated; 0 is off.
+        frequency_penalty: the same, as many times as it was generated.
+        min_tokens: an end token cannot come before this many tokens.
+        ignore_eos: end tokens do not end the text.
+        logit_bias: by token, added to its score.
+        logprobs: whether tokens come with their log-probabilities.
+        top_logprobs: and with those of so many of the likeliest ones.
+        response_format: what the text must look like.
     """
 
     temperature: float
@@ -48,6 +63,27 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: bool = False
+    top_logprobs: int = 0
+    response_format: Form | None = None
+
+    @property
+    def wanted(self) -> list[str]:
+        """Those of OPTIONAL that this generation needs."""
+        return [name for name in OPTIONAL if getattr(self, name)]
+
+
+# Attributes of `Sampling` that not every engine has, by the names of the requests' fields.
+OPTIONAL = (
+    *("min_p", "presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos"),
+    *("logit_bias", "logprobs", "top_logprobs", "response_format"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +99,15 @@ class SamplingRequest:
     max_new_tokens: int = 0
     # The name of the field for the number of new tokens in the caller's message.
     max_new_tokens_field: str = "max_length"
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: bool = False
+    top_logprobs: int = 0
+    response_format: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +154,8 @@ class SamplingDefaults:
 
         Raises:
             OutOfRangeError: a number is not finite or is out of range.
-            InvalidArgumentError: there are too many stop strings, or one is empty.
+            InvalidArgumentError: there are too many stop strings, or one is empty; or values
+                contradict each other.
             InputTooLargeError: a stop string is too long.
         """
         field, new_tokens = request.max_new_tokens_field, request.max_new_tokens
@@ -129,7 +175,10 @@ class SamplingDefaults:
         )
         if request.seed is not None:
             _checked("seed", request.seed, 0, MAX_SEED)
+        most = new_tokens or self.max_new_tokens or DEFAULT_NEW_TOKENS
+        _check_optional(request, most)
         greedy = _single(temperature) < _single(MIN_TEMPERATURE) or not top_p or top_k == 1
+        greedy = greedy or request.min_p == 1
         return Sampling(
             temperature=0 if greedy else temperature,
             top_p=1 if greedy else top_p,
@@ -137,8 +186,58 @@ class SamplingDefaults:
             repetition_penalty=penalty,
             seed=request.seed,
             stop=_checked_stops(request.stop) + self.stop,
-            max_new_tokens=new_tokens or self.max_new_tokens or DEFAULT_NEW_TOKENS,
+            max_new_tokens=most,
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            min_tokens=request.min_tokens,
+            ignore_eos=request.ignore_eos,
+            logit_bias=request.logit_bias,
+            logprobs=request.logprobs,
+            top_logprobs=request.top_logprobs,
+            response_format=request.response_format,
         )
+
+
+def _check_optional(request: SamplingRequest, max_new_tokens: int) -> None:
+    """Checks what most requests leave at their defaults."""
+    if request.min_p:
+        _checked("min_p", request.min_p, 0, 1)
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            _checked(name, getattr(request, name), -MAX_PENALTY, MAX_PENALTY)
+    if request.min_tokens:
+        _checked("min_tokens", request.min_tokens, 0, MAX_TOKENS)
+        if request.min_tokens > max_new_tokens:
+            raise InvalidArgumentError(
+                f"min_tokens is {request.min_tokens}; it must be at most "
+                f"{request.max_new_tokens_field}, which is {max_new_tokens}",
+                field="min_tokens",
+            )
+    if request.logit_bias:
+        _check_biases(request.logit_bias)
+    if request.top_logprobs:
+        _checked("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if not request.logprobs:
+            raise InvalidArgumentError("top_logprobs needs logprobs", field="top_logprobs")
+    if request.response_format:
+        for name in ("ignore_eos", "min_tokens"):
+            if getattr(request, name):
+                raise InvalidArgumentError(
+                    f"{name} cannot be used with response_format, which says where the answer ends",
+                    field=name,
+                )
+        request.response_format.check()
+
+
+def _check_biases(biases: Mapping[int, float]) -> None:
+    if len(biases) > MAX_BIASED_TOKENS:
+        raise InvalidArgumentError(
+            f"logit_bias has {len(biases)} tokens; the limit is {MAX_BIASED_TOKENS}",
+            field="logit_bias",
+        )
+    for token, bias in biases.items():
+        _checked(f"logit_bias[{token}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 
 def _first(*values: float | None) -> float:

@@ -46,6 +46,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
@@ -57,6 +58,7 @@ from text_svc.worker.engines.torch_batch.kv_cache import (
 )
 from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.engines.torch_batch.sampler import (
+    FEATURES,
     TokenSampler,
     sample,
     sample_vocabulary,
@@ -158,6 +160,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
             limits,
             context=min(limits.context, batch.cache.tokens),
             running=spec.max_running,
+            features=FEATURES,
         )
         report = measure(model, packed_bytes, batch.cache.num_bytes)
         return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
@@ -217,6 +220,9 @@ class TransformersEngine:
         model.generation_config.stop_strings = None
         self._warpers = own_warpers(model.generation_config, model.device)
         self._threads = GenerationThreads(limits, "generate", metrics)
+
+    async def compile(self, form: Form) -> None:
+        raise NotImplementedError("it does not have this feature")
 
     def submit(self, generation: Generation) -> None:
         loop = asyncio.get_running_loop()

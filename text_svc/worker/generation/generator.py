@@ -20,6 +20,7 @@ from text_svc.worker.engines.base import (
     FinishReason,
     Generation,
     StepOutput,
+    TokenScore,
 )
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import (
@@ -69,6 +70,7 @@ class Delta:
 
     Attributes:
         pieces: what the text is, of an answer that is taken apart.
+        scores: of its tokens, see `StepOutput`.
     """
 
     text: str
@@ -76,6 +78,7 @@ class Delta:
     finish_reason: FinishReason | Literal["tool_calls"] | None = None
     usage: Usage | None = None
     pieces: Sequence[Piece] = ()
+    scores: Sequence[TokenScore] = ()
 
 
 class TextGenerator:
@@ -140,6 +143,11 @@ class TextGenerator:
         """Of the model."""
         return self._tokenizer
 
+    @property
+    def context(self) -> int:
+        """See `Limits.context`."""
+        return self._engine.limits.context
+
     def check_template(self) -> None:
         """Tries the chat template; see `ChatTemplate.check`. Blocks."""
         self._template.check()
@@ -160,11 +168,14 @@ class TextGenerator:
             answer: takes the answer apart; it may end the generation.
 
         Raises:
-            InvalidArgumentError: the prompt is empty or does not fit.
+            InvalidArgumentError: the prompt is empty or does not fit, or the engine does not have
+                what the sampling wants.
             QueueFullError: too many generations wait already, or this one has waited and left its
                 place to another caller.
         """
         within = self._within_limits(prompt, sampling)
+        if within.response_format:
+            await self._engine.compile(within.response_format)
         generation = Generation(prompt, within, inputs, caller())
         begun = time.perf_counter()
         # Where an encoder reads the prompt, the answer does not continue it.
@@ -251,6 +262,13 @@ class TextGenerator:
                 "has none, so it must be 1 or absent",
                 field="repetition_penalty",
             )
+        if (wanted := sampling.wanted) and not limits.features.issuperset(wanted):
+            name = next(name for name in wanted if name not in limits.features)
+            raise InvalidArgumentError(
+                f"{name} cannot be used with this model, since its engine does not have it; of "
+                f"such options it has {', '.join(sorted(limits.features)) or 'none'}",
+                field=name,
+            )
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 
@@ -293,7 +311,8 @@ class _GenerationText:
             text, stopped = self._stops.add(self._detokenizer.add(token))
             sent.append(text)
             if stopped:
-                return Delta("".join(sent), self._tokens, "stop")
+                scores = output.scores[: len(sent)]
+                return Delta("".join(sent), self._tokens, "stop", scores=scores)
         self._tokens += output.count - len(output.tokens)
         if output.text:
             text, stopped = self._stops.add(output.text)
@@ -301,7 +320,8 @@ class _GenerationText:
             if stopped:
                 return Delta("".join(sent), self._tokens, "stop")
         if not output.finish_reason:
-            return Delta("".join(sent), self._tokens)
+            return Delta("".join(sent), self._tokens, scores=output.scores)
         text, stopped = self._stops.add(self._detokenizer.rest())
         sent.append(text if stopped else text + self._stops.rest())
-        return Delta("".join(sent), self._tokens, "stop" if stopped else output.finish_reason)
+        reason = "stop" if stopped else output.finish_reason
+        return Delta("".join(sent), self._tokens, reason, scores=output.scores)

@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
                 translation.
         """
 
+    def token(self, token: int) -> tuple[str, bytes]:
+        """One token as it reads alone, and the bytes that it stands for; see `TokenTexts`."""
+
 
 class Detokenizer(Protocol):
     """Decodes the token ids of one generation as they arrive."""

@@ -13,6 +13,7 @@ from shared.errors import InvalidModelError
 from text_svc.formats.json_files import TOKENIZER_CONFIG, read_json_object
 from text_svc.worker.tokenizers.chat_templates import chat_template
 from text_svc.worker.tokenizers.detokenizer import FastDetokenizer, FastDetokenizers
+from text_svc.worker.tokenizers.token_texts import TokenTexts
 from text_svc.worker.tokenizing import has_patterns, tokenizing
 
 SPECIAL_TOKENS = "special_tokens_map.json"
@@ -43,6 +44,7 @@ class FastTokenizer:
         self.backend.no_padding()
         self.may_be_slow = has_patterns(self.backend)
         self._detokenizers = FastDetokenizers(self.backend)
+        self._token_texts: TokenTexts | None = None  # made when a caller wants log-probabilities
         config = read_json_object(folder / TOKENIZER_CONFIG) | read_json_object(
             folder / SPECIAL_TOKENS
         )
@@ -72,6 +74,11 @@ class FastTokenizer:
             for token, added in self.backend.get_added_tokens_decoder().items()
             if added.special and any(added.content in text for text in texts)
         }
+
+    def token(self, token: int) -> tuple[str, bytes]:
+        if self._token_texts is None:
+            self._token_texts = TokenTexts(self.backend)
+        return self._token_texts.text(token), self._token_texts.utf8(token)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         # Unlike `encode`, this releases the interpreter's lock.

@@ -36,6 +36,10 @@ class SlowTokenizer:
             token: special for token, special in tokens if any(special in text for text in texts)
         }
 
+    def token(self, token: int) -> tuple[str, bytes]:
+        text: str = self._tokenizer.decode([token])
+        return text, b"" if token in self._special else text.encode()
+
     def encode(self, text: str, *, special: bool) -> list[int]:
         with tokenizing():
             ids: list[int] = self._tokenizer(text, add_special_tokens=special)["input_ids"]

@@ -166,7 +166,13 @@ class BatchDecoder:
             longest = max((row.length for row in self._rows), default=0)
             cache.resize(max(stride, self._usual_stride), rows, longest)
         row = _Row(
-            generation, TokenSampler.of(generation.sampling, generation.prompt, self._model.device)
+            generation,
+            TokenSampler.of(
+                generation.sampling,
+                generation.prompt,
+                self._model.device,
+                tuple(self._end_tokens),
+            ),
         )
         self._rows.append(row)
         self._waiting.popleft()
@@ -187,10 +193,12 @@ class BatchDecoder:
     def _step(self, row: _Row, token: int) -> StepOutput:
         row.last = token
         row.generated += 1
-        if token in self._end_tokens:
+        sampling = row.generation.sampling
+        if token in self._end_tokens and not sampling.ignore_eos:
             return StepOutput((), 1, "stop")
-        ended = row.generated == row.generation.sampling.max_new_tokens
-        return StepOutput((token,), 1, "length" if ended else None)
+        ended = row.generated == sampling.max_new_tokens
+        scores = (row.sampler.score,) if row.sampler.score else ()
+        return StepOutput((token,), 1, "length" if ended else None, scores=scores)
 
     def _broken(self, row: _Row) -> StepOutput:
         # A mask does not hide NaN, so it would spread to later generations in this row.

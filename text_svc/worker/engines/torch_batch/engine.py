@@ -17,6 +17,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
 )
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.decoder import (
     BatchDecoder,
@@ -78,6 +79,9 @@ class BatchEngine:
         done = asyncio.get_running_loop().create_future()
         self._commands.put(partial(self._give_back, done))
         await done
+
+    async def compile(self, form: Form) -> None:
+        raise NotImplementedError("it does not have this feature")
 
     def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()

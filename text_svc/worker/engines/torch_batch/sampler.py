@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from transformers import (
     LogitsProcessor,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from text_svc.worker.engines.sampling import Sampling
+from text_svc.worker.engines.base import TokenScore
+from text_svc.worker.engines.sampling import OPTIONAL, Sampling
 
+# What these samplers have of it.
+FEATURES = frozenset(OPTIONAL) - {"response_format"}
 # Sorting a whole vocabulary costs more than a layer; most nuclei lie within this many tokens.
 CANDIDATES = 256
 
@@ -40,18 +44,62 @@ class TokenSampler:
         generator: see `seeded_generator`.
         ids: prompt and generated tokens, shape (tokens,), for the repetition penalty; empty
             without one.
+        end_tokens: ids that end a generation.
+        counts: of the generated tokens, if it has what needs them.
+        generated: tokens so far, if it has what needs their number.
+        score: of its newest token, if it wants log-probabilities.
     """
 
     sampling: Sampling
     generator: torch.Generator | None
     ids: torch.Tensor
+    end_tokens: Sequence[int] = ()
+    counts: dict[int, int] = field(default_factory=dict)
+    generated: int = 0
+    score: TokenScore | None = None
+
+    def __post_init__(self) -> None:
+        # Looked up at each token.
+        self.is_plain = not self.sampling.wanted
 
     @classmethod
-    def of(cls, sampling: Sampling, prompt: Sequence[int], device: torch.device) -> TokenSampler:
+    def of(
+        cls,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        device: torch.device,
+        end_tokens: Sequence[int] = (),
+    ) -> TokenSampler:
         """The sampler of a generation that begins."""
         known = prompt if sampling.repetition_penalty != 1 else ()
         ids = torch.tensor(known, dtype=torch.long, device=device)
-        return cls(sampling, seeded_generator(sampling, device), ids)
+        return cls(sampling, seeded_generator(sampling, device), ids, end_tokens)
+
+    def adjust(self, row: torch.Tensor) -> None:
+        """Changes the scores of the next token, shape (vocabulary,), except for the repetition."""
+        sampling = self.sampling
+        if sampling.logit_bias:
+            known = {k: v for k, v in sampling.logit_bias.items() if 0 <= k < len(row)}
+            _add(row, known)
+        if self.generated < sampling.min_tokens:
+            row[list(self.end_tokens)] = -torch.inf
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            penalties = {
+                token: -sampling.presence_penalty - sampling.frequency_penalty * count
+                for token, count in self.counts.items()
+            }
+            _add(row, penalties)
+
+    def chose(self, token: int) -> None:
+        """Notes the next token."""
+        self.generated += 1
+        if self.sampling.presence_penalty or self.sampling.frequency_penalty:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+
+def _add(row: torch.Tensor, changes: Mapping[int, float]) -> None:
+    ids = torch.tensor(list(changes), dtype=torch.long, device=row.device)
+    row[ids] += row.new_tensor(list(changes.values()))
 
 
 def next_tokens(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
@@ -61,6 +109,10 @@ def next_tokens(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch
         logits: float32, shape (rows, vocabulary); changed in place.
         samplers: one per row.
     """
+    others = [(row, each) for row, each in enumerate(samplers) if not each.is_plain]
+    own = {row: logits[row].log_softmax(-1) for row, each in others if each.sampling.logprobs}
+    for index, sampler in others:
+        sampler.adjust(logits[index])
     penalized = [each.sampling.repetition_penalty != 1 for each in samplers]
     for row, sampler, is_penalized in zip(logits, samplers, penalized, strict=True):
         if is_penalized:
@@ -73,11 +125,22 @@ def next_tokens(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch
     for token, sampler, is_penalized in zip(tokens, samplers, penalized, strict=True):
         if is_penalized:
             sampler.ids = torch.cat((sampler.ids, token[None]))
+    for index, sampler in others:
+        token = int(tokens[index])
+        sampler.chose(token)
+        if index in own:
+            sampler.score = _score(own[index], token, sampler.sampling.top_logprobs)
     return tokens
 
 
+def _score(logprobs: torch.Tensor, token: int, number: int) -> TokenScore:
+    top = logprobs.topk(min(number, len(logprobs)))
+    likeliest = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return TokenScore(token, float(logprobs[token]), likeliest)
+
+
 def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tensor:
-    """Samples one token per row, with temperature, then top_k, then top_p, as transformers does.
+    """Samples one token per row: temperature, top_k, top_p and min_p in turn, as transformers does.
 
     Only the CANDIDATES likeliest tokens of a row are sorted. A row whose parameters may choose a
     token beyond them is sampled from its whole vocabulary instead.
@@ -99,6 +162,9 @@ def sample(logits: torch.Tensor, samplers: Sequence[TokenSampler]) -> torch.Tens
     cumulative = probabilities.cumsum(-1)
     # A token is in the nucleus if the likelier ones together do not reach top_p yet.
     nucleus = probabilities.masked_fill(cumulative - probabilities >= top_p, 0)
+    if any(each.sampling.min_p for each in samplers):
+        least = probabilities[:, :1] * column(each.sampling.min_p for each in samplers)
+        nucleus = nucleus.masked_fill(probabilities < least, 0)
     complete = (cumulative[:, -1:] >= top_p) | (top_k <= best.shape[-1])
     tokens = [
         row_ids[torch.multinomial(row_nucleus, 1, generator=sampler.generator)]
@@ -143,6 +209,8 @@ def sample_vocabulary(
         scores = TopKLogitsWarper(sampler.sampling.top_k)(ids, scores)
     if sampler.sampling.top_p < 1:
         scores = TopPLogitsWarper(sampler.sampling.top_p)(ids, scores)
+    if sampler.sampling.min_p:
+        scores = MinPLogitsWarper(sampler.sampling.min_p)(ids, scores)  # type: ignore[arg-type]
     for warper in warpers:
         scores = warper(ids, scores)
     return torch.multinomial(scores.softmax(-1)[0], 1, generator=sampler.generator)

@@ -13,6 +13,7 @@ from shared.errors import (
     InvalidModelError,
     OutOfRangeError,
 )
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.sampling import (
     MAX_REPETITION_PENALTY,
     MAX_STOPS,
@@ -45,7 +46,9 @@ def test_what_a_caller_says_comes_first() -> None:
     assert said == Sampling(1.5, 1.0, 3, 0, 1.0, seed=0)
 
 
-@pytest.mark.parametrize("greedy", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}])
+@pytest.mark.parametrize(
+    "greedy", [{"temperature": 0.0}, {"top_p": 0.0}, {"top_k": 1}, {"min_p": 1.0}]
+)
 def test_what_leaves_one_token_is_greedy(greedy: dict[str, Any]) -> None:
     sampling = complete(**greedy)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0, 1, 0)
@@ -90,7 +93,10 @@ def test_every_float_field_of_a_request_has_its_bounds_tested() -> None:
         for field in message.DESCRIPTOR.fields
         if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE)
     }
-    assert fields == {"temperature", "top_p", "repetition_penalty"}
+    assert fields == {
+        *("temperature", "top_p", "repetition_penalty"),
+        *("min_p", "presence_penalty", "frequency_penalty"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -139,3 +145,35 @@ def test_a_broken_generation_config_is_said(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(InvalidModelError, match=r"generation_config\.json is not valid JSON"):
         SamplingDefaults.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("min_p", 1.1),
+        ("min_p", math.nan),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
+        ("min_tokens", -1),
+        ("top_logprobs", 21),
+        ("top_logprobs", -1),
+        ("logit_bias", {7: 101.0}),
+        ("logit_bias", {7: math.nan}),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(OutOfRangeError, match=rf"{name}.* must be from "):
+        complete(**{name: value, "logprobs": True})
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="top_logprobs needs logprobs"):
+        complete(top_logprobs=1)
+    with pytest.raises(InvalidArgumentError, match="it must be at most max_length, which is 8"):
+        complete(min_tokens=9, max_new_tokens=8)
+    with pytest.raises(InvalidArgumentError, match="has 1025 tokens; the limit is 1024"):
+        complete(logit_bias=dict.fromkeys(range(1025), 1.0))
+    form = Form("regex", "a")
+    for name in ("ignore_eos", "min_tokens"):
+        with pytest.raises(InvalidArgumentError, match=f"{name} cannot be used with response"):
+            complete(response_format=form, **{name: 1})

@@ -1,0 +1,162 @@
+"""Forms of answers on OpenVINO: followed, or refused before the first token, at nobody's cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from shared.errors import InvalidArgumentError
+from tests.support.waiting import until
+from text_svc.formats.manifest import TOKENIZER
+from text_svc.worker.engines import openvino, openvino_rehearsal
+from text_svc.worker.engines.base import Limits
+from text_svc.worker.engines.forms import Form
+from text_svc.worker.engines.metrics import EngineMetrics
+from text_svc.worker.engines.openvino import OpenVinoEngine
+from text_svc.worker.engines.sampling import Sampling, SamplingDefaults
+from text_svc.worker.generation.generator import TextGenerator
+from text_svc.worker.tokenizers.fast import FastTokenizer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "age": {"type": "integer", "minimum": 10, "maximum": 99},
+        "kind": {"enum": ["cat", "dog"]},
+    },
+    "required": ["name", "age", "kind"],
+    "additionalProperties": False,
+}
+# Some characters that would take minutes and much memory.
+HOSTILE = "([a-z]{1,800}[0-9]{1,800}){1,800}"
+HOSTILE_SCHEMA = json.dumps({"type": "string", "pattern": f"^{HOSTILE}$"})
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def generator(llama: Path, converted_llama: Path) -> AsyncIterator[TextGenerator]:
+    engine = OpenVinoEngine(
+        converted_llama,
+        limits=Limits(2048, 8, 16, features=openvino.FEATURES | {"response_format"}),
+        end_tokens=(1,),
+        cache_blocks=256,
+        precision="f32",
+        threads=1,
+        metrics=EngineMetrics("tiny"),
+    )
+    tokenizer, metrics = FastTokenizer(llama), EngineMetrics("tiny")
+    generator = TextGenerator(engine, tokenizer, SamplingDefaults(), metrics, 1 << 20)
+    yield generator
+    await generator.close()
+
+
+async def answer(
+    generator: TextGenerator, form: Form | None, tokens: int = 400, seed: int | None = 1
+) -> tuple[str, str]:
+    """The text and why it ended; of a model that would write nonsense. Greedy without a seed."""
+    temperature = 0 if seed is None else 1.5
+    sampling = Sampling(temperature, 1.0, tokens, seed=seed, response_format=form)
+    prompt = await generator.encode("the sea")
+    deltas = [each async for each in generator.generate(prompt, sampling)]
+    return "".join(each.text for each in deltas), str(deltas[-1].finish_reason)
+
+
+def is_person(text: str) -> bool:
+    person = json.loads(text)
+    return (
+        person.keys() == {"name", "age", "kind"}
+        # This model writes bytes that are no UTF-8, and each of them reads as U+FFFD.
+        and len(person["name"].replace("\ufffd", "")) <= 5
+        and 10 <= person["age"] <= 99
+        and person["kind"] in ("cat", "dog")
+    )
+
+
+GRAMMAR = 'root ::= "the " thing ("," thing)*\nthing ::= "sea" | "sky"'
+
+
+@pytest.mark.parametrize(
+    ("form", "fits"),
+    [
+        (Form("regex", "(yes|no)-[0-9]{3}"), lambda text: re.fullmatch("(yes|no)-[0-9]{3}", text)),
+        (
+            Form("grammar", GRAMMAR),
+            lambda text: re.fullmatch("the (sea|sky)(,(sea|sky))*", text),
+        ),
+        (Form.choice(["snow", "one, two", "Grüße"]), {"snow", "one, two", "Grüße"}.__contains__),
+    ],
+    ids=["regex", "grammar", "choice"],
+)
+async def test_answers_have_their_form(
+    generator: TextGenerator, form: Form, fits: Callable[[str], Any]
+) -> None:
+    for seed in range(3):
+        text, reason = await answer(generator, form, seed=seed)
+        assert fits(text), text
+        assert reason == "stop"
+
+
+async def test_json_fits_its_schema_or_is_cut_by_length(generator: TextGenerator) -> None:
+    """Beside each other, and beside an answer that has no form."""
+    form = Form("json_schema", json.dumps(SCHEMA))
+    free = asyncio.create_task(answer(generator, None, 60))
+    answers = await asyncio.gather(*(answer(generator, form, seed=seed) for seed in range(4)))
+    whole = [text for text, reason in answers if reason == "stop"]
+    assert whole
+    for text in whole:
+        assert is_person(text), text
+    assert (await free) == await answer(generator, None, 60)
+    text, reason = await answer(generator, form, tokens=3)
+    assert reason == "length"
+    assert text.startswith("{")
+    text, reason = await answer(generator, Form.json_object(), tokens=40)
+    assert text.startswith("{")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form("regex", "(a"),
+        Form("grammar", 'root ::= other "a"'),
+        Form("json_schema", HOSTILE_SCHEMA),
+        Form("regex", HOSTILE),
+    ],
+    ids=["regex", "grammar", "hostile schema", "hostile regex"],
+)
+async def test_a_form_that_cannot_be_compiled_is_refused_and_harms_nobody(
+    generator: TextGenerator, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others go on while it is tried, and it is not tried again."""
+    monkeypatch.setattr(openvino_rehearsal, "WALL_SECONDS", 3.0)
+    bystander = asyncio.create_task(answer(generator, None, 500, seed=None))
+    with pytest.raises(InvalidArgumentError, match=r"response_format\.\w+ (cannot|takes)") as told:
+        await answer(generator, form)
+    assert "/" not in told.value.message.partition("cannot be compiled")[2]
+    assert (await bystander)[1] == "length"
+    engine: Any = generator._engine
+    monkeypatch.setattr(engine._rehearsal, "_try", None)
+    with pytest.raises(InvalidArgumentError, match="response_format"):
+        await answer(generator, form)
+
+
+async def test_the_pipeline_is_made_anew_when_forms_have_taken_much(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = generator._engine
+    monkeypatch.setattr(openvino, "MAX_FORM_BYTES", 1)
+    engine._form_bytes = 2
+    assert (await answer(generator, Form("regex", "ab")))[0] == "ab"
+    await until(lambda: engine._form_bytes == 0)
+
+
+async def test_the_conversion_writes_the_tokenizer(converted_llama: Path) -> None:
+    assert (converted_llama / TOKENIZER).exists()
+    assert openvino._knows_forms(converted_llama)
