@@ -33,6 +33,10 @@ class Sampling(Body):
     repetition_penalty: float | None = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: Strings | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    min_p: float | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, le=INT32)], float] | None = None
 
     def put(self, request: pb.ChatRequest | pb.TextRequest) -> None:
         """Sets the fields of a request."""
@@ -47,3 +51,11 @@ class Sampling(Body):
         if self.seed is not None:
             request.seed = self.seed % _SEEDS
         request.stop.extend(self.stop or ())
+        # An engine that does not have these refuses them; 0 is off, as absent.
+        if self.frequency_penalty:
+            request.frequency_penalty = self.frequency_penalty
+        if self.presence_penalty:
+            request.presence_penalty = self.presence_penalty
+        if self.min_p:
+            request.min_p = self.min_p
+        request.logit_bias.update(self.logit_bias or {})

@@ -80,10 +80,28 @@ class StreamOptions(Body):
     include_usage: bool | None = None
 
 
+class JsonSchema(Body):
+    """What an answer in JSON must fit."""
+
+    json_schema: dict[str, JsonValue] | None = Field(None, alias="schema")
+
+
 class ResponseFormat(Body):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def put(self, request: pb.ChatRequest) -> None:
+        """Sets the field of a request."""
+        if self.type == "json_object":
+            request.response_format.json_object = True
+        elif self.type == "json_schema":
+            schema = self.json_schema.json_schema if self.json_schema else None
+            if schema is None:
+                field = "response_format.json_schema.schema"
+                raise MissingFieldError(f"{field} is empty", field=field)
+            request.response_format.json_schema = json.dumps(schema, ensure_ascii=False)
 
 
 class ChatBody(Sampling):
@@ -98,10 +116,6 @@ class ChatBody(Sampling):
     n: int | None = Field(None, ge=1, le=128)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    min_p: float | None = None
-    logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
     tools: list[JsonValue] | None = None
     tool_choice: JsonValue = None
@@ -202,15 +216,6 @@ def _request(body: ChatBody) -> pb.ChatRequest:
             ("n", (body.n or 1) > 1, "more than one answer is not supported"),
             ("logprobs", body.logprobs, "log-probabilities are not supported"),
             ("top_logprobs", body.top_logprobs, "log-probabilities are not supported"),
-            ("frequency_penalty", body.frequency_penalty, "it is not supported; 0 is off"),
-            ("presence_penalty", body.presence_penalty, "it is not supported; 0 is off"),
-            ("min_p", body.min_p, "it is not supported; 0 is off"),
-            ("logit_bias", body.logit_bias, "it is not supported"),
-            (
-                "response_format",
-                body.response_format and body.response_format.type != "text",
-                "only text is supported",
-            ),
             (
                 "modalities",
                 body.modalities and body.modalities != ["text"],
@@ -222,6 +227,8 @@ def _request(body: ChatBody) -> pb.ChatRequest:
         model=body.model, max_tokens=body.max_completion_tokens or body.max_tokens or 0
     )
     body.put(request)
+    if body.response_format:
+        body.response_format.put(request)
     for index, message in enumerate(body.messages):
         _put(request.messages.add(), message, f"messages[{index}]")
     if not request.messages:

@@ -34,10 +34,6 @@ class CompletionBody(Sampling):
     echo: bool | None = None
     suffix: str | None = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    min_p: float | None = None
-    logit_bias: dict[str, float] | None = None
 
 
 async def complete(body: CompletionBody, services: Services) -> Answer:
@@ -176,10 +172,6 @@ def _requests(body: CompletionBody, limit: int) -> list[pb.TextRequest]:
             ("best_of", (body.best_of or 1) > 1, "more than one answer is not supported"),
             ("suffix", body.suffix, "it is not supported"),
             ("logprobs", body.logprobs is not None, "log-probabilities are not supported"),
-            ("frequency_penalty", body.frequency_penalty, "it is not supported; 0 is off"),
-            ("presence_penalty", body.presence_penalty, "it is not supported; 0 is off"),
-            ("min_p", body.min_p, "it is not supported; 0 is off"),
-            ("logit_bias", body.logit_bias, "it is not supported"),
         ]
     )
     prompts = _prompts(body)

@@ -124,9 +124,12 @@ async def test_parameters_reach_the_model(door: Door) -> None:
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"n": 2}, "n"),
         ({"logprobs": True}, "logprobs"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"presence_penalty": "much"}, "presence_penalty"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role"),
@@ -141,6 +144,33 @@ async def test_what_is_not_supported_is_refused(door: Door, fields: dict, param:
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert door.script.requests == []
+
+
+async def test_penalties_and_biases_are_passed_on(door: Door) -> None:
+    fields = {"frequency_penalty": 0.5, "presence_penalty": -1.0, "min_p": 0.25}
+    await door.post(PATH, HELLO | fields | {"logit_bias": {"5": 1.5}})
+    request = door.script.requests[0]
+    assert {name: getattr(request, name) for name in fields} == fields
+    assert dict(request.logit_bias) == {5: 1.5}
+    for token in ("-1", "x", str(2**31)):
+        await door.refused(PATH, HELLO | {"logit_bias": {token: 1}})
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({"type": "json_object"}, pb.ResponseFormat(json_object=True)),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"const": "\u00e9"}}},
+            pb.ResponseFormat(json_schema='{"const": "\u00e9"}'),
+        ),
+    ],
+)
+async def test_the_form_of_an_answer_is_passed_on(
+    door: Door, form: dict, expected: pb.ResponseFormat
+) -> None:
+    await door.post(PATH, HELLO | {"response_format": form})
+    assert door.script.requests[0].response_format == expected
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a.png", "file:///etc/passwd", "data:,x", "x"])
