@@ -69,6 +69,7 @@ class Limits:
         new_tokens: most tokens to generate, for a decoder that gets the prompt from an encoder.
         repetition_penalty: whether the engine has one.
         features: those of `sampling.OPTIONAL` that it has.
+        vocabulary: number of its tokens; needed with `logit_bias` among the features.
     """
 
     context: int
@@ -77,6 +78,7 @@ class Limits:
     new_tokens: int | None = None
     repetition_penalty: bool = True
     features: frozenset[str] = frozenset()
+    vocabulary: int = 0
 
 
 @dataclass(eq=False)

@@ -161,6 +161,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
             context=min(limits.context, batch.cache.tokens),
             running=spec.max_running,
             features=FEATURES,
+            vocabulary=model.config.get_text_config().vocab_size,
         )
         report = measure(model, packed_bytes, batch.cache.num_bytes)
         return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report

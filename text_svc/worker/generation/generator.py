@@ -269,6 +269,12 @@ class TextGenerator:
                 f"such options it has {', '.join(sorted(limits.features)) or 'none'}",
                 field=name,
             )
+        for token in sampling.logit_bias:
+            if not 0 <= token < limits.vocabulary:
+                raise InvalidArgumentError(
+                    f"logit_bias has token {token}; the vocabulary has {limits.vocabulary} tokens",
+                    field="logit_bias",
+                )
         return replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
 
 

@@ -130,6 +130,11 @@ class Florence2Handlers(GenerationHandlers):
 
     async def generate_text(self, request: pb.TextRequest) -> AsyncGenerator[pb.TextResponse, None]:
         task, text = self._model.task_of(request.prompt), ""
+        if request.n > 1:
+            raise InvalidArgumentError(
+                f"n is {request.n}; Florence-2 gives one answer, so it must be 1 or absent",
+                field="n",
+            )
         async with aclosing(super().generate_text(request)) as responses:
             if self._model.answers_text(task):
                 async for response in responses:

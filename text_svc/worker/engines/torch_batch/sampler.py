@@ -79,8 +79,7 @@ class TokenSampler:
         """Changes the scores of the next token, shape (vocabulary,), except for the repetition."""
         sampling = self.sampling
         if sampling.logit_bias:
-            known = {k: v for k, v in sampling.logit_bias.items() if 0 <= k < len(row)}
-            _add(row, known)
+            _add(row, sampling.logit_bias)
         if self.generated < sampling.min_tokens:
             row[list(self.end_tokens)] = -torch.inf
         if sampling.presence_penalty or sampling.frequency_penalty:

@@ -89,7 +89,8 @@ async def made(request: pytest.FixtureRequest, folders: tuple[Path, Path]) -> As
         )
     else:
         model = load_causal_lm(folder, torch.float32)
-        limits = Limits(CONTEXT, 8, 16, features=sampler.FEATURES)
+        vocabulary = model.config.vocab_size
+        limits = Limits(CONTEXT, 8, 16, features=sampler.FEATURES, vocabulary=vocabulary)
         batch = BatchModel(model, layer_shapes(model), 2048)
         engine = BatchEngine(batch, limits, end, EngineMetrics("tiny"))
     made = Made(folder, engine)
