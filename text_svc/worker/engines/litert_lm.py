@@ -139,6 +139,15 @@ class LiteRtLmTokenizer:
             ids: list[int] = self._model.tokenize(text)
         return ids
 
+    def has_token(self, text: str) -> bool:
+        ids = self.plain(text)
+        return len(ids) == 1 and bool(self._model.detokenize(ids) == text)
+
+    def special_tokens_in(self, texts: Sequence[str]) -> dict[int, str]:
+        """None: LiteRT-LM writes text, and nothing can be kept in it."""
+        del texts
+        return {}
+
     def token(self, token: int) -> tuple[str, bytes]:
         """Not used: LiteRT-LM gives no log-probabilities."""
         text: str = self._model.detokenize([token])

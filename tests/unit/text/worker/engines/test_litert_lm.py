@@ -129,6 +129,9 @@ async def test_what_it_cannot_do_is_refused(text: Any) -> None:
     code, message = await refusal(text, FRANCE, repetition_penalty=1.5)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "repetition_penalty is 1.5; the engine of this model has none" in message
+    code, message = await refusal(text, FRANCE, logprobs=True)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "logprobs cannot be used with this model" in message
     code, message = await refusal(text, "fox " * 3000)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert re.search(r"the prompt has \d+ tokens; the model's limit is 2048", message)
@@ -161,6 +164,8 @@ async def test_long_prompts_are_read_in_pieces_of_the_same_tokens(
     library: litert_lm.Engine,
 ) -> None:
     tokenizer = LiteRtLmTokenizer(library, FILE.parent)
+    assert tokenizer.has_token("<|im_end|>")
+    assert not tokenizer.has_token("<think>")
     engine = LiteRtLmEngine.__new__(LiteRtLmEngine)
     engine._tokenizer = tokenizer
     for prompt in ("<|im_start|>user\nThe 雪 fox,\n\n  it's 1,000 km away. " * 120, "abc" * 3000):
