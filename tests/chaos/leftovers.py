@@ -12,7 +12,7 @@ import psutil
 from tests.chaos.log import Log
 from tests.chaos.models import WISHES
 from tests.chaos.world import World
-from text_svc.processes.scratch import PREFIX
+from text_svc.processes.scratch import FORK_SERVER, PREFIX
 
 MIB = 1 << 20
 # How much more a process may hold at the end than when all models had just been loaded. The
@@ -90,11 +90,15 @@ def _files(world: World) -> Iterator[str]:
 
 
 def in_scratch(scratch: Path) -> Iterator[str]:
-    """What is there beside one folder of text_svc, and in it one for each model that is loaded."""
+    """What is there beside one folder of text_svc, and in it one for each model that is loaded.
+
+    And one of the fork server.
+    """
     folders = [each for each in scratch.iterdir() if each.name.startswith(PREFIX)]
     if len(folders) > 1:
         yield f"{len(folders)} folders of text_svc, of which one is in use"
     inside = [each for folder in folders for each in folder.iterdir() if each.is_dir()]
+    inside = [each for each in inside if each.name != FORK_SERVER]
     if len(inside) > len(WISHES) and len(folders) <= 1:
         yield f"{len(inside)} folders of models, {len(WISHES)} are loaded"
     for path in scratch.iterdir():

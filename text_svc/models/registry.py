@@ -37,7 +37,7 @@ from text_svc.models.model import ManagedModel
 from text_svc.options import LoadOptions, parse_options
 from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.model_process import ModelProcess
-from text_svc.processes.scratch import scratch_folder
+from text_svc.processes.scratch import FORK_SERVER, scratch_folder
 from text_svc.processes.spawn import library_environment
 from text_svc.settings import TextSettings
 
@@ -86,7 +86,7 @@ class Registry:
         scratch = await asyncio.to_thread(self._folders.enter_context, scratch_folder())
         self._loader.scratch = scratch
         if self._forks:
-            await self._forks.start(scratch / "fork-server")
+            await self._forks.start(scratch / FORK_SERVER)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -19,6 +19,8 @@ from secrets import token_hex
 log = logging.getLogger(__name__)
 
 PREFIX = "text-svc."
+# What the fork server has of it; models have names that nobody can guess.
+FORK_SERVER = "fork-server"
 
 
 @contextlib.contextmanager
