@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import grpc
@@ -12,6 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ml.internal import worker_pb2 as pb
 from ml.internal import worker_pb2_grpc as pb_grpc
 from shared.errors import (
+    CallCancelledError,
     ModelNotLoadedError,
     OutOfMemoryError,
     ServiceError,
@@ -31,6 +33,8 @@ NEEDS = {HOST: 40}
 class ModelWorker(pb_grpc.ModelWorkerServicer):
     """Loads and frees at once, unless told to wait (`go_on`, `frees`) or to fail (`failures`).
 
+    An unload ends a load in flight, whenever the client's cancellation of it comes.
+
     Attributes:
         budgets: bytes by device; without any it counts no memory.
         needs: bytes by device that a model needs, if not `NEEDS`.
@@ -42,11 +46,14 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.models: dict[str, pb.ModelInfo] = {}
         self.loads: list[pb.LoadRequest] = []
         self.unloads: list[str] = []
+        self._ended: Counter[str] = Counter()  # how often loads in flight were ended by an unload
         self.told: list[pb.Restore] = []
         self.lives: list[pb.ModelLife] = []
         self.failures: list[ServiceError] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.reads_weights = asyncio.Event()  # after the memory is reserved
+        self.reads_weights.set()
         self.answers_lists = asyncio.Event()
         self.answers_lists.set()
         self.lists = 0
@@ -66,6 +73,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
 
     async def Load(self, request, context):
         self.loads.append(request)
+        ended = self._ended[request.model_id]
         try:
             yield pb.LoadResponse(state=pb.MODEL_STATE_FETCHING, bytes_fetched=1, bytes_total=2)
             await self.go_on.wait()
@@ -75,6 +83,9 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         if self.failures:
             raise self.failures.pop(0)
         reserved = await self._reserve(request) if self.budgets else {}
+        if self._ended[request.model_id] != ended:
+            self.models.pop(request.model_id, None)
+            raise CallCancelledError("unloaded while it was loading")
         model = pb.ModelInfo(
             model_id=request.model_id,
             pipeline_type=request.pipeline_type,
@@ -106,6 +117,8 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
             self.told = [each for each in self.told if each.model_id != request.model_id]
             self.told.append(request.told)
         await self.frees.wait()
+        if not request.if_idle:  # the client's cancellation of a load may come later
+            self._ended[request.model_id] += 1
         if self.models.pop(request.model_id, None) is None:
             raise ModelNotLoadedError("not loaded")
         return pb.UnloadResponse()
@@ -149,15 +162,18 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
                     f"model {request.model_id} needs {needed}, but {free} are free",
                     metadata={"needed_bytes": str(needed), "needs": format_needs(needs)},
                 )
-        self.models[request.model_id] = pb.ModelInfo(
+        loading = pb.ModelInfo(
             model_id=request.model_id, state=pb.MODEL_STATE_LOADING, reserved=needs
         )
+        self.models[request.model_id] = loading
         try:
             await asyncio.sleep(0.01)
+            await self.reads_weights.wait()
             if request.model_id in self.fails_loading:
                 raise self.fails_loading[request.model_id]
         except BaseException:
-            del self.models[request.model_id]
+            if self.models.get(request.model_id) is loading:
+                del self.models[request.model_id]
             raise
         return needs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -435,6 +436,18 @@ async def test_a_model_that_nobody_desires_goes_first(plane: Plane) -> None:
     assert not evicted(plane)
 
 
+async def test_an_unload_ends_a_load_that_has_its_memory_on_the_replica(plane: Plane) -> None:
+    replica = next(each for each in plane.replicas.all() if each.address == plane.first.address)
+    plane.first.reads_weights.clear()
+    loading = asyncio.create_task(replica.load(A.model_id, A.pipeline_type, {}))
+    await until(lambda: "a" in plane.first.models)
+    await replica.unload(A.model_id)
+    plane.first.reads_weights.set()
+    with pytest.raises(CallCancelledError):
+        await loading
+    assert not plane.first.models
+
+
 async def test_many_loads_at_once_never_take_more_than_the_budget(plane: Plane) -> None:
     async def caller(number: int) -> None:
         for round_ in range(6):
@@ -449,10 +462,20 @@ async def test_many_loads_at_once_never_take_more_than_the_budget(plane: Plane) 
             assert all(worker.reserved() <= BUDGET for worker in plane.workers)
 
     await asyncio.gather(*(caller(number) for number in range(12)))
-    # What is desired is in memory or evicted, and nothing else is in memory.
-    wishes = plane.desired.all()
-    assert held(plane) == [sorted(each.model_id for each in wishes if not each.evicted)] * 2
     assert not plane.lifecycle._evictor._claims
+    # What was evicted for a load that failed then is desired again, and the reconciler loads it.
+    reconciler = plane.reconciler(
+        0.01, max_failures=1000, clock=itertools.count(step=1000).__next__
+    )
+
+    async def settled() -> bool:
+        """What is desired is in memory or evicted, and nothing else is in memory."""
+        await reconciler.round()
+        wishes = [each.model_id for each in plane.desired.all() if not each.evicted]
+        return not reconciler._running and held(plane) == [sorted(wishes)] * 2
+
+    await until(settled)
+    assert all(worker.reserved() <= BUDGET for worker in plane.workers)
 
 
 async def test_the_wish_is_on_the_disk_before_the_model_goes(plane: Plane) -> None:
