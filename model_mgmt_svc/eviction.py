@@ -62,12 +62,15 @@ class Choice:
         enough: whether there is room once the victims have gone.
         later: where there is not: whether there would be if those that answer calls could go, and
             those that stay for a reason that is not their own option.
+        waits_for: where there is not: the models that are in the way of a load whose turn is
+            before theirs, while operations on them are in flight.
     """
 
     victims: Sequence[Resident] = ()
     stays: Sequence[Stay] = ()
     enough: bool = True
     later: bool = False
+    waits_for: Sequence[ModelId] = ()
 
 
 def choose(

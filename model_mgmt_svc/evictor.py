@@ -119,16 +119,22 @@ class Evictor:
     async def make_room(self, need: Need, evicted: list[DesiredModel]) -> Choice:
         """Evicts models until a load fits into a replica, if they can make enough room together.
 
-        The room is kept for the load until `release`, unless there is not enough.
+        The room is kept for the load until `release`, unless there is not enough. Another load that
+        has not asked for room may take it all the same, since a replica gives what is free to who
+        comes first. Such a load is refused on other replicas, or makes room itself once it is
+        loaded: its end is to be waited for. Only loads for which room is kept wait, and never for
+        another such load, so no two wait for each other.
 
         Args:
             need: the load.
             evicted: gets the models' entries before they are evicted.
 
         Returns:
-            The last choice: `enough` says whether there is room, and else `stays` why not.
+            The last choice: `enough` says whether there is room, and else `stays` why not. If it
+            `waits_for` models, the load is to be tried again once they have `ended`.
         """
         why = to_make_room_for(need.model_id)
+        was_kept = need.model_id in self._claims
         called: dict[ModelId, str] = {}
         claims = self._claims.setdefault(need.model_id, {})
         claims.update((each, need.needs) for each in need.others if each not in claims)
@@ -145,9 +151,19 @@ class Evictor:
                     called[victim.model_id] = "was called just now"
                     break
             else:
-                if not choice.enough:
+                if choice.enough:
+                    return choice
+                if was_kept or _has_begun(need, models_of):
+                    choice = replace(choice, waits_for=self._passing(need, models_of, called))
+                if not choice.waits_for:
                     self.release(need.model_id)
                 return choice
+
+    async def ended(self, model_ids: Iterable[ModelId]) -> None:
+        """Waits for the ends of the operations on these models that are in flight."""
+        for model_id in model_ids:
+            async with self._lock(model_id):
+                pass
 
     def release(self, model_id: ModelId) -> None:
         """A load has ended: no room is kept for it any more."""
@@ -235,9 +251,25 @@ class Evictor:
         models_of: Mapping[Replica, Sequence[ReplicaModel]],
         called: Mapping[ModelId, str],
     ) -> Choice:
-        residents = list(self._residents(need, models_of, called))
-        free = _free(need.replica, residents)
-        return choose(need.needs, free, map(need.view, residents), need.below)
+        return _choose_of(need, list(self._residents(need, models_of, called)))
+
+    def _passing(
+        self,
+        need: Need,
+        models_of: Mapping[Replica, Sequence[ReplicaModel]],
+        called: Mapping[ModelId, str],
+    ) -> list[ModelId]:
+        """The models with an operation in flight for which no room is kept.
+
+        Empty if there would not be room without them.
+        """
+        passing, others = [], []
+        for each in self._residents(need, models_of, called):
+            if each.model_id not in self._claims and self._lock(each.model_id).locked():
+                passing.append(each.model_id)
+            else:
+                others.append(each)
+        return passing if _choose_of(need, others).enough else []
 
     def _residents(
         self,
@@ -312,6 +344,18 @@ def evicted_restore(model_id: ModelId, why: str) -> Restore:
 
 def _all(models_of: Mapping[Replica, Iterable[ReplicaModel]]) -> Iterator[ReplicaModel]:
     return itertools.chain.from_iterable(models_of.values())
+
+
+def _has_begun(need: Need, models_of: Mapping[Replica, Iterable[ReplicaModel]]) -> bool:
+    """Whether the load has its memory on another replica already."""
+    others = (models_of.get(each, ()) for each in need.others if each is not need.replica)
+    models = itertools.chain.from_iterable(others)
+    return any(model.model_id == need.model_id and model.reserved for model in models)
+
+
+def _choose_of(need: Need, residents: Sequence[Resident]) -> Choice:
+    free = _free(need.replica, residents)
+    return choose(need.needs, free, map(need.view, residents), need.below)
 
 
 def _free(replica: Replica, residents: Iterable[Resident]) -> dict[str, int]:

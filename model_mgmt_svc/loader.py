@@ -21,6 +21,7 @@ from model_mgmt_svc.evictor import (
     Need,
     View,
     as_it_is,
+    evicted_restore,
     rank_of,
     to_make_room_for,
 )
@@ -44,7 +45,7 @@ from shared.errors import (
     UnknownPipelineError,
     WorkerUnavailableError,
 )
-from shared.model_host import parse_needs
+from shared.model_host import Restore, parse_needs
 from shared.model_ids import ModelId
 from shared.pipelines import ServiceName, find_pipeline
 from shared.single_flight import SharedWork
@@ -67,7 +68,7 @@ class Load(SharedWork[LoadedModel]):
         asked: whether one of them is a caller of LoadModel.
         view: see `Need`.
         evicted: the entries of the models that were evicted for it.
-        failure: why it has failed on a replica.
+        failed: why it has failed on a replica, once it has.
         has_no_room: no other model can make room, and none is on its way in or out of memory.
     """
 
@@ -80,7 +81,7 @@ class Load(SharedWork[LoadedModel]):
         self.asked = False
         self.view: View = as_it_is
         self.evicted: list[DesiredModel] = []
-        self.failure: ServiceError | None = None
+        self.failed: asyncio.Future[ServiceError] = asyncio.get_running_loop().create_future()
         self.has_no_room = False
 
     def wish(self, model: DesiredModel) -> DesiredModel:
@@ -240,27 +241,24 @@ class Loader:
     async def _load_on(self, replica: Replica, load: Load, plan: _Plan) -> ReplicaModel:
         """Loads a model on a replica; while it does not fit there, others are evicted for it."""
         model = plan.desired
-        for tries in itertools.count(1):
-            try:
-                return await replica.load(model.model_id, model.pipeline_type, model.options)
-            except OutOfMemoryError as error:
-                if tries == MAX_TRIES:
-                    raise
+        try:
+            for tries in itertools.count(1):
                 try:
+                    return await replica.load(model.model_id, model.pipeline_type, model.options)
+                except OutOfMemoryError as error:
+                    if tries == MAX_TRIES:
+                        raise
                     await self._make_room(replica, load, plan, error)
-                except OutOfMemoryError as refusal:
-                    load.failure = load.failure or refusal
-                    raise
-            except ServiceError as error:
-                if not isinstance(error, UnavailableError):
-                    load.failure = load.failure or error
-                raise
+        except ServiceError as error:
+            if not isinstance(error, UnavailableError) and not load.failed.done():
+                load.failed.set_result(error)
+            raise
         raise AssertionError("the loop ends by itself")
 
     async def _make_room(
         self, replica: Replica, load: Load, plan: _Plan, error: OutOfMemoryError
     ) -> None:
-        """Evicts models after a load has not fitted.
+        """Evicts models after a load has not fitted, or waits for a load that is in its way.
 
         Raises:
             OutOfMemoryError: there cannot be room.
@@ -272,10 +270,19 @@ class Loader:
         below = None if load.requested else rank_of(plan.desired)
         need = Need(load.model.model_id, replica, needs, plan.missing, below, load.view)
         async with self._evictor.making_room:
-            if load.failure:  # on another replica: nothing is evicted any more
-                raise load.failure
+            if load.failed.done():  # on another replica: nothing is evicted any more
+                raise load.failed.result()
             choice = await self._evictor.make_room(need, load.evicted)
         if choice.enough:
+            return
+        if choice.waits_for:
+            ended = asyncio.create_task(self._evictor.ended(choice.waits_for))
+            try:
+                await asyncio.wait((ended, load.failed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                ended.cancel()
+            if load.failed.done():  # it must not wait for others when it keeps no room from them
+                raise load.failed.result()
             return
         load.has_no_room = not any(stay.resident.stays for stay in choice.stays)
         holders = describe(choice.stays)
@@ -288,16 +295,23 @@ class Loader:
         first_failed = isinstance(error, ServiceError) and not isinstance(error, UnavailableError)
         if plan.before and not (plan.before.loading and first_failed):
             await self._desired.put_back(plan.before)
+            if plan.before.evicted:
+                told = evicted_restore(plan.before.model_id, plan.before.evicted_why)
+                await self._free(plan.before.model_id, plan.missing, told)
         else:
             await self._desired.remove(plan.desired.model_id)
             await self._free(plan.desired.model_id, plan.missing)
         await self._evictor.bring_back(load.evicted, load.why)
 
-    async def _free(self, model_id: ModelId, replicas: Sequence[Replica]) -> None:
-        """Frees what a load that failed has left on replicas."""
+    async def _free(
+        self, model_id: ModelId, replicas: Sequence[Replica], told: Restore | None = None
+    ) -> None:
+        """Frees what a load that failed has left on replicas; `told` as in `Replica.unload`."""
         try:
             async with asyncio.timeout(FREE_SECONDS):
-                _, errors = await gather_outcomes(replica.unload(model_id) for replica in replicas)
+                _, errors = await gather_outcomes(
+                    replica.unload(model_id, told=told) for replica in replicas
+                )
         except TimeoutError:
             errors = [UnavailableError(f"a replica did not free a model within {FREE_SECONDS:g} s")]
         for error in errors:

@@ -38,6 +38,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
     Attributes:
         budgets: bytes by device; without any it counts no memory.
         needs: bytes by device that a model needs, if not `NEEDS`.
+        holds: models whose loads wait for an event before they reserve their memory.
         fails_loading: models whose loads fail after they have reserved their memory.
         before_unload: called with a model before it is asked whether it may go.
     """
@@ -61,6 +62,7 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         self.frees.set()
         self.budgets: dict[str, int] = {}
         self.needs: dict[str, dict[str, int]] = {}
+        self.holds: dict[str, asyncio.Event] = {}
         self.fails_loading: dict[str, ServiceError] = {}
         self.before_unload: dict[str, Callable[[pb.ModelInfo], object]] = {}
         self.cancelled = 0
@@ -77,6 +79,8 @@ class ModelWorker(pb_grpc.ModelWorkerServicer):
         try:
             yield pb.LoadResponse(state=pb.MODEL_STATE_FETCHING, bytes_fetched=1, bytes_total=2)
             await self.go_on.wait()
+            if hold := self.holds.get(request.model_id):
+                await hold.wait()
         except (asyncio.CancelledError, GeneratorExit):  # the latter while the response is sent
             self.cancelled += 1
             raise

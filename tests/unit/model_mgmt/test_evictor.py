@@ -50,6 +50,13 @@ def held(plane: Plane) -> list[list[str]]:
     return [sorted(worker.models) for worker in plane.workers]
 
 
+async def all_list_again(plane: Plane, change: asyncio.Event) -> None:
+    """Sets the event and waits until a load has looked who is in its way."""
+    before = [worker.lists for worker in plane.workers]
+    change.set()
+    await until(lambda: all(w.lists > n for w, n in zip(plane.workers, before, strict=True)))
+
+
 async def load(plane: Plane, *models: DesiredModel) -> None:
     """Loads models one after the other; each has been idle for a minute longer than the next."""
     for each in models:
@@ -264,6 +271,78 @@ async def test_of_two_loads_with_room_for_one_one_gets_it_on_all_replicas(plane:
         assert evicted(plane) == {"b": f"to make room for {winner}"}
     else:  # it was complete before the other one needed room
         assert evicted(plane)[other] == f"to make room for {winner}"
+
+
+async def test_a_load_gets_the_room_that_it_has_made_though_another_takes_it_on_one_replica(
+    plane: Plane,
+) -> None:
+    await load(plane, model("a", pin=True), B)
+    first, second = plane.workers
+    first.holds["d"], second.holds["d"] = asyncio.Event(), asyncio.Event()
+    late = asyncio.Event()
+    for worker in plane.workers:  # c is late to take its room there
+        worker.before_unload["b"] = lambda _: second.holds.update(c=late)
+    third = asyncio.create_task(plane.lifecycle.load(C))
+    fourth = asyncio.create_task(plane.lifecycle.load(model("d")))
+    await until(lambda: "c" in first.models and "b" not in second.models)
+    await until(lambda: bool(late._waiters))
+    second.holds["d"].set()
+    await until(lambda: "d" in second.models)
+    await all_list_again(plane, late)
+    first.holds["d"].set()
+    with pytest.raises(OutOfMemoryError, match="c holds 1 MiB and is being loaded"):
+        await fourth
+    await third
+    assert held(plane) == [["a", "c"]] * 2
+    assert evicted(plane) == {"b": "to make room for c"}
+    assert plane.desired.get(ModelId("d")) is None
+
+
+async def test_of_two_loads_that_each_fill_one_replica_the_first_to_ask_gets_both(
+    plane: Plane,
+) -> None:
+    await load(plane, model("a", pin=True))
+    first, second = plane.workers
+    second.holds["c"], first.holds["d"] = asyncio.Event(), asyncio.Event()
+    third = asyncio.create_task(plane.lifecycle.load(C))
+    fourth = asyncio.create_task(plane.lifecycle.load(model("d")))
+    await until(lambda: "c" in first.models and "d" in second.models)
+    await all_list_again(plane, second.holds["c"])
+    first.holds["d"].set()
+    with pytest.raises(OutOfMemoryError, match="c holds 1 MiB and is being loaded"):
+        await fourth
+    await third
+    assert held(plane) == [["a", "c"]] * 2
+
+
+async def test_a_load_that_waits_for_another_ends_when_it_fails_elsewhere(plane: Plane) -> None:
+    await load(plane, model("a", pin=True))
+    first, second = plane.workers
+    first.reads_weights.clear()
+    second.holds["c"], first.holds["d"] = asyncio.Event(), asyncio.Event()
+    first.fails_loading["c"] = InvalidModelError("its weights are broken")
+    third = asyncio.create_task(plane.lifecycle.load(C))
+    fourth = asyncio.create_task(plane.lifecycle.load(model("d")))
+    await until(lambda: "c" in first.models and "d" in second.models)
+    await all_list_again(plane, second.holds["c"])
+    first.reads_weights.set()
+    with pytest.raises(InvalidModelError):
+        await third
+    first.holds["d"].set()
+    await fourth
+    assert held(plane) == [["a", "d"]] * 2
+
+
+async def test_an_evicted_model_whose_load_fails_on_one_replica_is_freed_on_the_others(
+    plane: Plane,
+) -> None:
+    await load(plane, A, B, C)
+    plane.second.fails_loading["a"] = InvalidModelError("its weights are broken")
+    with pytest.raises(InvalidModelError):
+        await plane.lifecycle.load(A)
+    assert held(plane) == [["c"]] * 2
+    assert evicted(plane) == {"a": "to make room for c"}
+    assert plane.first.told[-1].reason == "was evicted to make room for c"
 
 
 async def test_a_load_of_the_victim_beside_its_eviction_ends_with_it_loaded(plane: Plane) -> None:
