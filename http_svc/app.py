@@ -174,7 +174,10 @@ def application(services: Services, health: Health | None = None) -> Starlette:
         route("/v1/openapi.json", "GET", document, errors.openai),
         Route("/health", check),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
+    made = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
+    # The address of a redirect would be the one that the client says it has called.
+    made.router.redirect_slashes = False
+    return made
 
 
 def _operation(posted: Posted, services: Services) -> Operation:
@@ -190,7 +193,7 @@ def _operation(posted: Posted, services: Services) -> Operation:
 
 async def _no_such(request: Request, raised: Exception) -> Response:
     """No such path, or another method."""
-    path, headers = request.url.path[:200], {}
+    path, headers = request.scope["path"][:200], {}
     if isinstance(raised, HTTPException) and raised.status_code == 405:
         error: ServiceError = MethodError(f"{path} does not take {request.method[:20]}")
         headers = dict(raised.headers or {})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import FormParser, parse_options_header
 from starlette.datastructures import Headers
@@ -22,6 +23,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 # Larger ones are parsed in a thread: a MiB of JSON takes some milliseconds.
 INLINE_BYTES = 64 << 10
+# Numbers, lists and objects take a hundred times the memory of their JSON, strings once.
+MAX_VALUES = 100_000
 # Of a form: it has one file, and some fields that are short.
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 << 10
@@ -37,8 +40,15 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-# What pydantic puts into a field's place for an alternative of its type.
+Element = TypeVar("Element")
+# A list of which pydantic reports the first fault alone: it keeps a record of each.
+Items = Annotated[list[Element], Field(fail_fast=True)]
+
+# What pydantic puts into a field's place for an alternative of its type, beside names of classes.
 _ALTERNATIVES = ("str", "int")
+# An object may have as many faults as fields, of which no more than this are looked at.
+_MAX_FAULTS = 1000
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 Kind = TypeVar("Kind", bound=Body)
 Result = TypeVar("Result")
@@ -120,26 +130,39 @@ async def parse(kind: type[Kind], data: bytes) -> Kind:
 
     Raises:
         InvalidArgumentError: it is not JSON, or a field of it is not valid.
+        InputTooLargeError: it has too many values.
     """
     return await _here_or_in_thread(len(data), _parsed, kind, data)
 
 
 def _parsed(kind: type[Kind], data: bytes) -> Kind:
+    if _values(data) > MAX_VALUES and _values(_STRING.sub(b"", data)) > MAX_VALUES:
+        raise InputTooLargeError(
+            f"the body has more than {MAX_VALUES} values, which is the limit",
+            metadata={"limit": str(MAX_VALUES)},
+        )
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
         raise _invalid(error) from None
 
 
+def _values(data: bytes) -> int:
+    """At least the number of values of a JSON text, of which strings may have the same signs."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
+
+
 def _invalid(error: ValidationError) -> InvalidArgumentError:
     """The fault that is deepest in the body: the others are of alternatives that do not fit."""
+    if error.error_count() > _MAX_FAULTS:
+        return InvalidArgumentError(f"the body has {error.error_count()} fields that are not valid")
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     fault = max(faults, key=lambda each: len(each["loc"]))
     place = ""
     for step in fault["loc"]:
         if isinstance(step, int):
             place += f"[{step}]"
-        elif step.isidentifier() and step not in _ALTERNATIVES:
+        elif step.isidentifier() and not step[0].isupper() and step not in _ALTERNATIVES:
             place += f".{step}" if place else step
     message = cut(fault["msg"], 500)
     if fault["type"] == "json_invalid":
@@ -167,13 +190,16 @@ def _parsed_form(kind: type[Kind], boundary: bytes, data: bytes) -> tuple[Kind, 
     files: list[bytes] = []
     parts = 0
 
-    def take_field(field: Any) -> None:
+    def count_part() -> None:
         nonlocal parts
         parts += 1
-        if parts > MAX_FIELDS or len(field.value or b"") > MAX_FIELD_BYTES:
-            raise FormParserError(
-                f"it has more than {MAX_FIELDS} fields, or one of more than {MAX_FIELD_BYTES} bytes"
-            )
+        if parts > MAX_FIELDS:
+            raise FormParserError(f"it has more than {MAX_FIELDS} fields")
+
+    def take_field(field: Any) -> None:
+        count_part()
+        if len(field.value or b"") > MAX_FIELD_BYTES:
+            raise FormParserError(f"it has a field of more than {MAX_FIELD_BYTES} bytes")
         name = (field.field_name or b"").decode(errors="replace")
         value = (field.value or b"").decode(errors="replace")
         if name.endswith("[]"):
@@ -182,6 +208,7 @@ def _parsed_form(kind: type[Kind], boundary: bytes, data: bytes) -> tuple[Kind, 
             fields[name] = value
 
     def take_file(file: Any) -> None:
+        count_part()
         if file.field_name == b"file":
             file.file_object.seek(0)
             files.append(file.file_object.read())

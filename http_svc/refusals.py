@@ -7,9 +7,6 @@ from typing import Any
 
 from shared.errors import InvalidArgumentError
 
-_TOOLS = "tools are not supported"
-_LOGPROBS = "log-probabilities are not supported"
-
 
 def refuse(fields: Iterable[tuple[str, Any, str]]) -> None:
     """Refuses the first field that asks for something.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from ml import transformers_pb2 as pb
 
 INT32 = 2**31 - 1
@@ -21,7 +21,7 @@ def _as_list(value: Any) -> Any:
 
 
 # One string or several.
-Strings = Annotated[list[str], BeforeValidator(_as_list)]
+Strings = Annotated[Items[str], BeforeValidator(_as_list)]
 
 
 class Sampling(Body):

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import Field, StrictInt
 
 from http_svc.answers import DONE, Answer, Events, as_json, event, whole_json
+from http_svc.bodies import Items
 from http_svc.openai.chat import StreamOptions, usage_of
 from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens, Sampling
@@ -25,7 +26,7 @@ class CompletionBody(Sampling):
     """A request of /v1/completions."""
 
     model: str
-    prompt: str | list[str] | list[StrictInt] | list[list[StrictInt]]
+    prompt: str | Items[str] | Items[StrictInt] | Items[Items[StrictInt]]
     max_tokens: NewTokens | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -92,7 +93,7 @@ async def _chunks(
         return event(as_json(made | {"usage": None} if include_usage else made))
 
     mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-    parts = [chunk(index, mark).split(as_json(mark)) for index in range(len(streams))]
+    parts = [chunk(index, mark).rsplit(as_json(mark), 1) for index in range(len(streams))]
     total, left, started = pb.GenerationUsage(), len(streams), [False] * len(streams)
     async with aclosing(_merged(streams)) as merged:
         async for index, response in merged:

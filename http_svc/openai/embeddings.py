@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, StrictInt
 
 from http_svc.answers import Answer, Whole, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.sampling import INT32
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
@@ -25,7 +25,7 @@ class EmbeddingBody(Body):
     """A request of /v1/embeddings."""
 
     model: str
-    input: str | list[str] | list[StrictInt] | list[list[StrictInt]]
+    input: str | Items[str] | Items[StrictInt] | Items[Items[StrictInt]]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1, le=INT32)
     # Not OpenAI's: the name of one of the model's own prompts, such as "query".

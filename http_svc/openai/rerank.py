@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from http_svc.answers import Answer, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.sampling import INT32
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
@@ -26,7 +26,7 @@ class RerankBody(Body):
 
     model: str
     query: str | Document
-    documents: list[str | Document]
+    documents: Items[str | Document]
     top_n: int | None = Field(None, ge=1, le=INT32)
     # Absent is true for Jina and false for Cohere. Jina's clients read the documents; Cohere's
     # ignore them.

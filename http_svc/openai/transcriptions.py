@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any, Literal
 
 from pydantic import Field
 
 from http_svc.answers import Answer, Events, Whole, as_json, event, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.refusals import refuse
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
@@ -25,8 +26,8 @@ class TranscriptionBody(Body):
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: float | None = None
     stream: bool | None = None
-    timestamp_granularities: list[Literal["word", "segment"]] | None = None
-    include: list[str] | None = None
+    timestamp_granularities: Items[Literal["word", "segment"]] | None = None
+    include: Items[str] | None = None
 
 
 async def transcribe(body: TranscriptionBody, sound: bytes, services: Services) -> Answer:
@@ -81,11 +82,12 @@ async def _events(
     responses: AsyncGenerator[pb.TranscribeResponse, None],
 ) -> AsyncGenerator[bytes, None]:
     texts: list[str] = []
-    async for response in responses:
-        for segment in response.segments:
-            delta = f" {segment.text}" if texts else segment.text
-            texts.append(delta)
-            yield event(as_json({"type": "transcript.text.delta", "delta": delta}))
+    async with aclosing(responses):
+        async for response in responses:
+            for segment in response.segments:
+                delta = f" {segment.text}" if texts else segment.text
+                texts.append(delta)
+                yield event(as_json({"type": "transcript.text.delta", "delta": delta}))
     yield event(as_json({"type": "transcript.text.done", "text": "".join(texts)}))
 
 

@@ -119,6 +119,13 @@ async def test_what_is_not_a_form_is_refused(door: Door, kind: str, body: bytes)
     assert answer.status_code == 400, answer.text
 
 
+async def test_a_form_of_many_files_is_refused(door: Door) -> None:
+    files = [("other", ("a", b"x"))] * 70
+    answer = await door.client.post(TRANSCRIPTIONS, files=files, data={"model": "m"})
+    assert answer.status_code == 400
+    assert "more than 64 fields" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
 async def test_speech_in_every_format(door: Door, name: str) -> None:
     rate, seconds = 22_050, 0.5

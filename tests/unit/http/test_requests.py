@@ -9,7 +9,7 @@ import json
 import pytest
 from starlette.datastructures import Headers
 
-from http_svc.bodies import BodyReader
+from http_svc.bodies import MAX_VALUES, BodyReader
 from shared.caller import CALLER_KEY, set_caller
 from shared.errors import QueueFullError, UnavailableError
 from tests.unit.http.conftest import Door, served_with
@@ -74,6 +74,42 @@ async def test_other_paths_and_methods_are_errors_as_openai_writes_them(door: Do
     answer = await door.client.get(CHAT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     assert answer.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("host", ["[", "other.example"])
+async def test_nobody_is_sent_to_the_address_that_they_call(door: Door, host: str) -> None:
+    answer = await door.client.post(f"{CHAT}/", json=HELLO, headers={"host": host})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["message"] == f"there is nothing at {CHAT}/"
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [(CHAT, "messages"), ("/v1/embeddings", "input"), (CHAT, "unknown")]
+)
+@pytest.mark.parametrize("value", ["{}", "1", "[]", '{"a":"b"}'])
+async def test_many_values_are_refused_before_they_take_memory(
+    door: Door, path: str, field: str, value: str
+) -> None:
+    many = ",".join([value] * (MAX_VALUES + 1))
+    answer = await door.client.post(path, content=f'{{"model":"m","{field}":[{many}]}}')
+    assert answer.status_code == 413
+    assert f"{MAX_VALUES} values" in answer.json()["error"]["message"]
+
+
+async def test_signs_of_json_in_a_text_are_no_values(door: Door) -> None:
+    text = '\\"[{,' * MAX_VALUES
+    await door.post(CHAT, HELLO | {"messages": [{"role": "user", "content": text}]})
+    assert door.script.requests[0].messages[0].content == text
+
+
+async def test_the_first_fault_of_a_list_is_enough(door: Door) -> None:
+    error = await door.refused(CHAT, HELLO | {"messages": [1] * (MAX_VALUES // 2)})
+    assert error["param"] == "messages[0]"
+    biases = {f"x{index}": 0 for index in range(MAX_VALUES // 2)}
+    error = await door.refused(CHAT, HELLO | {"logit_bias": biases})
+    assert error["message"] == f"the body has {len(biases)} fields that are not valid"
+    error = await door.refused("/v1/rerank", {"model": "m", "query": "q", "documents": [{}]})
+    assert error["param"] == "documents[0].text"
 
 
 async def test_a_service_that_is_down_is_503(door: Door) -> None:
