@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from http_svc.answers import Answer, Events, as_json, event, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.content import decoded
+from http_svc.forms import Schema, put_form
 from http_svc.openai.chat import joined
 from http_svc.refusals import refuse
 from http_svc.sampling import INT32, NewTokens
@@ -55,7 +56,7 @@ class Message(Body):
     """A message of the conversation."""
 
     role: Literal["user", "assistant"]
-    content: str | list[Block]
+    content: str | Items[Block]
 
 
 class Thinking(Body):
@@ -64,20 +65,36 @@ class Thinking(Body):
     type: Literal["enabled", "disabled", "adaptive"]
 
 
+class Format(Body):
+    """The form of the answer."""
+
+    type: Literal["json_schema"]
+    json_schema: Schema | None = Field(None, alias="schema")
+
+
+class OutputConfig(Body):
+    """How the answer is written."""
+
+    format: Format | None = None
+
+
 class MessagesBody(Body):
     """A request of /v1/messages."""
 
     model: str
-    messages: list[Message]
+    messages: Items[Message]
     max_tokens: NewTokens
-    system: str | list[TextBlock] | None = None
+    system: str | Items[TextBlock] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, ge=0, le=INT32)
-    stop_sequences: list[str] | None = None
+    stop_sequences: Items[str] | None = None
     stream: bool | None = None
-    tools: list[JsonValue] | None = None
+    tools: Items[JsonValue] | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Format | None = None
+    mcp_servers: Items[JsonValue] | None = None
 
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -170,6 +187,8 @@ def _request(body: MessagesBody) -> pb.ChatRequest:
     refuse(
         [
             ("tools", body.tools, "tools are not supported"),
+            ("mcp_servers", body.mcp_servers, "tools are not supported"),
+            ("output_format", body.output_format, "send output_config.format"),
             ("thinking", thinks, "it is not supported"),
         ]
     )
@@ -182,6 +201,8 @@ def _request(body: MessagesBody) -> pb.ChatRequest:
         request.top_p = body.top_p
     if body.top_k is not None:
         request.top_k = body.top_k
+    if body.output_config and (form := body.output_config.format):
+        put_form(request, form.type, form.json_schema, "output_config.format.schema")
     if body.system:
         system = body.system
         text = system if isinstance(system, str) else "\n".join(part.text for part in system)

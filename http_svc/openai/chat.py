@@ -12,8 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from http_svc.answers import DONE, Answer, Events, as_json, event, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.content import decoded, image
+from http_svc.forms import Kind, Schema, put_form
+from http_svc.openai.logprobs import logprobs_of
+from http_svc.openai.tools import (
+    Tool,
+    ToolCall,
+    ToolChoice,
+    add_delta,
+    delta_of,
+    put_calls,
+    put_tools,
+)
 from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens, Sampling
 from http_svc.services import Services
@@ -69,8 +80,9 @@ class Message(Body):
     """A message of the conversation."""
 
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
-    tool_calls: list[JsonValue] | None = None
+    content: str | Items[Part] | None = None
+    tool_calls: Items[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: JsonValue = None
 
 
@@ -83,32 +95,21 @@ class StreamOptions(Body):
 class JsonSchema(Body):
     """What an answer in JSON must fit."""
 
-    json_schema: dict[str, JsonValue] | None = Field(None, alias="schema")
+    json_schema: Schema | None = Field(None, alias="schema")
 
 
 class ResponseFormat(Body):
     """The form of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Kind
     json_schema: JsonSchema | None = None
-
-    def put(self, request: pb.ChatRequest) -> None:
-        """Sets the field of a request."""
-        if self.type == "json_object":
-            request.response_format.json_object = True
-        elif self.type == "json_schema":
-            schema = self.json_schema.json_schema if self.json_schema else None
-            if schema is None:
-                field = "response_format.json_schema.schema"
-                raise MissingFieldError(f"{field} is empty", field=field)
-            request.response_format.json_schema = json.dumps(schema, ensure_ascii=False)
 
 
 class ChatBody(Sampling):
     """A request of /v1/chat/completions."""
 
     model: str
-    messages: list[Message]
+    messages: Items[Message]
     max_tokens: NewTokens | None = None
     max_completion_tokens: NewTokens | None = None
     stream: bool | None = None
@@ -117,10 +118,12 @@ class ChatBody(Sampling):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[JsonValue] | None = None
-    tool_choice: JsonValue = None
-    functions: list[JsonValue] | None = None
-    modalities: list[str] | None = None
+    tools: Items[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Items[JsonValue] | None = None
+    modalities: Items[str] | None = None
+    web_search_options: JsonValue = None
 
 
 async def chat(body: ChatBody, services: Services) -> Answer:
@@ -134,20 +137,48 @@ async def chat(body: ChatBody, services: Services) -> Answer:
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return Events(_chunks(services.chat(request), head, include_usage=usage))
-    text, last = await joined(services.chat(request))
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": text,
-        "refusal": None,
-        "annotations": [],
-    }
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": last.finish_reason or "stop",
-    }
-    return whole_json(head.object("chat.completion", [choice]) | {"usage": usage_of(last.usage)})
+    answers = [_Answer() for _ in range(body.n or 1)]
+    last = pb.ChatResponse()
+    async for last in services.chat(request):
+        answers[last.index].add(last)
+    choices = [
+        answer.choice(index, logprobs=bool(body.logprobs)) for index, answer in enumerate(answers)
+    ]
+    return whole_json(head.object("chat.completion", choices) | {"usage": usage_of(last.usage)})
+
+
+class _Answer:
+    """One answer in one piece, from its messages."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._tokens: list[pb.TokenLogprob] = []
+        self._finish = "stop"
+
+    def add(self, response: pb.ChatResponse) -> None:
+        self._texts.append(response.content)
+        self._tokens.extend(response.logprobs)
+        for delta in response.tool_calls:
+            add_delta(self._calls, delta)
+        self._finish = response.finish_reason or self._finish
+
+    def choice(self, index: int, *, logprobs: bool) -> dict[str, Any]:
+        text = "".join(self._texts)
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": text or None if self._calls else text,
+            "refusal": None,
+            "annotations": [],
+        }
+        if self._calls:
+            message["tool_calls"] = self._calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs_of(self._tokens) if logprobs else None,
+            "finish_reason": self._finish,
+        }
 
 
 async def joined(responses: AsyncGenerator[pb.ChatResponse, None]) -> tuple[str, pb.ChatResponse]:
@@ -184,22 +215,35 @@ class _Head:
 async def _chunks(
     responses: AsyncGenerator[pb.ChatResponse, None], head: _Head, *, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    def chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def chunk(
+        index: int, delta: dict[str, Any], finish: str | None = None, log: Any = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": log, "finish_reason": finish}
         made = head.object("chat.completion.chunk", [choice])
         return event(as_json(made | {"usage": None} if include_usage else made))
 
-    # The chunks of a stream differ in their text alone.
+    # Most chunks of a stream differ in their text alone.
     mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-    before, after = chunk({"content": mark}).split(as_json(mark))
-    first = chunk({"role": "assistant", "content": "", "refusal": None})
+    before, after = chunk(0, {"content": mark}).rsplit(as_json(mark), 1)
+    begun: set[int] = set()
     async with aclosing(responses):
         async for response in responses:
-            piece, first = first, b""
-            if response.content:
+            index, piece = response.index, b""
+            if index not in begun:
+                begun.add(index)
+                piece = chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            if index or response.logprobs or response.tool_calls:
+                delta: dict[str, Any] = {"content": response.content} if response.content else {}
+                if response.tool_calls:
+                    delta["tool_calls"] = [delta_of(each) for each in response.tool_calls]
+                log = logprobs_of(response.logprobs) if response.logprobs else None
+                if delta or log:
+                    piece += chunk(index, delta, log=log)
+            elif response.content:
                 piece += before + json.dumps(response.content).encode() + after
+            if response.finish_reason or response.done:
+                piece += chunk(index, {}, response.finish_reason or "stop")
             if response.done:
-                piece += chunk({}, response.finish_reason or "stop")
                 if include_usage:
                     usage = head.object("chat.completion.chunk", [])
                     piece += event(as_json(usage | {"usage": usage_of(response.usage)}))
@@ -211,11 +255,9 @@ async def _chunks(
 def _request(body: ChatBody) -> pb.ChatRequest:
     refuse(
         [
-            ("tools", body.tools and body.tool_choice != "none", "tools are not supported"),
-            ("functions", body.functions, "functions are not supported"),
-            ("n", (body.n or 1) > 1, "more than one answer is not supported"),
-            ("logprobs", body.logprobs, "log-probabilities are not supported"),
-            ("top_logprobs", body.top_logprobs, "log-probabilities are not supported"),
+            ("functions", body.functions, "functions are not supported; send tools"),
+            ("top_logprobs", body.top_logprobs and not body.logprobs, "logprobs must be true"),
+            ("web_search_options", body.web_search_options is not None, "nothing is searched"),
             (
                 "modalities",
                 body.modalities and body.modalities != ["text"],
@@ -227,8 +269,14 @@ def _request(body: ChatBody) -> pb.ChatRequest:
         model=body.model, max_tokens=body.max_completion_tokens or body.max_tokens or 0
     )
     body.put(request)
-    if body.response_format:
-        body.response_format.put(request)
+    if (body.n or 1) > 1:
+        request.n = body.n or 1
+    if body.logprobs:
+        request.logprobs, request.top_logprobs = True, body.top_logprobs or 0
+    if form := body.response_format:
+        schema = form.json_schema.json_schema if form.json_schema else None
+        put_form(request, form.type, schema, "response_format.json_schema.schema")
+    put_tools(request, body.tools or (), body.tool_choice, body.parallel_tool_calls)
     for index, message in enumerate(body.messages):
         _put(request.messages.add(), message, f"messages[{index}]")
     if not request.messages:
@@ -239,12 +287,13 @@ def _request(body: ChatBody) -> pb.ChatRequest:
 def _put(made: pb.ChatMessage, message: Message, field: str) -> None:
     refuse(
         [
-            (f"{field}.role", message.role in ("tool", "function"), "tools are not supported"),
-            (f"{field}.tool_calls", message.tool_calls, "tools are not supported"),
+            (f"{field}.role", message.role == "function", "functions are not supported; use tool"),
             (f"{field}.function_call", message.function_call, "functions are not supported"),
         ]
     )
     made.role = "system" if message.role == "developer" else message.role
+    made.tool_call_id = message.tool_call_id or ""
+    put_calls(made, message.tool_calls or ())
     if isinstance(message.content, str):
         made.content = message.content
         return

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from http_svc.answers import Answer, Events, as_json, event, whole_json
-from http_svc.bodies import Body
+from http_svc.bodies import Body, Items
 from http_svc.content import image
 from http_svc.errors import openai
+from http_svc.forms import Kind, Schema, put_form
 from http_svc.openai.chat import joined
 from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens
@@ -51,13 +52,15 @@ class Item(Body):
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Items[Part]
 
 
 class Format(Body):
     """The form of the answer."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Kind
+    name: str | None = None
+    json_schema: Schema | None = Field(None, alias="schema")
 
 
 class TextOptions(Body):
@@ -70,7 +73,7 @@ class ResponseBody(Body):
     """A request of /v1/responses."""
 
     model: str
-    input: str | list[Item]
+    input: str | Items[Item]
     instructions: str | None = None
     max_output_tokens: NewTokens | None = None
     temperature: float | None = None
@@ -78,7 +81,7 @@ class ResponseBody(Body):
     stream: bool | None = None
     metadata: dict[str, str] | None = None
     text: TextOptions | None = None
-    tools: list[JsonValue] | None = None
+    tools: Items[JsonValue] | None = None
     tool_choice: JsonValue = None
     previous_response_id: str | None = None
     conversation: JsonValue = None
@@ -88,7 +91,7 @@ class ResponseBody(Body):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    include: list[str] | None = None
+    include: Items[str] | None = None
     max_tool_calls: int | None = None
 
 
@@ -128,12 +131,12 @@ class _Response:
             "tool_choice": "auto",
             "truncation": "disabled",
             "parallel_tool_calls": True,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": _format(body).model_dump(by_alias=True, exclude_none=True)},
             # What was not sent is the model's own default; the field has to be a number.
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            "presence_penalty": body.presence_penalty or 0.0,
+            "frequency_penalty": body.frequency_penalty or 0.0,
             "top_logprobs": 0,
             "reasoning": {"effort": None, "summary": None},
             "usage": None,
@@ -232,9 +235,13 @@ def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
     }
 
 
+def _format(body: ResponseBody) -> Format:
+    return (body.text and body.text.format) or Format(type="text")
+
+
 def _request(body: ResponseBody) -> pb.ChatRequest:
     nothing_stored = "responses are not stored"
-    formatted = body.text and body.text.format and body.text.format.type != "text"
+    logprobs = "message.output_text.logprobs" in (body.include or ())
     refuse(
         [
             ("tools", body.tools and body.tool_choice != "none", "tools are not supported"),
@@ -242,11 +249,9 @@ def _request(body: ResponseBody) -> pb.ChatRequest:
             ("conversation", body.conversation, nothing_stored),
             ("prompt", body.prompt, "stored prompts are not supported"),
             ("background", body.background, nothing_stored),
-            ("text", formatted, "only text is supported"),
             ("truncation", body.truncation == "auto", "only disabled is supported"),
             ("top_logprobs", body.top_logprobs, "log-probabilities are not supported"),
-            ("frequency_penalty", body.frequency_penalty, "it is not supported; 0 is off"),
-            ("presence_penalty", body.presence_penalty, "it is not supported; 0 is off"),
+            ("include", logprobs, "log-probabilities are not supported"),
         ]
     )
     request = pb.ChatRequest(model=body.model, max_tokens=body.max_output_tokens or 0)
@@ -254,6 +259,12 @@ def _request(body: ResponseBody) -> pb.ChatRequest:
         request.temperature = body.temperature
     if body.top_p is not None:
         request.top_p = body.top_p
+    if body.frequency_penalty:
+        request.frequency_penalty = body.frequency_penalty
+    if body.presence_penalty:
+        request.presence_penalty = body.presence_penalty
+    form = _format(body)
+    put_form(request, form.type, form.json_schema, "text.format.schema")
     if body.instructions:
         request.messages.add(role="system", content=body.instructions)
     if not body.input:

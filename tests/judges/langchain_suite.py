@@ -29,7 +29,7 @@ class TestChat(ChatModelIntegrationTests):
             "stream_usage": True,
         }
 
-    # Tools are refused: they are not supported.
+    # The answers that are written down call no tools with sensible arguments, and are no JSON.
     has_tool_calling = False
     has_structured_output = False
     # The model sees no pictures and hears no sounds.

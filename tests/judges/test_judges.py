@@ -37,10 +37,9 @@ MODELS = {
 JUDGES = Path(__file__).parent
 _SECONDS = 500
 
-TOOLS = "tools are refused: they are not supported"
+TOOLS = "tools are refused at this path"
 # What llm-comply does not pass, with the reason.
 NOT_PASSED = {
-    "chat-tool-calling": TOOLS,
     "anth-tool-calling": TOOLS,
     "tool-calling": TOOLS,
 }
@@ -63,6 +62,7 @@ def python() -> Path:
 def written_down() -> Iterator[str]:
     """The address of http_svc in front of services whose answers are written down."""
     script = Script(
+        calls=True,
         inferred=pb.InferResponse(
             text="Hello.",
             documents=[pb.RankedDocument(index=0, score=0.75)],

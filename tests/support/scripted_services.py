@@ -28,6 +28,8 @@ class Script:
 
     Attributes:
         pieces: the text of a generation.
+        messages: all messages of a conversation's answer, instead of pieces.
+        calls: a conversation with tools is answered by a call of the first one.
         finish: its finish_reason.
         usage: its counts.
         fails_after: pieces after which it fails; None does not.
@@ -45,6 +47,8 @@ class Script:
     """
 
     pieces: list[str] = field(default_factory=lambda: ["Hel", "lo", "."])
+    messages: list[pb.ChatResponse] = field(default_factory=list)
+    calls: bool = False
     finish: str = "stop"
     usage: pb.GenerationUsage = field(
         default_factory=lambda: pb.GenerationUsage(prompt_tokens=7, generated_tokens=3)
@@ -77,6 +81,16 @@ class _Text(text_rpc.TransformersServiceServicer):
         self._script = script
 
     async def ChatCompletion(self, request, context):
+        if self._script.messages:
+            self._script.asked(request)
+            for message in self._script.messages:
+                yield message
+            return
+        if self._script.calls and request.tools:
+            call = pb.ToolCallDelta(id="call_1", name=request.tools[0].name, arguments="{}")
+            yield pb.ChatResponse(tool_calls=[call])
+            yield pb.ChatResponse(done=True, finish_reason="tool_calls", usage=self._script.usage)
+            return
         async for text in self._pieces(request):
             yield pb.ChatResponse(content=text)
         script = self._script

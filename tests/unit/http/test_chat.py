@@ -120,10 +120,16 @@ async def test_parameters_reach_the_model(door: Door) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            "tools[0].function.strict",
+        ),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
+        ({"n": 0}, "n"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"web_search_options": {}}, "web_search_options"),
         ({"presence_penalty": "much"}, "presence_penalty"),
         ({"response_format": {"type": "grammar"}}, "response_format.type"),
         (
@@ -131,7 +137,7 @@ async def test_parameters_reach_the_model(door: Door) -> None:
             "response_format.json_schema.schema",
         ),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "boss", "content": "x"}]}, "messages[0].role"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "zip"}]}]}, "messages[0].content[0]"),
@@ -171,6 +177,151 @@ async def test_the_form_of_an_answer_is_passed_on(
 ) -> None:
     await door.post(PATH, HELLO | {"response_format": form})
     assert door.script.requests[0].response_format == expected
+
+
+F = {"name": "f", "description": "Adds.", "parameters": {"type": "object"}}
+TOOLS = {"tools": [{"type": "function", "function": F | {"strict": False}}]}
+CALLS = [
+    pb.ChatResponse(content="So: "),
+    pb.ChatResponse(tool_calls=[pb.ToolCallDelta(index=0, id="a", name="f", arguments="{")]),
+    pb.ChatResponse(
+        tool_calls=[
+            pb.ToolCallDelta(index=0, arguments='"x":1}'),
+            pb.ToolCallDelta(index=1, id="b", name="f", arguments="{}"),
+        ]
+    ),
+    pb.ChatResponse(done=True, finish_reason="tool_calls"),
+]
+
+
+def call(identifier: str, arguments: str) -> dict:
+    function = {"name": "f", "arguments": arguments}
+    return {"id": identifier, "type": "function", "function": function}
+
+
+async def test_tools_and_their_calls_and_results_are_passed_on(door: Door) -> None:
+    messages = [
+        *HELLO["messages"],
+        {"role": "assistant", "content": None, "tool_calls": [call("a", "{}")]},
+        {"role": "tool", "tool_call_id": "a", "content": "4"},
+    ]
+    fields = {"messages": messages, "tool_choice": "auto", "parallel_tool_calls": False}
+    await door.post(PATH, HELLO | TOOLS | fields)
+    assert door.script.requests == [
+        pb.ChatRequest(
+            model="org/tiny",
+            messages=[
+                pb.ChatMessage(role="user", content="Say hello."),
+                pb.ChatMessage(
+                    role="assistant", tool_calls=[pb.ToolCall(id="a", name="f", arguments="{}")]
+                ),
+                pb.ChatMessage(role="tool", tool_call_id="a", content="4"),
+            ],
+            tools=[pb.Tool(name="f", description="Adds.", parameters='{"type": "object"}')],
+            tool_choice="auto",
+            parallel_tool_calls=False,
+        )
+    ]
+
+
+async def test_which_tool_must_be_called_is_passed_on(door: Door) -> None:
+    one = {"type": "function", "function": {"name": "f"}}
+    for choice in ("none", "required", one):
+        await door.post(PATH, HELLO | TOOLS | {"tool_choice": choice})
+    asked = [(len(r.tools), r.tool_choice, r.tool_name) for r in door.script.requests]
+    assert asked == [(0, "", ""), (1, "required", ""), (1, "", "f")]
+
+
+async def test_calls_of_tools_in_one_piece(door: Door) -> None:
+    door.script.messages = CALLS
+    (choice,) = (await door.post(PATH, HELLO | TOOLS))["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "So: "
+    assert choice["message"]["tool_calls"] == [call("a", '{"x":1}'), call("b", "{}")]
+    door.script.messages = CALLS[1:]
+    (choice,) = (await door.post(PATH, HELLO | TOOLS))["choices"]
+    assert choice["message"]["content"] is None
+
+
+async def test_calls_of_tools_in_a_stream(door: Door) -> None:
+    door.script.messages = CALLS
+    *chunks, (_, done) = await door.events(PATH, HELLO | TOOLS)
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for _, chunk in chunks]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": "", "refusal": None},
+        {"content": "So: "},
+        {"tool_calls": [{"index": 0} | call("a", "{")]},
+        {
+            "tool_calls": [
+                {"index": 0, "function": {"arguments": '"x":1}'}},
+                {"index": 1} | call("b", "{}"),
+            ]
+        },
+        {},
+    ]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+async def test_several_answers(door: Door) -> None:
+    door.script.messages = [
+        pb.ChatResponse(index=1, content="B"),
+        pb.ChatResponse(index=0, content="A"),
+        pb.ChatResponse(index=1, content="b", finish_reason="length"),
+        pb.ChatResponse(
+            index=0, done=True, finish_reason="stop", usage=pb.GenerationUsage(generated_tokens=3)
+        ),
+    ]
+    answer = await door.post(PATH, HELLO | {"n": 2})
+    assert door.script.requests[0].n == 2
+    found = [(c["index"], c["message"]["content"], c["finish_reason"]) for c in answer["choices"]]
+    assert found == [(0, "A", "stop"), (1, "Bb", "length")]
+    assert answer["usage"]["completion_tokens"] == 3
+    *chunks, (_, done) = await door.events(PATH, HELLO | {"n": 2})
+    assert done == "[DONE]"
+    choices = [chunk["choices"][0] for _, chunk in chunks]
+    assert [(c["index"], c["delta"].get("content"), c["finish_reason"]) for c in choices] == [
+        (1, "", None),
+        (1, "B", None),
+        (0, "", None),
+        (0, "A", None),
+        (1, "b", None),
+        (1, None, "length"),
+        (0, None, "stop"),
+    ]
+
+
+async def test_log_probabilities_of_tokens(door: Door) -> None:
+    other = pb.TokenLogprob(token_id=2, text="\ufffd", utf8=b"\xc3", logprob=float("-inf"))
+    first = pb.TokenLogprob(token_id=1, text="A", utf8=b"A", logprob=-0.5, top=[other])
+    end = pb.TokenLogprob(token_id=0, text="</s>", logprob=-1)
+    door.script.messages = [
+        pb.ChatResponse(content="A", logprobs=[first]),
+        pb.ChatResponse(logprobs=[end], done=True, finish_reason="stop"),
+    ]
+    expected = [
+        {
+            "token": "A",
+            "logprob": -0.5,
+            "bytes": [65],
+            "top_logprobs": [{"token": "\ufffd", "logprob": -9999.0, "bytes": [195]}],
+        },
+        {"token": "</s>", "logprob": -1.0, "bytes": None, "top_logprobs": []},
+    ]
+    fields = {"logprobs": True, "top_logprobs": 1}
+    answer = await door.post(PATH, HELLO | fields)
+    assert answer["choices"][0]["logprobs"] == {"content": expected, "refusal": None}
+    request = door.script.requests[0]
+    assert (request.logprobs, request.top_logprobs) == (True, 1)
+    chunks = (await door.events(PATH, HELLO | fields))[:-1]
+    logs = [chunk["choices"][0]["logprobs"] for _, chunk in chunks]
+    assert [token for log in logs if log for token in log["content"]] == expected
+
+
+async def test_a_model_may_have_any_name(door: Door) -> None:
+    for path, body in ((PATH, HELLO), ("/v1/completions", {"prompt": "Hi."})):
+        (_, first), *_ = await door.events(path, body | {"model": "\ufffc"})
+        assert first["model"] == "\ufffc"
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a.png", "file:///etc/passwd", "data:,x", "x"])

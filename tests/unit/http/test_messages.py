@@ -80,11 +80,21 @@ async def test_errors_are_as_anthropic_writes_them(door: Door) -> None:
     )
 
 
+async def test_the_form_of_an_answer_is_passed_on(door: Door) -> None:
+    form = {"type": "json_schema", "schema": {"const": 1}}
+    await door.post(PATH, HELLO | {"output_config": {"effort": "low", "format": form}})
+    request = door.script.requests[0]
+    assert request.response_format == pb.ResponseFormat(json_schema='{"const": 1}')
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"tools": [{"name": "f", "input_schema": {}}]},
         {"thinking": {"type": "enabled", "budget_tokens": 2048}},
+        {"mcp_servers": [{"type": "url", "url": "https://example.com", "name": "x"}]},
+        {"output_format": {"type": "json_schema", "schema": {}}},
+        {"output_config": {"format": {"type": "json_schema"}}},
         {"max_tokens": None},
         {"messages": []},
     ],

@@ -86,6 +86,16 @@ async def test_an_error_in_the_middle_is_an_event(door: Door) -> None:
     assert (last["type"], last["code"], last["message"]) == ("error", "unavailable", "it died")
 
 
+async def test_penalties_and_the_form_are_passed_on(door: Door) -> None:
+    form = {"type": "json_schema", "name": "a", "schema": {"const": 1}}
+    fields = {"text": {"format": form}, "frequency_penalty": 0.5, "presence_penalty": -1}
+    answer = await door.post(PATH, {"model": "m", "input": "Hi."} | fields)
+    assert {name: answer[name] for name in fields} == fields
+    request = door.script.requests[0]
+    assert request.response_format == pb.ResponseFormat(json_schema='{"const": 1}')
+    assert (request.frequency_penalty, request.presence_penalty) == (0.5, -1)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -94,7 +104,8 @@ async def test_an_error_in_the_middle_is_an_event(door: Door) -> None:
         ({"background": True}, "background"),
         ({"tools": [{"type": "web_search"}]}, "tools"),
         ({"truncation": "auto"}, "truncation"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
+        ({"include": ["message.output_text.logprobs"]}, "include"),
         ({"input": []}, "input"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0]"),
     ],
