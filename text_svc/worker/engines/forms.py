@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ _NOTES = frozenset(
         *("$schema", "$id", "$comment", "$defs", "definitions"),
     }
 )
+# Their values have schemas by names that are no keywords.
+_NAMED = frozenset({"properties", "$defs", "definitions"})
 # What is enforced of each type.
 _OF_TYPE = {
     "object": {"properties", "required", "additionalProperties"},
@@ -40,6 +42,8 @@ _WHOLE = ("$ref", "anyOf", "enum", "const")
 FORMATS = ("date", "time", "date-time", "duration", "ipv6", "uuid")
 # Parts of regular expressions that are not regular, or that are left out in silence.
 _NOT_REGULAR = re.compile(r"\(\?(?!:)|\\[bBAZzGKk1-9]|\\p|\\P|[*+?}]\+")
+# What a "." matches.
+_NO_BREAK = "[^\\n]"
 
 # In a pattern of a JSON string, what cannot match a quote, a backslash or a control character.
 _ESCAPES = "dw.-+*?()[]{}|^$/"
@@ -78,11 +82,18 @@ class Form:
         """The form as the libraries get it, once it is checked.
 
         A string whose length alone is limited may have any character in their grammars, control
-        characters too, which are no JSON. So it becomes a string with a pattern.
+        characters too, which are no JSON. So it becomes a string with a pattern. And a "." of
+        theirs matches a line break too, unlike that of most libraries.
         """
-        if self.kind != "json_schema":
-            return self
-        return Form(self.kind, json.dumps(_with_patterns(json.loads(self.text))))
+        match self.kind:
+            case "json_schema":
+                return Form(self.kind, json.dumps(_with_patterns(json.loads(self.text))))
+            case "regex":
+                parts = (
+                    _NO_BREAK if part == (".", False) else part[0] for part in _parts(self.text)
+                )
+                return Form(self.kind, "".join(parts))
+        return self
 
     def check(self) -> None:
         """Refuses what would not be enforced to the letter.
@@ -166,7 +177,7 @@ def _check(schema: Any, root: Any, place: str, depth: int) -> None:
     for index, value in enumerate(_list(schema, "prefixItems", place)):
         _check(value, root, f"{place}.prefixItems[{index}]", depth + 1)
     for name in _list(schema, "required", place):
-        if name not in schema.get("properties", {}):
+        if not isinstance(name, str) or name not in schema.get("properties", {}):
             raise _refused(
                 f"json_schema{place}.required names {str(name)[:80]!r}, which is not among its "
                 "properties"
@@ -220,6 +231,9 @@ def _check_numbers(schema: Mapping[str, Any], place: str) -> None:
         value = schema.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise _refused(f"json_schema{place}.{name} must be an integer of 0 or more")
+    for name in _OF_TYPE["integer"] & schema.keys():
+        if isinstance(schema[name], bool) or not isinstance(schema[name], int):
+            raise _refused(f"json_schema{place}.{name} must be an integer")
 
 
 def _object(schema: Mapping[str, Any], name: str, place: str) -> dict[str, Any]:
@@ -243,6 +257,27 @@ def _check_regex(regex: str, where: str) -> None:
             f"{where} has {match[0]!r}, which is not supported: no assertions, word boundaries, "
             "back references, flags, possessive quantifiers or classes of Unicode"
         )
+    depth, before = 0, ""
+    parts = [part for part, in_class in _parts(regex) if not in_class]
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+        if (part == "^" and (depth or before not in ("", "|"))) or (
+            part == "$" and (depth or after not in ("", "|"))
+        ):
+            raise _refused(f"{where} has {part!r} in the middle, where it would not be enforced")
+        depth += {"(": 1, ")": -1}.get(part, 0)
+        before = part
+
+
+def _parts(regex: str) -> Iterator[tuple[str, bool]]:
+    """The characters of a regular expression, and whether they are in a class.
+
+    One that is escaped comes with its backslash. The brackets of a class count as outside of it.
+    """
+    in_class = False
+    for part in re.findall(r"\\.|.", regex, re.DOTALL):
+        in_class = in_class and part != "]"
+        yield part, in_class
+        in_class = in_class or part == "["
 
 
 def _unsafe_in_json(pattern: str) -> str:
@@ -280,8 +315,10 @@ def _with_patterns(schema: Any) -> Any:
     changed = {
         name: value if name in ("const", "enum", "required") else _with_patterns(value)
         for name, value in schema.items()
-        if name not in _NOTES or name in ("$defs", "definitions")
+        if name not in _NOTES and name not in _NAMED
     }
+    for name in _NAMED & schema.keys():
+        changed[name] = {key: _with_patterns(value) for key, value in schema[name].items()}
     if isinstance(schema.get("type"), str | list) and (
         isinstance(schema.get("minLength"), int) or isinstance(schema.get("maxLength"), int)
     ):

@@ -48,6 +48,10 @@ def test_schemas_as_people_write_them_are_accepted(schema: dict[str, Any]) -> No
         ({"type": "string", "minimum": 3}, "has minimum, which is not enforced for type string"),
         ({"type": "number", "minimum": 3}, "has minimum, which is not enforced for type number"),
         ({"type": "object", "required": ["a"]}, "required names 'a', which is not among its"),
+        ({"type": "object", "required": [["a"]]}, "which is not among its"),
+        ({"type": "integer", "minimum": 1.5}, "minimum must be an integer"),
+        ({"type": "integer", "maximum": "a"}, "maximum must be an integer"),
+        ({"type": "string", "pattern": "^a^b$"}, "pattern has '\\^' in the middle"),
         ({"type": "string", "pattern": "^.*$"}, "has '.', which may match a quote"),
         ({"type": "string", "pattern": "^[^a]$"}, "has '\\[\\^', which may match a quote"),
         ({"type": "string", "pattern": "^[ -z]$"}, "has ' -z', which may match a quote"),
@@ -97,6 +101,28 @@ def test_what_is_not_regular_is_refused(regex: str) -> None:
         Form("regex", regex).check()
 
 
+@pytest.mark.parametrize("regex", ["a^b", "a$b", "(a$)?b", "a(^b)", "a|b^"])
+def test_an_anchor_that_is_not_enforced_is_refused(regex: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="in the middle, where it would not be enforced"):
+        Form("regex", regex).check()
+
+
+def test_a_dot_matches_no_line_break() -> None:
+    form = Form("regex", r".a\.[.\]].(b.)")
+    assert form.compiled().text == r"[^\n]a\.[.\]][^\n](b[^\n])"
+
+
+@pytest.mark.parametrize("name", ["title", "description", "default", "enum", "const", "required"])
+@pytest.mark.parametrize("of", ["properties", "$defs"])
+def test_properties_may_have_the_names_of_keywords(name: str, of: str) -> None:
+    schema = {of: {name: {"type": "string", "title": "a", "maxLength": 5}}, "title": "b"}
+    form = Form("json_schema", json.dumps(schema))
+    form.check()
+    compiled = json.loads(form.compiled().text)
+    assert compiled.keys() == {of}
+    assert compiled[of][name].keys() == {"type", "pattern"}
+
+
 def test_a_string_of_limited_length_cannot_break_the_json() -> None:
     form = Form("json_schema", json.dumps({"type": "string", "title": "a", "maxLength": 5}))
     schema = json.loads(form.compiled().text)
@@ -105,7 +131,9 @@ def test_a_string_of_limited_length_cannot_break_the_json() -> None:
         assert bool(re.search(schema["pattern"], text)) == fits
 
 
-@pytest.mark.parametrize("regex", [r"(?:a|b)*?", r"\\bad", r"[a-z]{2,3}\.\d+", "(yes|no)"])
+@pytest.mark.parametrize(
+    "regex", [r"(?:a|b)*?", r"^a\$$|^[$^]b$", r"\\bad", r"[a-z]{2,3}\.\d+", "(yes|no)"]
+)
 def test_regular_expressions_are_accepted(regex: str) -> None:
     Form("regex", regex).check()
 
