@@ -52,6 +52,8 @@ FEATURES = frozenset(
 )
 # Compiled forms stay in the pipeline. When they have taken this much, it is made anew.
 MAX_FORM_BYTES = 128 << 20
+# Of a form that is too small to be measured.
+MIN_FORM_BYTES = 1 << 12
 # A cache that holds less than this is not given back: making it anew costs more than that is worth.
 MIN_GIVEN_BACK_BYTES = 64 << 20
 # A model that took longer to load keeps its cache, since a caller might have to wait as long.
@@ -157,6 +159,8 @@ class OpenVinoEngine:
         self._metrics = metrics
         self._steps = Steps()
         self._rehearsal = Rehearsal(folder)
+        # Hashes of the forms that the pipeline has met, and what these take.
+        self._forms: set[int] = set()
         self._form_bytes = 0
         self._renewal: asyncio.Task[None] | None = None
         self._cancelling = False  # until the process tells of the next step
@@ -200,17 +204,23 @@ class OpenVinoEngine:
 
     async def _give_back(self, renew: bool) -> None:
         self._giving_back = True
+        if renew:  # if it is not made anew after all, it is not tried again for the same forms
+            self._forms.clear()
+            self._form_bytes = 0
         try:
             if await self._stepper.give_back(renew=renew):
                 self._written.clear()
-                self._form_bytes = 0
         finally:
             self._giving_back = False
             self._admit()
 
     async def compile(self, form: Form) -> None:
         """See `Engine`."""
-        self._form_bytes += await self._rehearsal.check(form.compiled())
+        compiled = form.compiled()
+        size = await self._rehearsal.check(compiled)
+        if (number := hash(compiled)) not in self._forms:
+            self._forms.add(number)
+            self._form_bytes += max(size, MIN_FORM_BYTES)
 
     def submit(self, generation: Generation) -> None:
         self._waiting.add(generation.caller, generation)

@@ -42,7 +42,8 @@ class Rehearsal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: OrderedDict[Form, str] = OrderedDict()  # why it is refused; "" if it is not
+        # Its size, and why it is refused; "" if it is not.
+        self._known: OrderedDict[Form, tuple[int, str]] = OrderedDict()
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._pipes: tuple[int, ...] = ()
@@ -54,18 +55,22 @@ class Rehearsal:
         """Tries a form, unless it was tried before.
 
         Returns:
-            The bytes that it takes once it is compiled; 0 if it was tried before.
+            The bytes that it takes once it is compiled.
 
         Raises:
             InvalidArgumentError: it cannot be compiled, or takes too long; with the reason.
             InternalError: the process does not start.
         """
-        size, refused = 0, self._known.get(form)
-        if refused is None:
-            # A caller that leaves while its form is tried must leave no half of an exchange.
-            size, refused = await asyncio.shield(asyncio.ensure_future(self._try(form)))
-        else:
+        if form in self._known:
             self._known.move_to_end(form)
+            size, refused = self._known[form]
+        else:
+            # A caller that is cancelled while it waits for its turn simply leaves. Later, it must
+            # leave no half of an exchange.
+            await self._turn.acquire()
+            trying = asyncio.ensure_future(self._try(form))
+            trying.add_done_callback(self._end_turn)
+            size, refused = await asyncio.shield(trying)
         if refused:
             raise InvalidArgumentError(f"{FIELD}.{form.kind} {refused}", field=FIELD)
         return size
@@ -76,21 +81,25 @@ class Rehearsal:
         await self._end()
 
     async def _try(self, form: Form) -> tuple[int, str]:
-        async with self._turn:
-            if form in self._known:
-                return 0, self._known[form]
-            if self._lines is None:
-                await self._start()
-            answer = await self._exchange({form.kind: form.text}, WALL_SECONDS)
-            refused = answer.get("error", "")
-            if refused or answer["last"]:
-                await self._end()
-            if not refused and answer["seconds"] > COMPILE_SECONDS:
-                refused = _TOO_LONG
-            self._known[form] = refused
-            while len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
-            return answer.get("bytes", 0), refused
+        if form in self._known:
+            return self._known[form]
+        if self._lines is None:
+            await self._start()
+        answer = await self._exchange({form.kind: form.text}, WALL_SECONDS)
+        refused = answer.get("error", "")
+        if refused or answer["last"]:
+            await self._end()
+        if not refused and answer["seconds"] > COMPILE_SECONDS:
+            refused = _TOO_LONG
+        self._known[form] = answer.get("bytes", 0), refused
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return self._known[form]
+
+    def _end_turn(self, trying: asyncio.Future[tuple[int, str]]) -> None:
+        if not trying.cancelled():
+            trying.exception()  # its caller may have been cancelled
+        self._turn.release()
 
     async def _start(self) -> None:
         await self._end()

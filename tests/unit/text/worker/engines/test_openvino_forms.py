@@ -152,9 +152,40 @@ async def test_the_pipeline_is_made_anew_when_forms_have_taken_much(
 ) -> None:
     engine: Any = generator._engine
     monkeypatch.setattr(openvino, "MAX_FORM_BYTES", 1)
-    engine._form_bytes = 2
     assert (await answer(generator, Form("regex", "ab")))[0] == "ab"
     await until(lambda: engine._form_bytes == 0)
+    # Those that it has met before count again.
+    made_anew = engine._stepper.give_back
+    renewals = []
+
+    async def give_back(*, renew: bool) -> bool:
+        renewals.append(renew)
+        await made_anew(renew=False)
+        return False  # as when a newer conversion has replaced the folder
+
+    monkeypatch.setattr(engine._stepper, "give_back", give_back)
+    assert (await answer(generator, Form("regex", "ab")))[0] == "ab"
+    assert renewals == [True]
+
+
+async def test_a_form_whose_caller_has_left_is_not_tried(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rehearsal: Any = generator._engine._rehearsal  # type: ignore[attr-defined]
+    tried = []
+
+    async def try_(form: Form) -> tuple[int, str]:
+        tried.append(form.text)
+        return 1, ""
+
+    monkeypatch.setattr(rehearsal, "_try", try_)
+    await rehearsal._turn.acquire()
+    leaving, staying = (asyncio.create_task(rehearsal.check(Form("regex", each))) for each in "xy")
+    await asyncio.sleep(0)
+    leaving.cancel()
+    rehearsal._turn.release()
+    assert await staying == 1
+    assert tried == ["y"]
 
 
 async def test_the_conversion_writes_the_tokenizer(converted_llama: Path) -> None:
