@@ -7,6 +7,7 @@ import torch.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -25,11 +26,12 @@ from shared.rpc.server import create_server
 from shared.settings import ServerSettings
 from text_svc.link.call import Payload
 from text_svc.link.client import Link
-from text_svc.link.server import SERVICE, listen
+from text_svc.link.server import SERVICE, Handlers, listen
 from text_svc.options import parse_options
 from text_svc.processes.specs import WorkerSpec
 from text_svc.settings import TextSettings
 from text_svc.worker import pipelines
+from text_svc.worker.generation.generator import TextGenerator
 
 # Of the models that run in this process.
 _scratch = tempfile.TemporaryDirectory(prefix="text-pipelines-")
@@ -73,11 +75,24 @@ async def serve(
         front.add_generic_rpc_handlers((_forwarding(link, loaded.handlers),))
         front.add_insecure_port(f"unix:{folder}/front.sock")
         await front.start()
-        async with grpc.aio.insecure_channel(f"unix:{folder}/front.sock") as channel:
-            yield transformers_pb2_grpc.TransformersServiceStub(channel)
-        await front.stop(None)
-        link.close()
-        worker.close()
+        try:
+            async with grpc.aio.insecure_channel(f"unix:{folder}/front.sock") as channel:
+                yield transformers_pb2_grpc.TransformersServiceStub(channel)
+        finally:
+            await front.stop(None)
+            link.close()
+            worker.close()
+            for generator in _generators(loaded.handlers):
+                await generator.close()
+
+
+def _generators(handlers: Handlers) -> set[TextGenerator]:
+    """Those of a model, whose chat templates have processes. A worker ends, and closes nothing."""
+    owners: list[Any] = [getattr(handler, "__self__", None) for handler in handlers.values()]
+    values = itertools.chain.from_iterable(
+        getattr(owner, "__dict__", {}).values() for owner in owners
+    )
+    return {value for value in values if isinstance(value, TextGenerator)}
 
 
 def _forwarding(link: Link, names: Iterable[str]) -> grpc.GenericRpcHandler:
