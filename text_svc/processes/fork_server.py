@@ -25,6 +25,8 @@ from text_svc.processes.fork_server_process import ANSWER, MAX_REQUEST_BYTES, RO
 log = logging.getLogger(__name__)
 
 _PROCESS = "text_svc.processes.fork_server_process"
+# For a fork, with the imports before the first one, on a busy machine.
+FORK_SECONDS = 60.0
 
 
 class ForkedProcess:
@@ -164,11 +166,12 @@ class ForkServer:
     ) -> ForkedProcess | None:
         try:
             socket.send_fds(requests, [data], descriptors)
-            answer = await asyncio.get_running_loop().sock_recv(requests, ANSWER.size)
-        except OSError:
+            async with asyncio.timeout(FORK_SECONDS):
+                answer = await asyncio.get_running_loop().sock_recv(requests, ANSWER.size)
+        except OSError:  # a timeout too
             answer = b""
         if not answer:
-            log.warning("the fork server has ended; children are started without it")
+            log.warning("the fork server has ended or hangs; children are started without it")
             await self._end()
             return None
         (pid,) = ANSWER.unpack(answer)

@@ -24,7 +24,9 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._special = special_tokens(tokenizer)
-        kinds = _types(json.loads(tokenizer.to_str()).get("decoder"))
+        # Of the decoder alone: a whole vocabulary as JSON takes a good part of a second.
+        decoder = tokenizer.decoder
+        kinds = _types(json.loads(decoder.__getstate__())) if decoder else set()
         self._byte_level = "ByteLevel" in kinds
 
     def utf8(self, token: int) -> bytes:

@@ -18,6 +18,7 @@ import pytest
 from shared.errors import InternalError
 from tests.support.stack import ROOT
 from tests.support.waiting import until
+from text_svc.processes import fork_server as fork_server_module
 from text_svc.processes import forking
 from text_svc.processes.fork_server import ForkServer
 from text_svc.processes.spawn import Child, library_environment, spawn
@@ -103,6 +104,19 @@ async def test_a_fork_server_that_is_killed_takes_no_child_with_it_and_starts_ag
             await made.report(WorkerReport, "testing", 60)
         assert forks.served == 2
         assert psutil.pid_exists(before.pid)
+
+
+async def test_a_fork_server_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fork_server() as forks:
+        async with child("reports", forks) as made:
+            await made.report(WorkerReport, "testing", 60)
+        monkeypatch.setattr(fork_server_module, "FORK_SECONDS", 0.1)
+        (server,) = psutil.Process().children()
+        server.suspend()
+        async with child("reports", forks) as made:
+            await made.report(WorkerReport, "testing", 60)
+        assert not psutil.pid_exists(server.pid)
+        assert forks.served == 1
 
 
 async def test_a_system_where_it_cannot_fork_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
