@@ -180,17 +180,22 @@ class ForkServer:
             return None
         self._usable = True
         self.served += 1
-        return ForkedProcess(pid)
+        try:
+            return ForkedProcess(pid)
+        except OSError:  # this process has no descriptor left
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(os.waitpid, pid, 0)
+            raise
 
     async def _end(self) -> None:
         process, self._process = self._process, None
-        if self._socket:
-            self._socket.close()
-            self._socket = None
         if process:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+        if self._socket:  # last, so that whoever reads from it finds its end
+            self._socket.close()
+            self._socket = None
 
 
 def _kill(exchange: asyncio.Future[ForkedProcess | None]) -> None:

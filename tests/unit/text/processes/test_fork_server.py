@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -117,6 +118,18 @@ async def test_a_fork_server_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch
             await made.report(WorkerReport, "testing", 60)
         assert not psutil.pid_exists(server.pid)
         assert forks.served == 1
+
+
+async def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_descriptor(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with fork_server() as forks:
+        monkeypatch.setattr(os, "pidfd_open", no_descriptor)
+        with pytest.raises(OSError, match="Too many open files"):
+            async with child("hangs", forks):
+                pass
+        assert len(psutil.Process().children()) == 1, "the fork server alone"
 
 
 async def test_a_system_where_it_cannot_fork_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
