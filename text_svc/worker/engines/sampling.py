@@ -185,7 +185,8 @@ class SamplingDefaults:
             top_k=0 if greedy else int(top_k),
             repetition_penalty=penalty,
             seed=request.seed,
-            stop=_checked_stops(request.stop) + self.stop,
+            # A form says itself where the answer ends.
+            stop=_checked_stops(request.stop) + (() if request.response_format else self.stop),
             max_new_tokens=most,
             min_p=request.min_p,
             presence_penalty=request.presence_penalty,

@@ -86,7 +86,7 @@ class GenerationHandlers:
         with self._generator.preparing():
             prompt = await self.read_chat(request)
         if sampling.response_format:
-            if prompt.answer and request.tools:
+            if request.tools and request.tool_choice != "none":
                 raise InvalidArgumentError(
                     "response_format cannot be used with tools, since a call has a form of its own",
                     field="response_format",

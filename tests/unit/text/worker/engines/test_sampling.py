@@ -177,3 +177,10 @@ def test_options_that_contradict_each_other_are_refused() -> None:
     for name in ("ignore_eos", "min_tokens"):
         with pytest.raises(InvalidArgumentError, match=f"{name} cannot be used with response"):
             complete(response_format=form, **{name: 1})
+
+
+def test_the_models_own_stop_strings_do_not_end_an_answer_in_a_form() -> None:
+    defaults = SamplingDefaults(stop=("}",))
+    form = Form("regex", "a+")
+    assert defaults.complete(SamplingRequest(stop=["b"])).stop == ("b", "}")
+    assert defaults.complete(SamplingRequest(stop=["b"], response_format=form)).stop == ("b",)

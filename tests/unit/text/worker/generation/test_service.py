@@ -13,6 +13,7 @@ from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, OutOfRangeError
 from tests.support import tiny_text
 from tests.support.text_pipeline import spec_of
+from text_svc.worker.answers.reasoning import KNOWN_MARKS
 from text_svc.worker.engines.base import Generation, Limits, StepOutput, TokenScore
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
@@ -183,6 +184,10 @@ async def test_a_form_and_tools_are_not_used_together(make: Make) -> None:
     with pytest.raises(InvalidArgumentError, match="cannot be used with tools"):
         await model.chat(response_format=REGEX, tools=[TOOL])
     await model.chat(response_format=REGEX, tools=[TOOL], tool_choice="none")
+    model.handlers.chat_model._reasoning = KNOWN_MARKS[0]
+    await model.chat(
+        response_format=REGEX, tools=[TOOL], tool_choice="none", separate_reasoning=True
+    )
     with pytest.raises(InvalidArgumentError, match="must be one of json_object"):
         await model.chat(response_format=pb.ResponseFormat())
 
