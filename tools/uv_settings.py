@@ -37,11 +37,15 @@ def settings(listed: str) -> dict[str, str]:
     return found
 
 
+def of_this_pip() -> dict[str, str]:
+    """Those of the pip beside this Python, as variables of an environment."""
+    command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list")
+    return settings(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+
+
 def main() -> None:
     """Entry point."""
-    command = (sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list")
-    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    for name, value in settings(listed).items():
+    for name, value in of_this_pip().items():
         print(f"export {name}={shlex.quote(value)}")
 
 

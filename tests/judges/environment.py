@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.support.stack import ROOT
+from tools.uv_settings import of_this_pip
 
 LOCK = ROOT / "requirements" / "judges.txt"
 
@@ -30,4 +32,7 @@ def judges_python() -> Path:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=600)
+    environment = of_this_pip() | os.environ
+    subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=600, env=environment
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tools.uv_settings import settings
+import pytest
+
+from tools.uv_settings import of_this_pip, settings
 
 LISTED = """\
 :env:.index-url='https://env.example/simple'
@@ -22,6 +24,11 @@ def test_uv_asks_where_pip_would() -> None:
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "SSL_CERT_FILE": "/etc/ssl/ca.crt",
     }
+
+
+def test_the_settings_of_pip_are_those_of_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "https://env.example/simple")
+    assert of_this_pip()["UV_DEFAULT_INDEX"] == "https://env.example/simple"
 
 
 def test_a_pip_without_settings() -> None:
