@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
-from http_svc.answers import DONE, Answer, Events, as_json, event, whole_json
+from http_svc.answers import DONE, Answer, Events, Whole, as_json, event, whole_json
 from http_svc.bodies import Body, Items
 from http_svc.content import decoded, image
 from http_svc.forms import Kind, Schema, put_form
@@ -29,7 +30,12 @@ from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens, Sampling
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
-from shared.errors import MissingFieldError
+from shared.errors import MissingFieldError, OutOfRangeError
+
+# Each takes half a KiB until it is sent, of an answer in one piece.
+MAX_LOGPROBS = 100_000
+# What is written as JSON on the event loop; more is written in a thread.
+_INLINE_LOGPROBS = 1000
 
 
 class TextPart(Body):
@@ -130,7 +136,8 @@ async def chat(body: ChatBody, services: Services) -> Answer:
     """Generates the next message of a conversation.
 
     Raises:
-        InvalidArgumentError: a field asks for something that is not supported.
+        InvalidArgumentError: a field asks for something that is not supported, or for more
+            log-probabilities than an answer in one piece may have.
     """
     request = _request(body)
     head = _Head("chatcmpl", body.model)
@@ -138,13 +145,26 @@ async def chat(body: ChatBody, services: Services) -> Answer:
         usage = bool(body.stream_options and body.stream_options.include_usage)
         return Events(_chunks(services.chat(request), head, include_usage=usage))
     answers = [_Answer() for _ in range(body.n or 1)]
-    last = pb.ChatResponse()
-    async for last in services.chat(request):
-        answers[last.index].add(last)
-    choices = [
-        answer.choice(index, logprobs=bool(body.logprobs)) for index, answer in enumerate(answers)
-    ]
-    return whole_json(head.object("chat.completion", choices) | {"usage": usage_of(last.usage)})
+    last, logprobs = pb.ChatResponse(), 0
+    async with aclosing(services.chat(request)) as responses:
+        async for last in responses:
+            answers[last.index].add(last)
+            logprobs += sum(1 + len(token.top) for token in last.logprobs)
+            if logprobs > MAX_LOGPROBS:
+                raise OutOfRangeError(
+                    f"the answer has more than {MAX_LOGPROBS} log-probabilities, which is the "
+                    "limit without stream",
+                    field="logprobs",
+                )
+
+    def whole() -> Whole:
+        choices = [
+            answer.choice(index, logprobs=bool(body.logprobs))
+            for index, answer in enumerate(answers)
+        ]
+        return whole_json(head.object("chat.completion", choices) | {"usage": usage_of(last.usage)})
+
+    return whole() if logprobs <= _INLINE_LOGPROBS else await asyncio.to_thread(whole)
 
 
 class _Answer:

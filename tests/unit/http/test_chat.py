@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from http_svc.openai.chat import MAX_LOGPROBS
 from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError, ModelNotLoadedError, QueueFullError
 from tests.unit.http.conftest import Door
@@ -316,6 +317,23 @@ async def test_log_probabilities_of_tokens(door: Door) -> None:
     chunks = (await door.events(PATH, HELLO | fields))[:-1]
     logs = [chunk["choices"][0]["logprobs"] for _, chunk in chunks]
     assert [token for log in logs if log for token in log["content"]] == expected
+
+
+@pytest.mark.parametrize(("messages", "status"), [(4, 200), (21, 400)])
+async def test_log_probabilities_of_an_answer_in_one_piece_have_a_limit(
+    door: Door, messages: int, status: int
+) -> None:
+    other = pb.TokenLogprob(text="b", utf8=b"b", logprob=-1)
+    token = pb.TokenLogprob(text="a", utf8=b"a", logprob=-1, top=[other] * 19)
+    few = pb.ChatResponse(logprobs=[token] * (MAX_LOGPROBS // 400))
+    done = pb.ChatResponse(done=True, finish_reason="stop")
+    door.script.messages = [*[few] * messages, done]
+    answer = await door.post(PATH, HELLO | {"logprobs": True, "top_logprobs": 19}, status)
+    if status == 200:
+        assert len(answer["choices"][0]["logprobs"]["content"]) == MAX_LOGPROBS // 100
+    else:
+        assert answer["error"]["param"] == "logprobs"
+        assert f"{MAX_LOGPROBS} log-probabilities" in answer["error"]["message"]
 
 
 async def test_a_model_may_have_any_name(door: Door) -> None:
