@@ -144,7 +144,9 @@ class Renderer:
         if shape in self._known:
             return self._known[shape]
         form = self._find_form(request, forms)
-        if len(self._known) < MAX_KNOWN_SHAPES and len(forms[0]) <= MAX_KNOWN_MESSAGES:
+        if len(forms[0]) <= MAX_KNOWN_MESSAGES:
+            while len(self._known) >= MAX_KNOWN_SHAPES:  # the ids of calls may all differ
+                del self._known[next(iter(self._known))]
             self._known[shape] = form
         return form
 

@@ -140,3 +140,12 @@ def test_what_is_remembered_is_bounded() -> None:
             size + 2
         )
     assert len(renderer._known) <= MAX_KNOWN_SHAPES
+
+
+def test_conversations_that_differ_each_time_do_not_keep_others_from_being_remembered() -> None:
+    renderer = Renderer(TEMPLATES["string"][0], 10_000)
+    for number in range(MAX_KNOWN_SHAPES + 9):
+        message = {"role": "tool", "content": "a", "tool_call_id": f"call-{number}"}
+        renderer.answer(variables([message]) | {"texts": None})
+    assert len(renderer._known) == MAX_KNOWN_SHAPES
+    assert f"call-{number}" in list(renderer._known)[-1]
