@@ -129,6 +129,7 @@ async def test_the_openapi_document_is_served(door: Door) -> None:
     assert CHAT in document["paths"]
     fields = document["components"]["schemas"]["ChatBody"]["properties"]
     assert {"model", "messages", "stream"} <= set(fields)
+    assert {scheme for each in document["security"] for scheme in each} == {"key", "x-api-key"}
 
 
 async def test_health_is_bad_while_the_service_ends(served: Door) -> None:
