@@ -147,7 +147,9 @@ def _values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
 def _set(message: Message, field: FieldDescriptor, draw: st.DrawFn) -> None:
     kind = field.message_type
     if kind is not None and kind.GetOptions().map_entry:
-        keys = st.sampled_from(OPTIONS) | _texts()
+        key = kind.fields_by_name["key"]
+        texts = key.type == _KIND.TYPE_STRING
+        keys = st.sampled_from(OPTIONS) | _texts() if texts else _values(key)
         values = _values(kind.fields_by_name["value"])
         getattr(message, field.name).update(draw(st.dictionaries(keys, values, max_size=3)))
     elif field.is_repeated:
