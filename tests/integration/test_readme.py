@@ -56,6 +56,12 @@ COVERED = {
     "http://127.0.0.1:50051/ml.ModelManagementService/GetLoadedModels": "test_make_up_and_down",
     ".venv/bin/python -m stack drain text": "test_make_up_and_down",
     ".venv/bin/python -m stack drain text --undo": "test_make_up_and_down",
+    'curl -sN http://localhost:50051/v1/chat/completions -d \'{ "model": '
+    '"HuggingFaceTB/SmolLM2-135M-Instruct", "messages": [{"role": "user", "content": "Say '
+    'hello."}], "max_tokens": 16, "stream": true }\'': "tests/judges/test_judges.py",
+    'curl -s http://localhost:50051/v1/embeddings -d \'{ "model": '
+    '"sentence-transformers/all-MiniLM-L6-v2", "input": ["a cat", "a dog"] }\'': "tests/judges/"
+    "test_judges.py",
     "docker compose --profile demo up": "tests/containers/test_main_job.py",
     "python3 ml_server.py --port 50051": "tests/chaos/test_main_job.py",
     "make rust": "tests/integration/test_rust_client.py",
@@ -69,12 +75,11 @@ COVERED = {
 
 
 def commands() -> Iterator[str]:
-    """The lines of the shell blocks of the documents."""
+    """The commands of the shell blocks of the documents; one may have a text of several lines."""
     for document in DOCUMENTS:
         for block in re.findall(r"```sh\n(.*?)```", document.read_text(), re.DOTALL):
-            for line in block.splitlines():
-                if line.strip() and not line.startswith("#"):
-                    yield line.strip()
+            for command in re.findall(r"(?m)^ *(?:[^\n'#]|'[^']*')(?:[^\n']|'[^']*')*$", block):
+                yield " ".join(command.split())
 
 
 def prose(document: Path) -> str:
