@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 _PROCESS = "text_svc.processes.fork_server_process"
 # For a fork, with the imports before the first one, on a busy machine.
-FORK_SECONDS = 60.0
+FORK_SECONDS = 120.0
 
 
 class ForkedProcess:
