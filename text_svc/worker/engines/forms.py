@@ -193,14 +193,26 @@ def _check_whole(name: str, schema: Any, root: Any, place: str, depth: int) -> N
     elif name == "enum" and not _list(schema, name, place):
         raise _refused(f"json_schema{place}.enum is empty")
     elif name == "$ref":
-        found: Any = root
         reference = schema["$ref"]
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise _refused(f"json_schema{place}.$ref must name a part of the schema itself")
-        for part in filter(None, reference[1:].split("/")):
-            found = found.get(part) if isinstance(found, dict) else None
-        if not isinstance(found, dict):
+        if not isinstance(_referred(root, reference), dict):
             raise _refused(f"json_schema{place}.$ref names {reference[:80]}, which is not there")
+
+
+def _referred(root: Any, reference: str) -> Any:
+    """The schema that a reference names; None if it names none, or what is not checked as one."""
+    found = root
+    parts = filter(None, reference[1:].split("/"))
+    for part in parts:
+        if part in _NAMED:
+            found, part = found.get(part), next(parts, "")
+        elif part not in ("items", "additionalProperties"):
+            return None
+        found = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            return None
+    return found
 
 
 def _check_string(schema: Mapping[str, Any], place: str) -> None:

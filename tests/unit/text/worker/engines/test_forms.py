@@ -26,9 +26,13 @@ PERSON = {
     "additionalProperties": False,
     "$defs": {"friend": {"type": "object", "properties": {"name": {"type": "string"}}}},
 }
+# Its references name parts that have the names of keywords.
+TREE = {
+    "properties": {"items": {"items": {"$ref": "#"}}, "const": {"$ref": "#/properties/items/items"}}
+}
 
 
-@pytest.mark.parametrize("schema", [PERSON, {"type": "array", "prefixItems": [True]}, {}])
+@pytest.mark.parametrize("schema", [PERSON, {"type": "array", "prefixItems": [True]}, {}, TREE])
 def test_schemas_as_people_write_them_are_accepted(schema: dict[str, Any]) -> None:
     Form("json_schema", json.dumps(schema)).check()
 
@@ -63,6 +67,11 @@ def test_schemas_as_people_write_them_are_accepted(schema: dict[str, Any]) -> No
         ({"const": 3, "minimum": 4}, "has minimum beside const"),
         ({"$ref": "#", "type": "null"}, "has type beside \\$ref"),
         ({"$ref": "#/$defs/a"}, "names #/\\$defs/a, which is not there"),
+        (
+            {"properties": {"a": {"const": {"not": 1}}, "b": {"$ref": "#/properties/a/const"}}},
+            "which is not there",
+        ),
+        ({"examples": [{}], "$ref": "#/examples"}, "which is not there"),
         ({"$ref": "https://example.org/a"}, "must name a part of the schema itself"),
         ({"type": "nonsense"}, "type must be one of object, array"),
         ({"type": "array", "minItems": -1}, "minItems must be an integer of 0 or more"),
