@@ -4,7 +4,7 @@ PYTHON ?=
 VENV ?= .venv
 PORT ?= 50051
 # Test files run in this many processes; each may start a stack of its own (about 4 GiB).
-WORKERS ?= 2
+WORKERS ?= 3
 XDIST := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # PyTorch's index of CPU builds, asked only where the ordinary index has no such build.
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
