@@ -55,9 +55,11 @@ def responds() -> None:
     answer = client.responses.create(model=CHAT, input="Say hello.", max_output_tokens=8)
     assert answer.output_text
     with client.responses.stream(model=CHAT, input="Say hello.", max_output_tokens=8) as stream:
-        kinds = [event.type for event in stream]
-        assert stream.get_final_response().output_text
-    assert kinds[0] == "response.created"
+        first, *_, last = stream
+    assert first.type == "response.created"
+    # `get_final_response` refuses an answer that the limit cuts, as this one may be.
+    assert last.type in ("response.completed", "response.incomplete")
+    assert last.response.output_text
 
 
 def embeds() -> None:
