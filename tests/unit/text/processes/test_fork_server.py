@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -47,6 +47,13 @@ async def front():
 
 asyncio.run(front())
 """
+
+
+@pytest.fixture
+def born() -> Callable[[], list[psutil.Process]]:
+    """The children since the test began; other tests may have left some."""
+    before = {each.pid for each in psutil.Process().children()}
+    return lambda: [each for each in psutil.Process().children() if each.pid not in before]
 
 
 @asynccontextmanager
@@ -93,9 +100,11 @@ async def test_a_child_is_one_of_this_process_and_ends_as_others_do() -> None:
         assert forks.served == 3
 
 
-async def test_a_fork_server_that_is_killed_takes_no_child_with_it_and_starts_again() -> None:
+async def test_a_fork_server_that_is_killed_takes_no_child_with_it_and_starts_again(
+    born: Callable[[], list[psutil.Process]],
+) -> None:
     async with fork_server() as forks, child("hangs", forks) as before:
-        (server,) = (each for each in psutil.Process().children() if each.pid != before.pid)
+        (server,) = (each for each in born() if each.pid != before.pid)
         server.kill()
         await until(lambda: not psutil.pid_exists(server.pid))
         async with child("reports", forks) as made:  # by an interpreter of its own
@@ -107,12 +116,14 @@ async def test_a_fork_server_that_is_killed_takes_no_child_with_it_and_starts_ag
         assert psutil.pid_exists(before.pid)
 
 
-async def test_a_fork_server_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fork_server_that_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, born: Callable[[], list[psutil.Process]]
+) -> None:
     async with fork_server() as forks:
         async with child("reports", forks) as made:
             await made.report(WorkerReport, "testing", 60)
         monkeypatch.setattr(fork_server_module, "FORK_SECONDS", 0.1)
-        (server,) = psutil.Process().children()
+        (server,) = born()
         server.suspend()
         async with child("reports", forks) as made:
             await made.report(WorkerReport, "testing", 60)
@@ -120,7 +131,9 @@ async def test_a_fork_server_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch
         assert forks.served == 1
 
 
-async def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_child_that_cannot_be_watched_is_ended(
+    monkeypatch: pytest.MonkeyPatch, born: Callable[[], list[psutil.Process]]
+) -> None:
     def no_descriptor(pid: int) -> int:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
@@ -129,7 +142,7 @@ async def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.Monke
         with pytest.raises(OSError, match="Too many open files"):
             async with child("hangs", forks):
                 pass
-        assert len(psutil.Process().children()) == 1, "the fork server alone"
+        assert len(born()) == 1, "the fork server alone"
 
 
 async def test_a_system_where_it_cannot_fork_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +152,9 @@ async def test_a_system_where_it_cannot_fork_does_without(monkeypatch: pytest.Mo
         assert forks.served == 0
 
 
-async def test_a_caller_that_is_cancelled_leaves_no_child(tmp_path: Path) -> None:
+async def test_a_caller_that_is_cancelled_leaves_no_child(
+    tmp_path: Path, born: Callable[[], list[psutil.Process]]
+) -> None:
     spec = ChildSpec(model_id="hangs", scratch=tmp_path, log_level="INFO", log_style="text")
     reading, writing = os.pipe()
     async with fork_server() as forks:
@@ -151,7 +166,7 @@ async def test_a_caller_that_is_cancelled_leaves_no_child(tmp_path: Path) -> Non
         os.close(writing)
         assert forking.cancelled()
         await until(lambda: forks.served == 1)
-        await until(lambda: len(psutil.Process().children()) == 1)
+        await until(lambda: len(born()) == 1)
         assert os.read(reading, 1) == b"", "nobody has the pipe of the report any more"
     os.close(reading)
 
