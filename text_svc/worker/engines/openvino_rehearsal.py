@@ -8,16 +8,13 @@ fails, or takes too long or too much memory, is refused, and nobody else notices
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InternalError, InvalidArgumentError
-from text_svc.link.json_lines import JsonLines
-from text_svc.processes import run_module
+from text_svc.worker.asked_process import AskedProcess
 from text_svc.worker.engines.forms import FIELD, Form
 
 log = logging.getLogger(__name__)
@@ -44,12 +41,7 @@ class Rehearsal:
         self._folder = folder
         # Its size, and why it is refused; "" if it is not.
         self._known: OrderedDict[Form, tuple[int, str]] = OrderedDict()
-        self._turn = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._pipes: tuple[int, ...] = ()
-        self._lines: JsonLines | None = None
-        self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._closed = False
+        self._process = AskedProcess(_PROCESS)
 
     async def check(self, form: Form) -> int:
         """Tries a form, unless it was tried before.
@@ -65,30 +57,24 @@ class Rehearsal:
             self._known.move_to_end(form)
             size, refused = self._known[form]
         else:
-            # A caller that is cancelled while it waits for its turn simply leaves. Later, it must
-            # leave no half of an exchange.
-            await self._turn.acquire()
-            trying = asyncio.ensure_future(self._try(form))
-            trying.add_done_callback(self._end_turn)
-            size, refused = await asyncio.shield(trying)
+            size, refused = await self._process.in_turn(lambda: self._try(form))
         if refused:
             raise InvalidArgumentError(f"{FIELD}.{form.kind} {refused}", field=FIELD)
         return size
 
     async def close(self) -> None:
         """Ends the process."""
-        self._closed = True
-        await self._end()
+        await self._process.close()
 
     async def _try(self, form: Form) -> tuple[int, str]:
         if form in self._known:
             return self._known[form]
-        if self._lines is None:
+        if not self._process.running:
             await self._start()
-        answer = await self._exchange({form.kind: form.text}, WALL_SECONDS)
+        answer = await self._generate(form)
         refused = answer.get("error", "")
         if refused or answer["last"]:
-            await self._end()
+            await self._process.end()
         if not refused and answer["seconds"] > COMPILE_SECONDS:
             refused = _TOO_LONG
         self._known[form] = answer.get("bytes", 0), refused
@@ -96,66 +82,23 @@ class Rehearsal:
             self._known.popitem(last=False)
         return self._known[form]
 
-    def _end_turn(self, trying: asyncio.Future[tuple[int, str]]) -> None:
-        if not trying.cancelled():
-            trying.exception()  # its caller may have been cancelled
-        self._turn.release()
-
     async def _start(self) -> None:
-        await self._end()
-        if self._closed:
-            raise InternalError("the model is being unloaded")
-        child_in, stdin = os.pipe()
-        stdout, child_out = os.pipe()
-        self._pipes = (stdin, stdout)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *run_module.command(_PROCESS, str(os.getpid())), stdin=child_in, stdout=child_out
-            )
-        finally:
-            os.close(child_in)
-            os.close(child_out)
-        self._lines = JsonLines(stdin, stdout, self._on_answer, self._on_end)
-        started = await self._exchange({"folder": str(self._folder)}, START_SECONDS)
+            started = await self._process.start({"folder": str(self._folder)}, START_SECONDS)
+        except (TimeoutError, EOFError) as error:
+            started = {"error": repr(error)}
         if "error" in started:
             log.error("forms of answers cannot be tried", extra={"error": started["error"]})
-            await self._end()
+            await self._process.end()
             raise InternalError("the process that tries forms of answers did not start")
 
-    async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._lines is not None, "the process was started"
-        self._answer = asyncio.get_running_loop().create_future()
-        self._lines.send(message)
+    async def _generate(self, form: Form) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(seconds):
-                return await self._answer
+            return await self._process.ask({form.kind: form.text}, WALL_SECONDS)
         except TimeoutError:
-            await self._end()
             return {"error": _TOO_LONG}
         except EOFError:
-            await self._end()
             return {"error": "takes too much memory to compile"}
-
-    async def _end(self) -> None:
-        process, self._process = self._process, None
-        if self._lines:
-            self._lines.close()
-            self._lines = None
-        for descriptor in self._pipes:
-            os.close(descriptor)
-        self._pipes = ()
-        if process and process.returncode is None:
-            process.kill()
-            await process.wait()
-
-    def _on_answer(self, answer: dict[str, Any]) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_result(answer)
-
-    def _on_end(self) -> None:
-        self._lines = None
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(EOFError())
 
 
 _TOO_LONG = (

@@ -6,9 +6,7 @@ here could block the event loop or take all memory; see `chat_template_process` 
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,8 +16,8 @@ from shared.errors import (
     InvalidArgumentError,
     InvalidModelError,
 )
-from text_svc.link.json_lines import JsonLines
-from text_svc.processes import helpers, run_module
+from text_svc.processes import helpers
+from text_svc.worker.asked_process import AskedProcess
 
 PROCESS = "text_svc.worker.generation.chat_template_process"
 RENDER_SECONDS = 2.0
@@ -48,11 +46,7 @@ class ChatTemplate:
         self._source = source
         self._variables = dict(variables)
         self._max_characters = max_characters
-        self._process: asyncio.subprocess.Process | None = None
-        self._pipes: tuple[int, ...] = ()
-        self._lines: JsonLines | None = None
-        self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._turn = asyncio.Lock()
+        self._process = AskedProcess(PROCESS)
 
     def check(self) -> None:
         """Tries the template, in a process that ends. Blocks.
@@ -115,12 +109,7 @@ class ChatTemplate:
             raise FailedPreconditionError(
                 "the model has no chat template; use GenerateText, or load a model made for chat"
             )
-        await self._turn.acquire()
-        # A caller that is cancelled while it waits for its turn simply leaves. Later, the exchange
-        # is shielded: half of one must not be left in the pipes.
-        exchange = asyncio.ensure_future(self._ask(request))
-        exchange.add_done_callback(self._end_turn)
-        answer = await asyncio.shield(exchange)
+        answer = await self._process.in_turn(lambda: self._ask(request))
         if "error" in answer:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {answer['error']}",
@@ -143,16 +132,7 @@ class ChatTemplate:
 
     async def close(self) -> None:
         """Ends the process."""
-        process, self._process = self._process, None
-        if self._lines:
-            self._lines.close()
-            self._lines = None
-        for descriptor in self._pipes:
-            os.close(descriptor)
-        self._pipes = ()
-        if process and process.returncode is None:
-            process.kill()
-            await process.wait()
+        await self._process.close()
 
     def _request(self, messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return self._variables | {
@@ -165,54 +145,17 @@ class ChatTemplate:
     def _setup(self) -> dict[str, Any]:
         return {"template": self._source, "max_characters": self._max_characters}
 
-    def _end_turn(self, exchange: asyncio.Future[dict[str, Any]]) -> None:
-        if not exchange.cancelled():
-            exchange.exception()  # its caller may have been cancelled
-        self._turn.release()
-
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._lines is None:
-            await self.close()
-            started = await self._start()
+        if not self._process.running:
+            try:
+                started = await self._process.start(self._setup(), START_SECONDS)
+            except (TimeoutError, EOFError) as error:
+                started = {"error": repr(error)}
             if "error" in started:
                 raise InternalError("the process that renders chat templates did not start")
-        return await self._exchange(request, RENDER_SECONDS)
-
-    async def _start(self) -> dict[str, Any]:
-        child_in, stdin = os.pipe()
-        stdout, child_out = os.pipe()
-        self._pipes = (stdin, stdout)
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *run_module.command(PROCESS, str(os.getpid())),
-                stdin=child_in,
-                stdout=child_out,
-            )
-        finally:
-            os.close(child_in)
-            os.close(child_out)
-        self._lines = JsonLines(stdin, stdout, self._on_answer, self._on_end)
-        return await self._exchange(self._setup(), START_SECONDS)
-
-    async def _exchange(self, message: dict[str, Any], seconds: float) -> dict[str, Any]:
-        assert self._lines is not None, "the process was started"
-        self._answer = asyncio.get_running_loop().create_future()
-        self._lines.send(message)
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._answer
+            return await self._process.ask(request, RENDER_SECONDS)
         except TimeoutError:
-            await self.close()
-            return {"error": f"it takes longer than {seconds:g} s"}
+            return {"error": f"it takes longer than {RENDER_SECONDS:g} s"}
         except EOFError:
-            await self.close()
             return {"error": "it ended its process"}
-
-    def _on_answer(self, answer: dict[str, Any]) -> None:
-        if self._answer and not self._answer.done():
-            self._answer.set_result(answer)
-
-    def _on_end(self) -> None:
-        self._lines = None
-        if self._answer and not self._answer.done():
-            self._answer.set_exception(EOFError())

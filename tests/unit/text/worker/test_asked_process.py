@@ -1,0 +1,47 @@
+"""The ends of a process that is asked; the rest is tested by what it does for others."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shared.errors import InternalError
+from text_svc.worker.asked_process import AskedProcess
+from text_svc.worker.generation.chat_template import PROCESS
+
+
+async def test_one_that_is_closed_while_it_starts_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = AskedProcess(PROCESS)
+    start, started = asyncio.create_subprocess_exec, []
+
+    async def start_and_close(*command: Any, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await start(*command, **options))
+        await asked.close()
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start_and_close)
+    with pytest.raises(InternalError, match="being unloaded"):
+        await asked.start({}, 60)
+    assert started[0].returncode is not None
+    assert not asked.running
+
+
+async def test_work_goes_on_without_its_caller_and_the_next_waits_for_it() -> None:
+    asked, go_on, done = AskedProcess(PROCESS), asyncio.Event(), []
+
+    async def work(name: str) -> str:
+        await go_on.wait()
+        done.append(name)
+        return name
+
+    leaving = asyncio.create_task(asked.in_turn(lambda: work("first")))
+    waiting = asyncio.create_task(asked.in_turn(lambda: work("never")))
+    staying = asyncio.create_task(asked.in_turn(lambda: work("second")))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    waiting.cancel()
+    go_on.set()
+    assert await staying == "second"
+    assert done == ["first", "second"]
