@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +34,11 @@ MAX_TOP_LOGPROBS = 20
 MAX_TOKENS = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Checked parameters of one generation.
+@dataclass(frozen=True, kw_only=True)
+class OptionalSampling:
+    """Parameters that not every engine has, by the names of the requests' fields.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: in (0, 1]; 1 is off.
-        top_k: 0 is off.
-        repetition_penalty: 1 is off.
-        seed: None for a random one.
-        stop: strings that end the generated text.
         min_p: tokens below this share of the likeliest one's probability are left out; 0 is off.
         presence_penalty: taken from the score of each token that was generated; 0 is off.
         frequency_penalty: the same, as many times as it was generated.
@@ -56,13 +50,6 @@ class Sampling:
         response_format: what the text must look like.
     """
 
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -75,19 +62,37 @@ class Sampling:
 
     @property
     def wanted(self) -> list[str]:
-        """Those of OPTIONAL that this generation needs."""
+        """Those that this generation needs."""
         return [name for name in OPTIONAL if getattr(self, name)]
 
 
-# Attributes of `Sampling` that not every engine has, by the names of the requests' fields.
-OPTIONAL = (
-    *("min_p", "presence_penalty", "frequency_penalty", "min_tokens", "ignore_eos"),
-    *("logit_bias", "logprobs", "top_logprobs", "response_format"),
-)
+OPTIONAL = tuple(each.name for each in fields(OptionalSampling))
 
 
 @dataclass(frozen=True)
-class SamplingRequest:
+class Sampling(OptionalSampling):
+    """Checked parameters of one generation.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: in (0, 1]; 1 is off.
+        top_k: 0 is off.
+        repetition_penalty: 1 is off.
+        seed: None for a random one.
+        stop: strings that end the generated text.
+    """
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplingRequest(OptionalSampling):
     """What a caller asks for; None, and 0 new tokens, mean the default."""
 
     temperature: float | None = None
@@ -99,15 +104,6 @@ class SamplingRequest:
     max_new_tokens: int = 0
     # The name of the field for the number of new tokens in the caller's message.
     max_new_tokens_field: str = "max_length"
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    logprobs: bool = False
-    top_logprobs: int = 0
-    response_format: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -188,15 +184,7 @@ class SamplingDefaults:
             # A form says itself where the answer ends.
             stop=_checked_stops(request.stop) + (() if request.response_format else self.stop),
             max_new_tokens=most,
-            min_p=request.min_p,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            min_tokens=request.min_tokens,
-            ignore_eos=request.ignore_eos,
-            logit_bias=request.logit_bias,
-            logprobs=request.logprobs,
-            top_logprobs=request.top_logprobs,
-            response_format=request.response_format,
+            **{name: getattr(request, name) for name in OPTIONAL},
         )
 
 
