@@ -80,6 +80,9 @@ class HealthServicer(health.aio.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:
         # It writes to the context, so that no interceptor wraps it.
+        # The metadata are sent apart from the first answer: the status of a watch that ends within
+        # that write would send them again, which gRPC refuses, and no status would be sent.
+        await context.send_initial_metadata(())
         try:
             async with self._watches.watch():
                 await super().Watch(request, context)

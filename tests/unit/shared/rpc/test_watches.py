@@ -84,6 +84,19 @@ async def test_an_open_watch_does_not_hold_the_server() -> None:
         await until(lambda: not watches.count)
 
 
+async def test_watches_that_end_while_they_write_are_told() -> None:
+    for _ in range(8):  # whether the first answer is still being written is chance
+        watches = Watches(64)
+        async with _serving(watches) as (server, channel):
+            calls = [_watch(channel) for _ in range(32)]
+            while watches.count < len(calls):
+                await asyncio.sleep(0)
+            watches.stop()
+            await asyncio.wait_for(server.stop(3600), 60)
+            for call in calls:
+                assert await _refused(call) == ("UNAVAILABLE", "the service is stopping")
+
+
 async def test_the_server_stops_while_a_watch_ends() -> None:
     watches = Watches(2, 0.01)
     stopped = False
