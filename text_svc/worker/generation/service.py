@@ -119,7 +119,8 @@ class GenerationHandlers:
             check_sizes([request.text], "text", self._max_bytes)
             prompt = await self.read_text(pb.TextRequest(prompt=request.text))
         else:
-            chat = pb.ChatRequest(messages=request.messages)
+            think = request.think if request.HasField("think") else None
+            chat = pb.ChatRequest(messages=request.messages, tools=request.tools, think=think)
             self._check_chat(chat)
             prompt = await self.read_chat(chat)
         return pb.TokenCountResponse(tokens=len(prompt.ids), context=self._generator.context)

@@ -196,3 +196,13 @@ async def test_a_form_and_tools_are_not_used_together(make: Make) -> None:
 async def test_a_bias_of_a_token_that_does_not_exist_is_refused(make: Make, token: int) -> None:
     with pytest.raises(InvalidArgumentError, match="the vocabulary has 100 tokens"):
         await make(*OPTIONAL).text(logit_bias={token: 1.0})
+
+
+async def test_tokens_are_counted_as_the_call_reads_them(make: Make) -> None:
+    model = make()
+    counts = []
+    for tools in ([], [TOOL]):
+        request = pb.TokenCountRequest(messages=[USER], tools=tools)
+        counts.append((await model.handlers.token_count(request)).tokens)
+        assert (await model.chat(tools=tools))[-1].usage.prompt_tokens == counts[-1]
+    assert counts[0] < counts[1]
