@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidArgumentError
+from shared.errors import FailedPreconditionError, InvalidArgumentError
 from text_svc.worker.answers.pieces import MAX_CALLS, NAME
 from text_svc.worker.answers.tools import Tools
 
@@ -66,6 +66,10 @@ def read_tools(request: pb.ChatRequest) -> ToolRequest | None:
             raise InvalidArgumentError(
                 f"tools[{index}].name is {tool.name!r}, as of another tool",
                 field=f"tools[{index}].name",
+            )
+        if tool.strict:
+            raise FailedPreconditionError(
+                f"tools[{index}].strict is set, but the engine of this model cannot force a call"
             )
         schemas[tool.name] = _schema(tool.parameters, f"tools[{index}].parameters")
     required = _required(request, choice, schemas)
