@@ -70,10 +70,19 @@ def check_main_job(seen: dict) -> None:
     assert not MODELS_USED & set(seen["left"])
 
 
+@pytest.mark.parametrize("auto_load", ["", "true"])
 def test_the_main_job_from_the_first_second(
-    private_stack: Callable[..., Stack], stubs: Path, models: Path
+    private_stack: Callable[..., Stack],
+    stubs: Path,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    auto_load: str,
 ) -> None:
-    """The client neither waits for the services nor tries again: its calls wait."""
+    """The client neither waits for the services nor tries again: its calls wait.
+
+    It loads its models by name, and notices nothing where calls would load them.
+    """
+    monkeypatch.setenv("AUTO_LOAD", auto_load)
     stack = private_stack()
     stack.wait_listening()
     check_main_job(run_client(stubs, stack.addresses["envoy"], models))
