@@ -261,6 +261,15 @@ def load(
     return answer
 
 
+def model_states(channel: grpc.Channel) -> dict[str, int]:
+    """The states of all models; none while nobody answers."""
+    stub = model_management_pb2_grpc.ModelManagementServiceStub(channel)
+    with contextlib.suppress(grpc.RpcError):
+        answer = stub.ListModels(models_pb.ListModelsRequest(), timeout=5)
+        return {each.model_id: each.state for each in answer.models}
+    return {}
+
+
 class Caller:
     """Makes the calls of a list in turn, in a thread, until it is stopped."""
 

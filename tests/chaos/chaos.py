@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from tests.chaos import leftovers
-from tests.chaos.callers import RIGHT, Caller, Calls, make, open_channel, steady
+from tests.chaos.callers import RIGHT, Caller, Calls, make, model_states, open_channel, steady
 from tests.chaos.checker import Verdict, judge
 from tests.chaos.clock import FairClock
 from tests.chaos.faults import Faults
 from tests.chaos.log import Log
-from tests.chaos.models import ON_CALL, ORGANISATION, WISHES, Wish
+from tests.chaos.models import GUEST, ON_CALL, ORGANISATION, WISHES, Wish
 from tests.chaos.schedule import Fault
 from tests.chaos.world import World, clock_library, world
 from tests.support.stack import SERVICES, wait_for
@@ -77,7 +77,8 @@ def run(
             causes.close()
             clock.stop()
         with open_channel(address) as channel:
-            make(log, "guest unload", channel, calls.guest("unload"))
+            if GUEST in model_states(channel):
+                make(log, "guest unload", channel, calls.guest("unload"))
         leftovers.look(running, log, services, bound)
         running.stack.stop()
         for each in running.scratch.iterdir():

@@ -16,10 +16,9 @@ import grpc
 import psutil
 
 from ml import model_management_pb2 as models_pb
-from ml import model_management_pb2_grpc as models_grpc
 from ml import transformers_pb2 as text_pb
 from ml import transformers_pb2_grpc as text_grpc
-from tests.chaos.callers import CALL_SECONDS, NEEDED, RIGHT, Calls, make, open_channel
+from tests.chaos.callers import CALL_SECONDS, NEEDED, RIGHT, Calls, make, model_states, open_channel
 from tests.chaos.clock import FairClock
 from tests.chaos.log import Log
 from tests.chaos.models import CHAT, LONG_TOKENS, ON_CALL, QUESTION, TEXTS, WISHES
@@ -145,16 +144,8 @@ class Faults:
         )
         return phase == "well"
 
-    def _states(self) -> dict[str, int]:
-        """The states of all models; none while nobody answers."""
-        stub = models_grpc.ModelManagementServiceStub(self._channel)
-        with contextlib.suppress(grpc.RpcError):
-            answer = stub.ListModels(models_pb.ListModelsRequest(), timeout=5)
-            return {each.model_id: each.state for each in answer.models}
-        return {}
-
     def _not_ready(self) -> list[str]:
-        states = self._states()
+        states = model_states(self._channel)
         return [wish.model_id for wish in WISHES if states.get(wish.model_id) != READY]
 
     def _not_answered(self, since: float) -> list[str]:
@@ -225,7 +216,7 @@ class Faults:
                     return
                 if action == "embed":
                     self._visit("load", visitor)  # its process may have died since
-                if action == "unload" and visitor not in self._states():
+                if action == "unload" and visitor not in model_states(self._channel):
                     break  # an unload that was answered by an error has been done all the same
                 time.sleep(LOOK_SECONDS)
 
@@ -305,7 +296,7 @@ class Faults:
             except (grpc.RpcError, StopIteration) as error:
                 raise MomentError(f"no vector came: {error}") from None
             unload = self._in_background("unload", visitor)
-            unloading = lambda: self._states().get(visitor) == UNLOADING  # noqa: E731
+            unloading = lambda: model_states(self._channel).get(visitor) == UNLOADING  # noqa: E731
             self._wait("an unload that waits", unloading, unload)
             yield
         finally:
@@ -322,7 +313,7 @@ class Faults:
             if self._visit("load", visitor) != RIGHT:
                 raise MomentError("the visitor could not be loaded")
             loads = [self._in_background("load", other) for other in self._others]
-            leaves = lambda: self._states().get(visitor) in LEAVES  # noqa: E731
+            leaves = lambda: model_states(self._channel).get(visitor) in LEAVES  # noqa: E731
             self._wait("an eviction", leaves, loads[-1])
             yield
             for load in loads:
