@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from http_svc import bodies, errors, openapi
 from http_svc.answers import JSON, Answer, Whole, as_json
-from http_svc.anthropic import messages
+from http_svc.anthropic import conversation, messages
 from http_svc.bodies import Body, BodyReader
 from http_svc.errors import Dialect, MethodError, NoRouteError
 from http_svc.openai import (
@@ -81,6 +81,12 @@ POSTED = (
         streams=True,
     ),
     Posted(
+        "/v1/responses/input_tokens",
+        responses.Conversation,
+        responses.count_tokens,
+        "The number of tokens of a conversation",
+    ),
+    Posted(
         "/v1/embeddings",
         embeddings.EmbeddingBody,
         embeddings.embed,
@@ -128,6 +134,13 @@ POSTED = (
         streams=True,
         dialect=errors.anthropic,
     ),
+    Posted(
+        "/v1/messages/count_tokens",
+        conversation.Conversation,
+        messages.count_tokens,
+        "The number of tokens of a conversation",
+        dialect=errors.anthropic,
+    ),
 )
 
 
@@ -150,6 +163,7 @@ def application(services: Services, health: Health | None = None) -> Starlette:
         Slots(settings.max_concurrent_calls, "requests", per_caller=settings.max_calls_per_caller),
         BodyReader(settings.max_body_bytes, settings.body_memory_mb << 20),
         settings.reader_seconds,
+        settings.logged_calls,
     )
 
     def route(path: str, method: str, operation: Operation, dialect: Dialect) -> Route:

@@ -51,6 +51,7 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 # OpenAI's own codes of reasons; the others are the reasons in lower case.
 _CODES = {"MODEL_NOT_LOADED": "model_not_found", "MODEL_NOT_FOUND": "model_not_found"}

@@ -21,7 +21,7 @@ from shared.caller import caller, set_caller
 from shared.errors import ServiceError
 from shared.rpc.call_limit import Slots
 from shared.rpc.interceptors import as_service_error
-from shared.telemetry.logs import request_id, set_request_id
+from shared.telemetry.logs import is_logged, request_id, set_request_id
 from shared.telemetry.tracing import REQUEST_ID_KEY, end_call, start_call
 
 log = logging.getLogger("http_svc.requests")
@@ -48,11 +48,13 @@ class Limits:
         slots: of requests at once.
         bodies: reads their bodies.
         reader_seconds: longest wait for a client that does not read.
+        logged: share of the requests with status 200 that are logged.
     """
 
     slots: Slots
     bodies: BodyReader
     reader_seconds: float
+    logged: float
 
 
 class Endpoint:
@@ -93,15 +95,16 @@ class Endpoint:
             self._seconds.observe(seconds)
             metrics.REQUESTS.labels(self._route, str(code)).inc()
             end_call(span, _CODES.get(code, "INTERNAL"))
-            log.info(
-                "request ended",
-                extra={
-                    "route": self._route,
-                    "http_code": code,
-                    "caller": caller(),
-                    "ms": round(seconds * 1000, 2),
-                },
-            )
+            if code != 200 or is_logged(self._limits.logged):
+                log.info(
+                    "request ended",
+                    extra={
+                        "route": self._route,
+                        "http_code": code,
+                        "caller": caller(),
+                        "ms": round(seconds * 1000, 2),
+                    },
+                )
 
     async def _answer(
         self, scope: Scope, headers: Headers, receive: Receive, reply: _Reply

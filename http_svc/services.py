@@ -50,6 +50,15 @@ class Services:
         """Continues a prompt."""
         return self._text.stream("GenerateText", request, pb.TextResponse)
 
+    async def count_tokens(self, chat: pb.ChatRequest) -> int:
+        """Counts the tokens of the prompt of a conversation."""
+        think = chat.think if chat.HasField("think") else None
+        request = pb.TokenCountRequest(
+            model=chat.model, messages=chat.messages, tools=chat.tools, think=think
+        )
+        seconds = self.settings.call_seconds
+        return (await self._text.call("TokenCount", request, pb.TokenCountResponse, seconds)).tokens
+
     async def embed(self, request: pb.GenerateEmbeddingsRequest) -> pb.GeneratedEmbeddingsResponse:
         """Turns texts into vectors."""
         seconds = self.settings.call_seconds

@@ -30,6 +30,13 @@ class ServiceSettings(BaseSettings):
         "INFO", description="Lowest log level that is written."
     )
     log_style: Literal["json", "text"] = Field("json", description="json, or text for humans.")
+    logged_calls: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the calls with status OK that are logged, chosen by their request "
+        "ids, so that all services log the same ones. Other calls are always logged.",
+    )
     max_concurrent_calls: int = Field(
         1024, ge=1, description="Most concurrent calls; more are RESOURCE_EXHAUSTED."
     )
@@ -66,13 +73,6 @@ class ServerSettings(ServiceSettings):
     """Further settings of a gRPC server."""
 
     port: int = Field(0, ge=0, le=65535, description="gRPC port.")
-    logged_calls: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of the calls with status OK that are logged, chosen by their request "
-        "ids, so that all services log the same ones. Other calls are always logged.",
-    )
     max_message_bytes: int = Field(
         64 << 20, ge=1 << 10, description="Largest message received or sent, in bytes."
     )

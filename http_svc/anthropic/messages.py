@@ -1,68 +1,24 @@
-"""/v1/messages."""
+"""/v1/messages, and /v1/messages/count_tokens."""
 
 from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field
 
 from http_svc.answers import Answer, Events, as_json, event, whole_json
+from http_svc.anthropic.conversation import Conversation
+from http_svc.blocks import Block, Blocks, Step, whole
 from http_svc.bodies import Body, Items
-from http_svc.content import decoded
 from http_svc.forms import Schema, put_form
-from http_svc.openai.chat import joined
 from http_svc.refusals import refuse
 from http_svc.sampling import INT32, NewTokens
 from http_svc.services import Services
 from ml import transformers_pb2 as pb
-from shared.errors import MissingFieldError
-
-
-class TextBlock(Body):
-    """Text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageSource(Body):
-    """A picture as base64."""
-
-    type: Literal["base64"]
-    data: str
-
-
-class ImageBlock(Body):
-    """A picture."""
-
-    type: Literal["image"]
-    source: ImageSource
-
-
-class ThinkingBlock(Body):
-    """What an assistant thought, which models here do not read again."""
-
-    type: Literal["thinking", "redacted_thinking"]
-
-
-Block = Annotated[TextBlock | ImageBlock | ThinkingBlock, Field(discriminator="type")]
-
-
-class Message(Body):
-    """A message of the conversation."""
-
-    role: Literal["user", "assistant"]
-    content: str | Items[Block]
-
-
-class Thinking(Body):
-    """Whether the model thinks first."""
-
-    type: Literal["enabled", "disabled", "adaptive"]
 
 
 class Format(Body):
@@ -78,26 +34,22 @@ class OutputConfig(Body):
     format: Format | None = None
 
 
-class MessagesBody(Body):
+class MessagesBody(Conversation):
     """A request of /v1/messages."""
 
-    model: str
-    messages: Items[Message]
     max_tokens: NewTokens
-    system: str | Items[TextBlock] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = Field(None, ge=0, le=INT32)
     stop_sequences: Items[str] | None = None
     stream: bool | None = None
-    tools: Items[JsonValue] | None = None
-    thinking: Thinking | None = None
     output_config: OutputConfig | None = None
     output_format: Format | None = None
-    mcp_servers: Items[JsonValue] | None = None
 
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+# In place of the text in an event that is made once for a block.
+_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 async def answer(body: MessagesBody, services: Services) -> Answer:
@@ -110,13 +62,22 @@ async def answer(body: MessagesBody, services: Services) -> Answer:
     identifier = f"msg_{uuid.uuid4().hex}"
     if body.stream:
         return Events(_events(responses, identifier, body.model))
-    text, last = await joined(responses)
+    blocks, last = await whole(responses)
     message = _message(identifier, body.model) | {
-        "content": [_text_block(text)],
+        "content": list(_contents(blocks)),
         "stop_reason": _STOP_REASONS.get(last.finish_reason, "end_turn"),
         "usage": _usage(last.usage),
     }
     return whole_json(message)
+
+
+async def count_tokens(body: Conversation, services: Services) -> Answer:
+    """Counts the tokens of a conversation, as `answer` would read it.
+
+    Raises:
+        InvalidArgumentError: a field asks for something that is not supported.
+    """
+    return whole_json({"input_tokens": await services.count_tokens(body.request())})
 
 
 def _message(identifier: str, model: str) -> dict[str, Any]:
@@ -134,8 +95,36 @@ def _message(identifier: str, model: str) -> dict[str, Any]:
     }
 
 
-def _text_block(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text, "citations": None}
+def _contents(blocks: Iterable[Block]) -> Iterable[dict[str, Any]]:
+    """Whole blocks; a call that the limit of tokens has cut is none."""
+    for block in blocks:
+        made = _block(block)
+        if block.kind == "reasoning":
+            made["thinking"] = block.text
+        elif block.kind == "text":
+            made["text"] = block.text
+        else:
+            try:
+                made["input"] = json.loads(block.text or "{}")
+            except ValueError:
+                continue
+        yield made
+
+
+def _block(block: Block) -> dict[str, Any]:
+    """A block as it begins."""
+    if block.kind == "reasoning":
+        # A signature says that the block is Anthropic's; here nobody asks for it.
+        return {"type": "thinking", "thinking": "", "signature": ""}
+    if block.kind == "text":
+        return {"type": "text", "text": "", "citations": None}
+    return {
+        "type": "tool_use",
+        "id": block.call_id,
+        "name": block.name,
+        "input": {},
+        "caller": {"type": "direct"},
+    }
 
 
 def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
@@ -156,22 +145,42 @@ def _event(kind: str, **fields: Any) -> bytes:
     return event(as_json({"type": kind, **fields}), kind)
 
 
+class _BlockEvents:
+    """The events of blocks."""
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+
+    def piece(self, step: Step) -> bytes:
+        """The event of a step."""
+        index = step.block.index
+        if step.what == "add":
+            return self._before + json.dumps(step.text).encode() + self._after
+        if step.what == "end":
+            return _event("content_block_stop", index=index)
+        # Most events of a stream differ in their text alone.
+        delta = {
+            "reasoning": {"type": "thinking_delta", "thinking": _MARK},
+            "text": {"type": "text_delta", "text": _MARK},
+            "call": {"type": "input_json_delta", "partial_json": _MARK},
+        }[step.block.kind]
+        made = _event("content_block_delta", index=index, delta=delta)
+        self._before, self._after = made.split(as_json(_MARK))
+        return _event("content_block_start", index=index, content_block=_block(step.block))
+
+
 async def _events(
     responses: AsyncGenerator[pb.ChatResponse, None], identifier: str, model: str
 ) -> AsyncGenerator[bytes, None]:
     first = _event("message_start", message=_message(identifier, model))
-    first += _event("content_block_start", index=0, content_block=_text_block(""))
-    mark = "\N{OBJECT REPLACEMENT CHARACTER}"
-    delta = _event("content_block_delta", index=0, delta={"type": "text_delta", "text": mark})
-    before, after = delta.split(as_json(mark))
+    blocks, events = Blocks(), _BlockEvents()
     async with aclosing(responses):
         async for response in responses:
             piece, first = first, b""
-            if response.content:
-                piece += before + json.dumps(response.content).encode() + after
+            for step in blocks.steps(response):
+                piece += events.piece(step)
             if response.done:
                 reason = _STOP_REASONS.get(response.finish_reason, "end_turn")
-                piece += _event("content_block_stop", index=0)
                 piece += _event(
                     "message_delta",
                     delta={"stop_reason": reason, "stop_sequence": None},
@@ -183,18 +192,10 @@ async def _events(
 
 
 def _request(body: MessagesBody) -> pb.ChatRequest:
-    thinks = body.thinking and body.thinking.type == "enabled"
-    refuse(
-        [
-            ("tools", body.tools, "tools are not supported"),
-            ("mcp_servers", body.mcp_servers, "tools are not supported"),
-            ("output_format", body.output_format, "send output_config.format"),
-            ("thinking", thinks, "it is not supported"),
-        ]
-    )
-    request = pb.ChatRequest(
-        model=body.model, max_tokens=body.max_tokens, stop=body.stop_sequences or ()
-    )
+    refuse([("output_format", body.output_format, "send output_config.format")])
+    request = body.request()
+    request.max_tokens = body.max_tokens
+    request.stop.extend(body.stop_sequences or ())
     if body.temperature is not None:
         request.temperature = body.temperature
     if body.top_p is not None:
@@ -203,26 +204,4 @@ def _request(body: MessagesBody) -> pb.ChatRequest:
         request.top_k = body.top_k
     if body.output_config and (form := body.output_config.format):
         put_form(request, form.type, form.json_schema, "output_config.format.schema")
-    if body.system:
-        system = body.system
-        text = system if isinstance(system, str) else "\n".join(part.text for part in system)
-        request.messages.add(role="system", content=text)
-    if not body.messages:
-        raise MissingFieldError("messages is empty", field="messages")
-    for index, message in enumerate(body.messages):
-        _put(request.messages.add(role=message.role), message, f"messages[{index}]")
     return request
-
-
-def _put(made: pb.ChatMessage, message: Message, field: str) -> None:
-    if isinstance(message.content, str):
-        made.content = message.content
-        return
-    texts = []
-    for index, block in enumerate(message.content):
-        if isinstance(block, TextBlock):
-            texts.append(block.text)
-        elif isinstance(block, ImageBlock):
-            data = decoded(block.source.data, f"{field}.content[{index}].source.data")
-            made.images.append(pb.ImageData(data=data))
-    made.content = "\n".join(texts)

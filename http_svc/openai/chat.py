@@ -89,6 +89,7 @@ class Message(Body):
     content: str | Items[Part] | None = None
     tool_calls: Items[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
     function_call: JsonValue = None
 
 
@@ -127,6 +128,8 @@ class ChatBody(Sampling):
     tools: Items[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    separate_reasoning: bool | None = None
+    think: bool | None = None
     functions: Items[JsonValue] | None = None
     modalities: Items[str] | None = None
     web_search_options: JsonValue = None
@@ -172,12 +175,14 @@ class _Answer:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._tokens: list[pb.TokenLogprob] = []
         self._finish = "stop"
 
     def add(self, response: pb.ChatResponse) -> None:
         self._texts.append(response.content)
+        self._reasoning.append(response.reasoning)
         self._tokens.extend(response.logprobs)
         for delta in response.tool_calls:
             add_delta(self._calls, delta)
@@ -191,6 +196,8 @@ class _Answer:
             "refusal": None,
             "annotations": [],
         }
+        if reasoning := "".join(self._reasoning):
+            message["reasoning_content"] = reasoning
         if self._calls:
             message["tool_calls"] = self._calls
         return {
@@ -199,14 +206,6 @@ class _Answer:
             "logprobs": logprobs_of(self._tokens) if logprobs else None,
             "finish_reason": self._finish,
         }
-
-
-async def joined(responses: AsyncGenerator[pb.ChatResponse, None]) -> tuple[str, pb.ChatResponse]:
-    """The whole text of an answer, and its last message."""
-    texts, last = [], pb.ChatResponse()
-    async for last in responses:
-        texts.append(last.content)
-    return "".join(texts), last
 
 
 def usage_of(usage: pb.GenerationUsage) -> dict[str, Any]:
@@ -252,8 +251,10 @@ async def _chunks(
             if index not in begun:
                 begun.add(index)
                 piece = chunk(index, {"role": "assistant", "content": "", "refusal": None})
-            if index or response.logprobs or response.tool_calls:
+            if index or response.logprobs or response.tool_calls or response.reasoning:
                 delta: dict[str, Any] = {"content": response.content} if response.content else {}
+                if response.reasoning:
+                    delta["reasoning_content"] = response.reasoning
                 if response.tool_calls:
                     delta["tool_calls"] = [delta_of(each) for each in response.tool_calls]
                 log = logprobs_of(response.logprobs) if response.logprobs else None
@@ -296,6 +297,10 @@ def _request(body: ChatBody) -> pb.ChatRequest:
     if form := body.response_format:
         schema = form.json_schema.json_schema if form.json_schema else None
         put_form(request, form.type, schema, "response_format.json_schema.schema")
+    if body.separate_reasoning:
+        request.separate_reasoning = True
+    if body.think is not None:
+        request.think = body.think
     put_tools(request, body.tools or (), body.tool_choice, body.parallel_tool_calls)
     for index, message in enumerate(body.messages):
         _put(request.messages.add(), message, f"messages[{index}]")
@@ -313,6 +318,7 @@ def _put(made: pb.ChatMessage, message: Message, field: str) -> None:
     )
     made.role = "system" if message.role == "developer" else message.role
     made.tool_call_id = message.tool_call_id or ""
+    made.reasoning = message.reasoning_content or ""
     put_calls(made, message.tool_calls or ())
     if isinstance(message.content, str):
         made.content = message.content

@@ -4,61 +4,53 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue
 
 from http_svc.answers import Answer, Events, as_json, event, whole_json
+from http_svc.blocks import Blocks, Kind, whole
 from http_svc.bodies import Body, Items
-from http_svc.content import image
 from http_svc.errors import openai
-from http_svc.forms import Kind, Schema, put_form
-from http_svc.openai.chat import joined
+from http_svc.forms import Kind as Form
+from http_svc.forms import Schema, put_form
+from http_svc.openai.response_items import Item, OutputItem, put_items
 from http_svc.refusals import refuse
 from http_svc.sampling import NewTokens
 from http_svc.services import Services
+from http_svc.tools import Function, put_choice, put_function
 from ml import transformers_pb2 as pb
 from shared.errors import MissingFieldError, ServiceError
 
 
-class TextPart(Body):
-    """Text of a caller, or of an earlier answer."""
+class FunctionTool(Function):
+    """A function that the model may call."""
 
-    type: Literal["input_text", "output_text"]
-    text: str
-
-
-class RefusalPart(Body):
-    """What an assistant said when it refused."""
-
-    type: Literal["refusal"]
-    refusal: str
+    type: Literal["function"]
 
 
-class ImagePart(Body):
-    """A picture as a data URL."""
+class NamedTool(Body):
+    """The function that the model must call."""
 
-    type: Literal["input_image"]
-    image_url: str
-
-
-Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
+    type: Literal["function"]
+    name: str
 
 
-class Item(Body):
-    """A message of the conversation."""
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
-    type: Literal["message"] = "message"
-    role: Literal["user", "assistant", "system", "developer"]
-    content: str | Items[Part]
+
+class ReasoningOptions(Body):
+    """How the model reasons; its being there asks for reasoning as items of their own."""
+
+    effort: str | None = None
 
 
 class Format(Body):
     """The form of the answer."""
 
-    type: Kind
+    type: Form
     name: str | None = None
     json_schema: Schema | None = Field(None, alias="schema")
 
@@ -69,30 +61,75 @@ class TextOptions(Body):
     format: Format | None = None
 
 
-class ResponseBody(Body):
-    """A request of /v1/responses."""
+class Conversation(Body):
+    """What the tokens of a prompt depend on."""
 
     model: str
     input: str | Items[Item]
     instructions: str | None = None
+    tools: Items[FunctionTool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    previous_response_id: str | None = None
+    conversation: JsonValue = None
+    truncation: Literal["auto", "disabled"] | None = None
+    reasoning: ReasoningOptions | None = None
+
+    def request(self) -> pb.ChatRequest:
+        """The request of its answer.
+
+        Raises:
+            InvalidArgumentError: a field asks for something that is not supported.
+        """
+        refuse(
+            [
+                ("previous_response_id", self.previous_response_id, _NOTHING_STORED),
+                ("conversation", self.conversation, _NOTHING_STORED),
+                ("truncation", self.truncation == "auto", "only disabled is supported"),
+            ]
+        )
+        request = pb.ChatRequest(model=self.model, separate_reasoning=self.reasoning is not None)
+        if self.instructions:
+            request.messages.add(role="system", content=self.instructions)
+        if not self.input:
+            raise MissingFieldError("input is empty", field="input")
+        if isinstance(self.input, str):
+            request.messages.add(role="user", content=self.input)
+        else:
+            put_items(request, self.input)
+        choice = self.tool_choice
+        if choice == "none":
+            return request
+        for tool in self.tools or ():
+            put_function(request, tool)
+        put_choice(
+            request,
+            None if isinstance(choice, NamedTool) else choice,
+            choice.name if isinstance(choice, NamedTool) else "",
+            self.parallel_tool_calls,
+        )
+        return request
+
+
+class ResponseBody(Conversation):
+    """A request of /v1/responses."""
+
     max_output_tokens: NewTokens | None = None
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
     metadata: dict[str, str] | None = None
     text: TextOptions | None = None
-    tools: Items[JsonValue] | None = None
-    tool_choice: JsonValue = None
-    previous_response_id: str | None = None
-    conversation: JsonValue = None
     prompt: JsonValue = None
     background: bool | None = None
-    truncation: Literal["auto", "disabled"] | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     include: Items[str] | None = None
     max_tool_calls: int | None = None
+
+
+_NOTHING_STORED = "responses are not stored"
 
 
 async def respond(body: ResponseBody, services: Services) -> Answer:
@@ -105,15 +142,24 @@ async def respond(body: ResponseBody, services: Services) -> Answer:
     made = _Response(body)
     if body.stream:
         return Events(made.events(responses))
-    text, last = await joined(responses)
-    return whole_json(made.ended(text, last))
+    blocks, last = await whole(responses)
+    return whole_json(made.ended([OutputItem(block) for block in blocks], last))
+
+
+async def count_tokens(body: Conversation, services: Services) -> Answer:
+    """Counts the tokens of a conversation, as `respond` would read it.
+
+    Raises:
+        InvalidArgumentError: a field asks for something that is not supported.
+    """
+    tokens = await services.count_tokens(body.request())
+    return whole_json({"object": "response.input_tokens", "input_tokens": tokens})
 
 
 class _Response:
     """One response while it is made."""
 
     def __init__(self, body: ResponseBody) -> None:
-        self._message_id = f"msg_{uuid.uuid4().hex}"
         self._sequence = 0
         self._fields: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -127,10 +173,10 @@ class _Response:
             "instructions": body.instructions,
             "output": [],
             "error": None,
-            "tools": [],
-            "tool_choice": "auto",
+            "tools": [tool.model_dump() for tool in body.tools or ()],
+            "tool_choice": _choice(body.tool_choice),
             "truncation": "disabled",
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "text": {"format": _format(body).model_dump(by_alias=True, exclude_none=True)},
             # What was not sent is the model's own default; the field has to be a number.
             "top_p": 1.0 if body.top_p is None else body.top_p,
@@ -150,7 +196,7 @@ class _Response:
             "prompt_cache_key": None,
         }
 
-    def ended(self, text: str, last: pb.ChatResponse) -> dict[str, Any]:
+    def ended(self, items: Iterable[OutputItem], last: pb.ChatResponse) -> dict[str, Any]:
         """The whole response."""
         cut = last.finish_reason == "length"
         status = "incomplete" if cut else "completed"
@@ -158,7 +204,7 @@ class _Response:
             "status": status,
             "completed_at": None if cut else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self._message(status, [_part(text)])],
+            "output": _ended(items, status),
             "usage": _usage(last.usage),
         }
 
@@ -166,27 +212,26 @@ class _Response:
         self, responses: AsyncGenerator[pb.ChatResponse, None]
     ) -> AsyncGenerator[bytes, None]:
         """The response as a stream of events."""
-        place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
         first = self._event("response.created", response=self._fields)
         first += self._event("response.in_progress", response=self._fields)
-        item = self._message("in_progress", [])
-        first += self._event("response.output_item.added", output_index=0, item=item)
-        first += self._event("response.content_part.added", **place, part=_part(""))
-        texts: list[str] = []
+        blocks = Blocks()
+        items: list[OutputItem] = []
         try:
             async with aclosing(responses):
                 async for response in responses:
                     piece, first = first, b""
-                    if response.content:
-                        texts.append(response.content)
-                        piece += self._event(
-                            "response.output_text.delta",
-                            **place,
-                            delta=response.content,
-                            logprobs=[],
-                        )
+                    cut = response.finish_reason == "length"
+                    for step in blocks.steps(response):
+                        if step.what == "begin":
+                            items.append(OutputItem(step.block))
+                            piece += self._begin(items[-1])
+                        elif step.what == "end":
+                            piece += self._end(items[-1], "incomplete" if cut else "completed")
+                        else:
+                            piece += self._delta(items[-1], step.text)
                     if response.done:
-                        piece += self._end("".join(texts), response, place)
+                        ended = self.ended(items, response)
+                        piece += self._event(f"response.{ended['status']}", response=ended)
                     if piece:
                         yield piece
         except ServiceError as error:
@@ -194,26 +239,32 @@ class _Response:
                 raise
             yield self._event("error", **openai(error)["error"])
 
-    def _end(self, text: str, last: pb.ChatResponse, place: dict[str, Any]) -> bytes:
-        whole = self.ended(text, last)
-        (item,) = whole["output"]
-        return b"".join(
-            (
-                self._event("response.output_text.done", **place, text=text, logprobs=[]),
-                self._event("response.content_part.done", **place, part=_part(text)),
-                self._event("response.output_item.done", output_index=0, item=item),
-                self._event(f"response.{whole['status']}", response=whole),
-            )
-        )
+    def _begin(self, item: OutputItem) -> bytes:
+        index = item.block.index
+        fields = item.fields("in_progress")
+        piece = self._event("response.output_item.added", output_index=index, item=fields)
+        if item.block.kind != "call":
+            part = item.part("")
+            piece += self._event("response.content_part.added", **item.place, part=part)
+        return piece
 
-    def _message(self, status: str, content: list[Any]) -> dict[str, Any]:
-        return {
-            "id": self._message_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
+    def _delta(self, item: OutputItem, text: str) -> bytes:
+        kind, logprobs = _EVENTS[item.block.kind]
+        return self._event(f"{kind}.delta", **item.place, delta=text, **logprobs)
+
+    def _end(self, item: OutputItem, status: str) -> bytes:
+        block, (kind, logprobs) = item.block, _EVENTS[item.block.kind]
+        text = {"arguments" if block.kind == "call" else "text": block.text}
+        if block.kind == "call":
+            text["name"] = block.name
+        piece = self._event(f"{kind}.done", **item.place, **text, **logprobs)
+        if block.kind != "call":
+            part = item.part(block.text)
+            piece += self._event("response.content_part.done", **item.place, part=part)
+        fields = item.fields(status)
+        return piece + self._event(
+            "response.output_item.done", output_index=block.index, item=fields
+        )
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = {**fields, "type": kind, "sequence_number": self._sequence}
@@ -221,8 +272,24 @@ class _Response:
         return event(as_json(data), kind)
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+# What the events of a block's text are called, and what they have beside it.
+_EVENTS: dict[Kind, tuple[str, dict[str, Any]]] = {
+    "reasoning": ("response.reasoning_text", {}),
+    "text": ("response.output_text", {"logprobs": []}),
+    "call": ("response.function_call_arguments", {}),
+}
+
+
+def _ended(items: Iterable[OutputItem], status: str) -> list[dict[str, Any]]:
+    """Items of an answer, of which the limit of tokens cuts the last one alone."""
+    made = [item.fields("completed") for item in items]
+    if made:
+        made[-1]["status"] = status
+    return made
+
+
+def _choice(choice: ToolChoice | None) -> Any:
+    return choice.model_dump() if isinstance(choice, NamedTool) else choice or "auto"
 
 
 def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
@@ -230,7 +297,7 @@ def _usage(usage: pb.GenerationUsage) -> dict[str, Any]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": usage.generated_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.generated_tokens,
     }
 
@@ -240,21 +307,17 @@ def _format(body: ResponseBody) -> Format:
 
 
 def _request(body: ResponseBody) -> pb.ChatRequest:
-    nothing_stored = "responses are not stored"
     logprobs = "message.output_text.logprobs" in (body.include or ())
     refuse(
         [
-            ("tools", body.tools and body.tool_choice != "none", "tools are not supported"),
-            ("previous_response_id", body.previous_response_id, nothing_stored),
-            ("conversation", body.conversation, nothing_stored),
             ("prompt", body.prompt, "stored prompts are not supported"),
-            ("background", body.background, nothing_stored),
-            ("truncation", body.truncation == "auto", "only disabled is supported"),
+            ("background", body.background, _NOTHING_STORED),
             ("top_logprobs", body.top_logprobs, "log-probabilities are not supported"),
             ("include", logprobs, "log-probabilities are not supported"),
         ]
     )
-    request = pb.ChatRequest(model=body.model, max_tokens=body.max_output_tokens or 0)
+    request = body.request()
+    request.max_tokens = body.max_output_tokens or 0
     if body.temperature is not None:
         request.temperature = body.temperature
     if body.top_p is not None:
@@ -265,29 +328,4 @@ def _request(body: ResponseBody) -> pb.ChatRequest:
         request.presence_penalty = body.presence_penalty
     form = _format(body)
     put_form(request, form.type, form.json_schema, "text.format.schema")
-    if body.instructions:
-        request.messages.add(role="system", content=body.instructions)
-    if not body.input:
-        raise MissingFieldError("input is empty", field="input")
-    if isinstance(body.input, str):
-        request.messages.add(role="user", content=body.input)
-        return request
-    for index, item in enumerate(body.input):
-        role = "system" if item.role == "developer" else item.role
-        _put(request.messages.add(role=role), item, f"input[{index}]")
     return request
-
-
-def _put(made: pb.ChatMessage, item: Item, field: str) -> None:
-    if isinstance(item.content, str):
-        made.content = item.content
-        return
-    texts = []
-    for index, part in enumerate(item.content):
-        if isinstance(part, TextPart):
-            texts.append(part.text)
-        elif isinstance(part, RefusalPart):
-            texts.append(part.refusal)
-        else:
-            made.images.append(image(part.image_url, f"{field}.content[{index}].image_url"))
-    made.content = "\n".join(texts)

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
-from pydantic import JsonValue
-
 from http_svc.bodies import Body
-from http_svc.refusals import refuse
+from http_svc.tools import Function, put_choice, put_function
 from ml import transformers_pb2 as pb
-
-
-class Function(Body):
-    """A function that the model may call."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, JsonValue] | None = None
-    strict: bool | None = None
 
 
 class Tool(Body):
@@ -66,30 +54,15 @@ def put_tools(
     choice: ToolChoice | None,
     parallel: bool | None,
 ) -> None:
-    """Sets the tools of a request, if the model is to be told of any.
-
-    Raises:
-        InvalidArgumentError: the arguments of a tool must fit its schema, which no model promises.
-    """
+    """Sets the tools of a request, if the model is to be told of any."""
     if choice == "none":
         return
-    for index, tool in enumerate(tools):
-        function = tool.function
-        field = f"tools[{index}].function.strict"
-        refuse([(field, function.strict, "arguments are not held to their schema; leave it out")])
-        request.tools.add(
-            name=function.name,
-            description=function.description or "",
-            parameters=json.dumps(function.parameters, ensure_ascii=False)
-            if function.parameters
-            else "",
-        )
+    for tool in tools:
+        put_function(request, tool.function)
     if isinstance(choice, NamedTool):
-        request.tool_name = choice.function.name
-    elif choice:
-        request.tool_choice = choice
-    if tools and parallel is not None:
-        request.parallel_tool_calls = parallel
+        put_choice(request, None, choice.function.name, parallel)
+    else:
+        put_choice(request, choice, "", parallel)
 
 
 def put_calls(message: pb.ChatMessage, calls: Iterable[ToolCall]) -> None:

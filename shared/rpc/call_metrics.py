@@ -11,7 +11,6 @@ import asyncio
 import logging
 import time
 import uuid
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -35,7 +34,7 @@ from shared.rpc.interceptors import (
     behaviour,
 )
 from shared.rpc.status import CODES
-from shared.telemetry.logs import request_id, set_request_id
+from shared.telemetry.logs import is_logged, set_request_id
 from shared.telemetry.process_metrics import process_figures
 from shared.telemetry.tracing import (
     REQUEST_ID_KEY,
@@ -111,7 +110,7 @@ class _Method:
         self.received = RECEIVED.labels(*labels)
         self.sent = SENT.labels(*labels)
         self._handled: dict[str, Counter] = {}
-        self._logged_below = logged * 2**32
+        self._logged = logged
 
     def handled(self, code: str) -> Counter:
         """The counter of calls that ended with a code."""
@@ -123,7 +122,7 @@ class _Method:
         """Whether the end of the current call is logged."""
         if self.quiet:
             return False
-        return code != "OK" or zlib.crc32(request_id().encode()) < self._logged_below
+        return code != "OK" or is_logged(self._logged)
 
 
 class _Call:

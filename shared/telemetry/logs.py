@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import zlib
 from typing import Any, Literal
 
 from pythonjsonlogger.json import JsonFormatter
@@ -29,6 +30,11 @@ def request_id() -> str:
 def set_request_id(value: str) -> None:
     """Sets the request id of the log lines of this task, cut and cleaned."""
     _request_id.set(printable(value))
+
+
+def is_logged(share: float) -> bool:
+    """Whether the current call is among the share of those that are logged, by its request id."""
+    return zlib.crc32(request_id().encode()) < share * 2**32
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):

@@ -136,7 +136,10 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
         texts = {"model": "nobody/nothing", "input": "x"}
         for headers in ({}, {"x-api-key": "x" * 32}, {"authorization": f"Bearer {'x' * 32}"}):
             status, body = post_json(address, "v1/embeddings", texts, **headers)
-            assert (status, body["error"]["type"]) == (401, "authentication_error")
+            assert (status, body["error"]["code"]) == (401, "invalid_api_key")
+            status, body = post_json(address, "v1/messages", texts, **headers)
+            assert (status, body["type"]) == (401, "error")
+            assert body["error"]["type"] == "authentication_error"
         for headers in ({"x-api-key": ALICE}, {"authorization": f"Bearer {ALICE}"}):
             status, body = post_json(address, "v1/embeddings", texts, **headers)
             assert (status, body["error"]["code"]) == (404, "model_not_found")

@@ -219,12 +219,15 @@ def test_of_calls_that_succeed_the_access_log_can_have_a_share(
                     ANY_MODEL_MISSING, metadata=named(2)
                 )
             )
+        for number, path in ((4, "/v1/models"), (5, "/v1/models/no/no")):
+            get(stack.addresses["envoy"], path, **dict(named(number)))
     finally:
         share(100)
     stub.GetLoadedModels(common_pb.EmptyRequest(), metadata=named(3))
-    for number in (2, 3):
+    for number in (2, 3, 5):
         wait_for("a line", lambda number=number: access_lines(stack, f"test-{name}-{number}"))
-    assert not access_lines(stack, f"test-{name}-1")
+    for number in (1, 4):
+        assert not access_lines(stack, f"test-{name}-{number}")
 
 
 def test_metadata_ask_for_a_greedy_answer(channel: grpc.Channel) -> None:

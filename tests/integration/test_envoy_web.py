@@ -85,14 +85,16 @@ def test_an_error_over_grpc_web_has_its_code(front: Stack) -> None:
 # CORS
 
 
-def preflight(front: Stack, origin: str) -> http.client.HTTPResponse:
+def preflight(
+    front: Stack, origin: str, path: str = f"/{TEXT}/ChatCompletion"
+) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection(front.addresses["envoy"], timeout=30)
     headers = {
         "origin": origin,
         "access-control-request-method": "POST",
         "access-control-request-headers": "content-type,x-grpc-web,grpc-timeout",
     }
-    connection.request("OPTIONS", f"/{TEXT}/ChatCompletion", headers=headers)
+    connection.request("OPTIONS", path, headers=headers)
     answer = connection.getresponse()
     connection.close()
     return answer
@@ -105,6 +107,18 @@ def test_a_preflight_allows_what_grpc_web_sends(front: Stack) -> None:
     assert "POST" in answer.headers["access-control-allow-methods"]
     allowed = answer.headers["access-control-allow-headers"].split(",")
     assert {"content-type", "x-grpc-web", "grpc-timeout"} <= set(allowed)
+
+
+def test_a_preflight_allows_what_clients_of_openai_and_anthropic_send(front: Stack) -> None:
+    answer = preflight(front, "http://localhost:3000", "/v1/messages")
+    allowed = answer.headers["access-control-allow-headers"].split(",")
+    assert {"authorization", "content-type", "openai-organization", "openai-project"} <= set(
+        allowed
+    )
+    assert {"x-api-key", "anthropic-version", "anthropic-beta"} <= set(allowed)
+    assert "anthropic-dangerous-direct-browser-access" in allowed
+    facts = ("arch", "lang", "os", "package-version", "runtime", "runtime-version")
+    assert {f"x-stainless-{each}" for each in (*facts, "retry-count", "timeout")} <= set(allowed)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +139,15 @@ def test_a_foreign_page_is_refused_even_without_a_preflight(front: Stack, origin
         origin=origin,
     )
     assert answer.status == 403
+
+
+def test_a_foreign_page_is_refused_as_clients_of_http_svc_expect_it(front: Stack) -> None:
+    address, origin = front.addresses["envoy"], "https://evil.example"
+    status, body = post_json(address, "v1/chat/completions", {}, origin=origin)
+    assert (status, body["error"]["code"]) == (403, "permission_denied")
+    status, body = post_json(address, "v1/messages?beta=true", {}, origin=origin)
+    assert (status, body["type"], body["error"]["type"]) == (403, "error", "permission_error")
+    assert body["error"]["message"] == "pages of other origins may not call"
 
 
 # JSON

@@ -24,7 +24,7 @@ from ml import mediapipe_pb2, transformers_pb2
 from stack.envoy import Admin
 from stack.envoy_config import WAIT_SECONDS, EnvoyOptions, native_config
 from stack.ports import Ports, accepts
-from tests.support.http_calls import post
+from tests.support.http_calls import post, post_json
 from tests.support.own_envoy import entry_point, manager_of
 from tests.support.processes import stack_ports
 from tests.support.stack import TEXT, open_channel, wait_for
@@ -235,9 +235,17 @@ def test_a_service_that_has_failed_is_not_waited_for(open_door: Open) -> None:
     """Until it serves again: then its calls wait for its next start, too."""
     door = open_door(2)
     waited = door.unary()
+    paths = ("v1/messages", "v1/messages/count_tokens?x=y", "v1/messages2")
+    with ThreadPoolExecutor(len(paths)) as threads:
+        errors = list(threads.map(lambda path: post_json(door.address, path, {}), paths))
     code, message = failure(waited)
     assert code is grpc.StatusCode.UNAVAILABLE
     assert "did not start within 2 s" in message
+    # Each path of http_svc has its errors as its own clients expect them.
+    for status, body in errors:
+        assert (status, body["error"]["message"]) == (503, message)
+    kinds = [(body.get("type"), body["error"]["type"]) for _, body in errors]
+    assert kinds == [*[("error", "overloaded_error")] * 2, (None, "server_error")]
 
     wait_for("the news of its failure", door.told_failed)
     start = time.monotonic()

@@ -126,6 +126,10 @@ class _Text(text_rpc.TransformersServiceServicer):
         vectors = [pb.GeneratedEmbedding(values=next(values)) for _ in request.texts]
         return pb.GeneratedEmbeddingsResponse(embeddings=vectors, tokens=5)
 
+    async def TokenCount(self, request, context):
+        self._script.asked(request)
+        return pb.TokenCountResponse(tokens=self._script.usage.prompt_tokens)
+
     async def Infer(self, request, context):
         self._script.asked(request)
         return self._script.inferred

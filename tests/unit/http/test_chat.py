@@ -122,10 +122,6 @@ async def test_parameters_reach_the_model(door: Door) -> None:
     ("fields", "param"),
     [
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-            "tools[0].function.strict",
-        ),
         ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"n": 0}, "n"),
@@ -223,6 +219,36 @@ async def test_tools_and_their_calls_and_results_are_passed_on(door: Door) -> No
             parallel_tool_calls=False,
         )
     ]
+
+
+async def test_a_strict_tool_is_passed_on(door: Door) -> None:
+    tool = {"type": "function", "function": {"name": "f", "strict": True}}
+    await door.post(PATH, HELLO | {"tools": [tool]})
+    assert list(door.script.requests[0].tools) == [pb.Tool(name="f", strict=True)]
+
+
+async def test_reasoning_is_apart_where_it_is_asked_for(door: Door) -> None:
+    door.script.messages = [
+        pb.ChatResponse(reasoning="Hm, "),
+        pb.ChatResponse(reasoning="4."),
+        pb.ChatResponse(content="Four."),
+        pb.ChatResponse(done=True, finish_reason="stop"),
+    ]
+    earlier = {"role": "assistant", "content": "Five.", "reasoning_content": "Hm."}
+    body = {"model": "m", "messages": [earlier], "separate_reasoning": True, "think": False}
+    (choice,) = (await door.post(PATH, body))["choices"]
+    assert choice["message"]["reasoning_content"] == "Hm, 4."
+    assert choice["message"]["content"] == "Four."
+    *chunks, _ = await door.events(PATH, body)
+    deltas = [chunk["choices"][0]["delta"] for _, chunk in chunks]
+    assert deltas[1:-1] == [
+        {"reasoning_content": "Hm, "},
+        {"reasoning_content": "4."},
+        {"content": "Four."},
+    ]
+    request = door.script.requests[0]
+    assert (request.separate_reasoning, request.think) == (True, False)
+    assert request.messages[0].reasoning == "Hm."
 
 
 async def test_which_tool_must_be_called_is_passed_on(door: Door) -> None:

@@ -123,6 +123,20 @@ async def test_the_request_id_is_the_one_of_envoy(door: Door) -> None:
     assert answer.headers["x-request-id"] == "abc"
 
 
+@pytest.mark.parametrize(("share", "lines"), [(1.0, 40), (0.5, 22), (0.0, 0)])
+async def test_a_share_of_the_requests_that_succeed_is_logged(
+    door: Door, share: float, lines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "http_svc.requests")
+    async with served_with(door, logged_calls=share) as served:
+        for number in range(40):
+            named = {"x-request-id": f"call-{number}"}
+            await served.client.get("/v1/models", headers=named)
+        await served.client.post(CHAT, json={})
+    ended = [vars(line)["http_code"] for line in caplog.records if line.message == "request ended"]
+    assert (ended.count(200), ended.count(400)) == (lines, 1)
+
+
 async def test_the_openapi_document_is_served(door: Door) -> None:
     document = (await door.client.get("/v1/openapi.json")).json()
     assert document["openapi"].startswith("3.1")

@@ -1,1 +1,0 @@
-"""`ml` on the command line: a client of a running stack, and what starts and stops one."""
