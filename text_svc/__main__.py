@@ -50,7 +50,7 @@ async def run(settings: TextSettings) -> None:
     restores, names = Restores(), ModelNames()
     admission, drain = Admission(settings.admission_seconds), Drain()
     control_plane = ModelDemandClient(settings.file_provider_addr)
-    demand = Demand(control_plane.want, settings.max_waiting_for_models)
+    demand = Demand(control_plane.want, settings.max_waiting_for_models, settings.caller_weights)
     registry = Registry(settings, files, restores, admission, demand)
     REGISTRY.register(ModelCollector(registry))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import AliasChoices, Field
-from pydantic_settings import SettingsConfigDict
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
+from shared.caller import parse_weights
 from shared.files.limits import JSON_BYTES, VOCABULARY_BYTES
 from shared.settings import ModelHostSettings
 from text_svc.processes.sandbox import SandboxMode
@@ -16,6 +18,11 @@ class TextSettings(ModelHostSettings):
     """Settings, read from environment variables `TEXT_*`."""
 
     model_config = SettingsConfigDict(env_prefix="TEXT_", extra="ignore", frozen=True)
+
+    @field_validator("caller_weights", mode="before")
+    @classmethod
+    def _are_weights(cls, value: object) -> object:
+        return parse_weights(value) if isinstance(value, str) else value
 
     port: int = Field(50062, ge=0, le=65535, description="gRPC port.")
     metrics_port: int = Field(
@@ -108,9 +115,28 @@ class TextSettings(ModelHostSettings):
         "cache, and what else its work has left; 0 is never.",
     )
     max_running: int = Field(
-        32, ge=1, le=256, description="Generations that run at once, per model."
+        32,
+        ge=1,
+        le=256,
+        description="Generations that run at once, per model; a quarter more, where the engine "
+        "batches, for callers that have none running.",
     )
-    max_waiting: int = Field(64, ge=0, description="Generations that wait, per model.")
+    max_waiting: int = Field(
+        512,
+        ge=0,
+        description="Generations of texts that wait, per model, and so the most callers that do.",
+    )
+    max_waiting_calls: int = Field(
+        64,
+        ge=0,
+        description="Calls of Infer and generations with media that wait, per model.",
+    )
+    caller_weights: Annotated[dict[str, float], NoDecode] = Field(
+        {},
+        description="What callers get beside one that is not named, which has 1: names of API keys "
+        "or certificates, or addresses, each with a number from 0.01 to 100, such as "
+        "`app=4; nightly=0.5`.",
+    )
     max_waiting_for_models: int = Field(
         256,
         ge=0,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shared.caller import CALLER_KEY, caller
+from shared.caller import caller_metadata
 from shared.telemetry.logs import request_id
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def end_call(span: Span | None, code: str) -> None:
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:
-    """Metadata for a call made on behalf of the current one: its id, its caller and its trace."""
+    """Metadata for a call made on behalf of the current one: its id, its caller, its priority and
+    its trace."""
     metadata = {REQUEST_ID_KEY: request_id()} if request_id() else {}
-    if caller():
-        metadata[CALLER_KEY] = caller()
+    metadata |= caller_metadata()
     span = _span.get()
     if _tracer is not None and span is not None:
         metadata |= _tracer.headers(span)

@@ -120,7 +120,7 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
             assert "not known" in message
         # A caller cannot say who it is.
         assert listed(channel, (("x-ml-caller", "bob"),))[0] is grpc.StatusCode.UNAUTHENTICATED
-        assert listed(channel, (*key(ALICE), ("x-ml-caller", "bob")))[0] is grpc.StatusCode.OK
+        assert listed(channel, (*key(ALICE), ("x-ml-caller", "mallory")))[0] is grpc.StatusCode.OK
         # A probe needs no key; what lists the interface does.
         assert is_healthy(channel, MODEL_MGMT)
         reflection = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
@@ -140,8 +140,10 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
             status, body = post_json(address, "v1/messages", texts, **headers)
             assert (status, body["type"]) == (401, "error")
             assert body["error"]["type"] == "authentication_error"
+        # Nor can a caller of these say who it is, or where it calls from.
+        forged = {"x-ml-caller": "mallory", "x-forwarded-for": "203.0.113.6"}
         for headers in ({"x-api-key": ALICE}, {"authorization": f"Bearer {ALICE}"}):
-            status, body = post_json(address, "v1/embeddings", texts, **headers)
+            status, body = post_json(address, "v1/embeddings", texts, **headers, **forged)
             assert (status, body["error"]["code"]) == (404, "model_not_found")
         web, _ = post(address, RPC, bytes(5), content_type="application/grpc-web+proto")
         assert web.headers["grpc-status"] == "16"
@@ -155,9 +157,15 @@ def test_only_who_has_a_key_is_served(keyed: Stack, attack: Attacks) -> None:
     wait_for("a line of the service", lambda: '"caller": "alice"' in service_log.read_text())
     http_log = keyed.logs / "http_svc.log"
     wait_for("a line of http_svc", lambda: '"caller": "alice"' in http_log.read_text())
+    # Alice has called text_svc through http_svc alone.
+    text_log = keyed.logs / "text_svc.log"
+    wait_for("a line of text_svc", lambda: '"caller": "alice"' in text_log.read_text())
     for log in keyed.logs.iterdir():
+        text = log.read_text(errors="replace")
         for secret in (ALICE, BOB):
-            assert secret not in log.read_text(errors="replace"), log.name
+            assert secret not in text, log.name
+        for claimed in ("mallory", "203.0.113.6"):
+            assert claimed not in text, log.name
 
 
 def test_keys_change_without_a_restart(keyed: Stack, folder: Path, attack: Attacks) -> None:

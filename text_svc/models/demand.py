@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from shared.caller import caller
+from shared.caller import Weights, caller
 from shared.errors import ServiceError
 from shared.model_ids import ModelId
 from shared.places import Places
@@ -23,14 +23,16 @@ class Demand:
     Args:
         want: asks the control plane.
         limit: calls that wait at most, of all models together.
+        weights: of callers.
     """
 
-    def __init__(self, want: Want, limit: int) -> None:
+    def __init__(self, want: Want, limit: int, weights: Weights | None = None) -> None:
         self._want = want
         self._places = Places(
             limit,
             f"{limit} calls wait for their models to be loaded, which is the limit "
             "(TEXT_MAX_WAITING_FOR_MODELS)",
+            weights=weights or {},
         )
         self._waiting: Counter[ModelId] = Counter()
         self._wants: SingleFlight[tuple[ModelId, str], SharedWork[None]] = SingleFlight()

@@ -82,6 +82,7 @@ class WorkerSpec(ChildSpec):
         tokenize_seconds: for a text, see `worker.tokenizing`.
         trial_seconds: see `worker.trial`; 0 for none.
         give_back_seconds: of no calls, after which it gives memory back; 0 is never.
+        caller_weights: see `TextSettings.caller_weights`.
         hang_seconds, max_step_seconds: when the front ends the process, see `heartbeat`.
     """
 
@@ -92,6 +93,7 @@ class WorkerSpec(ChildSpec):
     converted: Path | None = None
     cache_bytes: int = 0
     threads: int
+    caller_weights: dict[str, float]
     give_back_seconds: float
     hang_seconds: float
     max_step_seconds: float
@@ -99,6 +101,7 @@ class WorkerSpec(ChildSpec):
     trial_seconds: float
     max_running: int
     max_waiting: int
+    max_waiting_calls: int
     max_texts: int
     max_call_tokens: int
     max_waiting_texts: int

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from shared.caller import caller
+from shared.caller import Weights, caller, priority
 from shared.errors import ServiceError
 from shared.places import Place, Places
 from shared.turns import TurnThreads
@@ -35,15 +35,18 @@ class ModelThread:
     Args:
         max_waiting: calls that may wait; one more is refused.
         running: calls that run at once, each in a thread of its own, for a model that can.
+        weights: of callers.
     """
 
-    def __init__(self, max_waiting: int, running: int = 1) -> None:
+    def __init__(self, max_waiting: int, running: int = 1, weights: Weights | None = None) -> None:
         run = "one call runs" if running == 1 else f"{running} calls run"
         self._places = Places(
-            max_waiting + running, f"{run} and {max_waiting} wait, which is the limit"
+            max_waiting + running,
+            f"{run} and {max_waiting} wait, which is the limit",
+            weights=weights or {},
         )
         self._steps = Steps()
-        self._thread = TurnThreads(running, "infer")
+        self._thread = TurnThreads(running, "infer", weights)
 
     async def run(self, work: Callable[[threading.Event], Result]) -> Result:
         """Runs `work` with an event that is set when its caller has gone.
@@ -63,10 +66,11 @@ class ModelThread:
             left.append(error)
             return True
 
+        own_priority = priority()
         place = self._places.take(caller(), leave)
         self._steps.expect(self._places.taken)
         watched = Watched(work)
-        future = self._thread.submit(place.caller, lambda: watched(cancelled))
+        future = self._thread.submit(place.caller, lambda: watched(cancelled), own_priority)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done, place))
         try:
             return await watched.result(asyncio.wrap_future(future))

@@ -73,3 +73,35 @@ def test_a_single_place_is_nobody_s_to_take_away() -> None:
     with pytest.raises(QueueFullError):
         guests.take("b")
     assert not guests.left
+
+
+def test_what_waits_is_shared_by_all_callers_by_weight() -> None:
+    guests = Guests(8)
+    guests.places = Places(8, "all 8 are taken", weights={"heavy": 2})
+    for number in range(8):
+        guests.take("a", f"a{number}")
+    for number in range(4):
+        guests.take("b", f"b{number}")
+    assert guests.left == ["a7", "a6", "a5", "a4"]
+    assert "more than its share, 4 of 8" in guests.errors[0].message
+    guests.take("c", "c0")  # 2 for each of the three
+    guests.take("c", "c1")
+    assert guests.left[4:] == ["a3", "b3"], "whoever is furthest beyond"
+    with pytest.raises(QueueFullError):
+        guests.take("c")
+    guests.take("heavy", "h0")  # 3 of 8, and 1 for each of the others
+    guests.take("heavy", "h1")
+    guests.take("heavy", "h2")
+    with pytest.raises(QueueFullError):
+        guests.take("heavy")
+    assert guests.places.taken == 8
+
+
+def test_there_are_at_most_as_many_callers_as_places() -> None:
+    guests = Guests(3)
+    guests.places = Places(3, "all 3 are taken", weights={})
+    for name in ("a", "b", "c"):
+        guests.take(name)
+    with pytest.raises(QueueFullError, match="all 3 are taken"):
+        guests.take("d")
+    assert not guests.left

@@ -1,10 +1,11 @@
 """Micro-batches across callers: texts that arrive while the model runs form the next batches.
 
 One thread feeds the encoder. It starts a batch whenever one of the encoder's streams is free.
-Batches are made from a round: callers take turns, and so do the calls of one caller; each gives one
-text, the shortest of a call first, until the round has enough work for all streams. So there is no
-timer to wait for, a caller with one text waits for at most one round even if others have sent
-thousands, and texts of similar length share a batch, since padding is wasted work.
+Batches are made from a round: callers take turns by the tokens that they have been served, and the
+calls of one caller take turns by their texts, the shortest of a call first, until the round has
+enough work for all streams. So there is no timer to wait for, a caller with one text waits for at
+most one round even if others have sent thousands, and texts of similar length share a batch, since
+padding is wasted work.
 
 A batch that fails is run again text by text: only the calls of the texts at fault fail.
 """
@@ -20,13 +21,15 @@ from functools import partial
 
 import numpy as np
 
-from shared.caller import caller
+from shared.caller import Weights, caller, priority
 from shared.errors import InternalError, QueueFullError, ShuttingDownError
+from shared.places import shares
 from text_svc.worker.embeddings.encoder import (
     Encoder,
     Vectors,
 )
 from text_svc.worker.embeddings.metrics import EmbeddingMetrics
+from text_svc.worker.embeddings.rotation import Rotation
 from text_svc.worker.length_batches import MAX_BATCH_TOKENS, length_batches
 from text_svc.worker.steps import Steps
 
@@ -38,6 +41,7 @@ class _Call:
 
     def __init__(self, encoded: Sequence[Sequence[int]], dimensions: int) -> None:
         self.caller = caller()
+        self.priority = priority()
         self.encoded = encoded
         self.waiting = deque(sorted(range(len(encoded)), key=lambda index: len(encoded[index])))
         self.missing = len(encoded)
@@ -53,42 +57,6 @@ class _Call:
             self.future.set_result(self.rows)
         else:
             self.future.set_exception(error)
-
-
-class _Rotation:
-    """Calls with texts that wait; callers take turns, and so do the calls of a caller."""
-
-    def __init__(self) -> None:
-        self._callers: deque[str] = deque()
-        self._calls: dict[str, deque[_Call]] = {}
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, call: _Call) -> None:
-        """Puts a call at the end of its caller's."""
-        calls = self._calls.get(call.caller)
-        if calls is None:
-            calls = self._calls[call.caller] = deque()
-            self._callers.append(call.caller)
-        calls.append(call)
-        self._count += 1
-
-    def next(self) -> _Call:
-        """Takes the call whose turn it is."""
-        name = self._callers.popleft()
-        calls = self._calls[name]
-        call = calls.popleft()
-        self._count -= 1
-        if calls:
-            self._callers.append(name)
-        else:
-            del self._calls[name]
-        return call
-
-    def all(self) -> list[_Call]:
-        return [call for calls in self._calls.values() for call in calls]
 
 
 # A text to encode: its call, and its index there.
@@ -107,13 +75,20 @@ class MicroBatcher:
         encoder: closed together with the batcher.
         pad_token: the id to pad short texts with.
         max_waiting: most texts of all callers that wait; further ones are refused. A call is
-            always accepted if no text waits. A caller that stays within half of it is accepted if
-            another has more than half: calls of that one, the newest first, make room.
+            always accepted if no text waits. A caller that stays within its share of it is accepted
+            if another has more than its own: calls of that one, the newest first, make room.
         metrics: of the model.
+        weights: of callers.
     """
 
     def __init__(
-        self, encoder: Encoder, *, pad_token: int, max_waiting: int, metrics: EmbeddingMetrics
+        self,
+        encoder: Encoder,
+        *,
+        pad_token: int,
+        max_waiting: int,
+        metrics: EmbeddingMetrics,
+        weights: Weights | None = None,
     ) -> None:
         self.dimensions = encoder.dimensions
         self._encoder = encoder
@@ -123,7 +98,8 @@ class MicroBatcher:
         self._steps = Steps()
         self._running = 0
         self._changed = threading.Condition()
-        self._calls = _Rotation()
+        self._weights = weights or {}
+        self._calls: Rotation[_Call] = Rotation(self._weights)
         self._waiting = 0
         self._waiting_of: Counter[str] = Counter()
         self._round: deque[list[_Item]] = deque()
@@ -158,12 +134,15 @@ class MicroBatcher:
                     metadata={"limit": str(self._max_waiting)},
                 )
             self._count(call, len(encoded))
-            self._metrics.waiting(self._waiting)
             self._calls.add(call)
+            self._metrics.waiting(self._waiting, self._calls.callers)
             self._expect()
             self._changed.notify()
         try:
             return await call.future
+        except asyncio.CancelledError:
+            self._drop(call)
+            raise
         finally:
             call.gone = True
 
@@ -183,23 +162,38 @@ class MicroBatcher:
 
     def _make_room(self, asking: _Call) -> None:
         """Ends calls of a caller that has more than its half. On the loop; the lock is held."""
-        half, texts = self._max_waiting // 2, len(asking.encoded)
-        if self._waiting_of[asking.caller] + texts > half:
+        texts, callers = len(asking.encoded), {asking.caller, *self._waiting_of}
+        share = shares(self._max_waiting, callers, self._weights)
+        if self._waiting_of[asking.caller] + texts > share[asking.caller]:
             return
         # The order is that of their turns, which is close to that of their arrival.
         for call in reversed(self._calls.all()):
             if self._has_room(texts):
                 return
-            if self._waiting_of[call.caller] > half and not call.gone:
-                self._count(call, -len(call.waiting))
-                call.waiting.clear()
-                call.gone = True
+            if self._waiting_of[call.caller] > share[call.caller]:
+                self._remove(call)
                 error = QueueFullError(
-                    f"another caller has asked, and this one has more than its half of the "
-                    f"{self._max_waiting} texts that may wait",
+                    f"another caller has asked, and this one has more than its share of the "
+                    f"{self._max_waiting} texts that may wait, {share[call.caller]}",
                     metadata={"limit": str(self._max_waiting)},
                 )
                 call.settle(error)
+
+    def _drop(self, call: _Call) -> None:
+        """Takes a call whose caller has gone out of the queue."""
+        with self._changed:
+            if self._remove(call):
+                self._expect()
+                self._metrics.waiting(self._waiting, self._calls.callers)
+
+    def _remove(self, call: _Call) -> bool:
+        """Takes the texts of a call out of the queue; False if none waits. The lock is held."""
+        if not self._calls.remove(call):
+            return False
+        self._count(call, -len(call.waiting))
+        call.waiting.clear()
+        call.gone = True
+        return True
 
     def _count(self, call: _Call, texts: int) -> None:
         """Notes how many texts of a call wait, more or fewer. The lock is held."""
@@ -241,7 +235,7 @@ class MicroBatcher:
                 self._running += bool(batch)
                 self._expect()
             if batch:
-                self._metrics.batch(len(batch), self._waiting)
+                self._metrics.batch(len(batch), self._waiting, self._calls.callers)
                 return batch
 
     def _draw(self) -> list[_Item]:
@@ -249,16 +243,12 @@ class MicroBatcher:
         budget = MAX_BATCH_TOKENS * self._encoder.streams
         drawn: list[_Item] = []
         while self._calls and budget > 0:
-            call = self._calls.next()
-            if call.gone:
-                self._count(call, -len(call.waiting))
-                continue
+            call = self._calls.first()
             item = call, call.waiting.popleft()
+            self._calls.served(call, _length(item), waits=bool(call.waiting))
             self._count(call, -1)
             budget -= _length(item)
             drawn.append(item)
-            if call.waiting:
-                self._calls.add(call)
         return drawn
 
     def _pad(self, batch: list[_Item]) -> tuple[np.ndarray, np.ndarray]:

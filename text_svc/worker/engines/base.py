@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from shared.caller import Weights
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.sampling import Sampling
 
@@ -15,6 +16,11 @@ FinishReason = Literal["stop", "length"]
 
 # Among the inputs of a generation, the prompt itself, for an engine that reads texts.
 PROMPT_TEXT = "text"
+
+
+def extra_running(running: int) -> int:
+    """`Limits.extra` of an engine that batches: a quarter of what may run at once."""
+    return running // 4
 
 
 class Engine(Protocol):
@@ -65,11 +71,14 @@ class Limits:
         context: most tokens of a prompt and what is generated from it together; of the prompt
             alone if `new_tokens` is set.
         running: most generations that run at once.
+        extra: how many more may run, of callers that have none running: so one that comes anew
+            need not wait until a generation of the others has ended.
         waiting: most generations that wait; further ones are refused.
         new_tokens: most tokens to generate, for a decoder that gets the prompt from an encoder.
         repetition_penalty: whether the engine has one.
         features: those of `sampling.OPTIONAL` that it has.
         vocabulary: number of its tokens; needed with `logit_bias` among the features.
+        weights: of callers.
     """
 
     context: int
@@ -79,6 +88,8 @@ class Limits:
     repetition_penalty: bool = True
     features: frozenset[str] = frozenset()
     vocabulary: int = 0
+    extra: int = 0
+    weights: Weights = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -91,6 +102,7 @@ class Generation:
         inputs: the model's inputs, on its device, if it reads more than `prompt`; of an engine
             that reads texts, the text.
         caller: whose it is.
+        priority: among its caller's generations that wait.
         started: `time.perf_counter()` when it left the queue; 0 before.
     """
 
@@ -98,13 +110,16 @@ class Generation:
     sampling: Sampling
     inputs: Mapping[str, Any] | None = None
     caller: str = ""
+    priority: int = 0
     started: float = 0.0
+    _generated: int = 0
     _outputs: list[StepOutput] = field(default_factory=list)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def put(self, output: StepOutput) -> None:
         """Adds an output. Called on the event loop's thread only."""
         self._outputs.append(output)
+        self._generated += output.count
         self._wake.set()
 
     async def take(self) -> list[StepOutput]:
@@ -113,6 +128,11 @@ class Generation:
         self._wake.clear()
         outputs, self._outputs = self._outputs, []
         return outputs
+
+    @property
+    def cost(self) -> int:
+        """The tokens that it has taken so far."""
+        return len(self.prompt) + self._generated
 
     def start(self) -> None:
         """Notes that the generation has left the queue."""

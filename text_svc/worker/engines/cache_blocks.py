@@ -30,20 +30,27 @@ class CacheBlocks:
         # What the blocks hold: a hash of all tokens up to the end of the block.
         self._known: set[int] = set()
 
-    def write(self, tokens: Sequence[int], *, ended: bool) -> None:
+    def write(self, tokens: Sequence[int], *, ended: bool) -> int:
         """Notes what a generation holds: its prompt at first, and all its tokens in the end.
 
         Args:
             tokens: all, from the first one.
             ended: whether the last block is not written further; before, only full ones count.
+
+        Returns:
+            How many of the tokens were not in the cache. Once all blocks have been used, what they
+            hold is overwritten, and this is an estimate.
         """
-        if self.written >= self.blocks:
-            return  # all have been used, and what they hold is overwritten from now on
-        size, content = self._block_tokens, 0
+        if len(self._known) > 2 * self.blocks:
+            self._known.clear()
+        size, content, known = self._block_tokens, 0, 0
         end = len(tokens) if ended else len(tokens) // size * size
         for start in range(0, end, size):
             content = hash((content, *tokens[start : start + size]))
-            if content not in self._known:
+            if content in self._known:
+                known += size
+            else:
                 self._known.add(content)
                 self.written += 1
         self.written = min(self.written, self.blocks)
+        return max(len(tokens) - known, 0)

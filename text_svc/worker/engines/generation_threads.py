@@ -30,7 +30,7 @@ class GenerationThreads:
         self.steps = Steps()
         self._limits = limits
         self._metrics = metrics
-        self._threads = TurnThreads(limits.running, name)
+        self._threads = TurnThreads(limits.running, name, limits.weights)
         self._active: dict[Generation, tuple[Callable[[], None], Future[None]]] = {}
         self._unfinished = 0
 
@@ -46,7 +46,7 @@ class GenerationThreads:
         """
         loop = asyncio.get_running_loop()
         self._unfinished += 1
-        future = self._threads.submit(generation.caller, run)
+        future = self._threads.submit(generation.caller, run, generation.priority)
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._on_done, generation))
         self._active[generation] = cancel, future
         self._count()
@@ -72,6 +72,7 @@ class GenerationThreads:
 
     def _count(self) -> None:
         running = min(len(self._active), self._limits.running)
-        self._metrics.generations(running, len(self._active) - running)
+        waiting = len(self._active) - running
+        self._metrics.generations(running, waiting, self._threads.callers)
         # A step that hangs is to be noticed even if its callers have all gone.
         self.steps.expect(self._unfinished)

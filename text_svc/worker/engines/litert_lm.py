@@ -94,7 +94,13 @@ def load(
         why = reason(error, path)
         raise InvalidModelError(f"LiteRT-LM cannot load {path.name}: {why}") from None
     tokenizer = LiteRtLmTokenizer(model, unpacked)
-    limits = Limits(context, running=1, waiting=spec.max_waiting, repetition_penalty=False)
+    limits = Limits(
+        context,
+        running=1,
+        waiting=spec.max_waiting,
+        repetition_penalty=False,
+        weights=spec.caller_weights,
+    )
     engine = LiteRtLmEngine(model, tokenizer, limits, metrics)
     return engine, tokenizer, WorkerReport(weights_bytes=path.stat().st_size)
 

@@ -24,6 +24,13 @@ _WAITING = Gauge(
     ["model"],
     multiprocess_mode="livesum",
 )
+# Also of models that embed. A label for each caller would be without bounds.
+WAITING_CALLERS = Gauge(
+    "text_waiting_callers",
+    "Callers of whom something waits.",
+    ["model"],
+    multiprocess_mode="livesum",
+)
 _BATCH = Histogram(
     "text_batch_answers",
     "Generations in one step of the engine.",
@@ -45,10 +52,12 @@ class EngineMetrics:
         self._running = _RUNNING.labels(model)
         self._waiting = _WAITING.labels(model)
         self._batch = _BATCH.labels(model)
+        self._callers = WAITING_CALLERS.labels(model)
         self._gap = _GAP.labels(model)
 
-    def generations(self, running: int, waiting: int) -> None:
-        """Sets how many generations the engine has."""
+    def generations(self, running: int, waiting: int, callers: int) -> None:
+        """Sets how many generations the engine has, and of how many callers those are that wait."""
+        self._callers.set(callers)
         self._running.set(running)
         self._waiting.set(waiting)
 

@@ -25,6 +25,7 @@ from text_svc.worker.engines.base import (
     Limits,
     StepOutput,
     TokenScore,
+    extra_running,
 )
 from text_svc.worker.engines.cache_blocks import CacheBlocks
 from text_svc.worker.engines.forms import Form
@@ -54,6 +55,12 @@ FEATURES = frozenset(
 MAX_FORM_BYTES = 128 << 20
 # Of a form that is too small to be measured.
 MIN_FORM_BYTES = 1 << 12
+# Tokens of prompts that the pipeline has not read, after which only a caller that has nothing
+# running begins: it reads them in their order, and what comes anew should not wait for many. Two
+# steps of `openvino_process`: so the next one is always full.
+MAX_UNREAD_TOKENS = 512
+# A caller with this many generations leaves an eighth of the cache to others.
+MANY_RUNNING = 8
 # A cache that holds less than this is not given back: making it anew costs more than that is worth.
 MIN_GIVEN_BACK_BYTES = 64 << 20
 # A model that took longer to load keeps its cache, since a caller might have to wait as long.
@@ -87,7 +94,9 @@ def load(
             limits=Limits(
                 context=min(own, blocks * BLOCK_TOKENS),
                 running=spec.max_running,
+                extra=extra_running(spec.max_running),
                 waiting=spec.max_waiting,
+                weights=spec.caller_weights,
                 features=FEATURES | ({"response_format"} if _knows_forms(folder) else set()),
             ),
             end_tokens=manifest.end_tokens,
@@ -153,7 +162,9 @@ class OpenVinoEngine:
         self._generated: dict[Generation, list[int]] = {}
         self._giving_back = False
         self._numbers = itertools.count(1)
-        self._waiting: Turns[Generation] = Turns()
+        self._waiting: Turns[Generation] = Turns(limits.weights)
+        self._unread: dict[Generation, int] = {}  # tokens, until the first one of the answer
+        self._unread_tokens = 0
         self._running: dict[Generation, int] = {}
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
@@ -171,7 +182,7 @@ class OpenVinoEngine:
             on_death,
             folder=str(folder),
             cache_blocks=cache_blocks,
-            running=limits.running,
+            running=limits.running + limits.extra,
             precision=precision,
             threads=threads,
         )
@@ -223,7 +234,7 @@ class OpenVinoEngine:
             self._form_bytes += max(size, MIN_FORM_BYTES)
 
     def submit(self, generation: Generation) -> None:
-        self._waiting.add(generation.caller, generation)
+        self._waiting.add(generation.caller, generation, generation.priority)
         self._admit()
 
     def cancel(self, generation: Generation) -> None:
@@ -243,18 +254,32 @@ class OpenVinoEngine:
             if not self._running:
                 self._renewal = asyncio.ensure_future(self._give_back(renew=True))
                 self._giving_back = True
-            self._metrics.generations(len(self._running), len(self._waiting))
-            self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
+            self._count()
             return
-        while len(self._running) < self.limits.running and not self._giving_back:
+        while not self._giving_back:
             generation = self._waiting.first()
-            if generation is None or _blocks(generation) > self._free_blocks:
+            if generation is None or not self._may_begin(generation):
                 break
             self._waiting.start()
             self._begin(generation)
-        self._metrics.generations(len(self._running), len(self._waiting))
+        self._count()
+
+    def _count(self) -> None:
+        self._metrics.generations(len(self._running), len(self._waiting), self._waiting.callers)
         # A step that hangs is to be noticed even if its callers have all gone.
         self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
+
+    def _may_begin(self, generation: Generation) -> bool:
+        """Whether there is room for the generation that is next."""
+        own = self._waiting.running(generation.caller)
+        blocks, running = self._free_blocks, self.limits.running
+        if not own:
+            running += self.limits.extra
+        elif self._unread_tokens >= MAX_UNREAD_TOKENS:
+            return False
+        elif own >= MANY_RUNNING:
+            blocks -= self._written.blocks // 8
+        return len(self._running) < running and _blocks(generation) <= blocks
 
     def _begin(self, generation: Generation) -> None:
         generation.start()
@@ -262,7 +287,9 @@ class OpenVinoEngine:
         self._running[generation], self._by_number[number] = number, generation
         self._free_blocks -= _blocks(generation)
         self._generated[generation] = []
-        self._written.write(generation.prompt, ended=False)
+        unread = self._written.write(generation.prompt, ended=False)
+        self._unread[generation] = unread
+        self._unread_tokens += unread
         self._stepper.begin(number, generation.prompt, self._config(generation.sampling))
 
     def _forget(self, generation: Generation) -> int:
@@ -270,8 +297,13 @@ class OpenVinoEngine:
         del self._by_number[number]
         self._free_blocks += _blocks(generation)
         self._written.write(generation.prompt + self._generated.pop(generation), ended=True)
-        self._waiting.ended(generation.caller)
+        self._waiting.ended(generation.caller, generation.cost)
+        self._read(generation)
         return number
+
+    def _read(self, generation: Generation) -> None:
+        """Notes that a prompt is no longer to be read."""
+        self._unread_tokens -= self._unread.pop(generation, 0)
 
     def _config(self, sampling: Sampling) -> dict[str, Any]:
         """The attributes of OpenVINO's GenerationConfig."""
@@ -317,6 +349,7 @@ class OpenVinoEngine:
         for number, tokens, reason, logprobs in step:
             if generation := self._by_number.get(number):
                 self._generated[generation] += tokens
+                self._read(generation)
                 if reason:
                     self._forget(generation)
                 new = tokens[:-1] if reason == "stop" else tokens

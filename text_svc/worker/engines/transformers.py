@@ -45,6 +45,7 @@ from text_svc.worker.engines.base import (
     Generation,
     Limits,
     StepOutput,
+    extra_running,
 )
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.generation_threads import GenerationThreads
@@ -160,6 +161,8 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
             limits,
             context=min(limits.context, batch.cache.tokens),
             running=spec.max_running,
+            waiting=spec.max_waiting,
+            extra=extra_running(spec.max_running),
             features=FEATURES,
             vocabulary=model.config.get_text_config().vocab_size,
         )
@@ -171,7 +174,13 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
 
 def generate_limits(spec: WorkerSpec, context: int, new_tokens: int | None = None) -> Limits:
     """The limits of a model with `generate`; see `Limits` for the arguments."""
-    return Limits(context, min(MAX_GENERATE, spec.max_running), spec.max_waiting, new_tokens)
+    return Limits(
+        context,
+        min(MAX_GENERATE, spec.max_running),
+        spec.max_waiting_calls,
+        new_tokens,
+        weights=spec.caller_weights,
+    )
 
 
 def _batch_model(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from shared.caller import caller
+from shared.caller import caller, priority
 from shared.errors import InvalidArgumentError, ServiceError
 from shared.places import Places
 from text_svc.worker.answers.answer import Answer
@@ -104,7 +104,9 @@ class TextGenerator:
         self._bursts = Bursts()
         running, waiting = engine.limits.running, engine.limits.waiting
         self._places = Places(
-            running + waiting, f"{running} generations run and {waiting} wait, which is the limit"
+            running + waiting,
+            f"{running} generations run and {waiting} wait, which is the limit",
+            weights=engine.limits.weights,
         )
 
     def preparing(self) -> AbstractContextManager[None]:
@@ -176,7 +178,7 @@ class TextGenerator:
         within = self._within_limits(prompt, sampling)
         if within.response_format:
             await self._engine.compile(within.response_format)
-        generation = Generation(prompt, within, inputs, caller())
+        generation = Generation(prompt, within, inputs, caller(), priority())
         begun = time.perf_counter()
         # Where an encoder reads the prompt, the answer does not continue it.
         continued = prompt if self._engine.limits.new_tokens is None else ()

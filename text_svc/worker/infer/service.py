@@ -41,7 +41,7 @@ class InferHandlers:
 
     def __init__(self, pipeline: Infers, spec: WorkerSpec, running: int = 1) -> None:
         self.spec = spec
-        self.thread = ModelThread(spec.max_waiting, running)
+        self.thread = ModelThread(spec.max_waiting_calls, running, spec.caller_weights)
         self._pipeline = pipeline
 
     def table(self) -> Handlers:

@@ -149,7 +149,7 @@ class MediaPrompts:
         self._render = render
         self._templated = templated
         self._spec = spec
-        self._thread = ModelThread(spec.max_waiting)
+        self._thread = ModelThread(spec.max_waiting_calls, weights=spec.caller_weights)
 
     async def of_text(self, request: pb.TextRequest) -> Prompt:
         """The prompt of a GenerateText.

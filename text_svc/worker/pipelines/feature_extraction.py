@@ -36,6 +36,7 @@ class FeatureExtraction:
                 pad_token=loaded.pad_token,
                 max_waiting=spec.max_waiting_texts,
                 metrics=EmbeddingMetrics(spec.model_id),
+                weights=spec.caller_weights,
             ),
             normalized=recipe.normalize,
             max_texts=spec.max_texts,

@@ -122,7 +122,7 @@ class Florence2Handlers(GenerationHandlers):
         super().__init__(generator, spec)
         self._model = pipeline
         self._max_pixels = spec.max_image_pixels
-        self._thread = ModelThread(spec.max_waiting)
+        self._thread = ModelThread(spec.max_waiting_calls, weights=spec.caller_weights)
         self._infer = InferHandlers(pipeline, spec)
 
     def table(self) -> Handlers:

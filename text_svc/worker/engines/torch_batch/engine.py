@@ -52,11 +52,11 @@ class BatchEngine:
         self.limits = limits
         self._cache = model.cache
         self._cache_tokens = model.cache.tokens
-        self._decoder = BatchDecoder(model, end_tokens, limits.running)
+        self._decoder = BatchDecoder(model, end_tokens, limits.running + limits.extra)
         self._metrics = metrics
         self._steps = Steps()
         self._cancelling = 0
-        self._waiting: Turns[Generation] = Turns()
+        self._waiting: Turns[Generation] = Turns(limits.weights)
         self._running: set[Generation] = set()
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._closed = False
@@ -85,7 +85,7 @@ class BatchEngine:
 
     def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting.add(generation.caller, generation)
+        self._waiting.add(generation.caller, generation, generation.priority)
         self._admit()
 
     def cancel(self, generation: Generation) -> None:
@@ -102,9 +102,9 @@ class BatchEngine:
         await asyncio.to_thread(self._thread.join)
 
     def _admit(self) -> None:
-        while len(self._running) < self.limits.running:
-            generation = self._waiting.first()
-            if generation is None:
+        while generation := self._waiting.first():
+            own = self._waiting.running(generation.caller)
+            if len(self._running) >= self.limits.running + (0 if own else self.limits.extra):
                 break
             longest = max(map(needed, (generation, *self._running)))
             if longest * (len(self._running) + 1) > self._cache_tokens:
@@ -113,7 +113,7 @@ class BatchEngine:
             self._running.add(generation)
             generation.start()
             self._commands.put(lambda generation=generation: self._decoder.begin(generation))  # type: ignore[misc]
-        self._metrics.generations(len(self._running), len(self._waiting))
+        self._metrics.generations(len(self._running), len(self._waiting), self._waiting.callers)
         # A step that hangs is to be noticed even if its callers have all gone.
         self._steps.expect(len(self._running) + len(self._waiting) + self._cancelling)
 
@@ -130,7 +130,7 @@ class BatchEngine:
 
     def _forget(self, generation: Generation) -> None:
         self._running.remove(generation)
-        self._waiting.ended(generation.caller)
+        self._waiting.ended(generation.caller, generation.cost)
 
     def _on_cancelled(self) -> None:
         self._cancelling -= 1

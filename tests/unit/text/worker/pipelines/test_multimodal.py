@@ -314,7 +314,7 @@ async def test_a_model_that_reads_text_alone_says_so(tmp_path: Path, tiny: Tiny)
 
 
 async def test_a_chat_that_is_cancelled_stops_and_leaves_room(tiny: Tiny) -> None:
-    spec = spec_of(tiny("llava-chat"), "vlm", max_waiting=0)
+    spec = spec_of(tiny("llava-chat"), "vlm", max_waiting_calls=0)
     message = pb.ChatMessage(role="user", content="what ?", images=[png(picture(0))])
     long = pb.ChatRequest(messages=[message], temperature=0, max_tokens=1500)
     async with serve(spec) as stub:
