@@ -32,7 +32,7 @@ down: setup ## stop what `make up` started
 	@$(PY) -m stack down
 
 demo: models ## load models, embed, chat and run every vision task through Envoy
-	@$(PY) -m tools.demo --port $(PORT) $(DEMO)
+	@$(PY) -m demo --port $(PORT) $(DEMO)
 
 test: models ## run all tests that need no container engine
 	@$(PY) -m pytest --ignore tests/containers $(XDIST) $(TESTS)

@@ -31,7 +31,7 @@ TARGETS = {
     "http": ("http", "otel"),
     "models": ("models",),
     "envoy": ("envoy",),
-    "dev": ("model-mgmt", "text", "vision", "http", "otel", "tools", "dev"),
+    "dev": ("model-mgmt", "text", "vision", "http", "otel", "cli", "tools", "dev"),
 }
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # The oldest systems that all wheels run on: Envoy's ask for glibc 2.31 and macOS 15, and

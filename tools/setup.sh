@@ -93,4 +93,4 @@ else
   } || exit 1
 fi
 install --no-build-isolation -e . || exit 1
-"$venv/bin/python" -m compileall -q ml shared model_mgmt_svc text_svc vision_svc http_svc stack tools
+"$venv/bin/python" -m compileall -q ml shared model_mgmt_svc text_svc vision_svc http_svc stack cli demo tools

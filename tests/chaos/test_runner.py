@@ -168,7 +168,7 @@ def test_nothing_outlives_the_starter(private_stack: PrivateStack, tmp_path: Pat
 
 
 def test_nothing_outlives_the_demonstration(private_stack: PrivateStack) -> None:
-    command = [sys.executable, "-m", "tools.demo", "--port", str(free_port())]
+    command = [sys.executable, "-m", "demo", "--port", str(free_port())]
     stack = private_stack(command=command)
 
     def begun() -> bool:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from demo import vision as demo_vision
 from tests.support.optional_models import missing_models
 from tests.support.processes import free_port
 from tests.support.stack import CONVERTED, wait_for
-from tools import demo_vision
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = (

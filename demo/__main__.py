@@ -1,4 +1,4 @@
-"""A demonstration of the main job, through Envoy: `python -m tools.demo`.
+"""A demonstration of the main job, through Envoy: `python -m demo`.
 
 Uses the stack that is running on the port, or starts one and stops it at the end.
 """
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn
 from rich.table import Column, Table
 
+from demo import vision as demo_vision
 from ml import (
     common_pb2,
     mediapipe_pb2,
@@ -33,7 +34,7 @@ from ml import (
     transformers_pb2,
     transformers_pb2_grpc,
 )
-from tools import demo_vision, litert_files
+from tools import litert_files
 from tools.models import model_dir
 
 CHAT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -1,6 +1,6 @@
 """Runs every vision task on a clip and draws the results.
 
-`python -m tools.demo_vision --address 127.0.0.1:50051` writes, for each task, an annotated clip
+`python -m demo.vision --address 127.0.0.1:50051` writes, for each task, an annotated clip
 (`vision-TASK.mp4`) and a contact sheet (`vision-TASK.png`) into `out/`. From code: `run`.
 """
 
@@ -18,11 +18,11 @@ import cv2
 import grpc
 import numpy as np
 
+from cli.drawing import DRAWINGS
 from ml import mediapipe_pb2 as pb
 from ml import mediapipe_pb2_grpc
 from tools import vision_clips
 from tools.models import REPOSITORY
-from tools.vision_drawing import DRAWINGS
 
 if TYPE_CHECKING:
     from vision_svc.frames.types import Rgb
@@ -233,7 +233,7 @@ def run(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m tools.demo_vision")
+    parser = argparse.ArgumentParser(prog="python -m demo.vision")
     parser.add_argument("--address", default="127.0.0.1:50051", help="of Envoy or vision_svc")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "out", help="folder of the files")
     options = parser.parse_args()

@@ -1,0 +1,1 @@
+"""The demonstration of `make demo`: the main job, through Envoy."""
