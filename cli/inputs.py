@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,22 +76,53 @@ def read_text(parts: Sequence[str]) -> str:
     return text
 
 
-def read_lines(parts: Sequence[str]) -> Iterator[str]:
-    """Texts: arguments, and the lines of stdin as they come, for "-" or without arguments.
+def read_lines(parts: Sequence[str], most: int = 64) -> Iterator[list[str]]:
+    """Texts, some at a time: arguments, and the lines of stdin as they come.
+
+    Args:
+        parts: the arguments; "-" is stdin, and so are none.
+        most: texts at a time.
 
     Raises:
-        CliError: there is none, since stdin is a terminal.
+        CliError: there is none, since stdin is a terminal; or stdin is not text.
     """
     if not parts and sys.stdin.isatty():
         raise CliError('there is no text: give some as arguments, or "-" for the lines of stdin')
     _once(parts)
     for part in parts or (STDIN,):
-        if part != STDIN:
-            yield part
-            continue
-        for line in sys.stdin:
-            if text := line.rstrip("\r\n"):
-                yield text
+        for lines in _stdin_lines() if part == STDIN else ([part],):
+            for start in range(0, len(lines), most):
+                yield lines[start : start + most]
+
+
+def _stdin_lines() -> Iterator[list[str]]:
+    rest = b""
+    for piece in stdin_pieces():
+        *whole, rest = (rest + piece).split(b"\n")
+        yield _texts(whole)
+    yield _texts([rest])
+
+
+def _texts(lines: Sequence[bytes]) -> list[str]:
+    try:
+        texts = [line.decode().rstrip("\r") for line in lines]
+    except UnicodeDecodeError:
+        raise CliError("stdin is not text") from None
+    return [text for text in texts if text]
+
+
+def stdin_pieces(size: int = 1 << 16) -> Iterator[bytes]:
+    """What comes on stdin, as it comes.
+
+    Not through `sys.stdin.buffer`: a thread that waits in there when the process ends crashes it.
+    """
+    try:
+        descriptor = sys.stdin.fileno()
+    except (OSError, ValueError):  # it is no file
+        yield sys.stdin.buffer.read()
+        return
+    while piece := os.read(descriptor, size):
+        yield piece
 
 
 def _once(parts: Sequence[str]) -> None:

@@ -77,3 +77,10 @@ def complete_type(incomplete: str) -> list[str]:
     from shared.pipelines import PIPELINES
 
     return [each.name for each in PIPELINES if each.name.startswith(incomplete)]
+
+
+def complete_task(incomplete: str) -> list[str]:
+    """Tasks of vision."""
+    from cli.tasks import TASKS
+
+    return [name for name in TASKS if name.startswith(incomplete)]

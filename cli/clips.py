@@ -1,0 +1,170 @@
+"""Pictures and videos as frames, and frames as files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import av
+import cv2
+import numpy as np
+
+from cli.failures import CliError
+from cli.inputs import STDIN
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Rgb = npt.NDArray[np.uint8]
+
+_JPEG_QUALITY = 90
+# A file without frames a second, as of a camera.
+_FPS = 30
+
+
+def decode_picture(data: bytes, path: str) -> Rgb:
+    """A picture as RGB, upright as its Exif orientation says, as the service has it.
+
+    Raises:
+        CliError: it cannot be decoded.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise CliError(f"{path} is not a picture that can be decoded")
+    return cast("Rgb", image)
+
+
+def write_picture(path: Path, image: Rgb) -> None:
+    """Writes a picture in the format that its suffix names.
+
+    Raises:
+        CliError: there is no such format.
+        OSError: it cannot be written.
+    """
+    try:
+        written, data = cv2.imencode(path.suffix or ".png", image[..., ::-1])
+    except cv2.error:
+        written = False
+    if not written:
+        raise CliError(f"cannot write {path}: its name must end with .png, .jpg or .webp")
+    path.write_bytes(data.tobytes())
+
+
+def jpeg(image: Rgb) -> bytes:
+    """A frame as it is sent."""
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    return bytes(data.tobytes())
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture of a video, and when it is shown."""
+
+    image: Rgb
+    milliseconds: int
+
+
+class Video:
+    """A video file, a camera such as /dev/video0, or "-" for stdin.
+
+    Attributes:
+        fps: its frames a second.
+        frames: how many it has; None if that is not known.
+
+    Raises:
+        CliError: it cannot be opened, or has no video.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._name = "stdin" if path == STDIN else path
+        camera = path.startswith("/dev/video")
+        source: Any = sys.stdin.buffer if path == STDIN else path
+        try:
+            self._container = av.open(source, format="v4l2" if camera else None)
+        except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise CliError(f"there is no {path}") from None
+            raise CliError(f"{self._name} is not a video that can be read: {_why(error)}") from None
+        if not self._container.streams.video:
+            self._container.close()
+            raise CliError(f"{self._name} has no video")
+        stream = self._container.streams.video[0]
+        self.fps = stream.average_rate or Fraction(_FPS)
+        self.frames = stream.frames or None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames.
+
+        Raises:
+            CliError: it is damaged before its first frame; after that it ends there.
+        """
+        number, last = 0, -1
+        try:
+            for frame in self._container.decode(video=0):
+                time = frame.time if frame.time is not None else number / self.fps
+                last = max(last + 1, round(float(time) * 1000))
+                yield Frame(cast("Rgb", frame.to_ndarray(format="rgb24")), last)
+                number += 1
+        except (av.FFmpegError, ValueError) as error:
+            if not number:
+                raise CliError(f"{self._name} cannot be decoded: {_why(error)}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._container.close()
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+class VideoWriter:
+    """An H.264 file that browsers play, of the size of its first frame.
+
+    It is whole even if it is closed early.
+    """
+
+    def __init__(self, path: Path, fps: Fraction) -> None:
+        self._path, self._fps = path, fps
+        self._container: Any = None
+        self._stream: Any = None
+
+    def write(self, image: Rgb) -> None:
+        """Adds a frame. Odd rows and columns at the end are left out, as H.264 has none.
+
+        Raises:
+            CliError: the file cannot be written.
+        """
+        if self._container is None:
+            self._open(*image.shape[:2])
+        even = np.ascontiguousarray(image[: self._stream.height, : self._stream.width])
+        self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+
+    def _open(self, height: int, width: int) -> None:
+        try:
+            self._container = av.open(str(self._path), "w")
+        except (OSError, ValueError) as error:
+            raise CliError(f"cannot write {self._path}: {_why(error)}") from None
+        options = {"crf": "20", "preset": "veryfast"}
+        self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
+        self._stream.height, self._stream.width = height - height % 2, width - width % 2
+        self._stream.pix_fmt = "yuv420p"
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._container is not None:
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+            self._container = None

@@ -1,0 +1,20 @@
+"""Options of several commands."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.names import complete_model
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="ML_MODEL",
+        autocompletion=complete_model,
+        help="Id of a model. [default: the loaded one, if there is one that fits]",
+    ),
+]
