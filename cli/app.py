@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from cli.commands import models, speech, text, vectors, vision
+from cli.commands import bench, models, speech, stack, text, vectors, vision
 
 app = typer.Typer(
     help="Machine learning services from the command line.",
@@ -14,5 +14,5 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for part in (models, text, vectors, speech, vision):
+for part in (stack, models, text, vectors, speech, vision, bench):
     part.register(app)

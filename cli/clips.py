@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from io import FileIO
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _JPEG_QUALITY = 90
 # A file without frames a second, as of a camera.
 _FPS = 30
+_CLOSE_SECONDS = 0.5
 
 
 def decode_picture(data: bytes, path: str) -> Rgb:
@@ -83,7 +86,9 @@ class Video:
     def __init__(self, path: str) -> None:
         self._name = "stdin" if path == STDIN else path
         camera = path.startswith("/dev/video")
-        source: Any = sys.stdin.buffer if path == STDIN else path
+        # Without a buffer: a thread that waits in one when the process ends crashes it.
+        source: Any = FileIO(0, closefd=False) if path == STDIN else path
+        self._lock, self._closed = Lock(), False
         try:
             self._container = av.open(source, format="v4l2" if camera else None)
         except (OSError, ValueError) as error:
@@ -103,16 +108,21 @@ class Video:
         Raises:
             CliError: it is damaged before its first frame; after that it ends there.
         """
-        number, last = 0, -1
-        try:
-            for frame in self._container.decode(video=0):
-                time = frame.time if frame.time is not None else number / self.fps
-                last = max(last + 1, round(float(time) * 1000))
-                yield Frame(cast("Rgb", frame.to_ndarray(format="rgb24")), last)
-                number += 1
-        except (av.FFmpegError, ValueError) as error:
-            if not number:
+        decoded = self._container.decode(video=0)
+        last = -1
+        for number in itertools.count():
+            try:
+                with self._lock:
+                    if self._closed or (frame := next(decoded, None)) is None:
+                        return
+                    image = cast("Rgb", frame.to_ndarray(format="rgb24"))
+            except (OSError, ValueError) as error:
+                if number:
+                    return
                 raise CliError(f"{self._name} cannot be decoded: {_why(error)}") from None
+            time = frame.time if frame.time is not None else number / self.fps
+            last = max(last + 1, round(float(time) * 1000))
+            yield Frame(image, last)
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +133,10 @@ class Video:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._container.close()
+        self._closed = True
+        # A thread may wait in there for the next frame of a camera or a pipe.
+        if self._lock.acquire(timeout=_CLOSE_SECONDS):
+            self._container.close()
 
 
 def _why(error: Exception) -> str:
@@ -134,9 +147,13 @@ class VideoWriter:
     """An H.264 file that browsers play, of the size of its first frame.
 
     It is whole even if it is closed early.
+
+    Raises:
+        OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, fps: Fraction) -> None:
+        path.open("wb").close()  # whether it can be written shows now, with the reason
         self._path, self._fps = path, fps
         self._container: Any = None
         self._stream: Any = None
@@ -145,7 +162,7 @@ class VideoWriter:
         """Adds a frame. Odd rows and columns at the end are left out, as H.264 has none.
 
         Raises:
-            CliError: the file cannot be written.
+            CliError: its name has no suffix of a video.
         """
         if self._container is None:
             self._open(*image.shape[:2])

@@ -49,16 +49,26 @@ class Session:
         """A channel to Envoy, which is closed at the end, and its calls with it."""
         import grpc
 
+        with self._connect(grpc) as channel:
+            yield channel
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """The same for asyncio; the caller closes it."""
+        import grpc.aio
+
+        channel: grpc.aio.Channel = self._connect(grpc.aio)
+        return channel
+
+    def _connect(self, library: Any) -> Any:
+        import grpc
+
         from shared.rpc.channels import client_options
 
         if self.tls is None:
-            channel = grpc.insecure_channel(self.address, client_options())
-        else:
-            authority, certificate, key = self.tls
-            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-            channel = grpc.secure_channel(self.address, credentials, client_options())
-        with channel:
-            yield channel
+            return library.insecure_channel(self.address, client_options())
+        authority, certificate, key = self.tls
+        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+        return library.secure_channel(self.address, credentials, client_options())
 
 
 def open_session(

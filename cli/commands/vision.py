@@ -129,6 +129,8 @@ def stream(
     chosen, options = _task(task), assignments(option)
     if (task == _NEEDS_TEMPLATE) != bool(template):
         raise CliError(f"--template belongs to task {_NEEDS_TEMPLATE}, which needs it")
+    if out and out.exists() and Path(video).exists() and out.samefile(video):
+        raise CliError(f"{out} is the video itself: write to another file")
     looked_for = (read_bytes(str(template)), threshold) if template else None
     call = session.call
     if latest:
