@@ -8,7 +8,7 @@ each error while no fault was under way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,9 +210,12 @@ def judge(events: Iterable[Event], needed: Iterable[str] = NEEDED) -> Verdict:
         rows[window.name].times += 1
     failures = [*_not_well(events)]
     kinds: dict[str, dict[str, int]] = {}
+    absent: set[str] = set()  # models that come and go, whose last load was refused
     for call in (event for event in events if event["what"] == "call"):
         around = [window for window in windows if window.hits(call)]
-        word, why = _judge_call(call, around)
+        word, why = _judge_call(call, around, absent)
+        if _of_passing_model(call) and _is_load(call):
+            (absent.discard if word == "right" else absent.add)(call.get("model", ""))
         if word == "wrong":
             failures.append(_sentence(call, around, why))
         counts = kinds.setdefault(call["kind"], {"right": 0, "refused": 0, "wrong": 0})
@@ -266,7 +269,7 @@ def _windows(events: list[Event]) -> list[Window]:
     return windows
 
 
-def _judge_call(call: Event, around: list[Window]) -> tuple[str, str]:
+def _judge_call(call: Event, around: list[Window], absent: Container[str]) -> tuple[str, str]:
     """ "right", "refused" or "wrong", and why it is wrong."""
     if call["outcome"] == RIGHT:
         return "right", ""
@@ -274,6 +277,8 @@ def _judge_call(call: Event, around: list[Window]) -> tuple[str, str]:
         return "wrong", f"the answer is not right: {call['said'][:200]}"
     if call["reason"] not in contract().get(call["code"], ()):
         return "wrong", "the contract has no such error"
+    if call["reason"] == "MODEL_NOT_LOADED" and not _is_load(call) and call.get("model") in absent:
+        return "refused", ""
     if not around:
         return "wrong", "there was no fault"
     for rule in RULES:

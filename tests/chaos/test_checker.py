@@ -106,6 +106,17 @@ def test_all_else_is_a_failure(of: Fault, failed: Event) -> None:
     assert verdict.calls["chat"]["wrong"] == 1
 
 
+def test_a_model_whose_load_was_refused_is_not_loaded_afterwards() -> None:
+    missing = {"model": "chaos/guest", "message": "", "code": "FAILED_PRECONDITION"}
+    missing |= {"kind": "guest unload", "reason": "MODEL_NOT_LOADED"}
+    refused = missing | {"kind": "guest load", "code": "UNAVAILABLE", "reason": ""}
+    loaded = {"model": "chaos/guest", "kind": "guest load"}
+    late = call(25, **missing)  # when all was well again
+    assert judged(KILL, call(12, **refused), late).failures == []
+    again = judged(KILL, call(12, **refused), call(14, "right", **loaded), late)
+    assert len(again.failures) == 1
+
+
 def test_runs_are_told_together() -> None:
     one = judged(KILL, call(12, "right"))
     both = together([one, judged(KILL, call(12, "wrong")), judged(STOP, call(12, "right"))])
