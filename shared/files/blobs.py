@@ -64,7 +64,9 @@ class Blobs:
         """Gives a whole file its name here, if it can have one and nothing has it."""
         with contextlib.suppress(OSError, NotImplementedError):
             self._folder.mkdir(exist_ok=True)
-            file.chmod(WHOLE_FILE_MODE)  # one of an older version may be writable
+            # One of an older version may be writable. To set what is set would count as a change.
+            if stat.S_IMODE(file.stat().st_mode) != WHOLE_FILE_MODE:
+                file.chmod(WHOLE_FILE_MODE)
             os.link(file, self._folder / sha256, follow_symlinks=False)
 
     def forget(self, file: Path, sha256: str, *, shared: bool = False) -> None:

@@ -30,12 +30,12 @@ from shared.files.disk import (
     DISK_FULL,
     digest,
     disk_errors,
-    hash_file,
     read_record,
     sync_folder,
     write_json,
 )
 from shared.files.space import STATE_FOLDER, CacheSpace, state_file
+from shared.files.verified import VerifiedFiles
 from shared.model_ids import ModelId, folder_name, resolve_inside
 
 
@@ -120,6 +120,7 @@ class CacheEntry:
         self.part = state_file(root, self._inner, ".part")
         self.part_record = state_file(root, self._inner, ".part.json")
         self.space = space
+        self._verified = space.verified if space else VerifiedFiles()
 
     def place(self) -> Path:
         """The path of the whole file, which need not exist.
@@ -134,7 +135,10 @@ class CacheEntry:
         return self._check(hashed=False)
 
     def verify(self) -> CachedFile | None:
-        """The whole file if its content has the recorded hash; a damaged one is kept aside."""
+        """The whole file if its content has the recorded hash; a damaged one is kept aside.
+
+        It is read unless it has been read before and is unchanged, see `VerifiedFiles`.
+        """
         return self._check(hashed=True)
 
     def _check(self, hashed: bool) -> CachedFile | None:
@@ -149,7 +153,7 @@ class CacheEntry:
             if facts.st_size == record.get("size"):
                 if not hashed and not touched:
                     return CachedFile(place, facts.st_size, sha256, revision)
-                found = hash_file(place)
+                found = self._verified.hash(place)
                 if found == sha256:
                     if touched:
                         self.record(place, sha256, revision)
@@ -221,12 +225,13 @@ class CacheEntry:
             if not blobs.link(sha256, link, size):
                 return None
             try:
-                if hash_file(link) != sha256:
+                if self._verified.hash(link) != sha256:
                     return None
                 place = self.place()
                 place.parent.mkdir(parents=True, exist_ok=True)
                 self._forget()
                 link.replace(place)
+                self._verified.renamed(place)
                 file = self.record(place, sha256, revision)
                 if self.space:
                     self.space.tell()

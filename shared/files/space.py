@@ -28,6 +28,7 @@ from shared.files.blobs import Blobs
 from shared.files.disk import disk_errors, read_record
 from shared.files.inventory import Inventory, Unit, files_in
 from shared.files.quarantine import DEFAULT_LIMIT_MB, Quarantine
+from shared.files.verified import VerifiedFiles
 from shared.model_ids import ModelId, folder_name
 from shared.settings import FileSettings, variable_name
 
@@ -104,6 +105,7 @@ class CacheSpace:
         blobs: what is in the cache, by its hash.
         store: what is in that of model_mgmt_svc; None if it is not on this machine.
         quarantine: the files that do not match.
+        verified: the files that do, as far as this process has read them.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class CacheSpace:
         self.blobs = Blobs(root)
         self.store = Blobs(store) if store else None
         self.quarantine = Quarantine(root, quarantine_bytes)
+        self.verified = VerifiedFiles()
         self._root = root
         self._limit_bytes = limit_bytes
         self._setting = setting
