@@ -116,6 +116,9 @@ class LastWords:
         self._read_fd, self.write_fd = os.pipe()
         self._text = b""
         self._thread = threading.Thread(target=self._copy, name="stderr", daemon=True)
+        # Two wait at once where a process ends while it is ended, and a thread of Python 3.11 that
+        # two join at once raises in one of them.
+        self._ended = threading.Event()
 
     def start(self) -> None:
         """Begins to pass on, once the process has the other end."""
@@ -124,7 +127,7 @@ class LastWords:
 
     def wait(self) -> None:
         """Waits, not for long, for the last of them: the processes that it started end after it."""
-        self._thread.join(1)
+        self._ended.wait(1)
 
     def of_memory(self) -> bool:
         """Whether they are about memory. Call it after the end of the process; blocks shortly."""
@@ -133,8 +136,11 @@ class LastWords:
         return any(words in text for words in MEMORY_WORDS)
 
     def _copy(self) -> None:
-        with os.fdopen(self._read_fd, "rb", buffering=0) as pipe:
-            while block := pipe.read(1 << 16):
-                self._text = (self._text + block)[-LAST_WORDS_BYTES:]
-                with contextlib.suppress(OSError):
-                    os.write(sys.stderr.fileno(), block)
+        try:
+            with os.fdopen(self._read_fd, "rb", buffering=0) as pipe:
+                while block := pipe.read(1 << 16):
+                    self._text = (self._text + block)[-LAST_WORDS_BYTES:]
+                    with contextlib.suppress(OSError):
+                        os.write(sys.stderr.fileno(), block)
+        finally:
+            self._ended.set()
