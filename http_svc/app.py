@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from http_svc import bodies, errors, openapi
+from http_svc import bodies, errors, openapi, page
 from http_svc.answers import JSON, Answer, Whole, as_json
 from http_svc.anthropic import conversation, messages
 from http_svc.bodies import Body, BodyReader
@@ -188,6 +188,8 @@ def application(services: Services, health: Health | None = None) -> Starlette:
         route("/v1/openapi.json", "GET", document, errors.openai),
         Route("/health", check),
     ]
+    if settings.page:
+        routes += page.routes()
     made = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
     # The address of a redirect would be the one that the client says it has called.
     made.router.redirect_slashes = False

@@ -34,6 +34,9 @@ class HttpSettings(ServiceSettings):
         description="MiB of bodies that are being received or answered, of all requests together; "
         "more are 429.",
     )
+    page: bool = Field(
+        False, description="Whether `/` is a page on which a person tries the services."
+    )
     max_prompts: int = Field(
         128, ge=1, description="Prompts of a request of /v1/completions; more are 400."
     )

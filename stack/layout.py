@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,12 +103,15 @@ class Layout:
     def warning(self) -> str:
         """What is dangerous about the ports for callers; empty if nothing is."""
         options = self.envoy_options
-        if options.address.startswith("127.") or "api_keys" in options.caller_kinds:
+        if self._on_loopback() or "api_keys" in options.caller_kinds:
             return ""
         return (
             f"the ports for callers listen on {options.address} without API keys: whoever reaches "
             "them may load, use and unload models (see --callers)"
         )
+
+    def _on_loopback(self) -> bool:
+        return self.envoy_options.address.startswith("127.")
 
     def used_ports(self) -> list[int]:
         """The ports that must be free."""
@@ -174,6 +178,8 @@ class Layout:
         http = {
             "TEXT_ADDR": f"{LOOPBACK}:{ports.text}",
             "MODEL_MGMT_ADDR": own_files,
+            # For who sits at this machine; elsewhere it is asked for.
+            "PAGE": os.environ.get("HTTP_PAGE", str(self._on_loopback()).lower()),
         }
         return [
             _service("model_mgmt", ports.model_mgmt, ports.model_mgmt_metrics, model_mgmt),

@@ -127,7 +127,7 @@ def test_the_internal_service_is_there_but_not_behind_envoy(
 
 
 def test_an_unknown_page_is_404(stack: Stack) -> None:
-    assert get(stack.addresses["envoy"], "/")[0] == 404
+    assert get(stack.addresses["envoy"], "/nothing")[0] == 404
 
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
