@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +123,9 @@ bench-link: setup ## CPU of a token between text_svc and a model's process, besi
 
 bench-door: setup ## what http_svc costs over gRPC: time of a request, CPU of a token
 	@$(PY) -m tests.bench.bench_door $(BENCH)
+
+page-picture: setup ## draw docs/page.webp with Chromium, from the stack that is running
+	@$(PY) -m tools.page_picture --port $(PORT)
 
 rust: ## build, lint and test the Rust client
 	@python3 -m tools.cargo fmt --all --check
