@@ -44,6 +44,8 @@ TORCH_NEEDS = "filelock\nfsspec\njinja2\nnetworkx\nsetuptools\nsympy\ntyping-ext
 OVERRIDES = 'torch; sys_platform == "never"\ntorchvision; sys_platform == "never"\n'
 # A server has no windows: the same OpenCV without them is a third of the size.
 OVERRIDES += 'opencv-contrib-python; sys_platform == "never"\n'
+# xgrammar asks for the compiler of its kernels for CUDA, 600 MB, and we use none of these.
+OVERRIDES += 'triton; sys_platform == "never"\n'
 HEADLESS = "opencv-python-headless\n"
 # optimum-intel does not run with a newer hub client; 1.3 of the other refuses Python 3.11.
 OVERRIDES += "huggingface-hub<1.22\nbackports-strenum<1.3\n"

@@ -38,8 +38,11 @@ class Engine(Protocol):
     def submit(self, generation: Generation) -> None:
         """Starts or queues a generation. Callers take turns, as in `shared.turns.Turns`."""
 
-    async def compile(self, form: Form) -> None:
+    async def compile(self, form: Form) -> Any:
         """Compiles the form of an answer before its generation is submitted.
+
+        Returns:
+            What the generation has as its `form`.
 
         Raises:
             InvalidArgumentError: it cannot be compiled, or takes too much for that.
@@ -103,6 +106,7 @@ class Generation:
             that reads texts, the text.
         caller: whose it is.
         priority: among its caller's generations that wait.
+        form: what `Engine.compile` has made of the form of its answer.
         started: `time.perf_counter()` when it left the queue; 0 before.
     """
 
@@ -111,6 +115,7 @@ class Generation:
     inputs: Mapping[str, Any] | None = None
     caller: str = ""
     priority: int = 0
+    form: Any = None
     started: float = 0.0
     _generated: int = 0
     _outputs: list[StepOutput] = field(default_factory=list)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from shared.errors import InputTooLargeError, InvalidArgumentError
 
 FIELD = "response_format"
+TOOLS = "tools"
 MAX_CHARACTERS = 1 << 16
 MAX_CHOICES = 1024
 # Of a schema; deeper ones are not written by hand.
@@ -48,7 +49,7 @@ _NO_BREAK = "[^\\n]"
 # In a pattern of a JSON string, what cannot match a quote, a backslash or a control character.
 _ESCAPES = "dw.-+*?()[]{}|^$/"
 
-Kind = Literal["json_schema", "regex", "grammar"]
+Kind = Literal["json_schema", "regex", "grammar", "calls"]
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,22 @@ class Form:
     """What an answer must look like.
 
     Attributes:
-        kind: what `text` is: a JSON schema, a regular expression, or a grammar in EBNF with the
-            rule "root".
+        kind: what `text` is: a JSON schema, a regular expression, a grammar in EBNF with the rule
+            "root", or calls of tools, as a structural tag of xgrammar.
     """
 
     kind: Kind
     text: str
+
+    @property
+    def field(self) -> str:
+        """The request's field that asks for it."""
+        return TOOLS if self.kind == "calls" else FIELD
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.field if self.kind == "calls" else f"{FIELD}.{self.kind}"
 
     @classmethod
     def json_object(cls) -> Form:
@@ -104,8 +115,7 @@ class Form:
         """
         if len(self.text) > MAX_CHARACTERS:
             raise InputTooLargeError(
-                f"{FIELD}.{self.kind} has {len(self.text)} characters; the limit is "
-                f"{MAX_CHARACTERS}",
+                f"{self.name} has {len(self.text)} characters; the limit is {MAX_CHARACTERS}",
                 metadata={"limit": str(MAX_CHARACTERS)},
             )
         if not self.text.strip():

@@ -30,14 +30,15 @@ from text_svc.worker.engines.base import (
 from text_svc.worker.engines.cache_blocks import CacheBlocks
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
-from text_svc.worker.engines.openvino_rehearsal import Rehearsal
 from text_svc.worker.engines.openvino_stepper import OpenVinoStepper, Step
+from text_svc.worker.engines.rehearsal import Rehearsal
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.steps import Steps
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
 log = logging.getLogger(__name__)
 
+_REHEARSAL = "text_svc.worker.engines.openvino_rehearsal_process"
 # Attributes of GenerationConfig with the names that `Sampling` has.
 _SAME = ("presence_penalty", "frequency_penalty", "ignore_eos")
 # Tokens of a block of the KV cache; OpenVINO's value for CPUs.
@@ -169,7 +170,7 @@ class OpenVinoEngine:
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
         self._steps = Steps()
-        self._rehearsal = Rehearsal(folder)
+        self._rehearsal = Rehearsal(_REHEARSAL, {"folder": str(folder)})
         # Hashes of the forms that the pipeline has met, and what these take.
         self._forms: set[int] = set()
         self._form_bytes = 0

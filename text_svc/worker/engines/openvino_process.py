@@ -48,11 +48,12 @@ _REASONS = {GenerationFinishReason.STOP: "stop", GenerationFinishReason.LENGTH: 
 
 # In a generation's config, what is no attribute of GenerationConfig, see `structured_output`.
 FORM = "form"
+_FORM_KINDS = {"calls": "structural_tags_config"}
 
 
 def structured_output(form: dict[str, str]) -> StructuredOutputConfig:
-    """A form of answers: {"json_schema", "regex" or "grammar": text}."""
-    return StructuredOutputConfig(**form)
+    """A form of answers: {its kind: text}, see `Form`."""
+    return StructuredOutputConfig(**{_FORM_KINDS.get(kind, kind): form[kind] for kind in form})
 
 
 def make_pipeline(

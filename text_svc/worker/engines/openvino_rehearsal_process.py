@@ -1,22 +1,13 @@
-"""The child process of `openvino_rehearsal`: compiles forms of answers as OpenVINO's steps would.
+"""A process of `rehearsal`: compiles forms of answers as OpenVINO's steps would.
 
 Its model has the vocabulary and the tokenizer of the real one, and takes any token to be as likely
-as any other. All messages are JSON, one per line:
-
-    in:  {"folder": …}, once
-         {"json_schema": …}, {"regex": …} or {"grammar": …}
-    out: {"seconds": of all processors together, "bytes": that the process has grown by, "last":
-             whether the process ends now}, or {"error": why not}, after which it ends
+as any other. It is told {"folder": …} first; see `rehearsal_process`.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import re
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,20 +23,12 @@ from openvino_genai import (
     Tokenizer,
 )
 
-from shared.process import die_with_parent
 from text_svc.formats.json_files import GENERATION_CONFIG
 from text_svc.formats.manifest import MODEL
-from text_svc.link.json_lines import BlockingJsonLines
 from text_svc.worker.engines.openvino_process import structured_output
+from text_svc.worker.engines.rehearsal_process import TOKENS, serve
 
-# What compiled forms may take in memory, and all that the process may reserve.
-MEMORY_BYTES = 512 << 20
-DATA_BYTES = 2 << 30
-# Tokens that are tried: a form may be quick to compile and slow to follow.
-TOKENS = 32
 _WIDTH = 8
-# The time and the place that its library writes before a message.
-_SOURCE = re.compile(r"\[[0-9:]+\] \S+:[0-9]+: ")
 
 
 def make_model(vocabulary: int) -> openvino.Model:
@@ -103,10 +86,11 @@ class _Stage:
     """A pipeline on such a model.
 
     Args:
-        folder: of the converted model.
+        setup: names the folder of the converted model, with its tokenizer for OpenVINO.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, setup: dict[str, Any]) -> None:
+        folder = Path(setup["folder"])
         real = openvino.Core().read_model(folder / MODEL)
         vocabulary = real.output("logits").partial_shape[2].get_length()
         del real
@@ -123,11 +107,7 @@ class _Stage:
         self.seconds("regex", "a")  # it reads the vocabulary once
 
     def seconds(self, kind: str, text: str) -> float:
-        """What a form takes of all processors together.
-
-        Raises:
-            RuntimeError: it cannot be compiled; the stage is of no use afterwards.
-        """
+        """See `Stage`."""
         config = GenerationConfig()
         config.max_new_tokens = TOKENS
         config.do_sample = True
@@ -142,47 +122,9 @@ class _Stage:
         return time.process_time() - began
 
 
-def _reason(error: Exception) -> str:
-    """What a library says, without the place in its sources."""
-    last = _SOURCE.sub("", str(error).strip().splitlines()[-1])
-    return f"cannot be compiled: {last.rpartition('Check failed: ')[2].strip()[:300]}"
-
-
 def main() -> None:
     """Entry point; the one argument is the parent's process id."""
-    die_with_parent(int(sys.argv[1]))
-    os.nice(5)  # models that serve have priority
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = DATA_BYTES if hard == resource.RLIM_INFINITY else min(DATA_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    lines = BlockingJsonLines()
-    setup = lines.receive()
-    if setup is None:
-        return
-    try:
-        stage = _Stage(Path(setup["folder"]))
-    except Exception as error:  # noqa: BLE001  # the parent reports it
-        lines.send({"error": str(error)})
-        return
-    begun = size = _peak_bytes()
-    lines.send({"seconds": 0.0, "bytes": 0})
-    # Compiled forms stay in memory, so the process ends in time for the next one to have enough.
-    while size - begun < MEMORY_BYTES // 2 and (request := lines.receive()) is not None:
-        [(kind, text)] = request.items()
-        try:
-            seconds = stage.seconds(kind, text)
-        except Exception as error:  # noqa: BLE001  # the form's
-            lines.send({"error": _reason(error)})
-            return
-        before, size = size, _peak_bytes()
-        grown, last = size - before, size - begun >= MEMORY_BYTES // 2
-        lines.send({"seconds": seconds, "bytes": grown, "last": last})
-
-
-def _peak_bytes() -> int:
-    """Most memory that the process has had; the sandbox hides /proc."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    serve(_Stage)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from shared.errors import InputTooLargeError, InvalidArgumentError, OutOfRangeError
 from text_svc.formats.json_files import GENERATION_CONFIG, read_json_object
-from text_svc.worker.engines.forms import Form
+from text_svc.worker.engines.forms import FIELD, Form
 
 # For parameters that neither the request nor the model's generation_config sets.
 DEFAULT_TEMPERATURE = 0.7
@@ -89,6 +89,16 @@ class Sampling(OptionalSampling):
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+
+    def in_form(self, form: Form) -> Sampling:
+        """The same for a text that has a form.
+
+        Raises:
+            InvalidArgumentError, InputTooLargeError: as `Form.check`, or something here does not go
+                with a form.
+        """
+        _check_form(self, form)
+        return replace(self, response_format=form)
 
 
 @dataclass(frozen=True)
@@ -210,13 +220,17 @@ def _check_optional(request: SamplingRequest, max_new_tokens: int) -> None:
         if not request.logprobs:
             raise InvalidArgumentError("top_logprobs needs logprobs", field="top_logprobs")
     if request.response_format:
-        for name in ("ignore_eos", "min_tokens"):
-            if getattr(request, name):
-                raise InvalidArgumentError(
-                    f"{name} cannot be used with response_format, which says where the answer ends",
-                    field=name,
-                )
-        request.response_format.check()
+        _check_form(request, request.response_format)
+
+
+def _check_form(sampling: OptionalSampling, form: Form) -> None:
+    for name in ("ignore_eos", "min_tokens"):
+        if getattr(sampling, name):
+            what = "calls that are forced say" if form.kind == "calls" else f"{FIELD} says"
+            raise InvalidArgumentError(
+                f"{name} cannot be used here: {what} where the answer ends", field=name
+            )
+    form.check()
 
 
 def _check_biases(biases: Mapping[int, float]) -> None:

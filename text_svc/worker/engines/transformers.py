@@ -38,6 +38,7 @@ from text_svc.torch_models.pretrained import (
     measure,
 )
 from text_svc.torch_models.tokenizer import load_tokenizer
+from text_svc.worker.answers.formats import MARKS
 from text_svc.worker.cancel import cancel_processor
 from text_svc.worker.engines.base import (
     Engine,
@@ -52,6 +53,7 @@ from text_svc.worker.engines.generation_threads import GenerationThreads
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.torch_batch.eligibility import layer_shapes, packed_model
 from text_svc.worker.engines.torch_batch.engine import BatchEngine
+from text_svc.worker.engines.torch_batch.forms import TorchForms
 from text_svc.worker.engines.torch_batch.kv_cache import (
     ALIGNMENT,
     LayerShape,
@@ -157,17 +159,20 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
     elif shapes := layer_shapes(model):
         model, packed_bytes = packed_model(model, load_model)
         batch = _batch_model(model, shapes, spec, limits.context)
+        vocabulary = model.config.get_text_config().vocab_size
         limits = replace(
             limits,
             context=min(limits.context, batch.cache.tokens),
             running=spec.max_running,
             waiting=spec.max_waiting,
             extra=extra_running(spec.max_running),
-            features=FEATURES,
-            vocabulary=model.config.get_text_config().vocab_size,
+            # A form ends with one of these tokens.
+            features=FEATURES if end_tokens else FEATURES - {"response_format"},
+            vocabulary=vocabulary,
         )
         report = measure(model, packed_bytes, batch.cache.num_bytes)
-        return BatchEngine(batch, limits, end_tokens, metrics), text_tokenizer, report
+        forms = TorchForms(text_tokenizer, vocabulary, end_tokens, MARKS)
+        return BatchEngine(batch, limits, end_tokens, metrics, forms), text_tokenizer, report
     engine = TransformersEngine(model, limits, end_tokens, metrics)
     return engine, text_tokenizer, measure(model)
 

@@ -12,7 +12,10 @@ from shared.errors import FailedPreconditionError
 from text_svc.worker.answers import formats
 from text_svc.worker.answers.answer import Answer, AnswerForm
 from text_svc.worker.answers.reasoning import marks_of
+from text_svc.worker.answers.syntax import Syntax
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.generation.chat_template import NoToolsError
+from text_svc.worker.generation.forced_calls import required_calls, strict_calls
 from text_svc.worker.generation.tools import ToolRequest, read_tools, turns_of
 
 Turns = list[dict[str, Any]]
@@ -41,12 +44,20 @@ class ChatModel:
         template: its source; None if the model has none.
         has_token: whether the vocabulary has a token.
         tool_format: the load option.
+        forces: whether the model's engine can force calls.
     """
 
     def __init__(
-        self, template: str | None, has_token: Callable[[str], bool], tool_format: str = AUTO
+        self,
+        template: str | None,
+        has_token: Callable[[str], bool],
+        tool_format: str = AUTO,
+        *,
+        forces: bool = False,
     ) -> None:
         template = template or ""
+        self._template = template
+        self._forces = forces
         self._explicit = tool_format != AUTO
         self._format = (
             formats.named(tool_format) if self._explicit else formats.of_template(template)
@@ -71,10 +82,10 @@ class ChatModel:
                 "template has none of the formats " + ", ".join(formats.NAMES) + "; load it with "
                 "the option tool_format to choose one"
             )
-        if tools and tools.required:
+        if tools and (tools.required or tools.strict) and not self._forces:
             raise FailedPreconditionError(
                 "the engine of this model cannot force a call, so tool_choice must be one of auto, "
-                "none, and tool_name must be empty"
+                "none, tool_name must be empty, and no tool may be strict"
             )
         turns = turns_of(
             request.messages,
@@ -92,7 +103,8 @@ class ChatModel:
             separate=request.separate_reasoning,
         )
         think = request.think if request.HasField("think") else None
-        return Chat(turns, tools, form, think)
+        syntax = self._format.syntax(self._template) if self._format else None
+        return Chat(turns, tools, form, think, syntax)
 
 
 class Chat:
@@ -104,8 +116,14 @@ class Chat:
     """
 
     def __init__(
-        self, turns: Turns, tools: ToolRequest | None, form: AnswerForm, think: bool | None
+        self,
+        turns: Turns,
+        tools: ToolRequest | None,
+        form: AnswerForm,
+        think: bool | None,
+        syntax: Syntax | None = None,
     ) -> None:
+        self._syntax = syntax
         self.turns = turns
         self.prompt = ""
         self._tools = tools
@@ -134,6 +152,22 @@ class Chat:
                 "the model's chat template takes no tools; use a model that is made for them"
             ) from None
         return self.prompt
+
+    def calls(self) -> Form | None:
+        """The form of an answer with calls that are forced, once it is rendered; None if none is.
+
+        Raises:
+            InvalidArgumentError, FailedPreconditionError: as `forced_calls`.
+        """
+        tools, reasoning = self._tools, self._form.reasoning
+        if tools is None or self._syntax is None:
+            return None
+        if not tools.required:
+            return strict_calls(self._syntax, tools) if tools.strict else None
+        opened = bool(reasoning and reasoning.opened_by(self.prompt))
+        if self._think is False and not opened:
+            reasoning = None
+        return required_calls(self._syntax, tools, reasoning, opened=opened)
 
     @property
     def answer(self) -> Callable[[], Answer] | None:

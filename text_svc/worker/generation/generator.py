@@ -22,6 +22,7 @@ from text_svc.worker.engines.base import (
     StepOutput,
     TokenScore,
 )
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import (
     Sampling,
@@ -46,11 +47,13 @@ class Prompt:
         ids: of its tokens.
         inputs: what else the engine reads of it, see `Generation.inputs`.
         answer: makes what takes its answer apart; None for an answer that is text alone.
+        calls: the form of its answer, if it has calls that are forced.
     """
 
     ids: list[int]
     inputs: Mapping[str, Any] | None = None
     answer: Callable[[], Answer] | None = None
+    calls: Form | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,10 @@ class TextGenerator:
         """See `Limits.context`."""
         return self._engine.limits.context
 
+    def has(self, feature: str) -> bool:
+        """Whether the engine has one of `sampling.OPTIONAL`."""
+        return feature in self._engine.limits.features
+
     def check_template(self) -> None:
         """Tries the chat template; see `ChatTemplate.check`. Blocks."""
         self._template.check()
@@ -176,9 +183,9 @@ class TextGenerator:
                 place to another caller.
         """
         within = self._within_limits(prompt, sampling)
-        if within.response_format:
-            await self._engine.compile(within.response_format)
-        generation = Generation(prompt, within, inputs, caller(), priority())
+        form = within.response_format
+        compiled = await self._engine.compile(form) if form else None
+        generation = Generation(prompt, within, inputs, caller(), priority(), compiled)
         begun = time.perf_counter()
         # Where an encoder reads the prompt, the answer does not continue it.
         continued = prompt if self._engine.limits.new_tokens is None else ()

@@ -37,7 +37,10 @@ class GenerationHandlers:
         self._pipeline = spec.pipeline
         tokenizer = generator.tokenizer
         self.chat_model = ChatModel(
-            tokenizer.chat_template, tokenizer.has_token, spec.options.tool_format
+            tokenizer.chat_template,
+            tokenizer.has_token,
+            spec.options.tool_format,
+            forces=generator.has("response_format"),
         )
 
     def table(self) -> Handlers:
@@ -92,6 +95,11 @@ class GenerationHandlers:
                     field="response_format",
                 )
             prompt = replace(prompt, answer=None)  # the answer is in the form as a whole
+        if prompt.calls:
+            sampling = sampling.in_form(prompt.calls)
+            if request.tool_name or request.tool_choice == "required":
+                # A form says itself where the answer ends.
+                sampling = replace(sampling, stop=tuple(request.stop))
         async with aclosing(self._answers(prompt, sampling, request.n)) as deltas:
             async for index, delta in deltas:
                 for response in self._chat_responses(delta, taken_apart=prompt.answer is not None):
@@ -134,7 +142,7 @@ class GenerationHandlers:
         """Reads the messages of a request whose texts are within the limits."""
         chat = self.chat(request)
         ids = await self._generator.encode_rendered(await chat.render(self._generator.render))
-        return Prompt(ids, answer=chat.answer)
+        return Prompt(ids, answer=chat.answer, calls=chat.calls())
 
     def _chat_responses(self, delta: Delta, *, taken_apart: bool) -> Iterable[pb.ChatResponse]:
         if taken_apart:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ml import transformers_pb2 as pb
-from shared.errors import FailedPreconditionError, InvalidArgumentError
+from shared.errors import InvalidArgumentError
 from text_svc.worker.answers.pieces import MAX_CALLS, NAME
 from text_svc.worker.answers.tools import Tools
 
@@ -29,12 +29,16 @@ class ToolRequest:
         tools: what reading calls needs of them.
         parallel: whether there may be more than one call.
         required: names of the tools of which one must be called; empty if the model decides.
+        strict: names of the tools whose arguments fit their schemas.
+        named: whether the request names the one tool that must be called.
     """
 
     declared: tuple[dict[str, Any], ...]
     tools: Tools
     parallel: bool
     required: tuple[str, ...] = ()
+    strict: frozenset[str] = frozenset()
+    named: bool = False
 
 
 def read_tools(request: pb.ChatRequest) -> ToolRequest | None:
@@ -67,10 +71,6 @@ def read_tools(request: pb.ChatRequest) -> ToolRequest | None:
                 f"tools[{index}].name is {tool.name!r}, as of another tool",
                 field=f"tools[{index}].name",
             )
-        if tool.strict:
-            raise FailedPreconditionError(
-                f"tools[{index}].strict is set, but the engine of this model cannot force a call"
-            )
         schemas[tool.name] = _schema(tool.parameters, f"tools[{index}].parameters")
     required = _required(request, choice, schemas)
     if not schemas or choice == "none":
@@ -90,6 +90,8 @@ def read_tools(request: pb.ChatRequest) -> ToolRequest | None:
         tools=Tools(schemas),
         parallel=request.parallel_tool_calls or not request.HasField("parallel_tool_calls"),
         required=required,
+        strict=frozenset(tool.name for tool in request.tools if tool.strict),
+        named=bool(request.tool_name),
     )
 
 

@@ -10,6 +10,7 @@ import re
 
 from text_svc.worker.answers.json_calls import read_value
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -19,6 +20,16 @@ MARKS = (ALL_BEGIN, ALL_END, BEGIN, MIDDLE, END)
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 _BLOCK, _LANGUAGE = "```", "json"
+
+
+def syntax(template: str) -> Syntax:
+    """How a model of this chat template writes calls."""
+    if _BLOCK in template:
+        before = f"{BEGIN}function{MIDDLE}"
+        call, end = (before, f"\n{_BLOCK}{_LANGUAGE}\n"), f"\n{_BLOCK}{END}"
+    else:
+        call, end = (BEGIN, MIDDLE), END
+    return Syntax(call, end, begin=ALL_BEGIN, end=ALL_END, triggers=(ALL_BEGIN,), excluded=(BEGIN,))
 
 
 def read(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from text_svc.worker.answers.json_calls import read_value
 from text_svc.worker.answers.json_text import escaped, json_or_text
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Members, Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -34,6 +35,16 @@ class Marks:
     begin: str
     end: str
     quote: str
+
+    def syntax(self, template: str) -> Syntax:
+        """How the model writes calls. Of nested values it may read JSON, too."""
+        return Syntax(
+            (f"{self.begin}call:", "{"),
+            f"}}{self.end}",
+            separator="",
+            members=Members("", ":", (self.quote, self.quote), separator=","),
+            triggers=(self.begin,),
+        )
 
     def read(self, source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:
         """Reads an answer."""

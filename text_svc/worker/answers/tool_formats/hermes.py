@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from text_svc.worker.answers.json_calls import read_calls
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -17,6 +18,11 @@ MARKS = (BEGIN, END)
 
 # A bracket too many before the end is a usual slip.
 _BRACKETS = "]}"
+
+
+def syntax(template: str) -> Syntax:
+    """How a model of this chat template writes calls."""
+    return Syntax((f'{BEGIN}\n{{"name": "', '", "arguments": '), f"}}\n{END}", triggers=(BEGIN,))
 
 
 def read(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

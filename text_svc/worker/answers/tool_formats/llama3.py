@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from text_svc.worker.answers.json_calls import read_calls
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
 BEGIN = "<|python_tag|>"
 MARKS = (BEGIN,)
+
+
+def syntax(template: str) -> Syntax:
+    """How a model of this chat template writes calls: one alone, and nothing marks it in a text."""
+    return Syntax(('{"name": "', '", "parameters": '), "}", separator=None)
 
 
 def read(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

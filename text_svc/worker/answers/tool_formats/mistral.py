@@ -11,6 +11,7 @@ import re
 
 from text_svc.worker.answers.json_calls import read_calls, read_value
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -18,6 +19,22 @@ BEGIN, CALL_ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 MARKS = (BEGIN, CALL_ID, ARGUMENTS)
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def syntax(template: str) -> Syntax:
+    """How a model of this chat template writes calls."""
+    if ARGUMENTS in template:
+        # An id would come between, in some of them; it is not needed.
+        return Syntax((BEGIN, ARGUMENTS), "", separator="", triggers=(BEGIN,))
+    begin = f"{BEGIN} [" if f"{BEGIN} [" in template else f"{BEGIN}["
+    return Syntax(
+        ('{"name": "', '", "arguments": '),
+        "}",
+        begin=begin,
+        end="]",
+        separator=", ",
+        triggers=(BEGIN,),
+    )
 
 
 def read(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

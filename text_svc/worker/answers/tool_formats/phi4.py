@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from text_svc.worker.answers.json_calls import read_calls
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Syntax
 from text_svc.worker.answers.text_input import SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -16,6 +17,21 @@ MARKS = (BEGIN, END)
 
 _FUNCTOOLS = "functools"
 _BEGINS = (BEGIN, f"{_FUNCTOOLS}[")
+
+
+def syntax(template: str) -> Syntax:
+    """How a model of this chat template writes calls."""
+    marked = BEGIN in template
+    begin = BEGIN if marked else _FUNCTOOLS
+    return Syntax(
+        ('{"name": "', '", "arguments": '),
+        "}",
+        begin=f"{begin}[",
+        end=f"]{END}" if marked and END in template else "]",
+        separator=", ",
+        triggers=(BEGIN,) if marked else (f"{_FUNCTOOLS}[",),
+        excluded=(f"{_FUNCTOOLS}[",) if marked else (BEGIN,),
+    )
 
 
 def read(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

@@ -16,6 +16,7 @@ from functools import partial
 
 from text_svc.worker.answers.json_text import escaped, json_or_text
 from text_svc.worker.answers.pieces import Pieces
+from text_svc.worker.answers.syntax import Members, Syntax
 from text_svc.worker.answers.text_input import MAX_HELD_CHARACTERS, SPACE, Steps, TextInput
 from text_svc.worker.answers.tools import Tools
 
@@ -29,6 +30,31 @@ _VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
 
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
 _NAME = re.compile(r"[^<>\r\n]+")
+
+
+def syntax_of_qwen(template: str) -> Syntax:
+    """How Qwen3-Coder writes calls."""
+    return Syntax(
+        (f"{BEGIN}\n{_FUNCTION}", ">\n"),
+        f"{_FUNCTION_END}\n{END}",
+        members=Members(
+            _PARAMETER, ">\n", ("", _PARAMETER_END), end=f"\n{_PARAMETER_END}", after="\n"
+        ),
+        triggers=(BEGIN,),
+        excluded=(_FUNCTION,),
+    )
+
+
+def syntax_of_glm(template: str) -> Syntax:
+    """How GLM-4.5 writes calls."""
+    return Syntax(
+        (BEGIN, "\n"),
+        END,
+        members=Members(
+            _KEY, f"{_KEY_END}\n{_VALUE}", ("", _VALUE_END), end=_VALUE_END, after="\n"
+        ),
+        triggers=(BEGIN,),
+    )
 
 
 def read_qwen(source: TextInput, pieces: Pieces, tools: Tools) -> Steps[None]:

@@ -15,6 +15,7 @@ from text_svc.worker.engines.base import (
     Generation,
     StepOutput,
 )
+from text_svc.worker.engines.torch_batch.forms import FormMask
 from text_svc.worker.engines.torch_batch.kv_cache import (
     ALIGNMENT,
     aligned,
@@ -172,6 +173,7 @@ class BatchDecoder:
                 generation.prompt,
                 self._model.device,
                 tuple(self._end_tokens),
+                FormMask(generation.form) if generation.form else None,
             ),
         )
         self._rows.append(row)
@@ -191,6 +193,9 @@ class BatchDecoder:
         return results
 
     def _step(self, row: _Row, token: int) -> StepOutput:
+        if row.sampler.off_form:
+            error = InternalError("no token of the model's vocabulary can follow in this form")
+            return StepOutput((), 0, error=error)
         row.last = token
         row.generated += 1
         sampling = row.generation.sampling

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 from shared.errors import InternalError
 from shared.process import exit_if_out_of_memory
@@ -24,6 +25,7 @@ from text_svc.worker.engines.torch_batch.decoder import (
     Result,
     needed,
 )
+from text_svc.worker.engines.torch_batch.forms import TorchForms
 from text_svc.worker.engines.torch_batch.model import BatchModel
 from text_svc.worker.steps import Steps
 
@@ -44,12 +46,19 @@ class BatchEngine:
         limits: see `Engine`.
         end_tokens: ids that end a generation.
         metrics: of the model.
+        forms: of answers; needed with `response_format` among the limits' features.
     """
 
     def __init__(
-        self, model: BatchModel, limits: Limits, end_tokens: Sequence[int], metrics: EngineMetrics
+        self,
+        model: BatchModel,
+        limits: Limits,
+        end_tokens: Sequence[int],
+        metrics: EngineMetrics,
+        forms: TorchForms | None = None,
     ) -> None:
         self.limits = limits
+        self._forms = forms
         self._cache = model.cache
         self._cache_tokens = model.cache.tokens
         self._decoder = BatchDecoder(model, end_tokens, limits.running + limits.extra)
@@ -80,8 +89,9 @@ class BatchEngine:
         self._commands.put(partial(self._give_back, done))
         await done
 
-    async def compile(self, form: Form) -> None:
-        raise NotImplementedError("it does not have this feature")
+    async def compile(self, form: Form) -> Any:
+        assert self._forms is not None, "it is among the features"
+        return await self._forms.compile(form)
 
     def submit(self, generation: Generation) -> None:
         self._loop = asyncio.get_running_loop()
@@ -98,6 +108,8 @@ class BatchEngine:
             self._admit()
 
     async def close(self) -> None:
+        if self._forms:
+            await self._forms.close()
         self._commands.put(self._end)
         await asyncio.to_thread(self._thread.join)
 

@@ -16,9 +16,10 @@ from transformers import (
 
 from text_svc.worker.engines.base import TokenScore
 from text_svc.worker.engines.sampling import OPTIONAL, Sampling
+from text_svc.worker.engines.torch_batch.forms import FormMask
 
 # What these samplers have of it.
-FEATURES = frozenset(OPTIONAL) - {"response_format"}
+FEATURES = frozenset(OPTIONAL)
 # Sorting a whole vocabulary costs more than a layer; most nuclei lie within this many tokens.
 CANDIDATES = 256
 
@@ -45,18 +46,22 @@ class TokenSampler:
         ids: prompt and generated tokens, shape (tokens,), for the repetition penalty; empty
             without one.
         end_tokens: ids that end a generation.
+        mask: of the form of its text, if it has one.
         counts: of the generated tokens, if it has what needs them.
         generated: tokens so far, if it has what needs their number.
         score: of its newest token, if it wants log-probabilities.
+        off_form: its newest token is not what the form asks for, since none was.
     """
 
     sampling: Sampling
     generator: torch.Generator | None
     ids: torch.Tensor
     end_tokens: Sequence[int] = ()
+    mask: FormMask | None = None
     counts: dict[int, int] = field(default_factory=dict)
     generated: int = 0
     score: TokenScore | None = None
+    off_form: bool = False
 
     def __post_init__(self) -> None:
         # Looked up at each token.
@@ -69,11 +74,12 @@ class TokenSampler:
         prompt: Sequence[int],
         device: torch.device,
         end_tokens: Sequence[int] = (),
+        mask: FormMask | None = None,
     ) -> TokenSampler:
         """The sampler of a generation that begins."""
         known = prompt if sampling.repetition_penalty != 1 else ()
         ids = torch.tensor(known, dtype=torch.long, device=device)
-        return cls(sampling, seeded_generator(sampling, device), ids, end_tokens)
+        return cls(sampling, seeded_generator(sampling, device), ids, end_tokens, mask)
 
     def adjust(self, row: torch.Tensor) -> None:
         """Changes the scores of the next token, shape (vocabulary,), except for the repetition."""
@@ -88,10 +94,14 @@ class TokenSampler:
                 for token, count in self.counts.items()
             }
             _add(row, penalties)
+        if self.mask:
+            self.mask.hide(row)
 
     def chose(self, token: int) -> None:
         """Notes the next token."""
         self.generated += 1
+        if self.mask:
+            self.off_form = not self.mask.accept(token)
         if self.sampling.presence_penalty or self.sampling.frequency_penalty:
             self.counts[token] = self.counts.get(token, 0) + 1
 

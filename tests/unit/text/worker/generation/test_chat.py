@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +18,7 @@ from tests.support.text_pipeline import spec_of
 from text_svc.options import LoadOptions
 from text_svc.worker.answers.formats import NAMES
 from text_svc.worker.engines.base import Generation, Limits, StepOutput
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.sampling import SamplingDefaults
 from text_svc.worker.generation.generator import TextGenerator
@@ -39,11 +40,15 @@ MISTRAL = (
 class Engine:
     """An engine that writes a text, a token at a time."""
 
-    def __init__(self, tokens: Sequence[int]) -> None:
-        self.limits = Limits(context=1000, running=1, waiting=1)
+    def __init__(self, tokens: Sequence[int], features: Iterable[str] = ()) -> None:
+        self.limits = Limits(context=1000, running=1, waiting=1, features=frozenset(features))
+        self.forms: list[Form] = []
         self.prompts: list[list[int]] = []
         self.cancelled = 0
         self._tokens = tokens
+
+    async def compile(self, form: Form) -> None:
+        self.forms.append(form)
 
     def submit(self, generation: Generation) -> None:
         self.prompts.append(generation.prompt)
@@ -66,14 +71,20 @@ class Model:
     """The handlers of a model that always writes the same."""
 
     def __init__(
-        self, folder: Path, answer: str, template: str, special: Sequence[str], **options: str
-    ):
+        self,
+        folder: Path,
+        answer: str,
+        template: str,
+        special: Sequence[str],
+        features: Iterable[str] = (),
+        **options: str,
+    ) -> None:
         tiny_text.save_tokenizer(folder, template)
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         backend.add_special_tokens([AddedToken(each, special=True) for each in special])
         backend.save(str(folder / "tokenizer.json"))
         self.tokenizer = FastTokenizer(folder)
-        self.engine = Engine(backend.encode(answer).ids)
+        self.engine = Engine(backend.encode(answer).ids, features)
         engine: Any = self.engine
         self.generator = TextGenerator(
             engine, self.tokenizer, SamplingDefaults(), EngineMetrics("tiny"), 10_000
@@ -104,9 +115,11 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         answer: str,
         template: str = tiny_text.TOOLS_TEMPLATE,
         special: Sequence[str] = (),
+        features: Iterable[str] = (),
         **options: str,
     ) -> Model:
-        made.append(Model(tmp_path / str(len(made)), answer, template, special, **options))
+        folder = tmp_path / str(len(made))
+        made.append(Model(folder, answer, template, special, features, **options))
         return made[-1]
 
     yield make
@@ -258,6 +271,40 @@ async def test_what_cannot_be_done_is_told_at_the_call(make: Make) -> None:
     with pytest.raises(FailedPreconditionError, match="takes no tools"):
         await chosen.chat(tools=[WEATHER])
     assert content_of(await chosen.chat()) == "x"
+    forced = make("x")
+    strict = pb.Tool(name="weather", parameters=SCHEMA, strict=True)
+    for fields in (
+        {"tools": [WEATHER], "tool_choice": "required"},
+        {"tools": [WEATHER], "tool_name": "weather"},
+        {"tools": [strict]},
+    ):
+        with pytest.raises(FailedPreconditionError, match="cannot force a call"):
+            await forced.chat(**fields)
+    assert content_of(await forced.chat(tools=[strict], tool_choice="none")) == "x"
+
+
+async def test_calls_are_forced_where_the_engine_can(make: Make) -> None:
+    """The form goes to the engine, and what it writes is taken apart as ever."""
+    model = make(CALL, features={"response_format"})
+    fields: dict[str, Any] = {"tools": [WEATHER], "stop": ["x"]}
+    responses = await model.chat(tool_choice="required", **fields)
+    assert calls_of(responses) == [("weather", '{"city": "Paris"}')]
+    assert responses[-1].finish_reason == "tool_calls"
+    (form,) = model.engine.forms
+    structure = json.loads(form.text)["format"]
+    assert (form.kind, structure["type"]) == ("calls", "or"), "it may reason before"
+    await model.chat(tool_name="weather", think=True, **fields)
+    structure = json.loads(model.engine.forms[-1].text)["format"]
+    assert structure["elements"][0]["end"] == "</think>", "the prompt has opened it"
+    strict = pb.Tool(name="weather", parameters=SCHEMA, strict=True)
+    await model.chat(tools=[strict])
+    structure = json.loads(model.engine.forms[-1].text)["format"]
+    assert structure["type"] == "triggered_tags"
+    await model.chat(tools=[WEATHER])
+    assert len(model.engine.forms) == 3, "the model decides"
+    for name in ("ignore_eos", "min_tokens"):
+        with pytest.raises(InvalidArgumentError, match="calls that are forced say where"):
+            await model.chat(tool_choice="required", **{name: 1}, **fields)
 
 
 TOO_DEEP = '{"a": ' + "[" * MAX_SCHEMA_DEPTH + "]" * MAX_SCHEMA_DEPTH + "}"

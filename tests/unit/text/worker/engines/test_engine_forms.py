@@ -1,4 +1,4 @@
-"""Forms of answers on OpenVINO: followed, or refused before the first token, at nobody's cost."""
+"""Forms of answers: followed, or refused before the first token, at nobody's cost."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
+from ml import transformers_pb2 as pb
 from shared.errors import InvalidArgumentError
 from tests.support.waiting import until
 from text_svc.formats.manifest import TOKENIZER
-from text_svc.worker.engines import openvino, openvino_rehearsal
-from text_svc.worker.engines.base import Limits
+from text_svc.torch_models.causal_lm import load_causal_lm
+from text_svc.worker.answers.answer import Answer, AnswerForm
+from text_svc.worker.answers.formats import MARKS, named
+from text_svc.worker.engines import openvino, rehearsal
+from text_svc.worker.engines.base import Engine, Limits
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.metrics import EngineMetrics
 from text_svc.worker.engines.openvino import OpenVinoEngine
 from text_svc.worker.engines.sampling import Sampling, SamplingDefaults
+from text_svc.worker.engines.torch_batch import forms, sampler
+from text_svc.worker.engines.torch_batch.eligibility import layer_shapes
+from text_svc.worker.engines.torch_batch.engine import BatchEngine
+from text_svc.worker.engines.torch_batch.forms import TorchForms
+from text_svc.worker.engines.torch_batch.model import BatchModel
+from text_svc.worker.generation.forced_calls import required_calls
 from text_svc.worker.generation.generator import TextGenerator
+from text_svc.worker.generation.tools import read_tools
 from text_svc.worker.tokenizers.fast import FastTokenizer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+END = (1,)
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -36,26 +49,56 @@ SCHEMA = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
+PERSON = pb.Tool(name="person", parameters=json.dumps(SCHEMA), strict=True)
 # Some characters that would take minutes and much memory.
 HOSTILE = "([a-z]{1,800}[0-9]{1,800}){1,800}"
-HOSTILE_SCHEMA = json.dumps({"type": "string", "pattern": f"^{HOSTILE}$"})
+# The same for the newer library of torch, which takes the first one in its stride.
+HOSTILE_TOO = "([a-z ]{1,60000}[0-9]){1,60000}|[b-z]{1,60000}"
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def generator(llama: Path, converted_llama: Path) -> AsyncIterator[TextGenerator]:
-    engine = OpenVinoEngine(
-        converted_llama,
+def openvino_engine(folder: Path) -> Engine:
+    return OpenVinoEngine(
+        folder,
         limits=Limits(2048, 8, 16, features=openvino.FEATURES | {"response_format"}),
-        end_tokens=(1,),
+        end_tokens=END,
         cache_blocks=256,
         precision="f32",
         threads=1,
         metrics=EngineMetrics("tiny"),
     )
+
+
+def batch_engine(folder: Path, tokenizer: FastTokenizer) -> Engine:
+    model = load_causal_lm(folder, torch.float32, torch.device("cpu"))
+    shapes = layer_shapes(model)
+    assert shapes is not None
+    size = model.config.vocab_size
+    return BatchEngine(
+        BatchModel(model, shapes, 8192),
+        Limits(1024, 8, 16, features=sampler.FEATURES, vocabulary=size),
+        END,
+        EngineMetrics("tiny"),
+        TorchForms(tokenizer, size, END, MARKS),
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["openvino", "transformers"])
+async def generator(
+    request: pytest.FixtureRequest, llama: Path, converted_llama: Path
+) -> AsyncIterator[TextGenerator]:
     tokenizer, metrics = FastTokenizer(llama), EngineMetrics("tiny")
+    if request.param == "openvino":
+        engine = openvino_engine(converted_llama)
+    else:
+        engine = batch_engine(llama, tokenizer)
     generator = TextGenerator(engine, tokenizer, SamplingDefaults(), metrics, 1 << 20)
     yield generator
     await generator.close()
+
+
+def rehearsal_of(generator: TextGenerator) -> Any:
+    engine: Any = generator._engine
+    return engine._rehearsal if isinstance(engine, OpenVinoEngine) else engine._forms._rehearsal
 
 
 async def answer(
@@ -104,6 +147,24 @@ async def test_answers_have_their_form(
         assert reason == "stop"
 
 
+async def test_calls_are_forced(generator: TextGenerator) -> None:
+    """Beside each other, and special tokens among their marks."""
+    request = read_tools(pb.ChatRequest(tools=[PERSON], tool_choice="required"))
+    assert request is not None
+    for name in ("hermes", "mistral", "gemma4"):
+        wanted = required_calls(named(name).syntax(""), request)
+        text, reason = await answer(generator, wanted, 600, seed=3)
+        taken = Answer(AnswerForm(request.tools, named(name)))
+        pieces = taken.add(text) + taken.end()
+        assert {piece.content for piece in pieces} == {""}, text
+        if reason == "stop":
+            assert taken.calls, text
+        first = "".join(
+            piece.call.arguments for piece in pieces if piece.call and piece.call.index == 0
+        )
+        assert taken.calls < 2 or is_person(first), text
+
+
 async def test_json_fits_its_schema_or_is_cut_by_length(generator: TextGenerator) -> None:
     """Beside each other, and beside an answer that has no form."""
     form = Form("json_schema", json.dumps(SCHEMA))
@@ -126,7 +187,7 @@ async def test_json_fits_its_schema_or_is_cut_by_length(generator: TextGenerator
     [
         Form("regex", "(a"),
         Form("grammar", 'root ::= other "a"'),
-        Form("json_schema", HOSTILE_SCHEMA),
+        Form("json_schema", json.dumps({"type": "string", "pattern": f"^{HOSTILE}$"})),
         Form("regex", HOSTILE),
     ],
     ids=["regex", "grammar", "hostile schema", "hostile regex"],
@@ -135,14 +196,17 @@ async def test_a_form_that_cannot_be_compiled_is_refused_and_harms_nobody(
     generator: TextGenerator, form: Form, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others go on while it is tried, and it is not tried again."""
-    monkeypatch.setattr(openvino_rehearsal, "WALL_SECONDS", 3.0)
+    if not isinstance(generator._engine, OpenVinoEngine):
+        if form.kind != "regex":
+            return  # each of them costs a new process
+        form = Form(form.kind, form.text.replace(HOSTILE, HOSTILE_TOO))
+    monkeypatch.setattr(rehearsal, "WALL_SECONDS", 3.0)
     bystander = asyncio.create_task(answer(generator, None, 500, seed=None))
     with pytest.raises(InvalidArgumentError, match=r"response_format\.\w+ (cannot|takes)") as told:
         await answer(generator, form)
     assert "/" not in told.value.message.partition("cannot be compiled")[2]
     assert (await bystander)[1] == "length"
-    engine: Any = generator._engine
-    monkeypatch.setattr(engine._rehearsal, "_try", None)
+    monkeypatch.setattr(rehearsal_of(generator), "_try", None)
     with pytest.raises(InvalidArgumentError, match="response_format"):
         await answer(generator, form)
 
@@ -151,6 +215,8 @@ async def test_the_pipeline_is_made_anew_when_forms_have_taken_much(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine: Any = generator._engine
+    if not isinstance(engine, OpenVinoEngine):
+        return  # the next test is of the other engine
     monkeypatch.setattr(openvino, "MAX_FORM_BYTES", 1)
     assert (await answer(generator, Form("regex", "ab")))[0] == "ab"
     await until(lambda: engine._form_bytes == 0)
@@ -168,10 +234,26 @@ async def test_the_pipeline_is_made_anew_when_forms_have_taken_much(
     assert renewals == [True]
 
 
+async def test_compiled_forms_are_kept_as_far_as_there_is_room(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine: Any = generator._engine
+    if isinstance(engine, OpenVinoEngine):
+        return  # that was the test before
+    for text in ("ab", "cd", "ab"):
+        assert (await answer(generator, Form("regex", text)))[0] == text
+    kept = await engine.compile(Form("regex", "ab"))
+    assert await engine.compile(Form("regex", "ab")) is kept
+    monkeypatch.setattr(forms, "MAX_FORM_BYTES", 1)
+    assert (await answer(generator, Form("regex", "ef")))[0] == "ef"
+    assert list(engine._forms._compiled) == [Form("regex", "ef")]
+    assert await engine.compile(Form("regex", "ab")) is not kept
+
+
 async def test_a_form_whose_caller_has_left_is_not_tried(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rehearsal: Any = generator._engine._rehearsal  # type: ignore[attr-defined]
+    rehearsal = rehearsal_of(generator)
     tried = []
 
     async def try_(form: Form) -> tuple[int, str]:
