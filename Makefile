@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers kubernetes test-kubernetes sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: models ## load models, embed, chat and run every vision task through Envoy
 	@$(PY) -m demo --port $(PORT) $(DEMO)
 
 test: models ## run all tests that need no container engine
-	@$(PY) -m pytest --ignore tests/containers $(XDIST) $(TESTS)
+	@$(PY) -m pytest --ignore tests/containers --ignore tests/kubernetes $(XDIST) $(TESTS)
 
 test-hostile: models ## attack the services, and print what it did to them and to others
 	@rm -f out/hostile.json
@@ -64,6 +64,12 @@ images: ## build the container images, one at a time
 
 test-containers: models ## test the images and the compose files; needs a container engine
 	@$(PY) -m pytest tests/containers --timeout 1200
+
+kubernetes: setup ## write what the manifests of deploy/kubernetes take from the rest of the project
+	@$(PY) -m tools.kubernetes
+
+test-kubernetes: setup ## test deploy/kubernetes; skipped, with the reason, without ../shared/kubernetes
+	@timeout 600 $(PY) -m pytest tests/kubernetes
 
 sbom: setup ## write bills of materials of the images and of .venv into out/sbom/ (CycloneDX)
 	@$(PY) -m tools.containers.sbom

@@ -1,4 +1,4 @@
-"""Envoy's configuration: envoy.yaml, its optional parts, and its form for a native stack.
+"""Envoy's configuration: envoy.yaml, its optional parts, and its forms outside of Compose.
 
 `python -m stack.envoy_config FOLDER` writes what the container's image has: the configuration with
 every choice of parts, and the files that are made for it.
@@ -10,8 +10,10 @@ import copy
 import itertools
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -148,10 +150,14 @@ def write_generated(folder: Path) -> None:
         (folder / name).write_bytes(made())
 
 
-def write_container_configs(folder: Path) -> None:
+def write_container_configs(folder: Path, hosts: Mapping[str, str] = MappingProxyType({})) -> None:
     """Writes envoy[.tracing][.tls][.keys][.names].yaml, and the files that go with them.
 
     The entry point takes one of the configurations.
+
+    Args:
+        folder: where they go; it is made if it is missing.
+        hosts: other host names of services, by those in envoy.yaml.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_generated(folder)
@@ -163,6 +169,7 @@ def write_container_configs(folder: Path) -> None:
         if "names" in parts and "tls" not in parts:
             continue
         config = load_config(**dict.fromkeys(parts, True))
+        _rename_hosts(config["static_resources"]["clusters"], hosts)
         text = yaml.dump(config, Dumper=_DUMPER, sort_keys=False)
         (folder / f"{'.'.join(['envoy', *parts])}.yaml").write_text(text)
 
@@ -242,6 +249,15 @@ def _set_upstreams(
             _set_address(address, own[cluster["name"]])
         elif collector:
             address["socket_address"] = {"address": collector[0], "port_value": collector[1]}
+
+
+def _rename_hosts(clusters: list[dict[str, Any]], hosts: Mapping[str, str]) -> None:
+    for cluster in clusters:
+        for group in cluster.get("load_assignment", {}).get("endpoints", ()):
+            for host in group["lb_endpoints"]:
+                address = host["endpoint"]["address"].get("socket_address", {})
+                if address.get("address") in hosts:
+                    address["address"] = hosts[address["address"]]
 
 
 def _set_wait(listeners: list[dict[str, Any]], seconds: int) -> None:

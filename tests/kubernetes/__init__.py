@@ -1,0 +1,1 @@
+"""Tests of deploy/kubernetes: the manifests, and the services in a cluster."""
