@@ -227,6 +227,15 @@ class ModelManagementServicer(
                         revision=step.revision,
                     )
 
+    async def Absent(
+        self, request: store_pb2.AbsentRequest, context: Context
+    ) -> store_pb2.AbsentResponse:
+        model_id = parse_model_id(request.model_id)
+        source = at_revision(model_id, check_revision(request.revision))
+        with self._services.slot():
+            absent = await self._files.absent(source, request.file_paths)
+        return store_pb2.AbsentResponse(file_paths=sorted(absent))
+
     async def _unconfirmed(self, source: ModelId) -> str:
         """What a caller should know whose file provider may have sent another revision."""
         if await self._files.is_confirmed(source):

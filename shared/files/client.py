@@ -8,28 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self
 
+import grpc
+
 from ml import model_management_pb2_grpc
-from ml.internal import store_pb2_grpc
-from shared.errors import ModelFileNotFoundError, ProviderUnavailableError, ServiceError
+from ml.internal import store_pb2, store_pb2_grpc
+from shared.errors import (
+    InvalidArgumentError,
+    ModelFileNotFoundError,
+    ProviderUnavailableError,
+    ServiceError,
+)
 from shared.files.cache import CacheEntry, cached_entries
 from shared.files.chunk_memory import ChunkMemory
 from shared.files.download import download
 from shared.files.fetch import Fetch, FetchLimits
-from shared.files.freshness import is_unchanged
+from shared.files.freshness import is_absent, is_unchanged
 from shared.files.rate import RateLimit
 from shared.files.reader import FileReader
 from shared.files.space import CacheSpace, Use
-from shared.files.stub import Source, Stub
+from shared.files.stub import Source, StoreStub, Stub
 from shared.model_ids import ModelId, check_file_path, folder_name, split_revision
 from shared.rpc.channels import connect
 from shared.single_flight import SingleFlight
+from shared.telemetry.tracing import outgoing_metadata
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +52,9 @@ _CHANNEL_OPTIONS = (
 )
 # Between looks for what nobody needs.
 SWEEP_SECONDS = 3600.0
+# Files that a provider is asked about at once, and in one call of a service.
+MAX_QUESTIONS = 8
+MAX_NAMES = 1000
 # What the message of a chunk has besides its data, at most.
 CHUNK_FIELDS_BYTES = 1 << 10
 
@@ -102,9 +114,12 @@ class ModelFiles:
         options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", largest))
         self._channel = connect(self._address, options=options, serving=self._serving)
         self._stub: Stub = model_management_pb2_grpc.ModelManagementServiceStub(self._channel)
-        self._source = Source(
-            self._stub, store_pb2_grpc.ModelStoreStub(self._channel) if self.space.store else None
+        # A provider that is model_mgmt_svc, which has a store.
+        ours = self._serving or self.space.store
+        self._store: StoreStub | None = (
+            store_pb2_grpc.ModelStoreStub(self._channel) if ours else None
         )
+        self._source = Source(self._stub, self._store if self.space.store else None)
         self._sweeping = asyncio.create_task(self._sweep())
         return self
 
@@ -184,20 +199,71 @@ class ModelFiles:
             As `fetch`.
         """
         entries = await asyncio.to_thread(cached_entries, self.cache_dir, model_id, self.space)
-        for entry in entries:
-            file = await asyncio.to_thread(entry.find)
-            seconds = self.limits.first_chunk_seconds
-            try:
-                if not file or await is_unchanged(self._stub, entry, file, seconds):
-                    continue
-            except ProviderUnavailableError as error:
-                log.info(
-                    "cannot check for updates; using the cached files",
-                    extra={"error": error.message},
-                )
-                return
+        questions = asyncio.Semaphore(MAX_QUESTIONS)
+
+        async def is_stale(entry: CacheEntry) -> bool | None:
+            async with questions:
+                file = await asyncio.to_thread(entry.find)
+                seconds = self.limits.first_chunk_seconds
+                try:
+                    return not file or not await is_unchanged(self._stub, entry, file, seconds)
+                except ProviderUnavailableError as error:
+                    log.info(
+                        "cannot check for updates; using the cached files",
+                        extra={"file": str(entry.file_path), "error": error.message},
+                    )
+                    return None
+
+        stale = await asyncio.gather(*map(is_stale, entries))
+        if None in stale:
+            return
+        for entry in itertools.compress(entries, stale):
             with contextlib.suppress(ModelFileNotFoundError):
                 await self.fetch(model_id, str(entry.file_path))
+
+    async def absent(self, model_id: ModelId, file_paths: Iterable[str]) -> set[str]:
+        """Those of some files that are not cached, and that the provider says it does not have.
+
+        Cheaper than `fetch` of each. None where that cannot be found out: `fetch` tells why.
+
+        Raises:
+            InvalidPathError, InvalidArgumentError: one of the paths, or there are over MAX_NAMES.
+        """
+        entries = [self._entry(model_id, path) for path in file_paths]
+        if len(entries) > MAX_NAMES:
+            raise InvalidArgumentError(
+                f"{len(entries)} files are asked for, of at most {MAX_NAMES}"
+            )
+
+        def unknown() -> list[CacheEntry]:
+            return [entry for entry in entries if not entry.find()]
+
+        entries = await asyncio.to_thread(unknown)
+        if not entries:
+            return set()
+        if self._store:
+            return await self._absent_in_store(self._store, model_id, entries)
+        questions = asyncio.Semaphore(MAX_QUESTIONS)
+
+        async def asked(entry: CacheEntry) -> bool:
+            async with questions:
+                return await is_absent(self._stub, entry, self.limits.first_chunk_seconds)
+
+        answers = await asyncio.gather(*map(asked, entries))
+        return {str(entry.file_path) for entry in itertools.compress(entries, answers)}
+
+    async def _absent_in_store(
+        self, store: StoreStub, model_id: ModelId, entries: Iterable[CacheEntry]
+    ) -> set[str]:
+        names = {str(entry.file_path) for entry in entries}
+        plain, revision = split_revision(model_id)
+        request = store_pb2.AbsentRequest(model_id=plain, file_paths=names, revision=revision)
+        try:
+            async with asyncio.timeout(self.limits.first_chunk_seconds):
+                answer = await store.Absent(request, metadata=outgoing_metadata())
+        except (TimeoutError, grpc.aio.AioRpcError):  # an older one, too
+            return set()
+        return names.intersection(answer.file_paths)
 
     async def has(self, model_id: ModelId, file_path: str) -> bool:
         """Whether the provider has a file. What arrives of it meanwhile is kept for a later fetch.

@@ -1,4 +1,4 @@
-"""Whether a cached file is still what the provider has, or has been republished."""
+"""Whether a cached file is still what the provider has, and whether the provider has a file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 
 import grpc
 
-from shared.errors import ProviderUnavailableError
+from shared.errors import ModelFileNotFoundError, ProviderUnavailableError
 from shared.files.cache import CachedFile, CacheEntry
 from shared.files.stub import Chunk, Stub, request_of
+from shared.rpc.status import from_details
 from shared.telemetry.tracing import outgoing_metadata
 
 # Statuses of a provider that has a shorter file, or none.
@@ -59,3 +60,29 @@ def _matches(chunk: Chunk, cached: CachedFile) -> bool:
     with cached.open_reader() as file:
         file.seek(chunk.offset)
         return bool(file.read(len(chunk.data)) == chunk.data)
+
+
+async def is_absent(stub: Stub, entry: CacheEntry, seconds: float) -> bool:
+    """Whether the provider says that it does not have a file; False if it does not answer, too.
+
+    Args:
+        stub: of the provider.
+        entry: the file to ask for.
+        seconds: timeout of the call.
+    """
+    call = stub.GetModelFile(
+        request_of(entry.model_id, entry.file_path, 0), metadata=outgoing_metadata()
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            await call.read()
+    except TimeoutError:
+        return False
+    except grpc.aio.AioRpcError as error:
+        ours = from_details(error)
+        return error.code() is grpc.StatusCode.NOT_FOUND and (
+            ours is None or isinstance(ours, ModelFileNotFoundError)
+        )
+    finally:
+        call.cancel()
+    return False

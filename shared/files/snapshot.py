@@ -135,6 +135,13 @@ class _Snapshot:
         self._large = asyncio.Semaphore(files.limits.parallel)
 
     async def make(self) -> Path:
+        own = self._files.folder(self._model_id)
+
+        def is_here() -> bool:
+            return any((own / name).exists() for name in (CONFIG, MODULES))
+
+        # Most files of a model that is not here yet are going to be fetched.
+        asks_first = await asyncio.to_thread(is_here)
         config = await self._fetch(CONFIG)
         path = await self._fetch(MODULES)
         if path is None and config is None:
@@ -145,17 +152,19 @@ class _Snapshot:
         main, *others = folders
         if modules:
             await self._check_first(modules[0], config)
+        optional = [_inside(main, name) for name in OPTIONAL_FILES]
+        optional += [_inside(folder, name) for folder in others for name in (CONFIG, WEIGHTS)]
+        if modules:
+            optional.append(SENTENCE_TRANSFORMERS)
+        if asks_first:
+            absent = await self._files.absent(self._model_id, optional)
+            optional = [name for name in optional if name not in absent]
         async with _first_error(), asyncio.TaskGroup() as group:
             named = self._weights_file
             group.create_task(self._named_weights(named) if named else self._weights(main))
-            for name in OPTIONAL_FILES:
-                group.create_task(self._fetch(_inside(main, name)))
-            for folder in others:
-                for name in (CONFIG, WEIGHTS):
-                    group.create_task(self._fetch(_inside(folder, name)))
-            if modules:
-                group.create_task(self._fetch(SENTENCE_TRANSFORMERS))
-        return self._files.folder(self._model_id)
+            for name in optional:
+                group.create_task(self._fetch(name))
+        return own
 
     async def _check_first(self, module: Module, config: Path | None) -> None:
         """Fetches the configuration of the first module; `config` is that of the model's folder."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Protocol, TypeAlias
@@ -34,6 +34,10 @@ class StoreStub(Protocol):
 
     @property
     def Provide(self) -> Callable[..., StoreCall]: ...  # noqa: N802
+    @property
+    def Absent(  # noqa: N802
+        self,
+    ) -> Callable[..., Awaitable[store_pb2.AbsentResponse]]: ...
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,12 @@ from prometheus_client import REGISTRY
 from ml import model_management_pb2 as pb
 from ml.internal import store_pb2
 from model_mgmt_svc.service import ModelManagementServicer, add_servicer
-from shared.errors import InvalidPathError, ModelFileNotFoundError, ServiceError
+from shared.errors import (
+    InvalidArgumentError,
+    InvalidPathError,
+    ModelFileNotFoundError,
+    ServiceError,
+)
 from shared.files.client import ModelFiles
 from shared.files.fetch import FetchLimits
 from shared.files.space import CacheSpace
@@ -42,6 +47,13 @@ class _WithoutStore(ModelManagementServicer):
     async def Provide(self, request: object, context: Any) -> AsyncIterator[Any]:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
         yield
+
+
+class _WithoutAbsent(ModelManagementServicer):
+    """Another older one."""
+
+    async def Absent(self, request: object, context: Any) -> Any:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
 
 
 class _Restarting(ModelManagementServicer):
@@ -239,3 +251,33 @@ async def test_a_cancelled_fetch_stops_that_of_the_store(machine: Machine) -> No
         fetch.cancel()
         await asyncio.wait({fetch})
         await until(lambda: machine.source.cancelled == 1)
+
+
+async def test_what_nobody_has_is_asked_for_in_one_call(machine: Machine) -> None:
+    machine.source.files[f"{A}/config.json"] = b"{}"
+    async with machine.running() as (own, text):
+        await text.fetch(A, NAME)
+        machine.source.requests.clear()
+        # One is here, one is with the provider, and two are not there.
+        names = [NAME, "config.json", "vocab.txt", "1_Pooling/config.json"]
+        assert await text.absent(A, names) == {"vocab.txt", "1_Pooling/config.json"}
+        assert sorted(each.file_path for each in machine.source.requests) == sorted(names[1:])
+        assert not (own.folder(A) / "config.json").exists()
+        with pytest.raises(InvalidPathError):
+            await text.absent(A, ["../config.json"])
+        with pytest.raises(InvalidArgumentError, match="1001 files are asked for, of at most 1000"):
+            await text.absent(A, [f"{number}.json" for number in range(1001)])
+
+
+async def test_a_provider_that_fails_has_everything_for_all_we_know(machine: Machine) -> None:
+    async def full(
+        provider: Provider, request: pb.ModelFileRequest, content: bytes, context: Context
+    ) -> AsyncIterator[pb.ModelFileChunk]:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "")
+        yield
+
+    machine.source.usual = full
+    async with machine.running() as (_, text):
+        assert await text.absent(A, [NAME, "vocab.txt"]) == {"vocab.txt"}
+    async with machine.running(_WithoutAbsent) as (_, text):
+        assert await text.absent(A, ["vocab.txt"]) == set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -76,6 +77,22 @@ async def test_what_is_there_is_in_the_folder_and_nothing_else(
     published |= publish(source, **{"modules.json": []})
     source.files[f"{MODEL}/pytorch_model.bin"] = b"pickle"
     assert read_folder(await snapshot(files, MODEL)) == published
+
+
+async def test_a_model_that_is_here_gets_what_was_published_since(
+    files: ModelFiles, source: Provider
+) -> None:
+    published = publish(source, **{"config.json": {}, "model.safetensors": WEIGHTS})
+    await snapshot(files, ModelId(MODEL))
+    published |= publish(source, **{"vocab.txt": b"a"})
+    source.requests.clear()
+    assert read_folder(await snapshot(files, ModelId(MODEL))) == published
+    asked = Counter(request.file_path for request in source.requests)
+    # To see what there is, then to fetch it; of the others, once.
+    assert asked.pop("vocab.txt") == 2
+    assert asked.keys() >= set(OPTIONAL_FILES) - {"vocab.txt"}
+    assert set(asked.values()) == {1}
+    assert not [path for path in (files.cache_dir / ".fetch").iterdir() if path.suffix != ".json"]
 
 
 async def test_a_path_of_the_model_means_the_model(files: ModelFiles, source: Provider) -> None:
