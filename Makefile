@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers kubernetes test-kubernetes sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-fairness bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers kubernetes test-kubernetes sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -120,6 +120,9 @@ bench-loads: models ## LoadModel of converted models, by the parts of a load
 
 bench-connections: models ## up to 1,024 token streams, idle connections, and 200 video streams
 	@$(PY) -m tests.bench.bench_connections $(BENCH)
+
+bench-fairness: models ## first token and vector of one caller beside 8 and beside 500 calls of another
+	@$(PY) -m tests.bench.bench_fairness $(BENCH)
 
 bench-autoload: models ## loads a minute and p95 of callers over three models of which two fit
 	@$(PY) -m tests.bench.bench_autoload $(BENCH)

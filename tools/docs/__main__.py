@@ -59,6 +59,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
             "cpu",
             "door",
             "files",
+            "fairness",
             "autoload",
             "connections",
             "loads",
