@@ -159,7 +159,7 @@ async def measure(stack: Stack, rounds: int, count: int) -> dict[str, tuple[Seen
         models = model_management_pb2_grpc.ModelManagementServiceStub(channel)
         for model_id in (CHAT, EMBEDDER):
             load = model_management_pb2.LoadModelRequest(model_id=model_id)
-            await models.LoadModel(load, metadata=metadata("one"), timeout=300)
+            await models.LoadModel(load, metadata=metadata("one"), timeout=900)
     found = {}
     for name in WORK:
         few, many = Seen(FEW), Seen(MANY)
