@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support.stack import ROOT
 from tools.uv_settings import of_this_pip
 
+JUDGES = Path(__file__).parent
 LOCK = ROOT / "requirements" / "judges.txt"
 
 
@@ -31,8 +34,28 @@ def judges_python() -> Path:
     return python
 
 
-def _run(*command: str) -> None:
+def judges_node_modules() -> Path:
+    """The folder that has the packages of npm. It is made once for each state of their lock.
+
+    Raises:
+        FileNotFoundError: there is no npm.
+        CalledProcessError: it cannot be made, such as without npm's registry; its output has why.
+    """
+    locks = [JUDGES / name for name in ("package.json", "package-lock.json")]
+    name = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:16]
+    folder = ROOT / "run" / "judges" / name
+    ready = folder / ".ready"
+    if not ready.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        for lock in locks:
+            shutil.copy(lock, folder)
+        quiet = ("--no-audit", "--no-fund", "--no-update-notifier", "--legacy-peer-deps")
+        _run("npm", "ci", "--ignore-scripts", *quiet, folder=folder)
+        ready.touch()
+    return folder
+
+
+def _run(*command: str, folder: Path = ROOT) -> None:
     environment = of_this_pip() | os.environ
-    subprocess.run(
-        command, check=True, capture_output=True, text=True, timeout=600, env=environment
-    )
+    said: dict[str, Any] = {"capture_output": True, "text": True}
+    subprocess.run(command, check=True, cwd=folder, timeout=600, env=environment, **said)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from http_svc.settings import HttpSettings
 from ml import model_management_pb2 as mgmt
 from ml import model_management_pb2_grpc as mgmt_rpc
 from ml import transformers_pb2 as pb
-from tests.judges.environment import judges_python
+from tests.judges.environment import JUDGES, judges_node_modules, judges_python
 from tests.support.scripted_services import Script, scripted_services
 from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack
 
@@ -34,7 +35,6 @@ MODELS = {
     SPEECH: "automatic-speech-recognition",
     VOICE: "text-to-speech",
 }
-JUDGES = Path(__file__).parent
 _SECONDS = 500
 
 # What llm-comply does not try with models of other names.
@@ -140,6 +140,18 @@ def test_openai(python: Path, real: str) -> None:
 
 def test_openai_with_tools(python: Path, written_down: str) -> None:
     assert judge([str(python), "openai_tools.py", CHAT], written_down).count("passed") == 2
+
+
+def test_openai_for_javascript(written_down: str) -> None:
+    if not shutil.which("node") or not shutil.which("npm"):
+        pytest.skip("node and npm are not installed")
+    try:
+        folder = judges_node_modules()
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        reason = f"the packages of npm cannot be installed: {str(error.stderr or '')[-500:]}"
+        pytest.skip(reason)
+    command = ["node", "openai_client.mjs", str(folder), "org/tiny"]
+    assert judge(command, written_down).count("passed") == 5
 
 
 def test_the_document_runs(python: Path, real: str) -> None:
