@@ -138,8 +138,8 @@ page-picture: setup ## draw docs/page.webp with Chromium, from the stack that is
 
 rust: ## build, lint and test the Rust client
 	@python3 -m tools.cargo fmt --all --check
-	@python3 -m tools.cargo clippy -q --workspace --all-targets -- -D warnings
-	@python3 -m tools.cargo test -q --workspace
+	@python3 -m tools.cargo --lint build -q --workspace --all-targets
+	@python3 -m tools.cargo --lint test -q --workspace
 
 lint: setup ## check formatting, lint, types, the layers of the code and protos
 	@$(PY) -m ruff format --check -q .

@@ -1,5 +1,7 @@
 """Runs cargo in the workspace of the Rust client: `python -m tools.cargo COMMAND [OPTIONS]`.
 
+With `--lint` before the command, Clippy compiles, and its warnings are errors.
+
 Crates come from the registry at the versions in Cargo.lock or, without a network, from a vendored
 tree where a folder beside this project has one. Build output goes to CARGO_TARGET_DIR, which is
 clients/rust/target by default. Needs only Python's standard library.
@@ -19,6 +21,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 WORKSPACE = REPOSITORY / "clients" / "rust"
 # Prints the path of a cargo configuration for vendored crates; unpacks them the first time.
 UNPACK = REPOSITORY.parent / "shared" / "cargo" / "unpack.sh"
+# What `cargo clippy -- -D warnings` sets for a check. For a build or a test, Clippy compiles the
+# workspace's own crates, and all others are compiled once, where `cargo clippy` would check each of
+# them a second time.
+LINTED = {
+    "RUSTC_WORKSPACE_WRAPPER": "clippy-driver",
+    "CLIPPY_ARGS": "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__",
+    "CARGO_INCREMENTAL": "0",  # it costs time, and pays where a build is repeated
+}
 # Commands that need no crates and reject the options that say where crates are.
 WITHOUT_CRATES = ("fmt", "--version")
 
@@ -66,9 +76,13 @@ def command(arguments: Sequence[str]) -> list[str]:
     return ["cargo", name, *options, *rest]
 
 
-def environment() -> dict[str, str]:
-    """The environment to run cargo in."""
-    return os.environ | {"CARGO_TARGET_DIR": str(target_dir())}
+def environment(*, lint: bool = False) -> dict[str, str]:
+    """The environment to run cargo in.
+
+    Args:
+        lint: Clippy compiles the crates of the workspace, and its warnings are errors.
+    """
+    return os.environ | {"CARGO_TARGET_DIR": str(target_dir())} | (LINTED if lint else {})
 
 
 def build_load_generator() -> Path:
@@ -93,14 +107,17 @@ def _last_line(process: subprocess.CompletedProcess[str]) -> str:
 
 def main() -> None:
     """Entry point."""
-    if not sys.argv[1:]:
+    arguments = sys.argv[1:]
+    if lint := arguments[:1] == ["--lint"]:
+        del arguments[0]
+    if not arguments:
         sys.exit(__doc__)
     try:
-        run = command(sys.argv[1:])
+        run = command(arguments)
     except NoCargoError as error:
         sys.exit(f"the Rust client cannot be built here: {error}")
     os.chdir(WORKSPACE)
-    os.execvpe(run[0], run, environment())  # noqa: S606  # this process becomes cargo
+    os.execvpe(run[0], run, environment(lint=lint))  # noqa: S606  # this process becomes cargo
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import pytest
 
 from tests.support import tiny_models, tiny_text
 from tests.support.folders import MakeFolder
-from tests.support.stack import ROOT, Stack, stack_in, wait_for
-from tools.cargo import WORKSPACE, NoCargoError, command, environment, target_dir
+from tests.support.rust import programs
+from tests.support.stack import Stack, stack_in, wait_for
+from tools.cargo import NoCargoError
 
 pytestmark = pytest.mark.timeout(1800)  # a build from nothing, on a machine that others use too
 
@@ -35,17 +36,10 @@ GENERATE = "/ml.TransformersService/GenerateText"
 @pytest.fixture(scope="module")
 def program() -> Path:
     """The program, built; skips where cargo or the crates are missing."""
-    manifest = str(WORKSPACE / "Cargo.toml")
-    build = ("build", "--manifest-path", manifest, "--package", "ml-application")
     try:
-        arguments = command(build)
+        return programs() / "application"
     except NoCargoError as error:
         pytest.skip(f"the application cannot be built here: {error}")
-    done = subprocess.run(
-        arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return target_dir() / "debug" / "application"
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,14 @@ import pytest
 
 from ml import common_pb2, model_management_pb2, model_management_pb2_grpc
 from tests.bench.rust_client import MARKS, RustClient
+from tests.support.rust import MANIFEST, cargo, has, programs
 from tests.support.stack import CHAT, EMBEDDER, ROOT, Stack
-from tools.cargo import (
-    WORKSPACE,
-    NoCargoError,
-    command,
-    environment,
-    source_options,
-    target_dir,
-)
+from tools.cargo import NoCargoError, source_options
 
 # A build from nothing on a machine that others use too.
 pytestmark = pytest.mark.timeout(1800)
 
 README = ROOT / "README.md"
-MANIFEST = str(WORKSPACE / "Cargo.toml")
 TOUR = "cargo run --manifest-path clients/rust/Cargo.toml --example tour"
 QUESTION = "What is the capital of France?"
 
@@ -41,24 +34,6 @@ def crates() -> None:
         source_options()
     except NoCargoError as error:
         pytest.skip(f"the Rust client cannot be built here: {error}")
-
-
-def cargo(*arguments: str, **variables: str) -> str:
-    """Runs cargo on the crate and returns what it writes to stdout.
-
-    Raises:
-        AssertionError: it failed.
-    """
-    result = subprocess.run(
-        command(arguments),
-        cwd=ROOT,
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 def endpoint(stack: Stack) -> str:
@@ -82,31 +57,31 @@ def text_models(stack: Stack) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def load_generator() -> RustClient:
     """As the benchmarks use it, but built without optimisation, as the tests are."""
-    cargo("build", "--manifest-path", MANIFEST, "--package", "ml-loadgen")
-    return RustClient(target_dir() / "debug" / "loadgen")
+    return RustClient(programs() / "loadgen")
 
 
 def test_make_rust() -> None:
     """Formatting, clippy, and the tests and doc tests that need no services."""
     for component in ("clippy", "fmt"):
-        found = subprocess.run(("cargo", component, "--version"), capture_output=True, check=False)
-        if found.returncode:
+        if not has(component):
             pytest.skip(f"cargo {component} is not installed")
     result = subprocess.run(("make", "rust"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "test result: ok" in result.stdout
 
 
+@pytest.mark.usefixtures("text_models")
 def test_the_crate_against_the_services(stack: Stack, models: Path) -> None:
     output = cargo(
         *("test", "--manifest-path", MANIFEST, "--package", "ml-client"),
         *("--test", "services", "--", "--ignored"),
         ML_ENDPOINT=endpoint(stack),
         ML_PICTURES=str(models / "pictures"),
+        ML_CHAT=CHAT,
     )
     passed = re.search(r"test result: ok. (\d+) passed", output)
     assert passed, output
-    assert int(passed[1]) >= 7
+    assert int(passed[1]) >= 9
 
 
 @pytest.mark.usefixtures("text_models")

@@ -129,20 +129,23 @@ impl Client {
         self
     }
 
-    /// The stub of `ml.ModelManagementService`, for load options and the calls without a method here.
+    /// The stub of `ml.ModelManagementService`, for the calls without a method here.
     ///
     /// # Example
     ///
     /// ```no_run
-    /// use ml_client::proto::LoadModelRequest;
+    /// use ml_client::proto::ModelFileRequest;
     ///
     /// # async fn run(client: ml_client::Client) -> Result<(), ml_client::Error> {
-    /// let request = LoadModelRequest {
+    /// let request = ModelFileRequest {
     ///     model_id: "HuggingFaceTB/SmolLM2-135M-Instruct".into(),
-    ///     options: [("dtype".into(), "int8".into())].into(),
+    ///     file_path: "config.json".into(),
     ///     ..Default::default()
     /// };
-    /// client.models().load_model(request).await?;
+    /// let mut chunks = client.models().get_model_file(request).await?.into_inner();
+    /// while let Some(chunk) = chunks.message().await? {
+    ///     println!("{} of {} bytes", chunk.data.len(), chunk.total_size);
+    /// }
     /// # Ok(())
     /// # }
     /// ```
@@ -187,7 +190,7 @@ impl Client {
 
     /// Loads a model and waits until it is ready; fetching and converting it may take minutes.
     ///
-    /// Load options go through the stub, see [`Client::models`].
+    /// [`Client::load_model`] takes load options.
     ///
     /// # Example
     ///

@@ -34,14 +34,17 @@
 mod client;
 mod error;
 mod models;
+mod requests;
 mod text;
 mod video;
 mod window;
 
 pub use client::{Client, MAX_MESSAGE_BYTES, endpoint};
 pub use error::{CallError, Error, FieldViolation};
-pub use text::{Answer, Finish, Generation};
-pub use video::{Answers, FramePolicy, VideoOptions, VideoTask, tasks};
+pub use models::{Evict, Load};
+pub use requests::ToolChoice;
+pub use text::{Answer, Finish, Generation, Piece};
+pub use video::{Answers, FramePolicy, Skip, Skipped, VideoOptions, VideoTask, tasks};
 
 pub use tonic;
 

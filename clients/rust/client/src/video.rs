@@ -1,5 +1,6 @@
 //! Video: a stream of frames in, a stream of results out, with a limit on the frames in flight.
 
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -15,8 +16,8 @@ use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::proto::mediapipe_service_client::MediapipeServiceClient;
 use crate::proto::{
-    MediaSequenceFrame, MediaSequenceResponse, TemplateMatchingRequest, TemplateMatchingResponse,
-    VideoFrame,
+    MediaSequenceFrame, MediaSequenceResponse, SkipReason, TemplateMatchingRequest,
+    TemplateMatchingResponse, VideoFrame,
 };
 use crate::window::{Frames, Window, bounded};
 
@@ -51,6 +52,9 @@ pub struct VideoOptions {
     pub in_flight: usize,
     /// What happens to frames that arrive too fast.
     pub policy: FramePolicy,
+    /// A frame that cannot be decoded is answered as skipped, see [`Skipped`]; otherwise it ends the
+    /// stream.
+    pub skip_bad_frames: bool,
 }
 
 impl Default for VideoOptions {
@@ -58,6 +62,7 @@ impl Default for VideoOptions {
         Self {
             in_flight: 4,
             policy: FramePolicy::Every,
+            skip_bad_frames: false,
         }
     }
 }
@@ -76,12 +81,70 @@ impl VideoOptions {
         self.policy = policy;
         self
     }
+
+    /// Sets whether a frame that cannot be decoded is answered as skipped.
+    #[must_use]
+    pub fn skip_bad_frames(mut self, skip: bool) -> Self {
+        self.skip_bad_frames = skip;
+        self
+    }
+}
+
+/// Why an answer has no result of its frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skip<'a> {
+    /// Why.
+    pub reason: SkipReason,
+    /// A sentence for people.
+    pub message: &'a str,
+}
+
+/// An answer to a frame, which may have been skipped.
+pub trait Skipped {
+    /// Why the frame has no result; None if this is the result.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// use ml_client::Skipped;
+    /// use ml_client::proto::{FaceDetectionResponse, SkipReason};
+    ///
+    /// let answer = FaceDetectionResponse {
+    ///     skipped: SkipReason::BadFrame.into(),
+    ///     skip_message: "it is cut".into(),
+    ///     ..Default::default()
+    /// };
+    /// let skip = answer.skip().expect("it has no result");
+    /// assert_eq!((skip.reason, skip.message), (SkipReason::BadFrame, "it is cut"));
+    /// assert!(FaceDetectionResponse::default().skip().is_none());
+    /// ```
+    fn skip(&self) -> Option<Skip<'_>>;
+}
+
+macro_rules! skipped {
+    ($($answer:ident),+ $(,)?) => {
+        $(
+            impl Skipped for crate::proto::$answer {
+                fn skip(&self) -> Option<Skip<'_>> {
+                    let (reason, message) = (self.skipped(), self.skip_message.as_str());
+                    (reason != SkipReason::Unspecified).then_some(Skip { reason, message })
+                }
+            }
+        )+
+    };
+}
+
+skipped! {
+    FaceDetectionResponse, FaceMeshResponse, IrisTrackingResponse, HandDetectionResponse,
+    PoseDetectionResponse, HolisticTrackingResponse, ObjectDetectionResponse,
+    ObjectTrackingResponse, ObjectDetection3DResponse, SegmentationResponse,
+    TemplateMatchingResponse, VideoFrame,
 }
 
 /// A vision task that processes a video; [`tasks`] has them all.
 pub trait VideoTask: Copy + Send + 'static {
     /// The response to a frame.
-    type Answer: Send + 'static;
+    type Answer: Skipped + Send + 'static;
     /// The name of its RPC.
     const RPC: &'static str;
     /// Starts the call.
@@ -187,6 +250,14 @@ impl Client {
         options: &VideoOptions,
     ) -> Answers<T::Answer> {
         let window = Arc::new(Window::new(options.in_flight));
+        // Options are read from the first frame.
+        let mut skip = options.skip_bad_frames;
+        let frames = frames.map(move |mut frame| {
+            if mem::take(&mut skip) {
+                frame.metadata.insert("on_bad_frame".into(), "skip".into());
+            }
+            frame
+        });
         let mut request = Request::new(bounded(frames, Arc::clone(&window)));
         if options.policy == FramePolicy::Latest {
             let policy = MetadataValue::from_static("latest");

@@ -1,6 +1,6 @@
 //! The client against running services. Tests that need them are ignored by default:
 //!
-//! `ML_ENDPOINT=http://localhost:50051 ML_PICTURES=../../../models/pictures cargo test -- --ignored`
+//! `ML_ENDPOINT=http://localhost:50051 ML_PICTURES=../../../models/pictures ML_CHAT=org/name cargo test -- --ignored`
 
 use std::env;
 use std::path::Path;
@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use ml_client::proto::VideoFrame;
+use ml_client::proto::{ChatMessage, ChatRequest, ResponseFormat, SkipReason, VideoFrame};
 use ml_client::tonic::Code;
-use ml_client::{Client, Error, FramePolicy, VideoOptions, tasks};
+use ml_client::{Client, Error, FramePolicy, Load, Skipped, VideoOptions, tasks};
 
 // Nothing listens on the port of tcpmux.
 const NOTHING_LISTENS: &str = "http://127.0.0.1:1";
@@ -104,6 +104,60 @@ async fn an_error_names_the_field() {
     assert_eq!(call.code, Code::InvalidArgument);
     let fields: Vec<_> = call.fields.iter().map(|each| each.field.as_str()).collect();
     assert_eq!(fields, ["model_id"]);
+}
+
+#[tokio::test]
+#[ignore = "needs ML_ENDPOINT and ML_CHAT"]
+async fn answers_have_what_was_asked_for() {
+    let client = client().await;
+    let model = env::var("ML_CHAT").expect("ML_CHAT is a model that chats");
+    let load = Load::new(&model).priority(1);
+    let loaded = client.load_model(load).await.expect("it is loaded");
+    assert_eq!(loaded.status.map(|status| status.priority), Some(1));
+
+    let request = ChatRequest {
+        model,
+        messages: vec![ChatMessage::user("Name a colour.")],
+        response_format: Some(ResponseFormat::choice(["red", "blue"])),
+        temperature: Some(1.0),
+        n: 2,
+        logprobs: true,
+        ..Default::default()
+    };
+    let count = client.count_tokens(&request).await.expect("it is counted");
+    let generation = client.chat(request).await.expect("it is answered");
+    let answers = generation.answers().await.expect("it is answered");
+    assert_eq!(answers.len(), 2);
+    for answer in answers {
+        assert!(
+            ["red", "blue"].contains(&answer.text.as_str()),
+            "{answer:?}"
+        );
+        let bytes: Vec<_> = answer
+            .logprobs
+            .iter()
+            .flat_map(|token| token.utf8.to_vec())
+            .collect();
+        assert_eq!(bytes, answer.text.as_bytes());
+        assert_eq!(answer.finish.usage.prompt_tokens, count.tokens);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs ML_ENDPOINT and ML_PICTURES"]
+async fn a_broken_frame_is_skipped_where_that_is_asked_for() {
+    let frames = stream::iter([
+        frame(Bytes::from_static(b"no picture"), 0),
+        frame(picture(), 1),
+    ]);
+    let options = VideoOptions::default().skip_bad_frames(true);
+    let answers = client().await.follow(tasks::Faces, frames, &options);
+    let answers: Vec<_> = answers.try_collect().await.expect("one is skipped");
+    let skips: Vec<_> = answers
+        .iter()
+        .map(|answer| answer.skip().map(|skip| skip.reason))
+        .collect();
+    assert_eq!(skips, [Some(SkipReason::BadFrame), None]);
 }
 
 #[tokio::test]
