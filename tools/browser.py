@@ -267,11 +267,6 @@ class Element:
         """What is seen of its text."""
         return str(self.call("function() { return this.innerText; }"))
 
-    @property
-    def value(self) -> str:
-        """What is in it."""
-        return str(self.call("function() { return this.value; }"))
-
     def call(self, function: str) -> Any:
         """The JSON value of a function whose `this` is the element."""
         resolved = self._page.command("DOM.resolveNode", backendNodeId=self._node)
@@ -298,6 +293,16 @@ class Element:
         self._page.command("DOM.focus", backendNodeId=self._node)
         self.call("function() { this.select(); }")
         self._page.command("Input.insertText", text=text)
+
+    def choose(self, value: str) -> bool:
+        """Chooses one of a list, and returns whether the list has it."""
+        of_list = f"[...this.options].find((one) => one.value === {json.dumps(value)})"
+        return bool(
+            self.call(
+                f"function() {{ const found = {of_list}; if (!found) return false; "
+                "found.selected = true; this.dispatchEvent(new Event('change')); return true; }"
+            )
+        )
 
     def choose_file(self, path: Path) -> None:
         """Chooses a file."""
