@@ -73,7 +73,8 @@ def lock(name: str, extras: tuple[str, ...], folder: Path, *, keep: bool) -> Non
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--overrides", str(overrides), "--no-emit-index-url"]
-    command += ["--no-emit-package", "torch", "--no-emit-package", "torchvision"]
+    for package in ("torch", "torchvision", "triton"):
+        command += ["--no-emit-package", package]
     command += [] if keep else ["--upgrade"]
     command += [argument for extra in extras for argument in ("--extra", extra)]
     command += ["pyproject.toml", str(additions), "-o", str(output)]
