@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from cli.app import app
+import sys
 
 
 def main() -> None:
     """Entry point of the script `ml`."""
-    app(prog_name="ml")
+    try:
+        from cli.app import app
+
+        app(prog_name="ml")
+    except KeyboardInterrupt:  # before a command has begun
+        sys.exit(130)
 
 
 if __name__ == "__main__":

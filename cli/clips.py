@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from io import FileIO
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
@@ -72,6 +72,24 @@ class Frame:
     milliseconds: int
 
 
+class _Stdin:
+    """Stdin as FFmpeg reads it.
+
+    Without a buffer: a thread that waits in one when the process ends crashes it. FFmpeg goes on
+    after Ctrl-C, which is noted here.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def read(self, size: int) -> bytes:
+        try:
+            return b"" if self.stopped else os.read(0, size)
+        except KeyboardInterrupt:
+            self.stopped = True
+            return b""
+
+
 class Video:
     """A video file, a camera such as /dev/video0, or "-" for stdin.
 
@@ -86,12 +104,13 @@ class Video:
     def __init__(self, path: str) -> None:
         self._name = "stdin" if path == STDIN else path
         camera = path.startswith("/dev/video")
-        # Without a buffer: a thread that waits in one when the process ends crashes it.
-        source: Any = FileIO(0, closefd=False) if path == STDIN else path
+        source: Any = _Stdin() if path == STDIN else path
         self._lock, self._closed = Lock(), False
         try:
             self._container = av.open(source, format="v4l2" if camera else None)
         except (OSError, ValueError) as error:
+            if path == STDIN and source.stopped:
+                raise KeyboardInterrupt from None
             if isinstance(error, FileNotFoundError):
                 raise CliError(f"there is no {path}") from None
             raise CliError(f"{self._name} is not a video that can be read: {_why(error)}") from None

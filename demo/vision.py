@@ -1,28 +1,21 @@
-"""Runs every vision task on a clip and draws the results.
-
-`python -m demo.vision --address 127.0.0.1:50051` writes, for each task, an annotated clip
-(`vision-TASK.mp4`) and a contact sheet (`vision-TASK.png`) into `out/`. From code: `run`.
-"""
+"""Every vision task on a clip, by `ml stream`: annotated clips and contact sheets."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import re
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import av
 import cv2
-import grpc
 import numpy as np
 
-from cli.drawing import DRAWINGS
-from ml import mediapipe_pb2 as pb
-from ml import mediapipe_pb2_grpc
+from demo.commands import CommandError, Commands
 from tools import vision_clips
-from tools.models import REPOSITORY
 
 if TYPE_CHECKING:
     from vision_svc.frames.types import Rgb
@@ -30,7 +23,9 @@ if TYPE_CHECKING:
 FRAMES = 48
 FPS = 24
 SHEET_COLUMNS, SHEET_ROWS = 4, 2
-_MAX_MESSAGE_BYTES = 64 << 20
+_SAID = re.compile(r"(\d+) frames, (\d+) with a result, ([\d.]+) ms each")
+# Exit code of `ml`.
+_FAILED_PRECONDITION = 19
 
 
 @dataclass(frozen=True)
@@ -95,21 +90,21 @@ def two_shots() -> list[Rgb]:
     return [*portrait_clip()[:half], *coffee]
 
 
-# Task to its RPC and its clip.
-TASKS: dict[str, tuple[str, Callable[[], list[Rgb]]]] = {
-    "faces": ("StreamFaceDetection", portrait_clip),
-    "mesh": ("StreamFaceMesh", face_clip),
-    "iris": ("StreamIrisTracking", face_clip),
-    "hands": ("StreamHandTracking", hand_clip),
-    "pose": ("StreamPoseTracking", person_clip),
-    "holistic": ("StreamHolisticTracking", person_clip),
-    "objects": ("StreamObjectDetection", crossing_clip),
-    "tracks": ("StreamObjectTracking", crossing_clip),
-    "boxes3d": ("StreamObjectDetection3D", cup_clip),
-    "selfie": ("StreamSelfieSegmentation", person_clip),
-    "hair": ("StreamHairSegmentation", portrait_clip),
-    "templates": ("StreamTemplateMatching", portrait_clip),
-    "auto-flip": ("StreamAutoFlip", two_shots),
+# Task to its clip.
+TASKS: dict[str, Callable[[], list[Rgb]]] = {
+    "faces": portrait_clip,
+    "mesh": face_clip,
+    "iris": face_clip,
+    "hands": hand_clip,
+    "pose": person_clip,
+    "holistic": person_clip,
+    "objects": crossing_clip,
+    "tracks": crossing_clip,
+    "boxes3d": cup_clip,
+    "selfie": person_clip,
+    "hair": portrait_clip,
+    "templates": portrait_clip,
+    "auto-flip": two_shots,
 }
 # Options of the tasks that are not their defaults.
 OPTIONS: dict[str, dict[str, str]] = {
@@ -118,39 +113,6 @@ OPTIONS: dict[str, dict[str, str]] = {
     "tracks": {"min_detection_confidence": "0.4"},
     "boxes3d": {"object_class": "cup", "min_detection_confidence": "0.3"},
 }
-
-
-def messages(images: Sequence[Rgb], options: dict[str, str]) -> Iterator[pb.VideoFrame]:
-    """The clip as JPEG frames."""
-    for number, image in enumerate(images):
-        _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
-        yield pb.VideoFrame(
-            frame_data=data.tobytes(),
-            format="jpeg",
-            timestamp_ms=number * 1000 // FPS,
-            frame_number=number,
-            metadata=options,
-        )
-
-
-def template_requests(
-    images: Sequence[Rgb], options: dict[str, str]
-) -> Iterator[pb.TemplateMatchingRequest]:
-    """The clip, and as the template the round patch of the portrait, in its first frame.
-
-    It has fine detail: a plain part of a picture is much like others, and is found in many places.
-    """
-    template = images[0][360:450, 225:335]
-    _, data = cv2.imencode(".png", template[..., ::-1])
-    for frame in messages(images, options):
-        yield pb.TemplateMatchingRequest(
-            frame_data=frame.frame_data,
-            template_data=b"" if frame.frame_number else data.tobytes(),
-            threshold=0.5,
-            timestamp_ms=frame.timestamp_ms,
-            frame_number=frame.frame_number,
-            metadata=options,
-        )
 
 
 def write_clip(path: Path, images: Sequence[Rgb]) -> None:
@@ -180,65 +142,43 @@ def write_sheet(path: Path, images: Sequence[Rgb]) -> None:
     cv2.imwrite(str(path), np.vstack(rows)[..., ::-1])
 
 
-def run_task(stub: Any, task: str, out: Path) -> Result:
+def run_task(ml: Commands, task: str, out: Path, folder: Path) -> Result:
     """One task, from clip to files.
 
     Raises:
-        grpc.RpcError: the service refused or failed.
+        CommandError: the service refused or failed.
     """
-    rpc, clip = TASKS[task]
-    images = clip()
-    draw = DRAWINGS[task]
-    drawn, found, seconds = [], 0, 0.0
-    requests = template_requests if task == "templates" else messages
-    for answer in getattr(stub, rpc)(requests(images, OPTIONS.get(task, {}))):
-        canvas = images[answer.frame_number].copy()
-        found += draw(canvas, answer)
-        seconds += answer.timing.inference_ms / 1000
-        drawn.append(canvas)
+    images = TASKS[task]()
+    video = folder / f"{task}.mp4"
+    write_clip(video, images)
     clip_path, sheet_path = out / f"vision-{task}.mp4", out / f"vision-{task}.png"
-    write_clip(clip_path, drawn)
-    write_sheet(sheet_path, drawn)
-    return Result(task, clip_path, sheet_path, len(drawn), found, seconds / len(drawn) * 1000)
+    options = [f"--option={name}={value}" for name, value in OPTIONS.get(task, {}).items()]
+    if task == "templates":
+        # The round patch of the portrait, in the first frame. It has fine detail: a plain part of a
+        # picture is much like others, and is found in many places.
+        template = folder / "template.png"
+        cv2.imwrite(str(template), images[0][360:450, 225:335, ::-1])
+        options += ["--template", str(template)]
+    said = ml.run("stream", task, str(video), "--out", str(clip_path), *options)
+    ((frames, found, milliseconds),) = _SAID.findall(said)
+    write_sheet(sheet_path, list(vision_clips.video_frames(clip_path, FRAMES)))
+    return Result(task, clip_path, sheet_path, int(frames), int(found), float(milliseconds))
 
 
-def run(
-    address: str, out: Path = REPOSITORY / "out", report: Callable[[str], None] = print
-) -> list[Result]:
-    """Runs all tasks through `address`, writes into `out`, and reports a line for each task.
+def run(ml: Commands, out: Path) -> list[Result]:
+    """Runs all tasks, and writes into `out`. A task whose model is missing is left out.
 
     Raises:
-        grpc.RpcError: the service refused or failed.
+        CommandError: the service refused or failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
     results = []
-    with grpc.insecure_channel(address, options=options) as channel:
-        stub = mediapipe_pb2_grpc.MediapipeServiceStub(channel)
+    with tempfile.TemporaryDirectory() as folder:
         for task in TASKS:
             try:
-                result = run_task(stub, task, out)
-            except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+                results.append(run_task(ml, task, out, Path(folder)))
+            except CommandError as error:
+                if error.exit_code != _FAILED_PRECONDITION:
                     raise
-                report(f"{task}: off: {error.details()}")  # its model file is missing
-                continue
-            report(
-                f"{task}: found in {result.found} of {result.frames} frames, "
-                f"{result.inference_ms:.1f} ms a frame, {result.sheet.name}, {result.clip.name}"
-            )
-            results.append(result)
+                print(f"{task}: off: {error}")  # its model file is missing
     return results
-
-
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m demo.vision")
-    parser.add_argument("--address", default="127.0.0.1:50051", help="of Envoy or vision_svc")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "out", help="folder of the files")
-    options = parser.parse_args()
-    run(options.address, options.out)
-
-
-if __name__ == "__main__":
-    main()

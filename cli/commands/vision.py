@@ -24,7 +24,7 @@ from cli.tasks import TASKS, Task
 if TYPE_CHECKING:
     from cli.clips import Frame, Video
 
-# The service's own options, and its work on the next frame while this one is detected.
+# Enough for the service to decode a frame while it detects another one, and for the way between.
 _IN_FLIGHT = 8
 _NEEDS_TEMPLATE = "templates"
 
@@ -145,7 +145,7 @@ def stream(
         flow = Flow(source, frames, options, looked_for, keep=bool(out))
         advance = parts.enter_context(_progress(task, source, frames, session.json, bool(out)))
         for answer in parts.enter_context(stream_of(rpc, flow.requests(), call)):
-            frame = flow.answered(answer.frame_number)
+            frame = flow.answered(answer)
             if drawn and frame:
                 drawn.add(frame, answer)
             advance()
@@ -154,7 +154,8 @@ def stream(
             elif not out:
                 output.line(f"{_place(answer)}  {_said(chosen, answer)}")
     if drawn and not session.json:
-        output.line(f"{flow.count} frames, {drawn.found} with a result, in {out}")
+        each = f"{flow.inference_ms / max(1, flow.count):.1f} ms each"
+        output.line(f"{flow.count} frames, {drawn.found} with a result, {each}, in {out}")
 
 
 class Flow:
@@ -166,6 +167,10 @@ class Flow:
         options: of the stream.
         template: a picture that is looked for, and the least likeness.
         keep: whether frames are kept until they are answered.
+
+    Attributes:
+        count: answers so far.
+        inference_ms: milliseconds of the service's inference, of all of them.
     """
 
     def __init__(
@@ -183,7 +188,7 @@ class Flow:
         ahead = options.get("look_ahead", "")
         self._places = Semaphore(_IN_FLIGHT + (int(ahead) if ahead.isdecimal() else 0))
         self._waiting: deque[tuple[int, Frame | None]] = deque()
-        self.count = 0
+        self.count, self.inference_ms = 0, 0.0
 
     def requests(self) -> Iterator[Any]:
         """The requests; gRPC reads them in a thread."""
@@ -217,13 +222,14 @@ class Flow:
             metadata=options,
         )
 
-    def answered(self, number: int) -> Frame | None:
+    def answered(self, answer: Any) -> Frame | None:
         """The frame of an answer, if frames are kept. Frames before it get no answer any more."""
         self.count += 1
+        self.inference_ms += answer.timing.inference_ms
         while self._waiting:
             sent, frame = self._waiting.popleft()
             self._places.release()
-            if sent == number:
+            if sent == answer.frame_number:
                 return frame
         return None
 
