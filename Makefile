@@ -26,10 +26,10 @@ $(SETUP): tools/setup.sh requirements/dev.txt requirements/torch.txt pyproject.t
 	@touch $@
 
 up: models ## run the services, Envoy and a file provider until Ctrl-C
-	@$(PY) -m stack up --port $(PORT) $(UP)
+	@$(PY) -m cli up --port $(PORT) $(UP)
 
 down: setup ## stop what `make up` started
-	@$(PY) -m stack down
+	@$(PY) -m cli down
 
 demo: models ## load models, embed, chat and run every vision task through Envoy
 	@$(PY) -m demo --port $(PORT) $(DEMO)

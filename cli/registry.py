@@ -18,20 +18,25 @@ from cli.session import Session, open_session
 
 
 def command(
-    app: typer.Typer, name: str, **settings: Any
+    app: typer.Typer, name: str, *, connects: bool = True, **settings: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Registers a command. It gets the options that all commands share as its first argument.
 
     Args:
         app: where.
         name: what a person types.
+        connects: whether it calls a stack; without, it has the option --json alone of them.
         settings: as of `typer.Typer.command`.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function, eval_str=True)
         own = list(signature.parameters.values())[1:]
-        shared = list(inspect.signature(open_session, eval_str=True).parameters.values())
+        shared = [
+            each
+            for each in inspect.signature(open_session, eval_str=True).parameters.values()
+            if connects or each.name == "json"
+        ]
 
         @functools.wraps(function)
         def run(**arguments: Any) -> None:
@@ -58,7 +63,7 @@ def _guarded(action: Callable[[Session], Any], connection: dict[str, Any]) -> No
     """
     import grpc
 
-    address = connection["address"]
+    address = ""
     try:
         session = open_session(**connection)
         address = session.address

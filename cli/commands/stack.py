@@ -25,8 +25,13 @@ _POLL_SECONDS = 0.1
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     passed_on = {"allow_extra_args": True, "ignore_unknown_options": True}
-    command(app, "up", context_settings=passed_on)(up)
-    command(app, "down")(down)
+    command(app, "up", connects=False, context_settings=passed_on)(up)
+    command(app, "down", connects=False)(down)
+
+
+def start_command() -> list[str]:
+    """What starts a stack."""
+    return [sys.executable, "-m", "stack", "up"]
 
 
 RunDir = Annotated[
@@ -54,8 +59,7 @@ def up(
     from stack.layout import ROOT
 
     folder = (run_dir or ROOT / "run").absolute()
-    start = [sys.executable, "-m", "stack", "up", "--port", str(port), "--run-dir", str(folder)]
-    start += context.args
+    start = [*start_command(), "--port", str(port), "--run-dir", str(folder), *context.args]
     if not (detach or session.json):
         sys.stdout.flush()
         os.execv(sys.executable, start)  # noqa: S606  # there is nothing that a shell would do

@@ -113,7 +113,8 @@ def known_names() -> set[str]:
 
 
 def test_every_command_is_covered() -> None:
-    assert set(commands()) == set(COVERED)
+    """Those of `ml` are run by test_cli.py, as they stand in the documents."""
+    assert {each for each in commands() if not re.search(r"\bml [a-z]", each)} == set(COVERED)
     for place in COVERED.values():
         assert place == "itself" or place in globals() or (ROOT / place).exists(), place
 

@@ -126,6 +126,15 @@ class _Text(text_rpc.TransformersServiceServicer):
         vectors = [pb.GeneratedEmbedding(values=next(values)) for _ in request.texts]
         return pb.GeneratedEmbeddingsResponse(embeddings=vectors, tokens=5)
 
+    async def StreamEmbeddings(self, request_iterator, context):
+        values = itertools.cycle(self._script.embeddings)
+        first = 0
+        async for request in request_iterator:
+            self._script.asked(request)
+            vectors = [pb.GeneratedEmbedding(values=next(values)) for _ in request.texts]
+            yield pb.GeneratedEmbeddingsResponse(embeddings=vectors, first_text=first)
+            first += len(vectors)
+
     async def TokenCount(self, request, context):
         self._script.asked(request)
         return pb.TokenCountResponse(tokens=self._script.usage.prompt_tokens)
