@@ -76,7 +76,6 @@ SAID = {
     "ml chat": "The capital of France is Paris.\n",
     "ml embed": "A man is eating food.\n",
     "ml detect mesh": "face 0.9",
-    "ml detect faces": "face 0.9",
     "ml models": CHAT,
     "cat models/pictures": '"faces": [{"x": 0.3',
     "printf": '{"index": 0, "values": [0.0',
