@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -104,12 +105,14 @@ class Video:
     def __init__(self, path: str) -> None:
         self._name = "stdin" if path == STDIN else path
         camera = path.startswith("/dev/video")
-        source: Any = _Stdin() if path == STDIN else path
+        source: Any = path
+        if path == STDIN:  # of a file, FFmpeg may look for the end first, where MP4 has its index
+            source = "/dev/stdin" if stat.S_ISREG(os.fstat(0).st_mode) else _Stdin()
         self._lock, self._closed = Lock(), False
         try:
             self._container = av.open(source, format="v4l2" if camera else None)
         except (OSError, ValueError) as error:
-            if path == STDIN and source.stopped:
+            if isinstance(source, _Stdin) and source.stopped:
                 raise KeyboardInterrupt from None
             if isinstance(error, FileNotFoundError):
                 raise CliError(f"there is no {path}") from None

@@ -18,6 +18,7 @@ from cli.inputs import assignments
 from cli.names import chosen_model
 from cli.options import Model
 from cli.registry import command
+from cli.requests import stream as stream_of
 from cli.session import Session
 from cli.tasks import TASKS
 
@@ -141,6 +142,12 @@ def stream(
         names = ", ".join(name for name in TASKS if name != "templates")
         raise CliError(f"task {task!r} must be one of {names}")
     pictures, options = _pictures(video), assignments(option)
+    with session.channel() as channel:
+        # What is wrong shows at this frame: streams of asyncio may lose a status for INTERNAL.
+        rpc = getattr(mediapipe_pb2_grpc.MediapipeServiceStub(channel), TASKS[task].stream)
+        frame = pb.VideoFrame(frame_data=pictures[0], format="jpeg", metadata=options)
+        with stream_of(rpc, iter((frame,)), session.call) as answers:
+            list(answers)
 
     async def measure() -> tuple[Counts, float]:
         import asyncio

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
 import grpc
 import pytest
 
-from tests.support.stack import Stack, list_models
+from tests.support.stack import ROOT, Stack, list_models
 from tools.dev_certs import make_certificates
 
 
@@ -56,6 +58,20 @@ def test_mtls_refuses_a_certificate_of_another_authority(
     (tmp_path / "ca.pem").write_bytes((certificates / "ca.pem").read_bytes())
     with secure_channel(front, "envoy_mtls", tmp_path, client="client") as channel:
         assert list_models(channel) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_ml_on_the_command_line(front: Stack, certificates: Path) -> None:
+    def models(name: str, *options: str) -> int:
+        address = front.addresses[name].replace("127.0.0.1", "https://localhost")
+        command = [sys.executable, "-m", "cli", "models", "--address", address, *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
+
+    trust = ("--ca", str(certificates / "ca.pem"))
+    own = ("--cert", str(certificates / "client.pem"), "--key", str(certificates / "client.key"))
+    assert models("envoy_tls", *trust) == 0
+    assert models("envoy_mtls", *trust, *own) == 0
+    assert models("envoy_mtls", *trust) == 24
+    assert models("envoy_tls") == 24  # its authority is none of the system's
 
 
 @pytest.mark.parametrize("name", ["envoy_tls", "envoy_mtls"])

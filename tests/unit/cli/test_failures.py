@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,39 @@ def test_without_a_server(alone: Person, files: dict[str, str], command: list[st
     assert error["status"] == "UNAVAILABLE"
     assert f"nothing answers at {alone.address}: " in error["message"]
     assert "`ml up`" in error["message"]
+
+
+class Doorkeeper(grpc.GenericRpcHandler):
+    """Refuses every call, and notes the keys."""
+
+    def __init__(self) -> None:
+        self.keys: list[Any] = []
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        metadata = dict(handler_call_details.invocation_metadata)
+        self.keys.append(metadata.get("authorization"))
+        return grpc.stream_stream_rpc_method_handler(self._refuse)
+
+    def _refuse(self, requests: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "no key fits")
+        yield b""
+
+
+def test_every_call_has_the_key(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "key").write_text("a-key-of-16-letters\n")
+    monkeypatch.setenv("ML_API_KEY_FILE", str(tmp_path / "key"))
+    doorkeeper = Doorkeeper()
+    server = grpc.server(ThreadPoolExecutor(), [doorkeeper])
+    person = Person(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    server.start()
+    for command in COMMANDS:
+        said = person.types(*(files.get(word, word) for word in command), exit_code=26).stderr
+        assert said == f"ml: UNAUTHENTICATED: no key fits (from {person.address})\n", command
+    server.stop(None).wait()
+    assert len(doorkeeper.keys) >= len(COMMANDS)
+    assert set(doorkeeper.keys) == {"Bearer a-key-of-16-letters"}
 
 
 @pytest.mark.parametrize(
