@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 
 def test_the_help_imports_nothing_slow() -> None:
     program = (
-        "import sys; sys.argv = ['ml', '--help']\n"
+        "import os, sys; sys.argv = ['ml', '--help']; os._exit = sys.exit\n"
         "from cli.__main__ import main\n"
         "try: main()\n"
         f"finally: print(*(set(sys.modules) & set({SLOW!r})), file=sys.stderr)"
