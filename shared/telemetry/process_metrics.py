@@ -83,6 +83,15 @@ def _memory(pid: int, *names: str) -> int:
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith(names))
 
 
+def wants_core(pid: int) -> bool:
+    """Whether a thread of a process runs now, or is ready to and waits for a core."""
+    for thread in Path("/proc", str(pid), "task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            if thread.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+    return False
+
+
 def _children(pid: int) -> list[int]:
     """The child processes; the kernel lists them by the thread that started them."""
     found: list[int] = []

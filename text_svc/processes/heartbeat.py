@@ -5,9 +5,10 @@ are signs of life:
 
 * an answer to a ping;
 * a finished step, while there is work: see `text_svc.worker.steps`;
-* CPU time or pages read from the disk, in place of either. A step may take minutes: the first one
-  reads the weights, a large model on few cores reads a prompt slowly, and other programs share the
-  cores. A process that is stopped, or whose threads wait for each other, uses neither.
+* CPU time, pages read from the disk, or a thread that is ready and gets no core, in place of
+  either. A step may take minutes: the first one reads the weights, a large model on few cores reads
+  a prompt slowly, and other programs may take nearly all of the cores. A process that is stopped,
+  or whose threads wait for each other, has none of these.
 
 A process without any of them for `hang_seconds` hangs. One that computes but answers nothing, or
 ends no step, for `max_step_seconds` is taken to be in an endless loop. All times are counted in
@@ -20,7 +21,12 @@ import asyncio
 import math
 from dataclasses import dataclass
 
-from shared.telemetry.process_metrics import process_figures, tree_figures
+from shared.telemetry.process_metrics import (
+    process_figures,
+    process_tree,
+    tree_figures,
+    wants_core,
+)
 from text_svc.link.client import Link
 
 # Pings within `hang_seconds`.
@@ -42,15 +48,23 @@ class _Symptom:
 
 @dataclass(frozen=True)
 class _Usage:
-    """CPU seconds and pages that processes have used since their start."""
+    """What processes have used since their start.
+
+    Attributes:
+        cpu_seconds: on a core.
+        pages: read from the disk.
+        wants_core: whether one of them would go on at this moment if it had a core.
+    """
 
     cpu_seconds: float
     pages: int
+    wants_core: bool = False
 
     def works(self, before: _Usage, seconds: float) -> bool:
         """Whether the time since an earlier look was used."""
         cores = (self.cpu_seconds - before.cpu_seconds) / seconds
-        return not cores < MIN_CORE_SHARE or (self.pages - before.pages) / seconds >= MIN_PAGES
+        pages = (self.pages - before.pages) / seconds
+        return not cores < MIN_CORE_SHARE or pages >= MIN_PAGES or self.wants_core
 
 
 async def until_hung(link: Link, pid: int, hang_seconds: float, max_step_seconds: float) -> str:
@@ -86,8 +100,11 @@ def _symptom(link: Link) -> _Symptom | None:
 
 
 async def _usage(pid: int, symptom: _Symptom) -> _Usage:
-    read = tree_figures if symptom.whole_tree else process_figures
-    figures = await asyncio.to_thread(read, pid)
-    if figures is None:  # a system without /proc: only a process that answers may be at a long step
-        return _Usage(math.nan if symptom.whole_tree else 0, 0)
-    return _Usage(figures.cpu_seconds, figures.major_faults)
+    def read() -> _Usage:
+        figures = (tree_figures if symptom.whole_tree else process_figures)(pid)
+        if figures is None:  # without /proc: only a process that answers may be at a long step
+            return _Usage(math.nan if symptom.whole_tree else 0, 0)
+        pids = process_tree(pid) if symptom.whole_tree else [pid]
+        return _Usage(figures.cpu_seconds, figures.major_faults, any(map(wants_core, pids)))
+
+    return await asyncio.to_thread(read)

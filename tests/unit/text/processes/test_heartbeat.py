@@ -76,6 +76,23 @@ async def test_a_long_step_is_left_alone(process: int, answers: bool) -> None:
     assert await watched(Pulse(answers=answers, stuck=True), process) is None
 
 
+@pytest.fixture
+def no_core(process: int) -> Iterator[None]:
+    """Takes nearly all of its core from the process."""
+    core = {min(os.sched_getaffinity(0))}
+    with subprocess.Popen((sys.executable, "-c", COMPUTES)) as other:
+        for each in (process, other.pid):
+            os.sched_setaffinity(each, core)
+        os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0))
+        yield
+        other.kill()
+
+
+@pytest.mark.parametrize("process", [COMPUTES], indirect=True)
+async def test_a_process_that_gets_no_core_is_left_alone(process: int, no_core: None) -> None:
+    assert await watched(Pulse(answers=True, stuck=True), process) is None
+
+
 @pytest.mark.parametrize("process", [COMPUTES], indirect=True)
 async def test_an_endless_step_is_not(process: int) -> None:
     said = await watched(Pulse(answers=True, stuck=True), process, max_step_seconds=1.15)
