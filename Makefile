@@ -14,7 +14,7 @@ SETUP := $(VENV)/.ready
 CUDA_VENV := $(if $(wildcard /dev/nvidia0),$(VENV)-cuda,$(VENV))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-fairness bench-connections bench-loads bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers kubernetes test-kubernetes sbom audit pin-images test-cuda bench-cuda
+.PHONY: help setup up down demo test test-hostile test-architectures chaos bench bench-vision bench-scenes profile-vision bench-text bench-servers bench-embeddings bench-perplexity bench-link bench-door bench-cpu bench-files bench-autoload bench-fairness bench-connections bench-loads bench-scale bench-memory bench-model-memory page-picture rust lint format proto models lock docs figures clean images test-containers kubernetes test-kubernetes sbom audit pin-images test-cuda bench-cuda
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -114,6 +114,9 @@ bench-cpu: models ## CPU of a token and of an embedding call, by process
 
 bench-files: setup ## speed of GetModelFile beside a bare gRPC stream, and of loading 1 GB
 	@$(PY) -m tests.bench.bench_files $(BENCH)
+
+bench-scale: setup ## one model_mgmt_svc over 500 fake replicas and 50 models
+	@$(PY) -m tests.bench.bench_scale $(BENCH)
 
 bench-loads: models ## LoadModel of converted models, by the parts of a load
 	@$(PY) -m tests.bench.bench_loads $(BENCH)

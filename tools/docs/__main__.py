@@ -24,6 +24,7 @@ from tools.docs.places import (
     PIPELINES,
     README,
     ROOT,
+    SCALE,
     place,
 )
 
@@ -71,6 +72,7 @@ MEASURED: Mapping[Path, Mapping[str, Path]] = {
     },
     ARCHITECTURES: {"architectures": ROOT / "out/architectures.md"},
     FAULTS: {"faults": ROOT / "out/chaos.md"},
+    SCALE: {"scale benchmark": ROOT / "out/bench/scale.md"},
 }
 
 

@@ -13,6 +13,7 @@ PIPELINES = ROOT / "docs" / "pipelines.md"
 ARCHITECTURES = ROOT / "docs" / "architectures.md"
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 FAULTS = ROOT / "docs" / "faults.md"
+SCALE = ROOT / "docs" / "scale.md"
 
 
 def place(text: str, name: str, table: str) -> str:
