@@ -1,6 +1,7 @@
 """The transformers engine over the wire: many callers in one batch, cancelled and expired ones."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
@@ -26,7 +27,7 @@ PROMPTS = [f"{number} the sea and the sky, " * (1 + number) for number in range(
 @pytest.fixture(scope="module")
 def service(module_folder: MakeFolder) -> Iterator[TextService]:
     models = module_folder("models")
-    tiny_text.save_llama(models / LLAMA)
+    tiny_text.save_llama(models / LLAMA, chat_template=tiny_text.TOOLS_TEMPLATE)
     with text_service(models, module_folder("service")) as running:
         yield running
 
@@ -89,6 +90,43 @@ async def test_texts_are_the_same_alone_and_among_others_who_leave(
     await idle(service)
     steps = service.metric("text_batch_answers_count", LLAMA) - steps
     assert (service.metric("text_batch_answers_sum", LLAMA) - answers) / steps > 2
+
+
+async def test_calls_of_tools_are_forced(client: TextClient) -> None:
+    """Of a model that would write nonsense, beside an answer that is free."""
+    free = {"model": LLAMA, "prompt": "the sea", "max_length": 40, "temperature": 0.0}
+    alone, _ = await client.generate(**free)
+    schema = {
+        "type": "object",
+        "properties": {"unit": {"enum": ["C", "F"]}, "now": {"type": "boolean"}},
+        "required": ["unit", "now"],
+    }
+    request = pb.ChatRequest(
+        model=LLAMA,
+        messages=[pb.ChatMessage(role="user", content="the sea?")],
+        tools=[pb.Tool(name="other"), pb.Tool(name="weather", parameters=json.dumps(schema))],
+        tool_name="weather",
+        think=False,
+        seed=1,
+        max_tokens=400,
+    )
+
+    async def call() -> list[pb.ChatResponse]:
+        return [response async for response in client.text.ChatCompletion(request)]
+
+    responses, (beside, _) = await asyncio.gather(call(), client.generate(**free))
+    assert responses[-1].finish_reason == "tool_calls"
+    assert not any(response.content for response in responses)
+    deltas = [delta for response in responses for delta in response.tool_calls]
+    assert [delta.name for delta in deltas if delta.name] == ["weather"]
+    arguments = json.loads("".join(delta.arguments for delta in deltas))
+    assert arguments.keys() == {"unit", "now"}
+    assert arguments["unit"] in ("C", "F")
+    assert isinstance(arguments["now"], bool)
+    assert beside == alone
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.generate(**free, response_format=pb.ResponseFormat(regex="(a"))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_stop_string_ends_one_answer_of_a_batch(client: TextClient) -> None:
