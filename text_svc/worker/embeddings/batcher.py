@@ -161,7 +161,7 @@ class MicroBatcher:
         return not self._waiting or self._waiting + texts <= self._max_waiting
 
     def _make_room(self, asking: _Call) -> None:
-        """Ends calls of a caller that has more than its half. On the loop; the lock is held."""
+        """Ends calls of a caller that has more than its share. On the loop; the lock is held."""
         texts, callers = len(asking.encoded), {asking.caller, *self._waiting_of}
         share = shares(self._max_waiting, callers, self._weights)
         if self._waiting_of[asking.caller] + texts > share[asking.caller]:
