@@ -10,6 +10,9 @@ from typing import Generic, Protocol, TypeVar
 from shared.caller import Weights
 from shared.turns import Served
 
+# Old places in the order, besides as many as there are callers, that are not worth a tidying.
+MAX_OLD = 64
+
 
 class Waiting(Protocol):
     """A call with texts that wait.
@@ -112,4 +115,7 @@ class Rotation(Generic[C]):
         if not lines:
             del self._calls[call.caller], self._number[call.caller]
             self._served.leave(call.caller)
+        if len(self._order) > 2 * len(self._number) + MAX_OLD:
+            self._order = [each for each in self._order if each[1] == self._number.get(each[2])]
+            heapq.heapify(self._order)
         return bool(lines)

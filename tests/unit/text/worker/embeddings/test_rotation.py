@@ -77,3 +77,13 @@ def test_a_call_that_leaves_is_never_next(left: int) -> None:
         assert take(waiting) is stays
     waiting.add(calls[left])  # it may come again
     assert take(waiting) is calls[left]
+
+
+def test_calls_that_have_left_take_no_memory() -> None:
+    waiting = rotation(Call("x", 1))
+    for number in range(10_000):
+        call = Call(f"y{number % 3}", 1)
+        waiting.add(call)
+        assert waiting.remove(call)
+    assert len(waiting._order) < 200
+    assert take(waiting).caller == "x"
