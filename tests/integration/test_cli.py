@@ -138,6 +138,7 @@ def test_a_video_is_answered_and_written(
 def begun(command: str, environment: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "cli", *shlex.split(command)],
+        bufsize=0,  # what Python has read ahead, `communicate` does not return
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -150,8 +151,11 @@ def begun(command: str, environment: dict[str, str], **options: Any) -> subproce
 def stopped(process: subprocess.Popen[bytes], beginning: int) -> tuple[bytes, bytes]:
     """Stops a command by Ctrl-C once it has printed so many bytes; what it printed, and said."""
     assert process.stdout
-    first = process.stdout.read(beginning)
-    assert len(first) == beginning, process.communicate()[1]
+    first = b""
+    while len(first) < beginning:
+        piece = process.stdout.read(beginning - len(first))
+        assert piece, process.communicate()[1]
+        first += piece
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
