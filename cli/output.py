@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -68,8 +69,14 @@ def note(text: str) -> None:
 
 def json_line(value: Any) -> None:
     """Prints a JSON value as one line."""
-    sys.stdout.write(f"{json.dumps(value, ensure_ascii=False)}\n")
+    sys.stdout.write(f"{dumped(value)}\n")
     sys.stdout.flush()
+
+
+def dumped(value: Any) -> str:
+    """A value as JSON, in which every control character is escaped, those beyond ASCII too."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def plain(message: Message) -> dict[str, Any]:

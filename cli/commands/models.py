@@ -121,9 +121,10 @@ def _follow(stub: Any, session: Session, model: str, call: Any) -> None:
 @contextmanager
 def load_progress(model: str) -> Iterator[Callable[[ModelStatus], None]]:
     """A line that says how far a load has come, with a bar of its files, or of its weights."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
 
-    columns = (SpinnerColumn(), "{task.description}", BarColumn(), DownloadColumn())
+    said = TextColumn("{task.description}", markup=False)  # brackets in an id are its own
+    columns = (SpinnerColumn(), said, BarColumn(), DownloadColumn())
     with Progress(*columns, console=output.console(), transient=True) as progress:
         task = progress.add_task(f"{output.printable(model)}: pending", total=None)
 
@@ -240,6 +241,7 @@ def _watch_lines(changes: Iterator[WatchModelsResponse], wanted: set[str]) -> No
 def _watch_table(changes: Iterator[WatchModelsResponse], wanted: set[str]) -> None:
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
     known: dict[str, ModelStatus] = {}
     with Live(console=output.console(), auto_refresh=False) as live:
@@ -252,9 +254,10 @@ def _watch_table(changes: Iterator[WatchModelsResponse], wanted: set[str]) -> No
             table = Table(*HEADS, box=None, pad_edge=False)
             for model, status in sorted(known.items()):
                 if not wanted or model in wanted:
-                    cells = [output.printable(cell) for cell in row(status)]
+                    cells = row(status)
                     cells[2] += _how_far(status)
-                    table.add_row(*cells)
+                    # A string would be read as markup.
+                    table.add_row(*(Text(output.printable(cell)) for cell in cells))
             live.update(table, refresh=True)
 
 

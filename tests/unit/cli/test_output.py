@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from cli import output
+from cli.commands import models
 from ml import model_management_pb2 as mgmt
 from ml import transformers_pb2 as pb
 
@@ -75,6 +78,44 @@ def test_what_models_write_cannot_steer_a_terminal(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stdout", stream)
         output.write(text)
         assert stream.getvalue() == shown
+
+
+def test_control_characters_are_escaped_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a\x1b[31m\x7f\x9b1m é"
+    output.json_line({"text": text})
+    said = capsys.readouterr().out
+    assert said == '{"text": "a\\u001b[31m\\u007f\\u009b1m é"}\n'
+    assert json.loads(said) == {"text": text}
+
+
+REASON = "a [/b] \x1b[31m :smile: [int8, int4]"
+SHOWN = "a [/b] �[31m :smile: [int8, int4]"
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal gets of progress."""
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, no_color=True, width=200, highlight=False)
+    monkeypatch.setattr(output, "console", lambda: console)
+    return file
+
+
+def test_a_watch_shows_reasons_as_they_are(screen: io.StringIO) -> None:
+    failed = mgmt.ModelStatus(
+        model_id="[b]m", engine="[/i]", state=mgmt.MODEL_STATE_FAILED, reason=REASON
+    )
+    models._watch_table(iter([mgmt.WatchModelsResponse(models=[failed])]), set())
+    shown = screen.getvalue()
+    assert f"failed: {SHOWN}" in shown
+    assert "[b]m" in shown
+    assert "[/i]" in shown
+
+
+def test_the_progress_of_a_load_shows_the_id_as_it_is(screen: io.StringIO) -> None:
+    with models.load_progress(REASON) as show:
+        show(mgmt.ModelStatus(state=mgmt.MODEL_STATE_LOADING))
+    assert f"{SHOWN}: loading" in screen.getvalue()
 
 
 def test_colours_are_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
