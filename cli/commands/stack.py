@@ -83,7 +83,8 @@ def up(
         output.line(f"serving at {state['addresses']['envoy']}; `ml down` stops it")
     if not detach:
         try:
-            process.wait()
+            if process.wait():
+                raise CliError(f"the stack has failed: see {log}", FAULT)
         finally:  # Ctrl-C has reached it too
             process.terminate()
             process.wait()

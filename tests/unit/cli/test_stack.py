@@ -24,6 +24,9 @@ state |= {"states": {"envoy": "serving"}, "addresses": {"envoy": "127.0.0.1:" + 
 state |= {"logs": str(folder)}
 (folder / "part").write_text(json.dumps(state))
 (folder / "part").rename(folder / "stack.json")
+if "--fail" in sys.argv:
+    time.sleep(1)  # it must be seen before
+    sys.exit("Envoy has ended")
 time.sleep(600)
 """
 
@@ -54,3 +57,12 @@ def test_a_stack_that_cannot_start_says_why(alone: Person, tmp_path: Path) -> No
     command = ("up", "-d", "--json", "--run-dir", str(tmp_path), "--refuse")
     error = json.loads(alone.types(*command, exit_code=1).stderr)["error"]
     assert error == {"message": "the stack did not start: the port is in use", "exit_code": 1}
+
+
+def test_a_stack_that_fails_later_is_a_failure(alone: Person, tmp_path: Path) -> None:
+    result = alone.types("up", "--json", "--run-dir", str(tmp_path), "--fail", exit_code=1)
+    assert json.loads(result.stdout)["addresses"]
+    error = json.loads(result.stderr)["error"]
+    log = tmp_path / "up.log"
+    assert error == {"message": f"the stack has failed: see {log}", "exit_code": 1}
+    assert log.read_text() == "Envoy has ended\n"
