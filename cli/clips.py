@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -50,10 +51,11 @@ def write_picture(path: Path, image: Rgb) -> None:
         CliError: there is no such format.
         OSError: it cannot be written.
     """
-    try:
-        written, data = cv2.imencode(path.suffix or ".png", image[..., ::-1])
-    except cv2.error:
-        written = False
+    suffix = path.suffix or ".png"
+    written = False
+    if suffix.isascii():  # else OpenCV may crash
+        with contextlib.suppress(cv2.error):
+            written, data = cv2.imencode(suffix, image[..., ::-1])
     if not written:
         raise CliError(f"cannot write {path}: its name must end with .png, .jpg or .webp")
     path.write_bytes(data.tobytes())
@@ -175,7 +177,8 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: Fraction) -> None:
-        path.open("wb").close()  # whether it can be written shows now, with the reason
+        # Whether it can be written shows now, with the reason; what is in it stays until a frame.
+        path.open("ab").close()
         self._path, self._fps = path, fps
         self._container: Any = None
         self._stream: Any = None

@@ -54,8 +54,20 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
         clips.decode_picture(b"\x89PNG\r\n\x1a\n" + bytes(20), "x.png")
     with pytest.raises(CliError, match=r"must end with \.png, \.jpg or \.webp"):
         clips.write_picture(tmp_path / "x.txt", vision_clips.drawn_hand())
+    with pytest.raises(CliError, match=r"must end with \.png, \.jpg or \.webp"):
+        clips.write_picture(tmp_path / "x.\udcff", vision_clips.drawn_hand())
     with pytest.raises(CliError, match="cannot write"):
         clips.VideoWriter(tmp_path / "x.nothing", Fraction(24)).write(vision_clips.drawn_hand())
+
+
+def test_a_file_stays_until_there_is_a_frame(video: Path) -> None:
+    before = video.read_bytes()
+    writer = clips.VideoWriter(video, Fraction(24))
+    writer.close()
+    assert video.read_bytes() == before
+    writer.write(vision_clips.drawn_hand())
+    writer.close()
+    assert video.read_bytes() != before
 
 
 def test_every_task_has_an_rpc_and_a_drawing() -> None:
