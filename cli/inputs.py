@@ -132,9 +132,11 @@ def _once(parts: Sequence[str]) -> None:
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.read().rstrip("\r\n")
-    except UnicodeDecodeError:
+        text = sys.stdin.read().rstrip("\r\n")
+        text.encode()  # in some locales, what is not text has been read as surrogates
+    except UnicodeError:
         raise CliError("stdin is not text") from None
+    return text
 
 
 def _named(path: str) -> str:

@@ -8,6 +8,9 @@ import typer
 
 from cli.names import complete_model
 
+# The most that an int32 and a uint64 of a request hold.
+INT32, UINT64 = (1 << 31) - 1, (1 << 64) - 1
+
 Model = Annotated[
     str,
     typer.Option(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
 import typer
+from typer.core import TyperCommand
 
 from cli import failures, output
 from cli.failures import CliError, Failure
@@ -49,10 +50,31 @@ def command(
         )
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         del run.__wrapped__  # its annotations are others
-        app.command(name, **settings)(run)
+        app.command(name, cls=_Command, **settings)(run)
         return function
 
     return register
+
+
+class _Command(TyperCommand):
+    """Says in JSON, too, what is wrong with a command line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        as_json = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if not as_json:
+                raise
+            _say(Failure(error.format_message(), failures.USAGE), as_json=True)
+            raise typer.Exit(failures.USAGE) from None
+
+
+def _say(failure: Failure, *, as_json: bool) -> None:
+    if as_json:
+        sys.stderr.write(f"{output.dumped(failure.as_json())}\n")
+    else:
+        output.note(f"ml: {failure}")
 
 
 def _guarded(action: Callable[[Session], Any], connection: dict[str, Any]) -> None:
@@ -86,8 +108,9 @@ def _guarded(action: Callable[[Session], Any], connection: dict[str, Any]) -> No
         if error.filename is None:
             raise
         failure = Failure(f"{error.filename}: {error.strerror}", failures.USAGE)
-    if connection["json"]:
-        sys.stderr.write(f"{json.dumps(failure.as_json(), ensure_ascii=False)}\n")
-    else:
-        output.note(f"ml: {failure}")
+    except UnicodeEncodeError as error:
+        if error.encoding != "utf-8":  # of stdout
+            raise
+        failure = Failure("an argument is not text", failures.USAGE)
+    _say(failure, as_json=connection["json"])
     raise typer.Exit(failure.exit_code) from None

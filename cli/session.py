@@ -102,7 +102,8 @@ def open_session(
         Path | None, typer.Option(envvar="ML_KEY", help="Mutual TLS: its private key (PEM).")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.001, help="Seconds that a call may take. [default: none]")
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="Seconds that a call may take. [default: none]"),
     ] = None,
 ) -> Session:
     """The session of a command line.
@@ -112,12 +113,12 @@ def open_session(
     """
     if bool(cert) != bool(key):
         raise CliError("--cert and --key belong together: give both or none")
-    url = urlsplit(address if "://" in address else f"//{address}")
-    secure = tls or url.scheme == "https" or bool(ca or cert)
     try:
+        url = urlsplit(address if "://" in address else f"//{address}")
         host, port = url.hostname, url.port
     except ValueError:
-        host = port = None
+        url, host, port = urlsplit(""), None, None
+    secure = tls or url.scheme == "https" or bool(ca or cert)
     if url.scheme not in ("", "http", "https") or not host or url.path.strip("/"):
         raise CliError(f"--address is {address!r}; it must be HOST, HOST:PORT or https://HOST:PORT")
     if url.scheme == "http" and secure:
@@ -139,13 +140,17 @@ def read_key(file: Path | None) -> str:
     It is no option: other users of the machine see command lines.
 
     Raises:
-        CliError: the file cannot be read, or there is no key in it.
+        CliError: the file cannot be read, or there is no key in it or in the variable.
     """
     if file is None:
-        return os.environ.get("ML_API_KEY", "").strip()
-    key = (_pem(file) or b"").decode(errors="replace").strip()
+        key = os.environ.get("ML_API_KEY", "").strip()
+        if not key:
+            return ""
+    else:
+        key = (_pem(file) or b"").decode(errors="replace").strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise CliError(f"there is no API key in {file}: it must be one line of ASCII")
+        place = file or "ML_API_KEY"
+        raise CliError(f"there is no API key in {place}: it must be one line of ASCII")
     return key
 
 

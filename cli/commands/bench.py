@@ -16,7 +16,7 @@ from cli import output
 from cli.failures import CliError
 from cli.inputs import assignments
 from cli.names import chosen_model
-from cli.options import Model
+from cli.options import INT32, Model
 from cli.registry import command
 from cli.requests import stream as stream_of
 from cli.session import Session
@@ -48,7 +48,7 @@ def chat(
     model: Model = "",
     callers: Callers = 4,
     seconds: Seconds = 10,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of each answer.")] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, max=INT32, help="Of each answer.")] = 64,
     prompt: Annotated[str, typer.Option(help="What each caller asks.")] = _PROMPT,
 ) -> None:
     """Measure chats: tokens a second, and the time to the first token."""
@@ -94,7 +94,7 @@ def embed(
     model: Model = "",
     callers: Callers = 4,
     seconds: Seconds = 10,
-    texts: Annotated[int, typer.Option(min=1, help="Of each call.")] = 1,
+    texts: Annotated[int, typer.Option(min=1, max=100_000, help="Of each call.")] = 1,
     text: Annotated[str, typer.Option(help="What is embedded.")] = _SENTENCE,
 ) -> None:
     """Measure embeddings: texts a second, and the time of a call."""

@@ -12,7 +12,7 @@ import typer
 from cli import output
 from cli.inputs import STDIN, assignments, read_bytes, stdin_pieces
 from cli.names import chosen_model
-from cli.options import Model
+from cli.options import INT32, Model
 from cli.registry import command
 from cli.requests import stream
 from cli.session import Session
@@ -46,6 +46,7 @@ def transcribe(
         int | None,
         typer.Option(
             min=1000,
+            max=INT32,
             help="The sound is raw samples, 16 bits, one channel, so many a second; segments are "
             "printed while it is spoken.",
         ),

@@ -14,7 +14,7 @@ from cli import output
 from cli.failures import CliError
 from cli.inputs import picture_format, read_bytes, read_text
 from cli.names import chosen_model
-from cli.options import Model
+from cli.options import INT32, UINT64, Model
 from cli.registry import command
 from cli.session import Session
 
@@ -27,10 +27,14 @@ Image = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", help="A picture for a model that sees; repeatable."),
 ]
-MaxTokens = Annotated[int, typer.Option(min=0, help="Most new tokens; 0 is the default.")]
+MaxTokens = Annotated[
+    int, typer.Option(min=0, max=INT32, help="Most new tokens; 0 is the default.")
+]
 Temperature = Annotated[float | None, typer.Option(min=0, help="0 always takes the likeliest.")]
 TopP = Annotated[float | None, typer.Option(min=0, max=1, help="Share of likely tokens.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="The same seed gives the same text.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=UINT64, help="The same seed gives the same text.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="The text ends before this text; repeatable.")]
 Schema = Annotated[
     Path | None, typer.Option(help="File with a JSON schema that the answer must fit.")
@@ -134,9 +138,13 @@ def _questions() -> Iterator[str]:
     while True:
         try:
             question = input(_PROMPT).strip()
+            question.encode()
         except EOFError:
             output.line("")
             return
+        except UnicodeError:
+            output.note("ml: that is not text")
+            continue
         if question:
             yield question
 

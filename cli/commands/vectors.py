@@ -13,7 +13,7 @@ from cli import output
 from cli.failures import CliError
 from cli.inputs import read_lines
 from cli.names import chosen_model
-from cli.options import Model
+from cli.options import INT32, Model
 from cli.registry import command
 from cli.requests import stream
 from cli.session import Session
@@ -37,7 +37,9 @@ def embed(
     prompt_name: Annotated[
         str, typer.Option(help='One of the model\'s own prompts, such as "query".')
     ] = "",
-    dimensions: Annotated[int, typer.Option(min=0, help="Of each vector; 0 is all.")] = 0,
+    dimensions: Annotated[
+        int, typer.Option(min=0, max=INT32, help="Of each vector; 0 is all.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the vectors as a .npy file.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # Enough for the service to decode a frame while it detects another one, and for the way between.
 _IN_FLIGHT = 8
 _NEEDS_TEMPLATE = "templates"
+# Metadata whose name ends with -bin would be binary.
+_NAME = re.compile(r"(?!(.*[_-])?bin$)[\w-]+", re.ASCII | re.IGNORECASE)
 
 TaskName = Annotated[
     str, typer.Argument(metavar="TASK", autocompletion=complete_task, help=", ".join(TASKS) + ".")
@@ -84,7 +87,16 @@ def detect(
 
 
 def _metadata(session: Session, options: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Of a call for one picture, which has its options there."""
+    """Of a call for one picture, which has its options there.
+
+    Raises:
+        CliError: metadata cannot have such an option.
+    """
+    for name, value in options.items():
+        if not _NAME.fullmatch(name):
+            raise CliError(f"option {name!r} is not known")
+        if not (value.isascii() and value.isprintable()):
+            raise CliError(f"option {name} is {value!r}: it must be printable ASCII")
     given = ((f"vision-{name.replace('_', '-')}".lower(), value) for name, value in options.items())
     return (*session.metadata, *given)
 
@@ -186,7 +198,8 @@ class Flow:
         self._options, self._template = options, template
         self._keep = keep
         ahead = options.get("look_ahead", "")
-        self._places = Semaphore(_IN_FLIGHT + (int(ahead) if ahead.isdecimal() else 0))
+        more = int(ahead) if ahead.isdecimal() and len(ahead) < 10 else 0
+        self._places = Semaphore(_IN_FLIGHT + more)
         self._waiting: deque[tuple[int, Frame | None]] = deque()
         self.count, self.inference_ms = 0, 0.0
 

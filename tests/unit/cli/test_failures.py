@@ -117,6 +117,20 @@ def test_every_call_has_the_key(
         (["transcribe", "-m", "m", "nothing.wav"], "cannot read nothing.wav"),
         (["load", "m", "-O", "=x"], "option '=x' must be NAME=VALUE"),
         (["models", "--address", "ftp://x"], "must be HOST, HOST:PORT or https://HOST:PORT"),
+        (["detect", "faces", "PICTURE", "-O", "a b=1"], "option 'a b' is not known"),
+        (["detect", "faces", "PICTURE", "-O", "höhe=1"], "option 'höhe' is not known"),
+        (["detect", "faces", "PICTURE", "-O", "x_bin=1"], "option 'x_bin' is not known"),
+        (["detect", "faces", "PICTURE", "-O", "bin=1"], "option 'bin' is not known"),
+        (
+            ["detect", "faces", "PICTURE", "-O", "x=ü"],
+            "option x is 'ü': it must be printable ASCII",
+        ),
+        (["detect", "faces", "PICTURE", "-O", "x=a\nb"], "it must be printable ASCII"),
+        (["chat", "-m", "m", "\udcff"], "an argument is not text"),
+        (["embed", "-m", "m", "\udcff"], "an argument is not text"),
+        (["load", "\udcff"], "an argument is not text"),
+        (["models", "--address", "\udcff"], "an argument is not text"),
+        (["models", "--address", "[::1"], "must be HOST, HOST:PORT or https://HOST:PORT"),
         (["models", "--address", "x:port"], "must be HOST, HOST:PORT or https://HOST:PORT"),
         (["models", "--address", "http://x", "--tls"], "TLS needs https://"),
         (["models", "--cert", "README.md"], "--cert and --key belong together"),
@@ -141,6 +155,31 @@ def test_what_is_wrong_with_a_command_line(
 def test_unknown_options_and_commands_are_usage_errors(alone: Person) -> None:
     for command in (["models", "--nonsense"], ["nonsense"], ["load"], ["chat", "--seed", "x"]):
         assert "Usage: " in alone.types(*command, exit_code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat", "--max-tokens", "99999999999", "Hi"],
+        ["chat", "--seed", str(1 << 64), "Hi"],
+        ["generate", "--max-tokens", str(1 << 31), "Hi"],
+        ["embed", "--dimensions", str(1 << 31), "Hi"],
+        ["transcribe", "--rate", str(1 << 31), "-"],
+        ["bench", "chat", "--max-tokens", str(1 << 31)],
+        ["bench", "embed", "--texts", str(1 << 70)],
+        ["models", "--timeout", "inf"],
+        ["models", "--nonsense"],
+        ["load"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_json_for_those_who_want_it(alone: Person, command: list[str]) -> None:
+    assert "Usage: " in alone.types(*command, exit_code=2).stderr
+    result = alone.types(*command, "--json", exit_code=2)
+    (line,) = result.stderr.splitlines()
+    error = json.loads(line)["error"]
+    assert (error["exit_code"], result.stdout) == (2, "")
+    assert error["message"]
 
 
 class Refused(grpc.RpcError):
@@ -209,3 +248,16 @@ def test_a_key_comes_from_a_file_or_the_environment(
     (tmp_path / "key").write_text("from-a-file\n")
     session = open_session(api_key_file=tmp_path / "key")
     assert session.metadata == (("authorization", "Bearer from-a-file"),)
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "two\nlines", "\udcff"])
+def test_a_key_that_is_none(
+    alone: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("ML_API_KEY", key)
+    said = alone.types("models", exit_code=2).stderr
+    assert said == "ml: there is no API key in ML_API_KEY: it must be one line of ASCII\n"
+    file = tmp_path / "key"
+    file.write_text(key, errors="surrogateescape")
+    said = alone.types("models", "--api-key-file", str(file), exit_code=2).stderr
+    assert said == f"ml: there is no API key in {file}: it must be one line of ASCII\n"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands import text
 from ml import model_management_pb2 as mgmt
 from shared.errors import QueueFullError
 from tests.support.scripted_services import Script
@@ -64,6 +65,22 @@ def test_bad_input_is_said_before_any_call(
 ) -> None:
     assert said in person.types("chat", *MODEL, *given, exit_code=2).stderr
     assert not script.requests
+
+
+def test_what_is_not_text_does_not_end_a_conversation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["one", b"\xff", "\udcff", "two"])
+
+    def types(prompt: str) -> str:
+        said = next(typed, None)
+        if said is None:
+            raise EOFError
+        return said.decode() if isinstance(said, bytes) else said
+
+    monkeypatch.setattr("builtins.input", types)
+    assert list(text._questions()) == ["one", "two"]
+    assert capsys.readouterr().err == 2 * "ml: that is not text\n"
 
 
 def test_json_is_a_line_for_each_message(person: Person) -> None:
