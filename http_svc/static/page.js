@@ -114,7 +114,12 @@ function tell(place, error) {
 
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  key = at("key").value.trim();
+  const given = at("key").value.trim();
+  if (!/^[!-~]*$/.test(given)) { // a header cannot have it
+    connection("The API key has characters that no key has.", "bad");
+    return;
+  }
+  key = given;
   keyChanged.dispatchEvent(new Event("change"));
 });
 
@@ -501,6 +506,7 @@ async function find(canvas, signal) {
   const data = canvas.toDataURL("image/jpeg", JPEG_QUALITY).split(",")[1];
   const message = asked.stream ? [{ frame_data: data, format: "jpeg" }] : { image_data: data, format: "jpeg" };
   const answer = await ask(VISION + asked.rpc, message, signal);
+  if (answer.skip_message) throw new Problem(answer.skip_message);
   const found = answer[asked.list];
   show(canvas, asked, found);
   const took = performance.now() - start, { inference_ms: computed = 0 } = answer.timing ?? {};
@@ -645,7 +651,10 @@ async function startCamera() {
     throw new Problem(REFUSALS[error.name] ?? `The camera does not start: ${error.message}`);
   });
   const video = made("video", { srcObject: stream, muted: true, playsInline: true });
-  await video.play();
+  await video.play().catch((error) => {
+    for (const track of stream.getTracks()) track.stop();
+    throw new Problem(`The camera does not start: ${error.message}`);
+  });
   looking?.abort();
   looking = new AbortController();
   camera = { stream, video };

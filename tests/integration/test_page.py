@@ -48,6 +48,15 @@ window.watching?.disconnect();
 window.watching = new MutationObserver(() => noted.push(%s));
 watching.observe(document.getElementById("%s"),
   {subtree: true, childList: true, characterData: true, attributes: true})"""
+# No video plays; and every picture is skipped. What was there before is kept.
+NO_PLAY = """window.playing = HTMLMediaElement.prototype.play;
+void (HTMLMediaElement.prototype.play = function () {
+  window.tracks = this.srcObject.getTracks();
+  return Promise.reject(new Error("no picture"));
+})"""
+SKIPS = """window.fetching = window.fetch;
+void (window.fetch = async (path, ...more) => path.startsWith("/ml.MediapipeService/")
+  ? new Response('{"faces": [], "skip_message": "it came too late"}') : fetching(path, ...more))"""
 
 
 def get(address: str, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:
@@ -212,6 +221,26 @@ def test_a_person_starts_and_stops_the_webcam(page: Browser) -> None:
 
 
 @needs_browser
+def test_a_webcam_that_does_not_play_is_let_go(page: Browser) -> None:
+    page.evaluate(NO_PLAY)
+    page.element("button", "Start webcam").click()
+    told = "The camera does not start: no picture"
+    wait_for("the refusal", lambda: body(page, "vision-message") == told)
+    assert page.evaluate("tracks.map((one) => one.readyState)") == ["ended"]
+    page.element("button", "Start webcam")
+    page.evaluate("void (HTMLMediaElement.prototype.play = playing)")
+
+
+@needs_browser
+def test_a_picture_that_is_skipped_is_a_problem(page: Browser, picture: Path) -> None:
+    page.evaluate(SKIPS)
+    page.element("button", "Picture").choose_file(picture)
+    wait_for("the refusal", lambda: body(page, "vision-message") == "it came too late")
+    assert body(page, "found") == ""
+    page.evaluate("void (window.fetch = fetching)")
+
+
+@needs_browser
 def test_errors_are_told_in_words(page: Browser, tmp_path: Path) -> None:
     page.element("combobox", "Model to load").write("nobody/nothing")
     page.element("button", "Load").click()
@@ -253,6 +282,10 @@ def test_with_keys_the_page_asks_for_one(
         page.element("textbox", "API key").write("wrong" * 4)
         page.element("button", "Use key").click()
         wait_for("the refusal", lambda: "not known here" in body(page, "connection"))
+        page.element("textbox", "API key").write("schlüssel")
+        page.element("button", "Use key").click()
+        told = "The API key has characters that no key has."
+        wait_for("the refusal", lambda: body(page, "connection") == told)
         page.element("textbox", "API key").write(KEY)
         page.press("Enter")
         wait_for("the models", lambda: "Connected" in body(page, "connection"))
