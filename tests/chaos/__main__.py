@@ -48,7 +48,8 @@ def main() -> int:
         )
         sys.stdout.write(f"seed {seed}\n{report.text(verdicts[-1])}\n")
         sys.stdout.flush()
-        report.write(together(verdicts), OUT / "chaos.md")
+        told = report.runs(options.seed[:number], options.minutes)
+        report.write(together(verdicts), told, OUT / "chaos.md")
     return 1 if any(verdict.failures for verdict in verdicts) else 0
 
 

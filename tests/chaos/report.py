@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos.checker import Verdict, median
@@ -21,10 +23,26 @@ def table(verdict: Verdict) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write(verdict: Verdict, path: Path) -> None:
-    """Writes the table into a file, from which `make figures` takes it into the documents."""
+def runs(seeds: Sequence[int], minutes: float) -> str:
+    """Says which runs a table is of."""
+    each = [
+        f"{seed} ({times} times)" if times > 1 else f"{seed}"
+        for seed, times in sorted(Counter(seeds).items())
+    ]
+    length = f"{minutes:g} minutes of faults and storms"
+    return f"Runs: {len(seeds)}, each with {length}. Seeds: {', '.join(each)}."
+
+
+def write(verdict: Verdict, told: str, path: Path) -> None:
+    """Writes the table into a file, from which `make figures` takes it into the documents.
+
+    Args:
+        verdict: of all runs together.
+        told: a sentence on the runs, above the table.
+        path: of the file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(table(verdict))
+    path.write_text(f"{told}\n\n{table(verdict)}")
 
 
 def text(verdict: Verdict) -> str:
