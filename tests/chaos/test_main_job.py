@@ -34,7 +34,7 @@ ERROR_SECONDS = 120
 def _load(channel: grpc.Channel) -> model_management_pb2.LoadModelResponse:
     return model_management_pb2_grpc.ModelManagementServiceStub(channel).LoadModel(
         model_management_pb2.LoadModelRequest(model_id=CHAT_MODEL, pipeline_type="text-generation"),
-        timeout=120,
+        timeout=300,
     )
 
 

@@ -38,8 +38,9 @@ def convert(spec: ConversionSpec) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if Manifest.read(spec.target):
             return
-        for leftover in parent.glob(f"{PART_PREFIX}*"):  # of a process that was killed
-            shutil.rmtree(leftover)
+        for leftover in parent.glob(f"{PART_PREFIX}*"):
+            # Of a process that was killed; the one that started it may remove it at this moment.
+            shutil.rmtree(leftover, ignore_errors=True)
         part = Path(tempfile.mkdtemp(prefix=f"{PART_PREFIX}{os.getpid()}-", dir=parent))
         try:
             _make(spec, part).write(part)
@@ -52,7 +53,7 @@ def convert(spec: ConversionSpec) -> None:
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)  # what stays makes the renaming fail
     else:
         path.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from text_svc.convert.__main__ import convert
 from text_svc.convert.refused import refusal
 from text_svc.convert.spec import ConversionSpec
 from text_svc.formats.load_errors import loading_errors
-from text_svc.formats.manifest import Manifest
+from text_svc.formats.manifest import PART_PREFIX, Manifest
 
 PASSING: list[tuple[Exception, type[ServiceError]]] = [
     (MemoryError(), OutOfMemoryError),
@@ -112,3 +113,22 @@ def test_a_refusal_says_why_and_not_where_openvino_was_made(
     with pytest.raises(Exception) as caught:  # noqa: PT011  # OpenVINO has classes of its own
         ov.convert_model(module, example_input=torch.ones(2))
     assert str(refusal(caught.value)) == said
+
+
+def test_what_a_killed_conversion_left_may_go_in_the_same_moment(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service that started it removes it, too."""
+    source, pipeline, fail_with = case
+    fail_with(RuntimeError("an operator that nobody knows"))
+    leftover = tmp_path / "converted" / f"{PART_PREFIX}1-x"
+    leftover.mkdir(parents=True)
+    glob = Path.glob
+
+    def found_and_gone(folder: Path, pattern: str) -> list[Path]:
+        found = list(glob(folder, pattern))
+        shutil.rmtree(leftover, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "glob", found_and_gone)
+    assert converted(source, tmp_path / "converted" / "one", pipeline)
