@@ -39,7 +39,7 @@ def is_served(client: socket.socket) -> bool:
     """Whether a request is answered; the connection stays open."""
     client.settimeout(30)
     with contextlib.suppress(ConnectionError):
-        client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        client.sendall(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
         return client.recv(4096).startswith(b"HTTP/1.1 404")
     return False
 
