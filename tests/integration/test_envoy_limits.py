@@ -185,7 +185,7 @@ def test_connections_over_the_limit_are_closed(
 
     def answer(client: socket.socket) -> bytes:
         with contextlib.suppress(ConnectionError):
-            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            client.sendall(b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n")
             return client.recv(1024)
         return b""
 
