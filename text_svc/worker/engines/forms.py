@@ -114,8 +114,9 @@ class Form:
             InputTooLargeError: it has more than MAX_CHARACTERS characters.
         """
         if len(self.text) > MAX_CHARACTERS:
+            name = "the form of the calls of tools" if self.kind == "calls" else self.name
             raise InputTooLargeError(
-                f"{self.name} has {len(self.text)} characters; the limit is {MAX_CHARACTERS}",
+                f"{name} has {len(self.text)} characters; the limit is {MAX_CHARACTERS}",
                 metadata={"limit": str(MAX_CHARACTERS)},
             )
         if not self.text.strip():

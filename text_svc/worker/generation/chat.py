@@ -153,11 +153,18 @@ class Chat:
             ) from None
         return self.prompt
 
+    @property
+    def forced(self) -> bool:
+        """Whether a call is forced, or has arguments that are."""
+        return bool(self._tools and (self._tools.required or self._tools.strict))
+
     def calls(self) -> Form | None:
         """The form of an answer with calls that are forced, once it is rendered; None if none is.
 
+        Blocks.
+
         Raises:
-            InvalidArgumentError, FailedPreconditionError: as `forced_calls`.
+            InvalidArgumentError, InputTooLargeError, FailedPreconditionError: as `forced_calls`.
         """
         tools, reasoning = self._tools, self._form.reasoning
         if tools is None or self._syntax is None:

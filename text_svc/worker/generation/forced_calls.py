@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.errors import FailedPreconditionError, InvalidArgumentError
+from shared.errors import FailedPreconditionError, InputTooLargeError, InvalidArgumentError
 from text_svc.worker.answers.reasoning import ReasoningMarks
 from text_svc.worker.answers.syntax import Members, Syntax
 from text_svc.worker.answers.tools import Tools
-from text_svc.worker.engines.forms import FIELD, Form
+from text_svc.worker.engines.forms import FIELD, MAX_CHARACTERS, Form
 from text_svc.worker.generation.tools import ToolRequest
 
 Structure = dict[str, Any]
 Schema = Mapping[str, Any]
+
+# Of the definitions that properties refer to: each has a copy of all of its tool's.
+MAX_COPIED_CHARACTERS = 4 * MAX_CHARACTERS
 
 _ANY_OBJECT = {"type": "object", "additionalProperties": True}
 _ANY_TEXT = {"type": "any_text"}
@@ -49,6 +52,7 @@ def required_calls(
 
     Raises:
         InvalidArgumentError: a strict tool has what cannot be enforced.
+        InputTooLargeError: the form would have too many characters.
     """
     calls = _calls(syntax, request, request.required)
     if reasoning and opened:
@@ -63,7 +67,7 @@ def strict_calls(syntax: Syntax, request: ToolRequest) -> Form:
     """The form of an answer that is text and calls, as the model decides.
 
     Raises:
-        InvalidArgumentError: as `required_calls`.
+        InvalidArgumentError, InputTooLargeError: as `required_calls`.
         FailedPreconditionError: nothing says for sure where a call begins in a text.
     """
     if not syntax.triggers:
@@ -90,10 +94,39 @@ def _form(structure: Structure) -> Form:
     return Form("calls", json.dumps({"type": "structural_tag", "format": structure}))
 
 
+class _Size:
+    """Counts what a form takes, so that one that is too large is refused before it is built."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+        self._copied = 0
+
+    def add(self, structure: Structure) -> None:
+        """Counts a part of the form."""
+        self._characters += len(json.dumps(structure))
+        if self._characters > MAX_CHARACTERS:
+            raise InputTooLargeError(
+                f"the form of the calls of tools has more than {MAX_CHARACTERS} characters, which "
+                "is the limit; fewer tools or smaller parameters help",
+                metadata={"limit": str(MAX_CHARACTERS)},
+            )
+
+    def copy(self, characters: int) -> None:
+        """Counts definitions that a property has a copy of."""
+        self._copied += characters
+        if self._copied > MAX_COPIED_CHARACTERS:
+            raise InputTooLargeError(
+                "the definitions in parameters of tools, counted for each property that refers to "
+                f"one, have more than {MAX_COPIED_CHARACTERS} characters, which is the limit",
+                metadata={"limit": str(MAX_COPIED_CHARACTERS)},
+            )
+
+
 def _calls(syntax: Syntax, request: ToolRequest, names: tuple[str, ...]) -> Structure:
+    size = _Size()
     calls = {
         "type": "tags_with_separator",
-        "tags": [_call(syntax, request, name) for name in names],
+        "tags": [_call(syntax, request, name, size) for name in names],
         "separator": syntax.separator or "",
         "at_least_one": True,
         "stop_after_first": not request.parallel or syntax.separator is None or request.named,
@@ -101,7 +134,7 @@ def _calls(syntax: Syntax, request: ToolRequest, names: tuple[str, ...]) -> Stru
     return _tag(syntax.begin, calls, syntax.end) if syntax.begin else calls
 
 
-def _call(syntax: Syntax, request: ToolRequest, name: str) -> Structure:
+def _call(syntax: Syntax, request: ToolRequest, name: str, size: _Size) -> Structure:
     field = f"tools[{list(request.tools.schemas).index(name)}].parameters"
     strict = name in request.strict
     schema = request.tools.schemas[name]
@@ -112,8 +145,10 @@ def _call(syntax: Syntax, request: ToolRequest, name: str) -> Structure:
     schema = _enforceable(schema, field, strict=strict)
     if syntax.members is None:
         arguments = _json(schema)
+        size.add(arguments)
     else:
-        arguments = _Members(syntax.members, request.tools, name, schema, field, strict).structure()
+        members = _Members(syntax.members, request.tools, name, schema, field, strict, size)
+        arguments = members.structure()
     before, after = syntax.call
     if not syntax.call_end:  # a tag needs one: it is the last bracket of the arguments
         return _tag(f"{before}{name}", _sequence(_const(after), arguments), "")
@@ -124,6 +159,9 @@ def _enforceable(schema: Schema, field: str, *, strict: bool) -> Schema:
     """The schema, or a looser one if it cannot be enforced and need not."""
     try:
         Form("json_schema", json.dumps(schema)).check()
+    except InputTooLargeError as error:
+        message = error.message.removeprefix(f"{FIELD}.json_schema")
+        raise InputTooLargeError(f"{field}{message}", metadata=error.metadata) from None
     except InvalidArgumentError as error:
         if not strict:
             return _ANY_OBJECT if schema.get("type") == "object" else {}
@@ -136,7 +174,14 @@ class _Members:
     """The arguments of a call, in a syntax of their own."""
 
     def __init__(
-        self, syntax: Members, tools: Tools, tool: str, schema: Schema, field: str, strict: bool
+        self,
+        syntax: Members,
+        tools: Tools,
+        tool: str,
+        schema: Schema,
+        field: str,
+        strict: bool,
+        size: _Size,
     ) -> None:
         self._syntax = syntax
         self._tools = tools
@@ -144,6 +189,11 @@ class _Members:
         self._schema = schema
         self._field = field
         self._strict = strict
+        self._size = size
+        self._definitions = {
+            name: schema[name] for name in ("$defs", "definitions") if name in schema
+        }
+        self._definitions_size = len(json.dumps(self._definitions))
 
     def structure(self) -> Structure:
         """Required ones first. Those that are not come in the order of the schema, if at all."""
@@ -152,31 +202,36 @@ class _Members:
         properties = given.get("properties") or {}
         required = set(self._schema.get("required", ()))
         names = sorted(properties, key=lambda name: name not in required)
-        members = {name: self._member(name, properties[name]) for name in names}
-        separator = self._syntax.separator
-        if not separator:
-            return _sequence(
-                _NOTHING,
-                *(each if name in required else _maybe(each) for name, each in members.items()),
-            )
-        with_separator = {
-            name: _sequence(_const(separator), each) for name, each in members.items()
-        }
-        # Any of them may be the first, up to the first one that must be there.
-        choices: list[Structure] = []
-        for index, name in enumerate(names):
-            rest = [
-                each if other in required else _maybe(each)
-                for other, each in list(with_separator.items())[index + 1 :]
-            ]
-            choices.append(_sequence(members[name], *rest))
-            if name in required:
-                break
-        else:
-            choices.append(_NOTHING)
-        return _or(*choices)
+        members = [self._member(name, properties[name]) for name in names]
+        optional = members[len(required) :]
+        if not self._syntax.separator:
+            return _sequence(_NOTHING, *members[: len(required)], *map(_maybe, optional))
+        if required:
+            return _sequence(members[0], *self._others(members[1:], len(required) - 1))
+        return _maybe(self._some(members)) if members else _NOTHING
+
+    def _some(self, members: Sequence[Structure]) -> Structure:
+        """At least one of some that are optional.
+
+        It has each of them as often as they can be halved: naming what may come after each would
+        take the square of their number.
+        """
+        if len(members) == 1:
+            return members[0]
+        first, second = members[: len(members) // 2], members[len(members) // 2 :]
+        return _or(_sequence(self._some(first), *self._others(second)), self._some(second))
+
+    def _others(self, members: Sequence[Structure], required: int = 0) -> list[Structure]:
+        """Those that come after another one; the first ones are required."""
+        others = [_sequence(_const(self._syntax.separator), each) for each in members]
+        return [*others[:required], *map(_maybe, others[required:])]
 
     def _member(self, name: str, schema: Any) -> Structure:
+        member = self._counted(name, schema)
+        self._size.add(member)
+        return member
+
+    def _counted(self, name: str, schema: Any) -> Structure:
         field = f"{self._field}.properties.{name}"
         if not _KEY.fullmatch(name):
             raise InvalidArgumentError(
@@ -217,9 +272,10 @@ class _Members:
         """The schema of one property, with what it may refer to."""
         if not isinstance(schema, dict):
             return {}
-        names = [name for name in ("$defs", "definitions") if name in self._schema]
-        whole = schema | {name: self._schema[name] for name in names}
-        return _enforceable(whole, field, strict=self._strict)
+        if '"$ref"' in json.dumps(schema):
+            self._size.copy(self._definitions_size)
+            schema = schema | self._definitions
+        return _enforceable(schema, field, strict=self._strict)
 
 
 def _json(schema: Schema) -> Structure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -142,7 +143,9 @@ class GenerationHandlers:
         """Reads the messages of a request whose texts are within the limits."""
         chat = self.chat(request)
         ids = await self._generator.encode_rendered(await chat.render(self._generator.render))
-        return Prompt(ids, answer=chat.answer, calls=chat.calls())
+        # A form of many tools takes a while.
+        calls = await asyncio.to_thread(chat.calls) if chat.forced else None
+        return Prompt(ids, answer=chat.answer, calls=calls)
 
     def _chat_responses(self, delta: Delta, *, taken_apart: bool) -> Iterable[pb.ChatResponse]:
         if taken_apart:

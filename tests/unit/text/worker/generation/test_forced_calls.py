@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from time import process_time
 from typing import Any
 
 import pytest
 
 from ml import transformers_pb2 as pb
-from shared.errors import FailedPreconditionError, InvalidArgumentError
+from shared.errors import FailedPreconditionError, InputTooLargeError, InvalidArgumentError
 from tests.unit.text.worker.answers.support import Joined, read
 from text_svc.worker.answers.answer import AnswerForm
 from text_svc.worker.answers.formats import MARKS, NAMES, named
@@ -233,3 +235,74 @@ def test_names_that_a_format_cannot_write_are_refused() -> None:
     assert required_calls(named("hermes").syntax(""), request)
     with pytest.raises(InvalidArgumentError, match="'a:b<', whose name cannot be written"):
         required_calls(named("gemma4").syntax(""), request)
+
+
+def optional(number: int, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"p{index}": schema for index in range(number)}}
+
+
+def test_optional_arguments_come_in_their_order_or_not(compiler: FormCompiler) -> None:
+    names = [f"p{index}" for index in range(5)]
+    parameters = optional(5, {"type": "integer"}) | {"additionalProperties": False}
+    request = tools(pb.Tool(name="a", parameters=json.dumps(parameters)), tool_name="a")
+    wanted = required_calls(named("gemma4").syntax(""), request)
+    compiled = compiler.compile(wanted.kind, wanted.text)
+    for chosen in range(2 ** len(names)):
+        given = [name for index, name in enumerate(names) if chosen >> index & 1]
+        assert _accepts(compiled, given), given
+        assert len(given) < 2 or not _accepts(compiled, given[::-1]), given
+
+
+def _accepts(compiled: Any, given: Sequence[str]) -> bool:
+    mask = FormMask(compiled)
+    arguments = ",".join(f"{name}:7" for name in given)
+    text = f"<|tool_call>call:a{{{arguments}}}<tool_call|>"
+    return all(mask.accept(TEXTS.index(char)) for char in text) and bool(mask.allowed()[END])
+
+
+def refused() -> AbstractContextManager[Any]:
+    return pytest.raises(InputTooLargeError, match=r"(tools has|one, have) more than \d+ char")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("number", "schema", "definitions"),
+    [
+        (2000, {"type": "integer"}, 0),
+        (1000, {"type": "string", "enum": ["a", "b"]}, 0),
+        (60, {"$ref": "#/$defs/d1"}, 1500),
+        (60, {"$ref": "#/properties/p0"}, 1500),
+    ],
+)
+def test_what_would_take_too_much_is_refused_before_it_is_built(
+    name: str, number: int, schema: dict[str, Any], definitions: int
+) -> None:
+    defs = {f"d{index}": {"type": "integer"} for index in range(definitions)}
+    parameters = json.dumps(optional(number, schema) | {"$defs": defs})
+    request = tools(pb.Tool(name="a", parameters=parameters), tool_choice="required")
+    begun = process_time()
+    # JSON has room for each of these.
+    with nullcontext() if named(name).syntax("").members is None else refused():
+        required_calls(named(name).syntax(""), request)
+    assert process_time() - begun < 1
+
+
+def test_many_tools_are_refused_once_they_take_too_much() -> None:
+    parameters = json.dumps(optional(90, {"type": "integer"}))
+    request = tools(
+        *(pb.Tool(name=f"t{index}", parameters=parameters) for index in range(128)),
+        tool_choice="required",
+    )
+    begun = process_time()
+    for name in NAMES:
+        with pytest.raises(InputTooLargeError, match="the form of the calls of tools has more"):
+            required_calls(named(name).syntax(""), request)
+    assert process_time() - begun < 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tools_as_people_write_them_are_not_too_large(name: str) -> None:
+    described = {"type": "string", "description": "what it is for, in a sentence or two " * 2}
+    parameters = json.dumps(optional(50, described))
+    request = tools(pb.Tool(name="search", parameters=parameters), tool_choice="required")
+    required_calls(named(name).syntax(""), request).check()
