@@ -47,7 +47,7 @@ def test_the_messages_of_limits_name_them() -> None:
         str(mapper["body_format_override"]) for mapper in manager["local_reply_config"]["mappers"]
     ]
     limit = f"a caller may make {caller['token_bucket']['max_tokens']} calls in a second"
-    assert len([text for text in texts if limit in text]) == 2  # as text, and as OpenAI's errors
+    assert len([text for text in texts if limit in text]) == 3  # as text, and in two APIs' forms
     wanted = (
         f"within {manager['request_timeout'].removesuffix('s')} s",
         f"{most['max_concurrency_limit']} JSON calls are running",

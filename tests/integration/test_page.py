@@ -129,7 +129,7 @@ def test_a_person_loads_a_model_and_sees_how_far_it_is(page: Browser, stack: Sta
     page.element("button", f"Unload {CHAT}")
     ready = ["ready openvino", False]
     seen = wait_for("the model", lambda: ready in (noted := page.evaluate("noted")) and noted)
-    under_way = [text for text, progress in seen if progress]
+    under_way = [text for text, progress in seen if text and progress]
     assert any(re.match("fetching|loading|converting|pending", text) for text in under_way), seen
     assert re.search(r"\d [MG]iB", body(page, "models"))
 
