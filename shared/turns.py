@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from shared.caller import Weights
 
@@ -215,7 +217,7 @@ class TurnThreads:
     def __init__(self, threads: int, name: str, weights: Weights | None = None) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
         self._lock = threading.Lock()
-        self._turns: Turns[_Work] = Turns(weights)
+        self._turns: Turns[_Work[Any]] = Turns(weights)
 
     @property
     def callers(self) -> int:
@@ -224,20 +226,23 @@ class TurnThreads:
 
     def submit(self, caller: str, work: Callable[[], T], priority: int = 0) -> Future[T]:
         """Runs `work` once it is its caller's turn. If its future is cancelled, it never runs."""
-        future: Future[T] = Future()
-        item: _Work = future, work  # type: ignore[assignment]
+        item = _Work(work)
         with self._lock:
             self._turns.add(caller, item, priority)
-        future.add_done_callback(lambda _: self._drop(caller, item))
+        # A future keeps its callbacks: this one must not hold what the work holds.
+        item.future.add_done_callback(partial(self._drop, caller, weakref.ref(item)))
         self._pool.submit(self._run)
-        return future
+        return item.future
 
     def shutdown(self) -> None:
         """Waits for the work that has not been cancelled, and ends the threads."""
         self._pool.shutdown()
 
-    def _drop(self, caller: str, item: _Work) -> None:
+    def _drop(self, caller: str, ref: weakref.ref[_Work[Any]], _: Future[Any]) -> None:
         """Takes work that was cancelled out of the queue."""
+        item = ref()
+        if item is None:
+            return
         with self._lock:
             self._turns.remove(caller, item)
 
@@ -246,20 +251,26 @@ class TurnThreads:
             started = self._turns.start()
         if started is None:
             return  # what it was for has been cancelled
-        caller, (future, work) = started
+        caller, item = started
         begun = time.monotonic()
         try:
-            if not future.set_running_or_notify_cancel():
+            if not item.future.set_running_or_notify_cancel():
                 return
             try:
-                result = work()
+                result = item.work()
             except BaseException as error:  # noqa: BLE001  # the caller raises it
-                future.set_exception(error)
+                item.future.set_exception(error)
             else:
-                future.set_result(result)
+                item.future.set_result(result)
         finally:
+            del started, item  # an error has this frame, and must not hold its own future
             with self._lock:
                 self._turns.ended(caller, time.monotonic() - begun)
 
 
-_Work = tuple[Future[object], Callable[[], object]]
+class _Work(Generic[T]):
+    """Work that waits for its turn, or runs, and its future."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.work = work
+        self.future: Future[T] = Future()

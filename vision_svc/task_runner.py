@@ -29,6 +29,8 @@ from vision_svc.streams.session import Incoming, Session
 from vision_svc.tasks import STREAM_TASKS, TASKS
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from vision_svc.frames.types import EncodedFrame
     from vision_svc.runtime import VisionRuntime
     from vision_svc.streams.policy import FramePolicy
@@ -86,8 +88,10 @@ class TaskRunner:
             response.timing.waiting_ms = max(0.0, waited) * 1000
             return response
 
+        future: Future[Response] | None = None
+
         def leave(error: ServiceError) -> bool:
-            if not future.cancel():
+            if future is None or not future.cancel():
                 return False  # it runs
             left.append(error)
             return True
@@ -100,9 +104,10 @@ class TaskRunner:
                 response = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if left:
-                raise left[0] from None
+                raise left.pop() from None
             raise
         finally:
+            future = None  # an error has this frame, and must not hold its own future
             self._places.free(place)
         figures.answered.inc()
         return response

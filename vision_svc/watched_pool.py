@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,7 +20,8 @@ class _Work:
 
     def __init__(self) -> None:
         self.looks = 0
-        self.future: Future[object] | None = None
+        # Of a thread's work; its error has the frame of `run`, and must not hold its own future.
+        self.future: weakref.ref[Future[Any]] | None = None
 
 
 class WatchedPool(ThreadPoolExecutor):
@@ -42,7 +44,7 @@ class WatchedPool(ThreadPoolExecutor):
                 self._begun.discard(work)
 
         future = super().submit(run)
-        work.future = future  # type: ignore[assignment]
+        work.future = weakref.ref(future)
         return future
 
     def look(self, most: int, error: Callable[[], Exception]) -> int:
@@ -53,8 +55,8 @@ class WatchedPool(ThreadPoolExecutor):
         hung = 0
         for work in tuple(self._begun):
             work.looks += 1
-            if work.looks == most and work.future:
+            if work.looks == most and work.future and (future := work.future()):
                 hung += 1
                 with contextlib.suppress(InvalidStateError):  # it has ended in this moment
-                    work.future.set_exception(error())
+                    future.set_exception(error())
         return hung

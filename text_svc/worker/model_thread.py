@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TypeVar
 
 from shared.caller import Weights, caller, priority
@@ -59,9 +60,10 @@ class ModelThread:
         cancelled = CancelEvent(self._steps)
         loop = asyncio.get_running_loop()
         left: list[ServiceError] = []
+        future: Future[Result] | None = None
 
         def leave(error: ServiceError) -> bool:
-            if not future.cancel():
+            if future is None or not future.cancel():
                 return False  # it runs
             left.append(error)
             return True
@@ -76,10 +78,11 @@ class ModelThread:
             return await watched.result(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if left:
-                raise left[0] from None
+                raise left.pop() from None
             raise
         finally:
             cancelled.set()
+            future = None  # it has the place among its callbacks, and an error has this frame
 
     def _on_done(self, place: Place) -> None:
         self._places.free(place)

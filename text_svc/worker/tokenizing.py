@@ -125,6 +125,7 @@ class Watched(Generic[Result]):
             return future.result()
         finally:
             future.cancel()
+            del future, work  # an error has this frame, and must not hold its own future
 
 
 def _give_up() -> None:

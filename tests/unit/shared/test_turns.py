@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
@@ -161,3 +165,28 @@ def test_cancelled_work_leaves_at_once() -> None:
     hold.set()
     assert threads.submit("y", lambda: 3).result(60) == 3
     threads.shutdown()
+
+
+def fails() -> None:
+    raise ValueError
+
+
+@pytest.mark.parametrize("does", [lambda: None, fails], ids=["done", "failed"])
+def test_nothing_holds_the_work_of_a_call_that_has_ended(does: Callable[[], None]) -> None:
+    class Work:
+        def __call__(self) -> None:
+            does()
+
+    threads, work = TurnThreads(1, "test"), Work()
+    held = weakref.ref(work)
+    gc.disable()
+    try:
+        future = threads.submit("x", work)
+        del work
+        threads.shutdown()
+        with contextlib.suppress(ValueError):
+            future.result()
+        del future
+        assert held() is None
+    finally:
+        gc.enable()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ml import mediapipe_pb2 as pb
-from shared.errors import InternalError, QueueFullError
+from shared.errors import InternalError, MissingFieldError, QueueFullError
+from tests.support.waiting import until
 from vision_svc import tasks
 from vision_svc.detector import Asset, Mode, VisionTask
 from vision_svc.frames.types import EncodedFrame
@@ -64,4 +69,21 @@ async def test_pictures_that_wait_are_limited(tmp_path: Path) -> None:
         assert len(refused) == 5
         assert "3 pictures" in refused[0].message
     finally:
+        await asyncio.to_thread(runtime.close)
+
+
+async def test_nothing_holds_a_picture_that_was_refused(tmp_path: Path) -> None:
+    settings = VisionSettings(assets_dir=tmp_path, workers=1)
+    runtime = VisionRuntime(settings, lambda: None)
+    runner = TaskRunner(runtime, settings.max_waiting_calls)
+    gc.disable()
+    try:
+        picture = replace(PICTURE, data=b"")
+        held = weakref.ref(picture)
+        with contextlib.suppress(MissingFieldError):
+            await runner.detect("face-detection", picture, {})
+        del picture
+        await until(lambda: held() is None, 10)
+    finally:
+        gc.enable()
         await asyncio.to_thread(runtime.close)

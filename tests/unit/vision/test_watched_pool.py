@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -42,3 +45,23 @@ def test_what_waits_for_a_thread_is_not_looked_at() -> None:
         assert second.result() == 7
         assert first.result()
         assert pool.look(1, hung) == 0
+
+
+def test_nothing_holds_work_that_has_failed() -> None:
+    class Work:
+        def __call__(self) -> None:
+            raise ValueError
+
+    work = Work()
+    held = weakref.ref(work)
+    gc.disable()
+    try:
+        with WatchedPool(1, "test") as pool:
+            future = pool.submit(work)
+            del work
+            with contextlib.suppress(ValueError):
+                future.result()
+            del future
+        assert held() is None
+    finally:
+        gc.enable()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import os
 import threading
+import weakref
+from typing import Any
 
 import pytest
 
@@ -68,3 +72,30 @@ async def test_work_that_python_refuses_memory_ends_the_process(
     with pytest.raises(MemoryError):
         await ModelThread(max_waiting=1).run(work)
     assert ended == ["infer_0"]
+
+
+class Result:
+    pass
+
+
+@pytest.mark.parametrize("failing", [False, True], ids=["done", "failed"])
+async def test_nothing_holds_a_call_that_has_ended(*, failing: bool) -> None:
+    class Work:
+        def __call__(self, _: threading.Event) -> Result:
+            if failing:
+                raise ValueError
+            held.append(weakref.ref(result := Result()))
+            return result
+
+    thread, held = ModelThread(max_waiting=1), list[weakref.ref[Any]]()
+    gc.disable()
+    try:
+        for _ in range(5):
+            work = Work()
+            held.append(weakref.ref(work))
+            with contextlib.suppress(ValueError):
+                await thread.run(work)
+            del work
+        await until(lambda: not any(each() for each in held), 10)
+    finally:
+        gc.enable()
