@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -199,23 +199,15 @@ class ModelFiles:
             As `fetch`.
         """
         entries = await asyncio.to_thread(cached_entries, self.cache_dir, model_id, self.space)
-        questions = asyncio.Semaphore(MAX_QUESTIONS)
 
-        async def is_stale(entry: CacheEntry) -> bool | None:
-            async with questions:
-                file = await asyncio.to_thread(entry.find)
-                seconds = self.limits.first_chunk_seconds
-                try:
-                    return not file or not await is_unchanged(self._stub, entry, file, seconds)
-                except ProviderUnavailableError as error:
-                    log.info(
-                        "cannot check for updates; using the cached files",
-                        extra={"file": str(entry.file_path), "error": error.message},
-                    )
-                    return None
+        async def is_stale(entry: CacheEntry) -> bool:
+            file = await asyncio.to_thread(entry.find)
+            seconds = self.limits.first_chunk_seconds
+            return not file or not await is_unchanged(self._stub, entry, file, seconds)
 
-        stale = await asyncio.gather(*map(is_stale, entries))
+        stale = await _answers(entries, is_stale)
         if None in stale:
+            log.info("cannot check for updates; using the cached files", extra={"model": model_id})
             return
         for entry in itertools.compress(entries, stale):
             with contextlib.suppress(ModelFileNotFoundError):
@@ -243,13 +235,11 @@ class ModelFiles:
             return set()
         if self._store:
             return await self._absent_in_store(self._store, model_id, entries)
-        questions = asyncio.Semaphore(MAX_QUESTIONS)
 
         async def asked(entry: CacheEntry) -> bool:
-            async with questions:
-                return await is_absent(self._stub, entry, self.limits.first_chunk_seconds)
+            return await is_absent(self._stub, entry, self.limits.first_chunk_seconds)
 
-        answers = await asyncio.gather(*map(asked, entries))
+        answers = await _answers(entries, asked)
         return {str(entry.file_path) for entry in itertools.compress(entries, answers)}
 
     async def _absent_in_store(
@@ -362,3 +352,31 @@ class ModelFiles:
             return fetch
 
         return self._fetches.join((entry.model_id, entry.file_path), start, goes_on=goes_on)
+
+
+async def _answers(
+    entries: Iterable[CacheEntry], ask: Callable[[CacheEntry], Awaitable[bool]]
+) -> list[bool | None]:
+    """Asks a provider about files, a few at once.
+
+    None for one that it cannot be asked about now, and for all whose turn comes after that: each
+    could take as long.
+    """
+    questions = asyncio.Semaphore(MAX_QUESTIONS)
+    available = True
+
+    async def answer(entry: CacheEntry) -> bool | None:
+        nonlocal available
+        async with questions:
+            if not available:
+                return None
+            try:
+                return await ask(entry)
+            except ProviderUnavailableError as error:
+                if available:
+                    extra = {"file": str(entry.file_path), "error": error.message}
+                    log.info("the provider cannot be asked about files", extra=extra)
+                available = False
+                return None
+
+    return await asyncio.gather(*map(answer, entries))

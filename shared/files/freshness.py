@@ -63,12 +63,15 @@ def _matches(chunk: Chunk, cached: CachedFile) -> bool:
 
 
 async def is_absent(stub: Stub, entry: CacheEntry, seconds: float) -> bool:
-    """Whether the provider says that it does not have a file; False if it does not answer, too.
+    """Whether the provider says that it does not have a file; False if it fails, too.
 
     Args:
         stub: of the provider.
         entry: the file to ask for.
         seconds: timeout of the call.
+
+    Raises:
+        ProviderUnavailableError: it does not answer.
     """
     call = stub.GetModelFile(
         request_of(entry.model_id, entry.file_path, 0), metadata=outgoing_metadata()
@@ -77,7 +80,7 @@ async def is_absent(stub: Stub, entry: CacheEntry, seconds: float) -> bool:
         async with asyncio.timeout(seconds):
             await call.read()
     except TimeoutError:
-        return False
+        raise ProviderUnavailableError("the file provider does not answer") from None
     except grpc.aio.AioRpcError as error:
         ours = from_details(error)
         return error.code() is grpc.StatusCode.NOT_FOUND and (

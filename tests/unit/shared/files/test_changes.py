@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -10,7 +11,7 @@ import pytest
 
 from ml import model_management_pb2 as pb
 from shared.errors import ModelFileNotFoundError
-from shared.files.client import ModelFiles
+from shared.files.client import MAX_QUESTIONS, ModelFiles
 from tests.support.providers import CHUNK_BYTES, Provider, chunks, old
 from tests.unit.shared.files.conftest import (
     CONTENT,
@@ -172,3 +173,26 @@ async def test_the_hash_of_a_file_that_comes_is_waited_for(
         known = await hash_
     async with files.open(MODEL, NAME) as again:
         assert again.sha256 == known
+
+
+async def test_a_silent_provider_is_not_asked_about_each_file(
+    files: ModelFiles, source: Provider
+) -> None:
+    async def silent(provider, request, content, context):
+        await asyncio.Event().wait()
+        yield pb.ModelFileChunk()
+
+    names = [f"{number}.json" for number in range(20)]
+    source.files |= {f"{MODEL}/{name}": b"{}" for name in names}
+    for name in names:
+        await files.fetch(MODEL, name)
+    source.usual = silent
+    files.limits = replace(QUICK, first_chunk_seconds=0.2)
+    source.requests.clear()
+    await files.refresh(MODEL)
+    assert 0 < len(source.requests) <= MAX_QUESTIONS
+    source.requests.clear()
+    other = "org/other"
+    source.files |= {f"{other}/{name}": b"{}" for name in names}
+    assert await files.absent(other, names) == set()
+    assert 0 < len(source.requests) <= MAX_QUESTIONS
