@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -201,6 +202,48 @@ class Turns(Generic[T]):
         if not one.running and not one.waiting:
             del self._callers[caller]
             self._served.leave(caller)
+
+
+class TurnLock:
+    """A lock that callers take in turns. For one event loop.
+
+    What a caller has been served is the time that it has held the lock.
+
+    Args:
+        weights: of callers.
+    """
+
+    def __init__(self, weights: Weights | None = None) -> None:
+        self._turns: Turns[asyncio.Future[None]] = Turns(weights)
+        self._held = False
+
+    async def acquire(self, caller: str, priority: int = 0) -> Callable[[], None]:
+        """Waits for a caller's turn. One that is cancelled meanwhile leaves at once.
+
+        Returns:
+            Releases the lock; to be called once.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        self._turns.add(caller, turn, priority)
+        self._next()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not self._turns.remove(caller, turn):  # its turn had come
+                self._release(caller, time.monotonic())
+            raise
+        return partial(self._release, caller, time.monotonic())
+
+    def _release(self, caller: str, begun: float) -> None:
+        self._held = False
+        self._turns.ended(caller, time.monotonic() - begun)
+        self._next()
+
+    def _next(self) -> None:
+        if not self._held and (started := self._turns.start()):
+            self._held = True
+            if not started[1].done():  # else it is cancelled, and gives its turn on
+                started[1].set_result(None)
 
 
 class TurnThreads:

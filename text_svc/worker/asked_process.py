@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
+from shared.caller import Weights, caller, priority
 from shared.errors import InternalError
+from shared.turns import TurnLock
 from text_svc.link.json_lines import JsonLines
 from text_svc.processes import run_module
 
@@ -19,15 +22,16 @@ class AskedProcess:
 
     Args:
         module: its name.
+        weights: of callers.
     """
 
-    def __init__(self, module: str) -> None:
+    def __init__(self, module: str, weights: Weights | None = None) -> None:
         self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._pipes: tuple[int, ...] = ()
         self._lines: JsonLines | None = None
         self._answer: asyncio.Future[dict[str, Any]] | None = None
-        self._turn = asyncio.Lock()
+        self._turn = TurnLock(weights)
         self._closed = False
 
     @property
@@ -36,14 +40,14 @@ class AskedProcess:
         return self._lines is not None
 
     async def in_turn(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Does something with the process while nobody else does.
+        """Does something with the process while nobody else does. Callers take turns.
 
-        A caller that is cancelled while it waits for its turn simply leaves. Later, the work goes
+        A call that is cancelled while it waits for its turn simply leaves. Later, the work goes
         on without it: half of an exchange must not be left in the pipes.
         """
-        await self._turn.acquire()
+        release = await self._turn.acquire(caller(), priority())
         doing = asyncio.ensure_future(work())
-        doing.add_done_callback(self._end_turn)
+        doing.add_done_callback(partial(self._end_turn, release))
         return await asyncio.shield(doing)
 
     async def start(self, setup: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -114,10 +118,10 @@ class AskedProcess:
         self._closed = True
         await self.end()
 
-    def _end_turn(self, doing: asyncio.Future[Any]) -> None:
+    def _end_turn(self, release: Callable[[], None], doing: asyncio.Future[Any]) -> None:
         if not doing.cancelled():
             doing.exception()  # its caller may have been cancelled
-        self._turn.release()
+        release()
 
     def _on_answer(self, answer: dict[str, Any]) -> None:
         if self._answer and not self._answer.done():

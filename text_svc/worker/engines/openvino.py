@@ -170,7 +170,7 @@ class OpenVinoEngine:
         self._by_number: dict[int, Generation] = {}
         self._metrics = metrics
         self._steps = Steps()
-        self._rehearsal = Rehearsal(_REHEARSAL, {"folder": str(folder)})
+        self._rehearsal = Rehearsal(_REHEARSAL, {"folder": str(folder)}, limits.weights)
         # Hashes of the forms that the pipeline has met, and what these take.
         self._forms: set[int] = set()
         self._form_bytes = 0

@@ -14,6 +14,7 @@ import logging
 from collections import OrderedDict
 from typing import Any
 
+from shared.caller import Weights
 from shared.errors import InternalError, InvalidArgumentError
 from text_svc.worker.asked_process import AskedProcess
 from text_svc.worker.engines.forms import Form
@@ -36,13 +37,14 @@ class Rehearsal:
     Args:
         module: that the process runs, see `rehearsal_process`.
         setup: what the process is told first.
+        weights: of callers, who take turns.
     """
 
-    def __init__(self, module: str, setup: dict[str, Any]) -> None:
+    def __init__(self, module: str, setup: dict[str, Any], weights: Weights | None = None) -> None:
         self._setup = setup
         # Its size, and why it is refused; "" if it is not.
         self._known: OrderedDict[Form, tuple[int, str]] = OrderedDict()
-        self._process = AskedProcess(module)
+        self._process = AskedProcess(module, weights)
 
     async def check(self, form: Form) -> int:
         """Tries a form, unless it was tried before.

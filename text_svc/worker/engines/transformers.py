@@ -171,7 +171,7 @@ def load(spec: WorkerSpec, metrics: EngineMetrics) -> tuple[Engine, FastTokenize
             vocabulary=vocabulary,
         )
         report = measure(model, packed_bytes, batch.cache.num_bytes)
-        forms = TorchForms(text_tokenizer, vocabulary, end_tokens, MARKS)
+        forms = TorchForms(text_tokenizer, vocabulary, end_tokens, MARKS, limits.weights)
         return BatchEngine(batch, limits, end_tokens, metrics, forms), text_tokenizer, report
     engine = TransformersEngine(model, limits, end_tokens, metrics)
     return engine, text_tokenizer, measure(model)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.caller import Weights
 from shared.errors import (
     FailedPreconditionError,
     InternalError,
@@ -38,15 +39,20 @@ class ChatTemplate:
         source: the template; None if the model has none.
         variables: of the template, besides the messages, such as "bos_token".
         max_characters: most characters that the template may write.
+        weights: of callers, who take turns.
     """
 
     def __init__(
-        self, source: str | None, variables: Mapping[str, str], max_characters: int
+        self,
+        source: str | None,
+        variables: Mapping[str, str],
+        max_characters: int,
+        weights: Weights | None = None,
     ) -> None:
         self._source = source
         self._variables = dict(variables)
         self._max_characters = max_characters
-        self._process = AskedProcess(PROCESS)
+        self._process = AskedProcess(PROCESS, weights)
 
     def check(self) -> None:
         """Tries the template, in a process that ends. Blocks.

@@ -102,7 +102,10 @@ class TextGenerator:
         self._long_texts = ThreadPoolExecutor(1, "long texts")
         self._marks: dict[tuple[str, ...], dict[int, str]] = {}
         self._template = ChatTemplate(
-            tokenizer.chat_template, tokenizer.special_tokens, max_prompt_characters
+            tokenizer.chat_template,
+            tokenizer.special_tokens,
+            max_prompt_characters,
+            engine.limits.weights,
         )
         self._bursts = Bursts()
         running, waiting = engine.limits.running, engine.limits.waiting

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from shared.caller import Weights, caller, priority
+from shared.turns import TurnLock
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.rehearsal import Rehearsal
 from text_svc.worker.tokenizers.fast import FastTokenizer
@@ -160,17 +162,25 @@ class TorchForms:
         size: number of the model's scores.
         end_tokens: ids that end a generation.
         marks: texts of special tokens that calls of tools may have.
+        weights: of callers, who take turns.
     """
 
     def __init__(
-        self, tokenizer: FastTokenizer, size: int, end_tokens: Sequence[int], marks: Iterable[str]
+        self,
+        tokenizer: FastTokenizer,
+        size: int,
+        end_tokens: Sequence[int],
+        marks: Iterable[str],
+        weights: Weights | None = None,
     ) -> None:
         self._make_vocabulary = partial(Vocabulary.of, tokenizer, size, end_tokens, marks)
         self._rehearsal: Rehearsal | None = None
         self._compiler: FormCompiler | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._compiled: OrderedDict[Form, xgrammar.CompiledGrammar] = OrderedDict()
-        self._turn = asyncio.Lock()
+        self._weights = weights
+        self._preparing = asyncio.Lock()
+        self._turn = TurnLock(weights)
 
     async def compile(self, form: Form) -> xgrammar.CompiledGrammar:
         """Compiles a form, unless it was compiled before.
@@ -182,11 +192,14 @@ class TorchForms:
         if form not in self._compiled:
             rehearsal = await self._prepared()
             await rehearsal.check(form)
-            async with self._turn:
+            release = await self._turn.acquire(caller(), priority())
+            try:
                 if form not in self._compiled:
                     assert self._compiler is not None, "it is prepared"
                     compile_ = self._compiler.compile
                     self._keep(form, await asyncio.to_thread(compile_, form.kind, form.text))
+            finally:
+                release()
         self._compiled.move_to_end(form)
         return self._compiled[form]
 
@@ -198,12 +211,12 @@ class TorchForms:
             self._folder.cleanup()
 
     async def _prepared(self) -> Rehearsal:
-        async with self._turn:
+        async with self._preparing:
             if self._rehearsal is None:
                 self._folder = tempfile.TemporaryDirectory()
                 path = Path(self._folder.name) / "vocabulary.json"
                 self._compiler = await asyncio.to_thread(self._prepare, path)
-                self._rehearsal = Rehearsal(_REHEARSAL, {"vocabulary": str(path)})
+                self._rehearsal = Rehearsal(_REHEARSAL, {"vocabulary": str(path)}, self._weights)
         return self._rehearsal
 
     def _prepare(self, path: Path) -> FormCompiler:
