@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import io
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,9 +233,12 @@ def test_a_webcam_that_does_not_play_is_let_go(page: Browser) -> None:
 
 
 @needs_browser
-def test_a_picture_that_is_skipped_is_a_problem(page: Browser, picture: Path) -> None:
+def test_a_picture_that_is_skipped_is_a_problem(
+    page: Browser, picture: Path, tmp_path: Path
+) -> None:
     page.evaluate(SKIPS)
-    page.element("button", "Picture").choose_file(picture)
+    other = tmp_path / "other.png"  # to choose the same one again would be no change
+    page.element("button", "Picture").choose_file(shutil.copy(picture, other))
     wait_for("the refusal", lambda: body(page, "vision-message") == "it came too late")
     assert body(page, "found") == ""
     page.evaluate("void (window.fetch = fetching)")
