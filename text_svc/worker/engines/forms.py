@@ -282,7 +282,7 @@ def _check_regex(regex: str, where: str) -> None:
         )
     depth, before = 0, ""
     parts = [part for part, in_class in _parts(regex) if not in_class]
-    for part, after in zip(parts, [*parts[1:], ""], strict=True):
+    for part, after in zip(parts, [*parts, ""][1:], strict=True):
         if (part == "^" and (depth or before not in ("", "|"))) or (
             part == "$" and (depth or after not in ("", "|"))
         ):

@@ -199,7 +199,9 @@ class _Members:
         """Required ones first. Those that are not come in the order of the schema, if at all."""
         # A schema that was loosened has none: the tool's own names them.
         given = self._tools.schemas[self._tool]
-        properties = given.get("properties") or {}
+        properties = given.get("properties")
+        if not isinstance(properties, Mapping):
+            properties = {}
         required = set(self._schema.get("required", ()))
         names = sorted(properties, key=lambda name: name not in required)
         members = [self._member(name, properties[name]) for name in names]
@@ -250,7 +252,7 @@ class _Members:
 
     def _text(self, schema: Schema, field: str) -> Structure:
         """A text that the syntax does not quote as JSON does."""
-        if choices := schema.get("enum") or [schema[name] for name in ("const",) if name in schema]:
+        if choices := _choices(schema):
             end = self._syntax.text[1]
             if all(each == each.strip() and end not in each for each in choices):
                 return _or(*map(_const, choices))
@@ -276,6 +278,14 @@ class _Members:
             self._size.copy(self._definitions_size)
             schema = schema | self._definitions
         return _enforceable(schema, field, strict=self._strict)
+
+
+def _choices(schema: Schema) -> list[str]:
+    """The texts of which one is chosen; none if any text may be."""
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(choices, list):
+        return []
+    return [each for each in choices if isinstance(each, str)]
 
 
 def _json(schema: Schema) -> Structure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import process_time
 from typing import Any
 
@@ -306,3 +306,60 @@ def test_tools_as_people_write_them_are_not_too_large(name: str) -> None:
     parameters = json.dumps(optional(50, described))
     request = tools(pb.Tool(name="search", parameters=parameters), tool_choice="required")
     required_calls(named(name).syntax(""), request).check()
+
+
+# What callers send as the schema of a property, or as a part of it.
+ODD: tuple[Any, ...] = (
+    *({}, [], None, True, 5, 1.5, "", "a", "string", ["a"], [None], [[]], [{}], {"a": []}),
+    *({"type": "string", "enum": ["x", None]}, {"type": "string", "enum": [None]}),
+    *({"type": "string", "const": 5}, {"type": "string", "const": None}, {"enum": "ab"}),
+    *({"type": "string", "enum": {"a": 1}}, {"type": "string", "enum": []}, {"enum": ["", "a"]}),
+    *({"type": "string", "minLength": "a"}, {"type": "string", "pattern": []}),
+    *({"$ref": 5}, {"$ref": "#/$defs/a"}, {"type": ["string", None]}, {"type": {}}),
+)
+KEYWORDS = ("properties", "required", "additionalProperties", "$defs", "definitions", "anyOf")
+OF_PROPERTIES = ("type", "enum", "const", "$ref", "pattern", "maxLength", "items", "format")
+
+
+def odd_schema(chance: random.Random) -> dict[str, Any]:
+    inner = {"type": chance.choice(["string", "integer", None])} | {
+        chance.choice(OF_PROPERTIES): chance.choice(ODD) for _ in range(chance.randrange(3))
+    }
+    schema = {"type": "object", "properties": {"a": inner, "b": chance.choice(ODD)}}
+    return schema | {
+        chance.choice(KEYWORDS): chance.choice(ODD) for _ in range(chance.randrange(3))
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_schemas_have_a_form_or_are_refused(name: str) -> None:
+    chance = random.Random(name)
+    schemas = [{"type": "object", "properties": {"a": each}} for each in ODD]
+    schemas += [{"type": "object", keyword: each} for keyword in KEYWORDS for each in ODD]
+    schemas += [odd_schema(chance) for _ in range(300)]
+    syntax = named(name).syntax("")
+    for schema in schemas:
+        for strict in (False, True):
+            tool = pb.Tool(name="a", parameters=json.dumps(schema), strict=strict)
+            request = tools(tool, tool_choice="required")
+            with suppress(InvalidArgumentError) if strict else nullcontext():
+                required_calls(syntax, request).check()
+
+
+@pytest.mark.parametrize("name", ["gemma4", "qwen3-coder"])
+def test_a_choice_of_a_text_is_one_of_its_texts(compiler: FormCompiler, name: str) -> None:
+    syntax = named(name).syntax("")
+
+    def form(schema: dict[str, Any]) -> Form:
+        parameters = json.dumps(optional(1, {"type": "string"} | schema) | {"required": ["p0"]})
+        tool = pb.Tool(name="a", parameters=parameters, strict=True)
+        return required_calls(syntax, tools(tool, tool_name="a"))
+
+    read_as = AnswerForm(tools(pb.Tool(name="a")).tools, named(name))
+    for schema in ({"enum": ["xy", None]}, {"const": "xy"}):
+        text, ended = by_chance(compiler, form(schema), 0)
+        assert ended
+        assert "xy" in read(read_as, [text]).calls[0][1]
+    for schema in ({"enum": [None]}, {"const": 5}):
+        with pytest.raises(InvalidArgumentError, match="rule of its text that cannot be enforced"):
+            form(schema)
