@@ -130,6 +130,8 @@ class GenerationHandlers:
         else:
             think = request.think if request.HasField("think") else None
             chat = pb.ChatRequest(messages=request.messages, tools=request.tools, think=think)
+            for tool in chat.tools:
+                tool.strict = False  # there is no answer that could be forced
             self._check_chat(chat)
             prompt = await self.read_chat(chat)
         return pb.TokenCountResponse(tokens=len(prompt.ids), context=self._generator.context)

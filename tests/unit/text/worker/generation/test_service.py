@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from ml import transformers_pb2 as pb
-from shared.errors import InvalidArgumentError, OutOfRangeError
+from shared.errors import FailedPreconditionError, InvalidArgumentError, OutOfRangeError
 from tests.support import tiny_text
 from tests.support.text_pipeline import spec_of
+from text_svc.worker.answers.formats import named
 from text_svc.worker.answers.reasoning import KNOWN_MARKS
 from text_svc.worker.engines.base import Generation, Limits, StepOutput, TokenScore
 from text_svc.worker.engines.forms import Form
@@ -206,3 +207,21 @@ async def test_tokens_are_counted_as_the_call_reads_them(make: Make) -> None:
         counts.append((await model.handlers.token_count(request)).tokens)
         assert (await model.chat(tools=tools))[-1].usage.prompt_tokens == counts[-1]
     assert counts[0] < counts[1]
+
+
+async def test_tokens_of_strict_tools_are_counted_without_a_form(make: Make) -> None:
+    strict = pb.Tool(name="weather", parameters='{"type": "null"}', strict=True)
+    loose = pb.Tool(name="weather", parameters='{"type": "null"}')
+    for model in (make(), make(*OPTIONAL)):
+        model.handlers.chat_model._format = named("llama3")
+        counts = [
+            (
+                await model.handlers.token_count(
+                    pb.TokenCountRequest(messages=[USER], tools=[tool])
+                )
+            ).tokens
+            for tool in (strict, loose)
+        ]
+        assert counts[0] == counts[1]
+        with pytest.raises((FailedPreconditionError, InvalidArgumentError)):
+            await model.chat(tools=[strict])
