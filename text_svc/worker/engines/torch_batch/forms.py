@@ -145,9 +145,15 @@ class FormMask:
         return torch.from_numpy(bits)[: self._size].bool()
 
     def hide(self, row: torch.Tensor) -> None:
-        """Takes all scores of a row, shape (vocabulary,), that may not be chosen next."""
+        """Takes all scores of a row, shape (vocabulary,), that may not be chosen next.
+
+        Where no token may come next, the row stays as it is: there is nothing to sample from a row
+        without scores, and whatever is chosen, `accept` tells that it is not of the form.
+        """
         row[self._size :] = -torch.inf
-        row[: self._size].masked_fill_(~self.allowed().to(row.device), -torch.inf)
+        kept = row[: self._size].masked_fill(~self.allowed().to(row.device), -torch.inf)
+        if kept.isfinite().any():
+            row[: self._size] = kept
 
     def accept(self, token: int) -> bool:
         """Goes on with a token; False if it is none of those that may come next."""

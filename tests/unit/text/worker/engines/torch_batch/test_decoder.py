@@ -11,6 +11,7 @@ import torch
 from shared.process import OUT_OF_MEMORY_EXIT
 from text_svc.torch_models.causal_lm import load_causal_lm
 from text_svc.worker.engines.base import Generation
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.sampling import Sampling
 from text_svc.worker.engines.torch_batch.decoder import (
     PROMPT_TOKENS,
@@ -18,6 +19,7 @@ from text_svc.worker.engines.torch_batch.decoder import (
     needed,
 )
 from text_svc.worker.engines.torch_batch.eligibility import layer_shapes
+from text_svc.worker.engines.torch_batch.forms import FormCompiler, Vocabulary
 from text_svc.worker.engines.torch_batch.model import BatchModel
 
 # Of the tiny model's tokens, whatever its tokenizer learns.
@@ -221,3 +223,20 @@ def test_a_step_that_python_refuses_memory_ends_the_process(
     model.register_forward_pre_hook(refused)
     many.step()
     assert codes == [OUT_OF_MEMORY_EXIT]
+
+
+def test_an_answer_whose_form_no_token_can_follow_fails_alone(model: Any) -> None:
+    size = model.config.vocab_size
+    tokens = ["", "", *("a" for _ in range(size - 2))]
+    compiler = FormCompiler(Vocabulary(tokens, {}, [1]))
+    good, bad = (
+        answer(number, 4, 8, temperature=1, seed=3, response_format=Form("regex", regex))
+        for number, regex in enumerate(("a{8}", "a\u20ac"))
+    )
+    for each in (good, bad):
+        form = each.sampling.response_format
+        assert form is not None
+        each.form = compiler.compile(form.kind, form.text)
+    got, errors = together(decoder(model), [good, bad])
+    assert errors == [bad]
+    assert len(got[good]) == 8

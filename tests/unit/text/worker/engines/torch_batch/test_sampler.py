@@ -13,10 +13,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.sampling import (
     MAX_SEED,
     Sampling,
 )
+from text_svc.worker.engines.torch_batch.forms import FormCompiler, FormMask, Vocabulary
 from text_svc.worker.engines.torch_batch.sampler import (
     CANDIDATES,
     TokenSampler,
@@ -114,3 +116,18 @@ def test_without_a_seed_chance_decides() -> None:
         for sampler in (TokenSampler.of(sampling(), (), CPU) for _ in range(3))
     }
     assert len(drawn) == 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_form_that_no_token_can_follow_ends_its_own_row_alone(temperature: float) -> None:
+    compiler = FormCompiler(Vocabulary(["a", "b", ""], {}, [2]))
+    asked = sampling(temperature=temperature, seed=1, response_format=Form("regex", "a"))
+    stuck, good = (
+        TokenSampler.of(asked, (), CPU, [2], FormMask(compiler.compile("regex", regex)))
+        for regex in ("a\u20ac", "ab")
+    )
+    seen = []
+    for step in range(3):
+        tokens = next_tokens(torch.cat([logits(5, seed=step)] * 2), [stuck, good])
+        seen.append((stuck.off_form, good.off_form, int(tokens[1])))
+    assert seen == [(False, False, 0), (True, False, 1), (True, False, 2)]
