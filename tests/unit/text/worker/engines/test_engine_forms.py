@@ -266,11 +266,11 @@ async def test_a_form_whose_caller_has_left_is_not_tried(
         return 1, ""
 
     monkeypatch.setattr(rehearsal, "_try", try_)
-    await rehearsal._process._turn.acquire()
+    release = await rehearsal._process._turn.acquire("a")
     leaving, staying = (asyncio.create_task(rehearsal.check(Form("regex", each))) for each in "xy")
     await asyncio.sleep(0)
     leaving.cancel()
-    rehearsal._process._turn.release()
+    release()
     assert await staying == 1
     assert tried == ["y"]
 
