@@ -9,16 +9,18 @@ import asyncio
 import json
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
 from shared.caller import Weights, caller, priority
+from shared.errors import QueueFullError, ShuttingDownError
 from shared.turns import TurnLock
 from text_svc.worker.engines.forms import Form
 from text_svc.worker.engines.rehearsal import Rehearsal
@@ -27,9 +29,13 @@ from text_svc.worker.tokenizers.fast import FastTokenizer
 if TYPE_CHECKING:
     import xgrammar
 
+T = TypeVar("T")
+
 _REHEARSAL = "text_svc.worker.engines.torch_batch.forms_rehearsal_process"
 # Compiled forms that are kept for later answers.
 MAX_FORM_BYTES = 128 << 20
+# Together with those of answers that run or wait.
+MAX_ALIVE_FORM_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -185,53 +191,95 @@ class TorchForms:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._compiled: OrderedDict[Form, xgrammar.CompiledGrammar] = OrderedDict()
         self._weights = weights
-        self._preparing = asyncio.Lock()
+        # Those that are in use, too: a compiled form cannot be hashed, so by its id.
+        self._alive: WeakValueDictionary[int, xgrammar.CompiledGrammar] = WeakValueDictionary()
         self._turn = TurnLock(weights)
+        self._closed = False
 
     async def compile(self, form: Form) -> xgrammar.CompiledGrammar:
         """Compiles a form, unless it was compiled before.
 
         Raises:
             As `Rehearsal.check`.
+            QueueFullError: the forms of answers that run or wait take too much memory.
+            ShuttingDownError: it is closed.
         """
         form = form.compiled()
         if form not in self._compiled:
-            rehearsal = await self._prepared()
-            await rehearsal.check(form)
-            release = await self._turn.acquire(caller(), priority())
-            try:
-                if form not in self._compiled:
-                    assert self._compiler is not None, "it is prepared"
-                    compile_ = self._compiler.compile
-                    self._keep(form, await asyncio.to_thread(compile_, form.kind, form.text))
-            finally:
-                release()
+            await self._in_turn(self._prepare)
+            assert self._rehearsal is not None, "it is prepared"
+            size = await self._rehearsal.check(form)
+            return await self._in_turn(partial(self._compile, form, size))
         self._compiled.move_to_end(form)
         return self._compiled[form]
 
     async def close(self) -> None:
-        """Ends the process that tries forms."""
-        if self._rehearsal:
-            await self._rehearsal.close()
-        if self._folder:
-            self._folder.cleanup()
+        """Ends the process that tries forms, once what a thread does for them has ended."""
+        self._closed = True
+        release = await self._turn.acquire("")
+        try:
+            if self._rehearsal:
+                await self._rehearsal.close()
+            if self._folder:
+                self._folder.cleanup()
+        finally:
+            release()
 
-    async def _prepared(self) -> Rehearsal:
-        async with self._preparing:
-            if self._rehearsal is None:
-                self._folder = tempfile.TemporaryDirectory()
-                path = Path(self._folder.name) / "vocabulary.json"
-                self._compiler = await asyncio.to_thread(self._prepare, path)
-                self._rehearsal = Rehearsal(_REHEARSAL, {"vocabulary": str(path)}, self._weights)
-        return self._rehearsal
+    async def _in_turn(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Does something while nobody else does, to its end even if its caller leaves."""
+        release = await self._turn.acquire(caller(), priority())
+        doing = asyncio.ensure_future(work())
 
-    def _prepare(self, path: Path) -> FormCompiler:
+        def end(_: object) -> None:
+            if not doing.cancelled():
+                doing.exception()  # its caller may have left
+            release()
+
+        doing.add_done_callback(end)
+        return await asyncio.shield(doing)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShuttingDownError("the model is being unloaded")
+
+    async def _prepare(self) -> None:
+        self._check_open()
+        if self._rehearsal is None:
+            self._folder = self._folder or tempfile.TemporaryDirectory()
+            path = Path(self._folder.name) / "vocabulary.json"
+            self._compiler = await asyncio.to_thread(self._make_compiler, path)
+            self._rehearsal = Rehearsal(_REHEARSAL, {"vocabulary": str(path)}, self._weights)
+
+    async def _compile(self, form: Form, size: int) -> xgrammar.CompiledGrammar:
+        self._check_open()
+        if form not in self._compiled:
+            assert self._compiler is not None, "it is prepared"
+            self._make_room(size)
+            compile_ = self._compiler.compile
+            self._keep(form, await asyncio.to_thread(compile_, form.kind, form.text))
+        self._compiled.move_to_end(form)
+        return self._compiled[form]
+
+    def _make_room(self, size: int) -> None:
+        while (alive := self._alive_bytes()) and alive + size > MAX_ALIVE_FORM_BYTES:
+            if not self._compiled:
+                raise QueueFullError(
+                    f"the forms of answers that run or wait take {alive >> 20} MiB, and this one "
+                    f"{size >> 20} MiB; the limit is {MAX_ALIVE_FORM_BYTES >> 20} MiB together",
+                    metadata={"limit": str(MAX_ALIVE_FORM_BYTES)},
+                )
+            self._compiled.popitem(last=False)
+
+    def _alive_bytes(self) -> int:
+        return sum(each.memory_size_bytes for each in self._alive.values())
+
+    def _make_compiler(self, path: Path) -> FormCompiler:
         vocabulary = self._make_vocabulary()
         vocabulary.write(path)
         return FormCompiler(vocabulary)
 
     def _keep(self, form: Form, compiled: xgrammar.CompiledGrammar) -> None:
-        self._compiled[form] = compiled
+        self._compiled[form] = self._alive[id(compiled)] = compiled
         size = sum(each.memory_size_bytes for each in self._compiled.values())
         while size > MAX_FORM_BYTES and len(self._compiled) > 1:
             _, oldest = self._compiled.popitem(last=False)
