@@ -292,7 +292,7 @@ def test_the_wait_is_a_setting_and_a_request_has_time_beyond_it() -> None:
         for route in routes_of(wait)
         if "metadata" in route
     ]
-    assert waits == [7] * 6
+    assert waits == [7] * 7
     assert manager_of(config)["request_timeout"] == "22s"
     assert "not complete within 22 s" in json.dumps(manager_of(config))
 
