@@ -256,7 +256,10 @@ class TorchForms:
             assert self._compiler is not None, "it is prepared"
             self._make_room(size)
             compile_ = self._compiler.compile
-            self._keep(form, await asyncio.to_thread(compile_, form.kind, form.text))
+            made: list[xgrammar.CompiledGrammar] = []
+            # The thread would hold its result for a moment longer, and it would count as in use.
+            await asyncio.to_thread(lambda: made.append(compile_(form.kind, form.text)))
+            self._keep(form, made.pop())
         self._compiled.move_to_end(form)
         return self._compiled[form]
 
