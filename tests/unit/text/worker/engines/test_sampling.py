@@ -175,7 +175,9 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         complete(logit_bias=dict.fromkeys(range(1025), 1.0))
     form = Form("regex", "a")
     for name in ("ignore_eos", "min_tokens"):
-        with pytest.raises(InvalidArgumentError, match=f"{name} cannot be used with response"):
+        with pytest.raises(
+            InvalidArgumentError, match=f"{name} cannot be used here: response_format"
+        ):
             complete(response_format=form, **{name: 1})
 
 
